@@ -1,0 +1,56 @@
+"""Measure how much a vision-language model still looks at the image while it reasons.
+
+Everything here is imported when it is first used, so that ``import attnlens`` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attnlens import measures, plots, testbed
+    from attnlens.errors import InputError
+    from attnlens.recording.record import record
+    from attnlens.recording.run import run
+    from attnlens.recording.trace import Trace
+    from attnlens.vlm.load import VLM, load
+    from attnlens.vlm.prompt import Prompt
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "InputError": "attnlens.errors",
+    "Prompt": "attnlens.vlm.prompt",
+    "Trace": "attnlens.recording.trace",
+    "VLM": "attnlens.vlm.load",
+    "load": "attnlens.vlm.load",
+    "record": "attnlens.recording.record",
+    "run": "attnlens.recording.run",
+}
+_MODULES = ("measures", "plots", "testbed")
+
+__all__ = [
+    "VLM",
+    "InputError",
+    "Prompt",
+    "Trace",
+    "load",
+    "measures",
+    "plots",
+    "record",
+    "run",
+    "testbed",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"attnlens.{name}")
+    raise AttributeError(f"module 'attnlens' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES, *_MODULES])

@@ -1,0 +1,64 @@
+"""The command ``attnlens``: one subcommand per file, imported light and run when chosen."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import attnlens
+from attnlens.cli import bench, testbed, trend
+from attnlens.text import one_line
+from attnlens.errors import InputError
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that reports bad input in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser of the whole command."""
+    top = _Parser(
+        prog="attnlens",
+        description="How much does a vision-language model still look at the image while it "
+        "reasons, and what makes it look again?",
+    )
+    top.add_argument("--version", action="version", version=f"attnlens {attnlens.__version__}")
+    commands = top.add_subparsers(dest="command", metavar="command", parser_class=_Parser)
+    for module in (trend, testbed, bench):
+        module.add_parser(commands)
+    return top
+
+
+def spell_options(arguments: Sequence[str]) -> list[str]:
+    """Spell option names with underscores, so that ``--image-path`` is ``--image_path``."""
+    spelled = []
+    for argument in arguments:
+        if argument.startswith("--") and len(argument) > 2:
+            name, equals, value = argument.partition("=")
+            argument = "--" + name[2:].replace("-", "_") + equals + value
+        spelled.append(argument)
+    return spelled
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, 2 on bad input, 130 on Ctrl-C."""
+    given = spell_options(sys.argv[1:] if arguments is None else arguments)
+    top = parser()
+    options = top.parse_args(given)
+    if options.command is None:
+        top.print_help()
+        return 0
+    try:
+        return int(options.run(options) or 0)
+    except InputError as error:
+        print(f"attnlens {options.command}: error: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"attnlens {options.command}: interrupted", file=sys.stderr)
+        return 130

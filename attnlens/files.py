@@ -1,0 +1,99 @@
+"""Files and folders that are either written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attnlens.errors import InputError
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written into, without creating anything.
+
+    Raises
+    ------
+    InputError
+        If the folder (or, where it does not exist, the nearest one above) is a file or read-only.
+    """
+    anchor = nearest_existing(Path(folder))
+    if not anchor.is_dir():
+        raise InputError(f"cannot write into {str(folder)!r}: {str(anchor)!r} is not a folder")
+    if not os.access(anchor, os.W_OK | os.X_OK):
+        raise InputError(
+            f"cannot write into {str(folder)!r}: no permission to write in {str(anchor)!r}"
+        )
+
+
+@contextmanager
+def write_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` and rename it when the block ends without error.
+
+    The temporary name keeps the suffix, since writers choose their format by it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Give a temporary folder beside ``path`` and rename it when the block ends without error.
+
+    Parameters
+    ----------
+    path
+        The folder to write.
+    replace
+        Whether a folder that is there gives way; it is removed only once the new one stands.
+
+    Raises
+    ------
+    InputError
+        If the folder exists, is not empty and ``replace`` is not set.
+    """
+    path = Path(path)
+    check_writable(path)
+    if path.exists() and not replace and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{str(path)!r} exists already: give a new folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        old = None
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+            os.replace(path, old / path.name)
+        os.replace(temporary, path)
+        if old is not None:
+            shutil.rmtree(old)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process's file mode mask, which mkstemp does not apply."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,30 @@
+"""Measures of attention to the image: pure functions of traces.
+
+Attention papers disagree about what attention to the image is, and rankings can flip with the
+definition. So every measure takes the name of a definition, and every definition states its
+formula, source, denominator and reduction: see :func:`definitions` and :func:`visual_share`.
+"""
+
+from __future__ import annotations
+
+from attnlens.measures.decay import decay
+from attnlens.measures.definitions import definitions
+from attnlens.measures.refocus import refocus
+from attnlens.measures.region_summary import region_summary
+from attnlens.measures.results import Decay, GroupDecay, Refocus
+from attnlens.measures.share import shares, visual_share
+from attnlens.measures.statistics import TrendTest, mann_kendall
+
+__all__ = [
+    "Decay",
+    "GroupDecay",
+    "Refocus",
+    "TrendTest",
+    "decay",
+    "definitions",
+    "mann_kendall",
+    "refocus",
+    "region_summary",
+    "shares",
+    "visual_share",
+]

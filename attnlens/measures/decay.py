@@ -1,0 +1,205 @@
+"""How fast attention to the image falls during a generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import overload
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from attnlens.errors import InputError
+from attnlens.measures.inputs import TraceLike, find_region, inside
+from attnlens.measures.results import NAN, Decay, GroupDecay, check_confidence
+from attnlens.measures.share import visual_share
+from attnlens.measures.statistics import bootstrap_mean, mann_kendall
+
+
+@overload
+def decay(
+    trace: TraceLike,
+    definition: str = ...,
+    *,
+    region: str | None = ...,
+    occurrence: int = ...,
+    steps: tuple[int, int] | None = ...,
+    layers: int | Sequence[int] | None = ...,
+    include_copied: bool = ...,
+    confidence: float = ...,
+    resamples: int = ...,
+    seed: int = ...,
+) -> Decay: ...
+
+
+@overload
+def decay(
+    trace: Sequence[TraceLike],
+    definition: str = ...,
+    *,
+    region: str | None = ...,
+    occurrence: int = ...,
+    steps: tuple[int, int] | None = ...,
+    layers: int | Sequence[int] | None = ...,
+    include_copied: bool = ...,
+    confidence: float = ...,
+    resamples: int = ...,
+    seed: int = ...,
+) -> GroupDecay: ...
+
+
+def decay(
+    trace: TraceLike | Sequence[TraceLike],
+    definition: str = "mass",
+    *,
+    region: str | None = None,
+    occurrence: int = 1,
+    steps: tuple[int, int] | None = None,
+    layers: int | Sequence[int] | None = None,
+    include_copied: bool = False,
+    confidence: float = 0.95,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> Decay | GroupDecay:
+    """Measure how visual share falls, without assuming a shape or well-behaved noise.
+
+    Slope: Theil-Sen, the median of the slopes of all pairs of steps, with Sen's (1968) interval
+    (:func:`scipy.stats.theilslopes`); below about ten steps the interval cannot reach its level and
+    spans all pairs. Half-life: from the same fit to the logarithm of the share. Trend: Mann-Kendall
+    test, Kendall's tau of the share against the step (:func:`scipy.stats.kendalltau`). Its p-value
+    and both intervals take steps as independent; autocorrelation makes them optimistic, so a second
+    p-value carries the variance correction of Hamed and Rao (1998).
+
+    Parameters
+    ----------
+    trace : Trace, xarray.Dataset or list of these
+        What was recorded; a list gives a result per trace and their mean.
+    definition : str
+        One of :func:`attnlens.measures.definitions`.
+    region : str or None
+        Use only the steps of this region, as in :func:`attnlens.measures.region_summary`.
+    occurrence : int
+        Which region of that name: 1 for the first.
+    steps : tuple of int or None
+        Use only the step labels start to stop - 1. Not together with `region`.
+    layers : int, sequence of int or None
+        Layer indices in the model to use; None uses every recorded layer.
+    include_copied : bool
+        Whether visual tokens that were inserted again count as visual.
+    confidence : float
+        Level of the intervals.
+    resamples, seed : int
+        Bootstrap samples and seed, for the interval over several traces.
+
+    Returns
+    -------
+    Decay or GroupDecay
+        Steps with an undefined share are left out. Slopes are per step.
+
+    Raises
+    ------
+    InputError
+        If the window is empty or outside the run, the region is not in the trace (the message
+        names those that are), the list is empty, or as in :func:`attnlens.measures.visual_share`.
+    """
+    check_confidence(confidence)
+    if region is not None and steps is not None:
+        raise InputError(f"Both region={region!r} and steps={steps!r} were given; give one.")
+    single = not isinstance(trace, (list, tuple))
+    traces: Sequence[TraceLike] = [trace] if single else trace  # type: ignore[list-item,assignment]
+    if not traces:
+        raise InputError("An empty list of traces was given; give at least one trace.")
+    results = []
+    for item in traces:
+        share = visual_share(item, definition, layers=layers, include_copied=include_copied)
+        if region is not None:
+            mask = inside(share, find_region(item, region, occurrence))
+        else:
+            mask = _window(share, steps)
+        results.append(_decay_of(share.isel(step=mask), region, confidence))
+    if single:
+        return results[0]
+    return _group(definition, tuple(results), confidence, resamples, seed)
+
+
+def _window(share: xr.DataArray, steps: tuple[int, int] | None) -> np.ndarray:
+    labels = share["step"].values
+    if steps is None:
+        return np.ones(len(labels), dtype=bool)
+    start, stop = steps
+    mask = np.asarray((labels >= start) & (labels < stop))
+    if not mask.any():
+        run = f"{labels[0]} to {labels[-1]}" if len(labels) else "none"
+        raise InputError(
+            f"The window steps={steps!r} (start, stop) holds no step; steps of the run: {run}."
+        )
+    return mask
+
+
+def _decay_of(share: xr.DataArray, region: str | None, confidence: float) -> Decay:
+    share = share.isel(step=np.isfinite(share.values))
+    labels, values = share["step"].values, share.values
+    n = len(values)
+    start, stop = (int(labels[0]), int(labels[-1]) + 1) if n else (None, None)
+    definition, owner = share.attrs["definition"], share.attrs["step_owner"]
+    if n < 3:
+        return Decay(definition, owner, region, start, stop, n, confidence)
+    slope, _, slope_low, slope_high = stats.theilslopes(values, labels, confidence)
+    positive = values > 0
+    half_life, half_life_low, half_life_high = _half_life(
+        labels[positive], np.log(values[positive]), confidence
+    )
+    trend = mann_kendall(values)
+    return Decay(
+        definition=definition,
+        step_owner=owner,
+        region=region,
+        start=start,
+        stop=stop,
+        steps=n,
+        confidence=confidence,
+        slope=float(slope),
+        slope_low=float(slope_low),
+        slope_high=float(slope_high),
+        half_life=half_life,
+        half_life_low=half_life_low,
+        half_life_high=half_life_high,
+        log_steps=int(positive.sum()),
+        s=float(trend.s),
+        tau=trend.tau,
+        p_value=trend.p_value,
+        p_value_autocorrelated=trend.p_value_autocorrelated,
+        variance_factor=trend.variance_factor,
+    )
+
+
+def _half_life(
+    labels: np.ndarray, logs: np.ndarray, confidence: float
+) -> tuple[float, float, float]:
+    """Turn the Theil-Sen slope of log share, and its interval, into steps per halving."""
+    if len(logs) < 3:
+        return NAN, NAN, NAN
+    slope, _, low, high = stats.theilslopes(logs, labels, confidence)
+    estimate, shortest, longest = (
+        float(np.log(2) / -rate) if rate < 0 else float("inf") for rate in (slope, low, high)
+    )
+    return estimate, shortest, longest
+
+
+def _group(
+    definition: str, results: tuple[Decay, ...], confidence: float, resamples: int, seed: int
+) -> GroupDecay:
+    used = [result for result in results if np.isfinite(result.slope)]
+    slopes = np.array([result.slope for result in used])
+    half_lives = [result.half_life for result in used if not np.isnan(result.half_life)]
+    low, high = bootstrap_mean(slopes, confidence=confidence, resamples=resamples, seed=seed)
+    return GroupDecay(
+        definition=definition,
+        traces=results,
+        samples=len(used),
+        confidence=confidence,
+        slope=float(slopes.mean()) if used else NAN,
+        slope_low=low,
+        slope_high=high,
+        half_life=float(np.median(half_lives)) if half_lives else NAN,
+    )

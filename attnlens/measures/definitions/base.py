@@ -1,0 +1,94 @@
+"""What a definition of visual attention states, and the arithmetic that several share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import xarray as xr
+
+Segments = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One way to say how much a step attends to the image.
+
+    Parameters
+    ----------
+    name : str
+        Name in the registry.
+    description : str
+        One line for lists of definitions.
+    formula : str
+        Short formula for figure captions, in words of :data:`attnlens.segments.SEGMENTS`.
+    source : str
+        Where the definition comes from.
+    units : str
+        Units of the values.
+    long_name : str
+        Axis label.
+    step_owner : {"predicted", "query"}
+        The token that a step stands for: the one it predicts or the one it is fed.
+    compute : callable
+        ``compute(data, visual)`` with the dataset of a trace and the segments that count as
+        visual; returns float64 (step, layer, head), or (step, layer) if the definition reduces
+        heads itself.
+    per_head : bool
+        Whether `compute` keeps the head axis.
+    has_curves : bool
+        Whether `compute` also makes sense for the query text and the generated text in the place
+        of the visual segments.
+    counts_copied : bool
+        Whether copied visual tokens can be counted as visual.
+    """
+
+    name: str
+    description: str
+    formula: str
+    source: str
+    units: str
+    long_name: str
+    step_owner: str
+    compute: Callable[[xr.Dataset, Segments], xr.DataArray]
+    per_head: bool = True
+    has_curves: bool = True
+    counts_copied: bool = True
+
+
+def segment_mass(data: xr.Dataset, segments: Sequence[str]) -> xr.DataArray:
+    """Add the mass of several segments.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        Dataset of a trace.
+    segments : sequence of str
+        Names on the ``segment`` axis.
+
+    Returns
+    -------
+    xarray.DataArray, float64, (step, layer, head)
+        Fraction of attention mass, per layer and head, at one step.
+    """
+    mass = data["mass"].sel(segment=list(segments)).astype("float64")
+    return mass.sum("segment", skipna=False).transpose("step", "layer", "head")
+
+
+def segment_keys(data: xr.Dataset, segments: Sequence[str]) -> xr.DataArray:
+    """Add the number of visible keys of several segments.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        Dataset of a trace.
+    segments : sequence of str
+        Names on the ``segment`` axis.
+
+    Returns
+    -------
+    xarray.DataArray, float64, (step,)
+        Number of keys; NaN where there is none, so that a mean over no keys is undefined.
+    """
+    keys = data["keys"].sel(segment=list(segments)).astype("float64").sum("segment")
+    return keys.where(keys > 0)

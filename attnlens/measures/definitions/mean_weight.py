@@ -1,0 +1,46 @@
+"""Mean attention weight of a visual key, as in Qwen-LookAgain (arXiv 2505.23558)."""
+
+from __future__ import annotations
+
+import xarray as xr
+
+from attnlens.measures.definitions.base import Definition, Segments, segment_keys, segment_mass
+
+
+def mean_weight(data: xr.Dataset, visual: Segments) -> xr.DataArray:
+    """Average one attention row over the visual keys.
+
+    Formula: ``(1 / |V|) sum over j in V of A[t, l, h, j]``.
+
+    - Source: Qwen-LookAgain (arXiv 2505.23558), Fig. 2 and 9.
+    - Step owner: the predicted token (the paper counts generated tokens and does not say more).
+    - Denominator: all visible keys, then the number of visual keys; values shrink with the size
+      of the image.
+    - Keys: mean.
+    - Reduction: mean over heads, then mean over layers.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        Dataset of a trace.
+    visual : tuple of str
+        Segments that count as visual.
+
+    Returns
+    -------
+    xarray.DataArray, float64, (step, layer, head)
+        Attention weight per key, per layer and head, at one step; NaN where there is no key.
+    """
+    return segment_mass(data, visual) / segment_keys(data, visual)
+
+
+DEFINITION = Definition(
+    name="mean-weight",
+    description="Mean attention weight of a visual key.",
+    formula="visual / number of visual keys",
+    source="Qwen-LookAgain (arXiv 2505.23558)",
+    units="attention weight per key",
+    long_name="mean attention weight of a visual key",
+    step_owner="predicted",
+    compute=mean_weight,
+)

@@ -1,0 +1,67 @@
+"""Head-summed weight per visual key with weight, as in Reflection-V (arXiv 2509.12132)."""
+
+from __future__ import annotations
+
+import xarray as xr
+
+from attnlens.errors import InputError
+from attnlens.measures.definitions.base import Definition, Segments, segment_mass
+
+
+def reflection_v(data: xr.Dataset, visual: Segments) -> xr.DataArray:
+    """Sum attention over heads and average it over the visual keys that have any.
+
+    Formula, per layer, with ``s[j] = sum over h of A[t, l, h, j]``:
+    ``sum over j in V of s[j] / |{j in V : s[j] > 0}|``.
+
+    - Source: Reflection-V (arXiv 2509.12132), its script for text-to-vision attention.
+    - Step owner: the query token, since the script reads the attention rows of response tokens.
+      It reads no row of the prompt, so it starts at what is step 1 here; step 0 is kept here and
+      belongs to the last prompt token.
+    - Denominator: all visible keys, then the number of visual keys with non-zero weight. In
+      float32 that is nearly always every visual key; low precision makes it smaller.
+    - Keys: mean over the keys with weight.
+    - Reduction: sum over heads before the division, mean over layers after it. So there is no
+      value for a single head, and values grow with the number of heads.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        Dataset of a trace, with ``visual_nonzero`` (step, layer).
+    visual : tuple of str
+        Must be ``("visual",)``: keys with weight are counted among those alone.
+
+    Returns
+    -------
+    xarray.DataArray, float64, (step, layer)
+        Attention weight per key, summed over heads, per layer, at one step; 0 where no visual key
+        has any weight.
+
+    Raises
+    ------
+    InputError
+        If the dataset does not hold ``visual_nonzero``.
+    """
+    if "visual_nonzero" not in data:
+        raise InputError(
+            "Definition 'reflection-v' needs visual_nonzero(step, layer), which the dataset lacks; "
+            "record it again or choose another definition."
+        )
+    total = segment_mass(data, visual).sum("head")
+    count = data["visual_nonzero"].astype("float64").transpose("step", "layer")
+    return (total / count).where(count > 0, 0.0)
+
+
+DEFINITION = Definition(
+    name="reflection-v",
+    description="Attention summed over heads, per visual key with non-zero weight.",
+    formula="sum over heads of visual / number of visual keys with weight",
+    source="Reflection-V (arXiv 2509.12132)",
+    units="attention weight per key, summed over heads",
+    long_name="head-summed attention weight of a visual key",
+    step_owner="query",
+    compute=reflection_v,
+    per_head=False,
+    has_curves=False,
+    counts_copied=False,
+)

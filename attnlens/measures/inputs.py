@@ -1,0 +1,246 @@
+"""What a measure reads of a trace: its dataset, its regions, and which steps a region covers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import xarray as xr
+
+from attnlens.errors import InputError
+from attnlens.segments import SEGMENTS
+
+
+class RegionLike(Protocol):
+    """A half-open span of steps whose predicted tokens form one region, tags included."""
+
+    @property
+    def name(self) -> str:
+        """Name of the region, such as ``"back"``."""
+
+    @property
+    def start(self) -> int:
+        """Step that predicts the first token of the region."""
+
+    @property
+    def stop(self) -> int:
+        """Step after the one that predicts the last token of the region."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the closing tag was generated."""
+
+
+class HasData(Protocol):
+    """What a measure uses of an :class:`attnlens.Trace`."""
+
+    @property
+    def data(self) -> xr.Dataset:
+        """The recorded variables."""
+
+    @property
+    def regions(self) -> Sequence[Any]:
+        """The regions of the response, in order."""
+
+
+TraceLike = HasData | xr.Dataset
+"""A trace, or the dataset of one."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A region that was derived from the ``region`` coordinate of a bare dataset."""
+
+    name: str
+    start: int
+    stop: int
+    closed: bool
+
+
+def dataset_of(trace: TraceLike) -> xr.Dataset:
+    """Return the dataset of a trace, checked for what every measure needs.
+
+    Parameters
+    ----------
+    trace : Trace or xarray.Dataset
+        Needs ``mass`` (step, layer, head, segment) and ``keys`` (step, segment).
+
+    Returns
+    -------
+    xarray.Dataset
+
+    Raises
+    ------
+    InputError
+        If `trace` is something else, or a variable, an axis or a segment is missing.
+    """
+    data = trace if isinstance(trace, xr.Dataset) else getattr(trace, "data", None)
+    if not isinstance(data, xr.Dataset):
+        raise InputError(
+            f"A {type(trace).__name__} is not a trace; give an attnlens.Trace or its dataset."
+        )
+    axes = {"mass": ("step", "layer", "head", "segment"), "keys": ("step", "segment")}
+    for name, dims in axes.items():
+        if name not in data or set(data[name].dims) != set(dims):
+            raise InputError(
+                f"The dataset with variables {sorted(map(str, data.data_vars))} is not a trace: "
+                f"it needs {name}({', '.join(dims)})."
+            )
+    for name in axes["mass"]:
+        if name not in data.coords:
+            raise InputError(f"The dataset is not a trace: it needs labels along its {name} axis.")
+    missing = [name for name in SEGMENTS if name not in data["segment"].values]
+    if missing:
+        raise InputError(
+            f"The segment axis {data['segment'].values.tolist()} lacks {', '.join(missing)}; "
+            f"a trace has {', '.join(SEGMENTS)}."
+        )
+    return data
+
+
+def select_layers(data: xr.Dataset, layers: int | Sequence[int] | None) -> xr.Dataset:
+    """Keep some of the recorded layers.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        Dataset of a trace.
+    layers : int, sequence of int or None
+        Layer indices in the model, as on the ``layer`` coordinate; None keeps all.
+
+    Returns
+    -------
+    xarray.Dataset
+        The ``layer`` axis is kept even for a single layer.
+
+    Raises
+    ------
+    InputError
+        If no layer is asked for or one was not recorded.
+    """
+    if layers is None:
+        return data
+    wanted = [layers] if isinstance(layers, (int, np.integer)) else list(layers)
+    recorded = data["layer"].values.tolist()
+    if not wanted or any(layer not in recorded for layer in wanted):
+        raise InputError(f"Layers {wanted} cannot be selected; the trace holds layers {recorded}.")
+    return data.sel(layer=wanted)
+
+
+def regions_of(trace: TraceLike) -> list[RegionLike]:
+    """Return the regions of a trace in order of their start.
+
+    A bare dataset has no list of regions, only the innermost region of each predicted token. Its
+    regions are the runs of equal names, so two regions of one name that touch count as one, and
+    a region that holds another is split by it. It is closed if its text has the closing tag.
+
+    Parameters
+    ----------
+    trace : Trace or xarray.Dataset
+        Where to look.
+
+    Returns
+    -------
+    list of regions
+        Objects with ``name``, ``start``, ``stop`` (half-open span of predicted tokens, in steps)
+        and ``closed``.
+    """
+    if not isinstance(trace, xr.Dataset):
+        return sorted(trace.regions, key=lambda region: (region.start, -region.stop))
+    data = dataset_of(trace)
+    if "region" not in data.coords:
+        return []
+    names = [str(name) for name in data["region"].values]
+    steps = [int(step) for step in data["step"].values]
+    tokens = [str(token) for token in data["predicted_token"].values]
+    spans: list[RegionLike] = []
+    first = 0
+    for i in range(1, len(names) + 1):
+        if i < len(names) and names[i] == names[first] and steps[i] == steps[i - 1] + 1:
+            continue
+        if names[first]:
+            text = "".join(tokens[first:i]).lower()
+            closed = f"</{names[first].lower()}>" in text
+            spans.append(Span(names[first], steps[first], steps[i - 1] + 1, closed))
+        first = i
+    return spans
+
+
+def find_region(trace: TraceLike, name: str, occurrence: int = 1) -> RegionLike:
+    """Return one occurrence of a region.
+
+    Parameters
+    ----------
+    trace : Trace or xarray.Dataset
+        Where to look.
+    name : str
+        Name of the region.
+    occurrence : int
+        1 for the first region of that name, 2 for the second, and so on.
+
+    Returns
+    -------
+    region
+        Object with ``name``, ``start``, ``stop`` and ``closed``.
+
+    Raises
+    ------
+    InputError
+        If the trace has no such region; the message names those it has.
+    """
+    regions = regions_of(trace)
+    found = [region for region in regions if region.name == name]
+    if not 1 <= occurrence <= len(found):
+        counts: dict[str, int] = {}
+        for region in regions:
+            counts[region.name] = counts.get(region.name, 0) + 1
+        there = ", ".join(f"{key!r} ({count})" for key, count in counts.items()) or "none"
+        raise InputError(
+            f"Region {name!r}, occurrence {occurrence}, is not in the trace; "
+            f"its regions and how often they occur: {there}."
+        )
+    return found[occurrence - 1]
+
+
+def inside(share: xr.DataArray, region: RegionLike) -> np.ndarray:
+    """Tell which steps of a share belong to a region.
+
+    Regions are spans of response tokens. Where a definition labels steps by the predicted token,
+    the region covers the steps that predict its tokens, ``start <= step < stop``. Where it labels
+    them by the query token, the region covers the steps at which its tokens are fed in, one later,
+    ``start <= step - 1 < stop``. The last response token is never fed in, so a region that ends
+    with the response has one step fewer there.
+
+    Parameters
+    ----------
+    share : xarray.DataArray
+        With a ``step`` axis and the attribute ``step_owner``.
+    region : region
+        Object with ``start`` and ``stop``.
+
+    Returns
+    -------
+    numpy.ndarray of bool, shape (steps,)
+    """
+    token = owned_token(share["step"].values, share.attrs["step_owner"])
+    return np.asarray((token >= region.start) & (token < region.stop))
+
+
+def owned_token(steps: np.ndarray, step_owner: str) -> np.ndarray:
+    """Return the index of the response token that owns each step.
+
+    Parameters
+    ----------
+    steps : numpy.ndarray of int, shape (steps,)
+        Step labels.
+    step_owner : {"predicted", "query"}
+        Step t predicts response token t; its query token is response token t - 1.
+
+    Returns
+    -------
+    numpy.ndarray of int, shape (steps,)
+        -1 stands for the last prompt token.
+    """
+    return np.asarray(steps) - (1 if step_owner == "query" else 0)

@@ -1,0 +1,208 @@
+"""The objects that hold results, and how they become JSON."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from attnlens.errors import InputError
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A set of named numbers that can be written as JSON."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as values that ``json.dumps`` writes without special numbers.
+
+        Returns
+        -------
+        dict
+            Field names and values; NaN and infinities become None, tuples become lists, nested
+            results become dictionaries.
+        """
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class Decay(Result):
+    """The trend of visual share over the steps of one trace.
+
+    With fewer than three defined steps every number from `slope` on is NaN.
+
+    Parameters
+    ----------
+    definition : str
+        Definition of the share.
+    step_owner : str
+        Token that labels a step: ``"predicted"`` or ``"query"``.
+    region : str or None
+        Region that was measured, if one was asked for.
+    start, stop : int or None
+        Half-open range of step labels that were used; None if there was no defined step.
+    steps : int
+        Number of steps with a defined share.
+    confidence : float
+        Level of the intervals.
+    slope, slope_low, slope_high : float
+        Theil-Sen slope, in units of the definition per step, with Sen's interval.
+    half_life, half_life_low, half_life_high : float
+        Steps in which the share halves: log(2) over the Theil-Sen slope of its logarithm, with the
+        interval that follows from the slope's. Infinite where the share does not fall.
+    log_steps : int
+        Steps with a positive share, which are those that have a logarithm.
+    s : float
+        Mann-Kendall statistic: rising pairs of steps minus falling pairs.
+    tau : float
+        Kendall's tau of the share against the step.
+    p_value : float
+        Two-sided Mann-Kendall p for independent steps.
+    p_value_autocorrelated : float
+        The same with the variance correction of Hamed and Rao (1998). Prefer this one: steps are
+        autocorrelated, which makes `p_value` too small.
+    variance_factor : float
+        By how much that correction multiplies the variance of S, at least 1.
+    """
+
+    definition: str
+    step_owner: str
+    region: str | None
+    start: int | None
+    stop: int | None
+    steps: int
+    confidence: float
+    slope: float = NAN
+    slope_low: float = NAN
+    slope_high: float = NAN
+    half_life: float = NAN
+    half_life_low: float = NAN
+    half_life_high: float = NAN
+    log_steps: int = 0
+    s: float = NAN
+    tau: float = NAN
+    p_value: float = NAN
+    p_value_autocorrelated: float = NAN
+    variance_factor: float = NAN
+
+
+@dataclass(frozen=True)
+class GroupDecay(Result):
+    """The trend of visual share over several traces.
+
+    Parameters
+    ----------
+    definition : str
+        Definition of the share.
+    traces : tuple of Decay
+        One result per trace, in the order given.
+    samples : int
+        Number of traces with a slope.
+    confidence : float
+        Level of the intervals.
+    slope, slope_low, slope_high : float
+        Mean of the slopes, in units of the definition per step, with a bootstrap interval over
+        traces (NaN for fewer than two).
+    half_life : float
+        Median of the half-lives, in steps; infinite if most shares do not fall.
+    """
+
+    definition: str
+    traces: tuple[Decay, ...]
+    samples: int
+    confidence: float
+    slope: float
+    slope_low: float
+    slope_high: float
+    half_life: float
+
+
+@dataclass(frozen=True)
+class Refocus(Result):
+    """The rise of visual share inside a region over the steps just before it.
+
+    Parameters
+    ----------
+    definition : str
+        Definition of the share.
+    step_owner : str
+        Token that labels a step: ``"predicted"`` or ``"query"``.
+    region : str
+        Name of the region.
+    occurrence : int
+        Which region of that name: 1 for the first.
+    unit : str
+        What the pairs are: ``"layer x head"``, ``"layer"`` or ``"sample"``.
+    units : int
+        Number of pairs that were used.
+    inside, before : float
+        Mean share inside the region and before it, averaged over units.
+    rise : float
+        ``inside - before``, in units of the definition.
+    rise_low, rise_high : float
+        Paired bootstrap interval of the rise over units (NaN for fewer than two units).
+    confidence : float
+        Level of the interval.
+    p_value : float
+        Two-sided Wilcoxon signed-rank p over units (NaN for fewer than two units).
+    effect_size : float
+        Matched-pairs rank-biserial correlation, from -1 (every unit falls) to 1 (every unit
+        rises).
+    inside_steps, before_steps : tuple of int
+        Steps inside and before, one number per trace.
+    shortened : bool
+        Whether some trace had fewer steps before the region than inside it.
+    """
+
+    definition: str
+    step_owner: str
+    region: str
+    occurrence: int
+    unit: str
+    units: int
+    inside: float
+    before: float
+    rise: float
+    rise_low: float
+    rise_high: float
+    confidence: float
+    p_value: float
+    effect_size: float
+    inside_steps: tuple[int, ...]
+    before_steps: tuple[int, ...]
+    shortened: bool
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Result):
+        return value.as_dict()
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def check_confidence(confidence: float) -> None:
+    """Refuse a confidence level that is no probability strictly between 0 and 1.
+
+    Parameters
+    ----------
+    confidence : float
+        Level of an interval, such as 0.95.
+
+    Raises
+    ------
+    InputError
+        If it is out of range.
+    """
+    if not 0 < confidence < 1:
+        raise InputError(
+            f"Confidence {confidence!r} is not between 0 and 1; give a level such as 0.95."
+        )

@@ -1,0 +1,219 @@
+"""How much each step of a generation attends to the image, under a named definition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from attnlens.errors import InputError
+from attnlens.measures.definitions import DEFINITIONS, Definition, get_definition
+from attnlens.measures.inputs import TraceLike, dataset_of, owned_token, select_layers
+
+_KEPT_COORDINATES = (
+    "step",
+    "layer",
+    "head",
+    "query_token",
+    "query_token_id",
+    "predicted_token",
+    "predicted_token_id",
+    "region",
+)
+
+
+def visual_share(
+    trace: TraceLike,
+    definition: str = "mass",
+    *,
+    layers: int | Sequence[int] | None = None,
+    reduction: str = "mean",
+    include_copied: bool = False,
+) -> xr.DataArray:
+    """Measure attention to the image, step by step.
+
+    Parameters
+    ----------
+    trace : Trace or xarray.Dataset
+        What was recorded.
+    definition : str
+        One of :func:`attnlens.measures.definitions`. Each is documented, with its formula and
+        source, in a module of its own in ``attnlens.measures.definitions``.
+    layers : int, sequence of int or None
+        Layer indices in the model to use; None uses every recorded layer.
+    reduction : {"mean", "layer", "none"}
+        ``"mean"``: mean over heads, then over layers; ``"layer"``: one value per layer;
+        ``"none"``: one value per layer and head. Values that are undefined (a head with all its
+        mass on the sink under ``no-sink``) are left out of a mean.
+    include_copied : bool
+        Whether visual tokens that were inserted again count as visual. Several images count
+        together in any case.
+
+    Returns
+    -------
+    xarray.DataArray, float64
+        (step,), (step, layer) or (step, layer, head), in the units of the definition. Coordinates
+        along ``step``: those of the trace; ``token``, the text of the token that owns the step;
+        and ``region``, the region of that token (``""`` for a token of the prompt). Attributes:
+        ``definition``, ``formula``, ``source``, ``units``, ``step_owner``, ``long_name``,
+        ``reduction``, ``include_copied``. ``look-back`` has no step 0; ``lookback-ratio`` is NaN
+        there.
+
+    Raises
+    ------
+    InputError
+        If the trace has no visual keys, the definition or reduction is unknown, the definition
+        reduces heads itself and `reduction` is ``"none"``, a layer was not recorded, or copied
+        tokens cannot be counted.
+    """
+    chosen = get_definition(definition)
+    _check_reduction(chosen, reduction)
+    data = select_layers(dataset_of(trace), layers)
+    visual = visual_segments(chosen, data, include_copied)
+    share = _reduce(chosen.compute(data, visual), reduction)
+    share = _label_steps(share, data, chosen)
+    share.attrs = _attributes(chosen, chosen.long_name, reduction, include_copied)
+    return share.rename(definition)
+
+
+def shares(
+    trace: TraceLike,
+    definition: str = "look-back",
+    *,
+    layers: int | Sequence[int] | None = None,
+    include_copied: bool = False,
+) -> xr.DataArray:
+    """Measure attention to the image, the query text and the generated text, step by step.
+
+    The three curves have one denominator. They need not add up to one: in ``look-back`` the
+    vision-end token is in the denominator and in no curve, and so are copied visual tokens unless
+    `include_copied` adds them to the image.
+
+    Parameters
+    ----------
+    trace : Trace or xarray.Dataset
+        What was recorded.
+    definition : {"look-back", "mass", "no-sink", "mean-weight"}
+        The definitions with a counterpart for text. Under ``mean-weight`` each curve is divided by
+        its own number of keys and is NaN where it has none.
+    layers : int, sequence of int or None
+        Layer indices in the model to use; None uses every recorded layer.
+    include_copied : bool
+        Whether visual tokens that were inserted again count as image.
+
+    Returns
+    -------
+    xarray.DataArray, float64, (step, curve)
+        Curves ``"image"``, ``"query"`` and ``"generated"``, reduced over heads and layers as the
+        definition says; coordinates and attributes as in :func:`visual_share`.
+
+    Raises
+    ------
+    InputError
+        If the definition speaks of the image alone, and as in :func:`visual_share`.
+    """
+    chosen = get_definition(definition)
+    if not chosen.has_curves:
+        usable = ", ".join(name for name, entry in DEFINITIONS.items() if entry.has_curves)
+        raise InputError(
+            f"Definition {definition!r} has no counterpart for query and generated text; "
+            f"definitions with three curves: {usable}."
+        )
+    data = select_layers(dataset_of(trace), layers)
+    groups = {
+        "image": visual_segments(chosen, data, include_copied),
+        "query": ("query",),
+        "generated": ("response",),
+    }
+    curves = [_reduce(chosen.compute(data, segments), "mean") for segments in groups.values()]
+    stacked = xr.concat(curves, dim="curve").transpose("step", "curve")
+    stacked = _label_steps(stacked.assign_coords(curve=list(groups)), data, chosen)
+    stacked.attrs = _attributes(chosen, "share of attention", "mean", include_copied)
+    return stacked.rename(definition)
+
+
+def visual_segments(chosen: Definition, data: xr.Dataset, include_copied: bool) -> tuple[str, ...]:
+    """Return the segments that count as visual.
+
+    Parameters
+    ----------
+    chosen : Definition
+        The definition in use.
+    data : xarray.Dataset
+        Dataset of a trace.
+    include_copied : bool
+        Whether copied visual tokens count.
+
+    Returns
+    -------
+    tuple of str
+
+    Raises
+    ------
+    InputError
+        If there are no such keys, or the definition cannot count copied tokens.
+    """
+    if include_copied and not chosen.counts_copied:
+        raise InputError(
+            f"Definition {chosen.name!r} cannot count copied visual tokens; "
+            "use include_copied=False or another definition."
+        )
+    visual = ("visual", "copied") if include_copied else ("visual",)
+    if not bool((data["keys"].sel(segment=list(visual)) > 0).any()):
+        raise InputError(
+            "The trace has no visual keys, so attention to the image cannot be measured; "
+            "record a prompt with an image."
+        )
+    return visual
+
+
+def _check_reduction(chosen: Definition, reduction: str) -> None:
+    allowed = ("mean", "layer", "none") if chosen.per_head else ("mean", "layer")
+    if reduction not in allowed:
+        raise InputError(
+            f"Reduction {reduction!r} is not available for definition {chosen.name!r}; "
+            f"available: {', '.join(allowed)}."
+        )
+
+
+def _reduce(values: xr.DataArray, reduction: str) -> xr.DataArray:
+    if reduction != "none" and "head" in values.dims:
+        values = values.mean("head", skipna=True)
+    if reduction == "mean":
+        values = values.mean("layer", skipna=True)
+    return values
+
+
+def _label_steps(share: xr.DataArray, data: xr.Dataset, chosen: Definition) -> xr.DataArray:
+    """Attach the owner's token and region to each step, and drop labels of other axes."""
+    share = share.drop_vars([name for name in share.coords if name not in _share_labels(share)])
+    owner = f"{chosen.step_owner}_token"
+    if owner in share.coords:
+        share = share.assign_coords(token=("step", share[owner].values))
+    if "region" in data.coords:
+        # The coordinate of a trace names the region of the predicted token, whose index is step.
+        by_token = dict(zip(data["step"].values.tolist(), data["region"].values, strict=True))
+        tokens = owned_token(share["step"].values, chosen.step_owner).tolist()
+        names = np.array([str(by_token.get(token, "")) for token in tokens], dtype=str)
+        share = share.assign_coords(region=("step", names))
+    return share
+
+
+def _share_labels(share: xr.DataArray) -> set[str]:
+    return {*_KEPT_COORDINATES, *map(str, share.dims)}
+
+
+def _attributes(
+    chosen: Definition, long_name: str, reduction: str, include_copied: bool
+) -> dict[str, str]:
+    return {
+        "definition": chosen.name,
+        "formula": chosen.formula,
+        "source": chosen.source,
+        "units": chosen.units,
+        "step_owner": chosen.step_owner,
+        "long_name": long_name,
+        "reduction": reduction,
+        "include_copied": "yes" if include_copied else "no",
+    }

@@ -1,0 +1,158 @@
+"""Statistics of one series or one set of differences: SciPy with the edge cases decided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from attnlens.errors import InputError
+from attnlens.measures.results import check_confidence
+
+
+@dataclass(frozen=True)
+class TrendTest:
+    """A Mann-Kendall test of trend.
+
+    Parameters
+    ----------
+    s : int
+        Number of rising pairs minus number of falling pairs.
+    tau : float
+        Kendall's tau-b of the values against their order; 0 for a constant series.
+    p_value : float
+        Two-sided, for independent values.
+    p_value_autocorrelated : float
+        Two-sided, with the variance correction of Hamed and Rao (1998).
+    variance_factor : float
+        By how much the correction multiplies the variance of S, at least 1.
+    """
+
+    s: int
+    tau: float
+    p_value: float
+    p_value_autocorrelated: float
+    variance_factor: float
+
+
+def mann_kendall(values: np.ndarray) -> TrendTest:
+    """Test a series for a monotonic trend.
+
+    Neighbouring steps of a generation are alike, and `p_value` counts each as new evidence, so it
+    is too small. `p_value_autocorrelated` enlarges the variance of S by the autocorrelation of
+    the ranks of the detrended series, at the lags where it is significant (Hamed and Rao 1998,
+    doi 10.1016/S0022-1694(97)00125-X). The factor is kept from falling below 1 and the corrected
+    p from falling below `p_value`, so that the correction can only make the test more careful.
+
+    Parameters
+    ----------
+    values : numpy.ndarray, shape (n,)
+        Finite values in order, at least three.
+
+    Returns
+    -------
+    TrendTest
+    """
+    n = len(values)
+    s = int(sum(np.sign(values[i + 1 :] - values[i]).sum() for i in range(n - 1)))
+    if np.ptp(values) == 0:
+        return TrendTest(0, 0.0, 1.0, 1.0, 1.0)
+    tau, p_value = stats.kendalltau(np.arange(n), values)
+    factor = max(1.0, _variance_factor(values))
+    _, ties = np.unique(values, return_counts=True)
+    variance = (n * (n - 1) * (2 * n + 5) - (ties * (ties - 1) * (2 * ties + 5)).sum()) / 18
+    z = (s - np.sign(s)) / np.sqrt(variance * factor)
+    corrected = max(float(p_value), float(2 * stats.norm.sf(abs(z))))
+    return TrendTest(s, float(tau), float(p_value), corrected, factor)
+
+
+def _variance_factor(values: np.ndarray) -> float:
+    """Return n / n* of Hamed and Rao (1998), from the ranks of the detrended series."""
+    n = len(values)
+    steps = np.arange(n)
+    residual = values - stats.theilslopes(values, steps).slope * steps
+    # On an exact line the residual is rounding alone, whose autocorrelation means nothing.
+    if np.ptp(residual) <= 1e-12 * np.abs(values).max():
+        return 1.0
+    ranks = stats.rankdata(residual)
+    ranks -= ranks.mean()
+    correlation = np.correlate(ranks, ranks, "full")[n:] / (ranks**2).sum()
+    significant = np.abs(correlation) > stats.norm.ppf(0.975) / np.sqrt(n)
+    lag = np.arange(1, n)
+    weight = (n - lag) * (n - lag - 1) * (n - lag - 2)
+    total = (weight * correlation)[significant].sum()
+    return float(1 + 2 * total / (n * (n - 1) * (n - 2)))
+
+
+def bootstrap_mean(
+    values: np.ndarray, *, confidence: float, resamples: int, seed: int
+) -> tuple[float, float]:
+    """Return a bias-corrected and accelerated bootstrap interval of the mean.
+
+    On differences of pairs this is the paired bootstrap: drawing a pair is drawing its difference.
+
+    Parameters
+    ----------
+    values : numpy.ndarray, shape (n,)
+        One finite value per unit.
+    confidence : float
+        Level of the interval.
+    resamples : int
+        Number of bootstrap samples, at least 100.
+    seed : int
+        Seed of the resampling.
+
+    Returns
+    -------
+    tuple of float
+        Low and high end: NaN for fewer than two values, the value itself if all are equal.
+
+    Raises
+    ------
+    InputError
+        If the level or the number of samples is out of range.
+    """
+    check_confidence(confidence)
+    if resamples < 100:
+        raise InputError(f"{resamples} resamples are too few for an interval; give at least 100.")
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    interval = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, 2**20 // len(values)),
+        confidence_level=confidence,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def signed_rank(differences: np.ndarray) -> tuple[float, float]:
+    """Run the Wilcoxon signed-rank test and give the effect size that belongs to it.
+
+    Parameters
+    ----------
+    differences : numpy.ndarray, shape (n,)
+        One finite difference per pair; zeros are dropped.
+
+    Returns
+    -------
+    p_value : float
+        Two-sided; NaN for fewer than two pairs, 1 if every difference is zero.
+    effect_size : float
+        Matched-pairs rank-biserial correlation: (sum of ranks of rises - sum of ranks of falls) /
+        sum of all ranks. 1 if every pair rises, -1 if every pair falls, 0 if all are zero.
+    """
+    moved = differences[differences != 0]
+    if len(differences) < 2:
+        return float("nan"), float("nan")
+    if len(moved) == 0:
+        return 1.0, 0.0
+    ranks = stats.rankdata(np.abs(moved))
+    effect = float((np.sign(moved) * ranks).sum() / ranks.sum())
+    return float(stats.wilcoxon(moved).pvalue), effect

@@ -1,0 +1,14 @@
+"""Figures of traces: pure functions that return a Matplotlib figure.
+
+Nothing here touches pyplot or Matplotlib's global parameters.
+"""
+
+from __future__ import annotations
+
+from attnlens.plots.layers import layers
+from attnlens.plots.overlay import overlay
+from attnlens.plots.style import save
+from attnlens.plots.tokens import tokens
+from attnlens.plots.trend import trend
+
+__all__ = ["layers", "overlay", "save", "tokens", "trend"]

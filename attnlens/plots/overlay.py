@@ -1,0 +1,183 @@
+"""Where in the image a step looks."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.colors import ListedColormap, to_rgba
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from attnlens.errors import InputError
+from attnlens.measures.inputs import dataset_of, select_layers
+from attnlens.plots.labels import readable
+from attnlens.plots.style import (
+    Figure,
+    add_caption,
+    new_figure,
+    set_height,
+    style,
+    width_in_inches,
+)
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from attnlens.measures.inputs import TraceLike
+
+MAP_COLOUR = "#D0006F"
+"""Colour of the map: rare in images."""
+OPACITY = 0.85
+"""Opacity of the cell with the most mass; a cell without mass is clear."""
+TITLE_TOKEN = 20
+"""Characters of a token in the title."""
+
+
+def overlay(
+    trace: TraceLike,
+    step: int,
+    *,
+    image: str | Path | Image.Image | None = None,
+    layer: int | None = None,
+    image_index: int = 0,
+    width: str | float = "one-column",
+) -> Figure:
+    """Draw one step's attention to each visual token over the image.
+
+    Parameters
+    ----------
+    trace
+        The record of one generation, recorded with ``visual_map=True``.
+    step
+        Step to show; negative ones count from the last. The token that looks is the step's query
+        token, the one fed in.
+    image
+        The image, as a path or a PIL image. By default the file that was recorded, if it is still
+        there and unchanged.
+    layer
+        Layer by its index in the model; by default the mean over the recorded layers.
+    image_index
+        Which image of the prompt, counted from 0.
+    width
+        "one-column" (3.35 inches), "two-column" (6.9 inches) or a number of inches.
+
+    Returns
+    -------
+    Figure
+        A Matplotlib figure. Each cell is the pixel box of a visual token, coloured by its
+        fraction of attention mass (mean over heads).
+
+    Raises
+    ------
+    InputError
+        If the trace has no visual map; the step, layer or image does not exist; the image file is
+        gone or changed and none is given; the image has another size than the recorded one; or
+        ``width`` cannot be used.
+    """
+    inches = width_in_inches(width)
+    data = dataset_of(trace)
+    if "visual_map" not in data:
+        raise InputError("the trace has no visual map: record with visual_map=True")
+    moment = data.isel(step=_position(step, data.sizes["step"]))
+    record = _record(data.attrs.get("images"), image_index)
+    picture = _picture(record, image, image_index)
+    values = _grid(select_layers(moment, layer)["visual_map"].mean("layer"), record, image_index)
+    pixels_wide, pixels_high = picture.size
+    with style():
+        panel = min(max((inches - 0.8) * pixels_high / pixels_wide, 1.0), 9.0)
+        figure = new_figure(inches, panel + 0.4)
+        axes = figure.add_subplot()
+        axes.set_axis_off()
+        extent = (0, pixels_wide, pixels_high, 0)
+        axes.imshow(picture, extent=extent)
+        cells = axes.imshow(
+            values,
+            extent=extent,
+            interpolation="nearest",
+            cmap=_colours(),
+            vmin=0,
+            vmax=np.nanmax(values) or 1,
+        )
+        axes.set_title(_title(moment))
+        bar = figure.colorbar(cells, cax=axes.inset_axes((1.02, 0, 0.04, 1)))
+        bar.set_label("fraction of attention mass,\nper visual token")
+        bar.outline.set_linewidth(0.4)
+        which = "mean over layers" if layer is None else f"layer {layer}"
+        seen = f"{np.nansum(values):.3g}"
+        room = add_caption(figure, f"Mean over heads, {which}; the image gets {seen} in all.")
+        set_height(figure, panel + 0.4, room)
+        figure.draw_without_rendering()
+    return figure
+
+
+def _position(step: Any, count: int) -> int:
+    """Place of a step, counted from 0."""
+    if not isinstance(step, (int, np.integer)) or isinstance(step, bool):
+        raise InputError(f"step is {step!r}: give a whole number")
+    if not -count <= step < count:
+        raise InputError(f"step is {step}: the trace has {count} steps, 0 to {count - 1}")
+    return int(step) % count
+
+
+def _record(images: Any, index: Any) -> dict[str, Any]:
+    """Return what the trace knows of an image."""
+    count = len(images or ())
+    if not isinstance(index, (int, np.integer)) or not 0 <= index < count:
+        raise InputError(f"image_index is {index!r}: the trace has {count} images, counted from 0")
+    return images[index]
+
+
+def _picture(record: dict[str, Any], given: Any, index: int) -> Image.Image:
+    """Return the image that was given, or the recorded file if it is unchanged."""
+    if given is None:
+        path = record.get("path")
+        if not path or not Path(path).is_file():
+            raise InputError(f"image {index} ({path!r}) is not there: give image=")
+        if hashlib.sha256(Path(path).read_bytes()).hexdigest() != record["sha256"]:
+            raise InputError(f"image {index} ({path!r}) changed since it was recorded: give image=")
+        given = path
+    picture = given if isinstance(given, Image.Image) else _open(given)
+    size = (record["width"], record["height"])
+    if picture.size != size:
+        upright = ImageOps.exif_transpose(picture)
+        if upright.size != size:
+            raise InputError(
+                f"the image has {picture.size[0]} x {picture.size[1]} pixels: the one recorded "
+                f"has {size[0]} x {size[1]}"
+            )
+        picture = upright
+    return picture.convert("RGB")
+
+
+def _open(path: Any) -> Image.Image:
+    """Read an image file."""
+    if not isinstance(path, (str, Path)):
+        raise InputError(f"image is {path!r:.80}: give a path or a PIL image")
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            return opened
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read {str(path)!r} as an image: {error}") from error
+
+
+def _grid(visual: xr.DataArray, record: dict[str, Any], index: int) -> np.ndarray:
+    """Values of one image's visual tokens in their places, float ``[row, column]``."""
+    values = np.full((record["rows"], record["columns"]), np.nan)
+    mine = visual.isel(visual=visual["visual_image"].values == index)
+    values[mine["visual_row"].values, mine["visual_column"].values] = mine.values
+    return values
+
+
+def _colours() -> ListedColormap:
+    """Return a colour map of one colour, from clear to nearly opaque."""
+    return ListedColormap([to_rgba(MAP_COLOUR, alpha) for alpha in np.linspace(0, OPACITY, 256)])
+
+
+def _title(moment: xr.Dataset) -> str:
+    """Step and tokens, for the title."""
+    looking = readable(str(moment["query_token"].item()), TITLE_TOKEN)
+    predicted = readable(str(moment["predicted_token"].item()), TITLE_TOKEN)
+    return f"step {int(moment['step'])}: “{looking}” looks,\n“{predicted}” follows"

@@ -1,0 +1,1 @@
+"""Recording attention mass during generation, and the trace that comes out."""

@@ -1,0 +1,123 @@
+"""Which key belongs to which segment, as numbers that a tensor product can use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from attnlens.errors import InputError
+from attnlens.segments import PADDING, PROMPT_SEGMENTS, SEGMENTS
+
+
+@dataclass(frozen=True)
+class KeyLayout:
+    """The columns that attention mass is summed into.
+
+    A column is a segment, except that every image has a visual column of its own.
+
+    Attributes
+    ----------
+    segments
+        str [batch, prompt keys]: the segment of every prompt key; ``padding`` for left padding.
+    image
+        int64 [batch, prompt keys]: which image (counted from 0) a visual key belongs to; -1 else.
+    columns
+        int64 [batch, prompt keys]: column of every prompt key; -1 for padding.
+    names
+        The segment of each column.
+    column_image
+        The image of each column; -1 for columns that are not visual.
+    visual
+        int64 [batch, visual]: slots of the visual keys, filled up with -1.
+    """
+
+    segments: np.ndarray
+    image: np.ndarray
+    columns: np.ndarray
+    names: tuple[str, ...]
+    column_image: tuple[int, ...]
+    visual: np.ndarray
+
+    @property
+    def batch(self) -> int:
+        """Number of prompts."""
+        return self.segments.shape[0]
+
+    @property
+    def prompt_length(self) -> int:
+        """Number of prompt keys, padding included."""
+        return self.segments.shape[1]
+
+    @property
+    def response_column(self) -> int:
+        """Column of generated tokens."""
+        return self.names.index("response")
+
+
+def key_layout(segments: Any, image: np.ndarray | None = None) -> KeyLayout:
+    """Build the layout from one segment name per prompt key.
+
+    Parameters
+    ----------
+    segments
+        Names out of ``attnlens.segments.PROMPT_SEGMENTS``: a sequence for one prompt, or a list of
+        equally long sequences for a batch, with ``padding`` for the keys that pad on the left.
+    image
+        int [batch, keys]: which image each visual key belongs to; found from runs of visual keys
+        when not given.
+
+    Raises
+    ------
+    InputError
+        If there is no key, a name is unknown, rows differ in length, or padding stands inside.
+    """
+    try:
+        names = np.atleast_2d(np.asarray(segments, dtype=str))
+    except ValueError as error:
+        raise InputError(
+            "the segments of a batch differ in length: pad shorter prompts on the left with "
+            f"{PADDING!r}"
+        ) from error
+    if names.ndim != 2 or names.shape[1] == 0:
+        raise InputError("no segments were given: give one segment name per prompt key")
+    unknown = sorted(set(names.ravel()) - {*PROMPT_SEGMENTS, PADDING})
+    if unknown:
+        raise InputError(
+            f"unknown segment {unknown[0]!r}: use {', '.join(PROMPT_SEGMENTS)} or {PADDING}"
+        )
+    for row in names:
+        pads = row == PADDING
+        if pads.all() or pads[int(pads.sum()) :].any():
+            raise InputError(f"{PADDING!r} is for the left of a prompt, before its first token")
+    visual = names == "visual"
+    if image is None:
+        starts = visual & ~np.pad(visual, ((0, 0), (1, 0)))[:, :-1]
+        image = np.where(visual, np.cumsum(starts, axis=1) - 1, -1)
+    images = int(image.max()) + 1 if visual.any() else 0
+    column_names: list[str] = []
+    column_image: list[int] = []
+    for segment in SEGMENTS:
+        if segment == "visual":
+            column_names += ["visual"] * images
+            column_image += list(range(images))
+        else:
+            column_names.append(segment)
+            column_image.append(-1)
+    columns = np.full(names.shape, -1, dtype=np.int64)
+    for column, (segment, index) in enumerate(zip(column_names, column_image, strict=True)):
+        columns[(names == segment) & (image == index)] = column
+    most = int(visual.sum(axis=1).max())
+    slots = np.full((names.shape[0], most), -1, dtype=np.int64)
+    for row in range(names.shape[0]):
+        found = np.flatnonzero(visual[row])
+        slots[row, : len(found)] = found
+    return KeyLayout(
+        segments=names,
+        image=image,
+        columns=columns,
+        names=tuple(column_names),
+        column_image=tuple(column_image),
+        visual=slots,
+    )

@@ -1,0 +1,73 @@
+"""The attention masks that a layer was given, as additive biases on selected rows.
+
+A mask comes in several shapes: none (causal), boolean [batch, 1, queries, keys] (SDPA), additive
+[batch, 1 or heads, queries, keys] (eager, or a user's own), boolean [batch, keys]
+(FlashAttention's padding mask).
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def select_rows(mask: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor | None:
+    """Keep the wanted query rows of a mask.
+
+    Parameters
+    ----------
+    mask
+        A mask in any of the shapes above.
+    rows
+        int64: indices of the wanted queries within the pass.
+
+    Returns
+    -------
+    torch.Tensor or None
+        [batch, 1 or heads, rows, keys]; one row where the mask is the same for all.
+    """
+    if mask is None:
+        return None
+    if mask.ndim == 2:
+        return mask[:, None, None, :].bool()
+    if mask.ndim != 4:
+        raise TypeError(
+            f"an attention mask of {mask.ndim} dimensions cannot be recorded: use one of 2 or 4"
+        )
+    return mask if mask.shape[2] == 1 else mask[:, :, rows.to(mask.device)]
+
+
+def stack_biases(
+    masks: list[torch.Tensor | None], length: int, device: torch.device
+) -> torch.Tensor | None:
+    """Turn the masks of several one-query passes into one additive bias.
+
+    Parameters
+    ----------
+    masks
+        For each row a mask of ``select_rows``, over the keys that there were at its step.
+    length
+        Number of keys now; keys that came later are hidden.
+
+    Returns
+    -------
+    torch.Tensor or None
+        float32 [batch, 1 or heads, rows, length]; None where no row has a mask.
+    """
+    shapes = [m.shape for m in masks if m is not None]
+    if not shapes:
+        return None
+    batch, heads = max(s[0] for s in shapes), max(s[1] for s in shapes)
+    bias = torch.zeros(batch, heads, len(masks), length, device=device)
+    for row, mask in enumerate(masks):
+        if mask is not None:
+            seen = min(length, mask.shape[-1])
+            bias[:, :, row, :seen] = as_bias(mask)[:, :, 0, :seen]
+            bias[:, :, row, seen:] = float("-inf")
+    return bias
+
+
+def as_bias(mask: torch.Tensor) -> torch.Tensor:
+    """Turn a boolean (True where a key is seen) or additive mask into a float32 bias."""
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
+    return mask.float()

@@ -1,0 +1,145 @@
+"""From queries and keys to attention mass by segment: pure functions of tensors.
+
+One softmax row of attention is ``softmax(q . k_j * scaling + bias_j)`` over the visible keys j.
+Mass of a segment is the sum of that row over the segment's keys: a fraction, and the segments of
+a row add up to 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+CHUNK_ELEMENTS = 4_000_000
+"""Largest number of attention weights (float32) that is held at a time."""
+
+
+@dataclass(frozen=True)
+class Mass:
+    """What is kept of attention rows.
+
+    Attributes
+    ----------
+    by_column
+        float32 [batch, rows, heads, columns]: fraction of attention mass on each column's keys.
+    visual_weight
+        float32 [batch, rows, visual] or None: weight of each visual key, mean over heads.
+    visual_nonzero
+        int32 [batch, rows]: number of visual keys whose weight, summed over heads, is not zero.
+    """
+
+    by_column: torch.Tensor
+    visual_weight: torch.Tensor | None
+    visual_nonzero: torch.Tensor
+
+
+def attention_rows(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    positions: torch.Tensor,
+    scaling: float,
+    hidden: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Softmax attention rows in float32.
+
+    Parameters
+    ----------
+    queries
+        [batch, heads, rows, dimension], after rotary embedding.
+    keys
+        [batch, key heads, keys, dimension], after rotary embedding; every group of
+        ``heads / key heads`` consecutive query heads shares a key head.
+    positions
+        int64 [rows]: the key slot of each query. A query sees the keys up to its own slot.
+    scaling
+        Factor on the dot products.
+    hidden
+        bool [batch, keys]: keys that no query sees (padding).
+    bias
+        float32, broadcastable to [batch, heads, rows, keys]: added to the scaled scores.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 [batch, heads, rows, keys]; each row adds up to 1.
+    """
+    batch, heads, rows, dimension = queries.shape
+    key_heads, length = keys.shape[1], keys.shape[2]
+    grouped = queries.float().reshape(batch, key_heads, heads // key_heads * rows, dimension)
+    scores = torch.matmul(grouped, keys.float().transpose(2, 3))
+    scores = scores.reshape(batch, heads, rows, length) * scaling
+    if bias is not None:
+        scores = scores + bias
+    slots = torch.arange(length, device=keys.device)
+    scores = scores.masked_fill(slots[None, :] > positions[:, None], float("-inf"))
+    if hidden is not None:
+        scores = scores.masked_fill(hidden[:, None, None, :], float("-inf"))
+    return torch.softmax(scores, dim=-1)
+
+
+def attention_mass(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    columns: torch.Tensor,
+    column_count: int,
+    positions: torch.Tensor,
+    scaling: float,
+    *,
+    visual: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    want_visual: bool = False,
+) -> Mass:
+    """Attention mass by column (segment, with each image apart) of query rows.
+
+    Parameters
+    ----------
+    queries, keys, positions, scaling, bias
+        See ``attention_rows``.
+    columns
+        int64 [batch, keys]: the column that each key belongs to; -1 for keys that are hidden from
+        every query.
+    column_count
+        Number of columns.
+    visual
+        int64 [batch, visual]: slots of the visual keys, filled up with -1 where the batch's rows
+        have different numbers of them.
+    want_visual
+        Whether the weight of each visual key is wanted.
+
+    Returns
+    -------
+    Mass
+        Computed in chunks of rows, so that at most ``CHUNK_ELEMENTS`` weights are held.
+    """
+    batch, heads, rows, _ = queries.shape
+    length = keys.shape[2]
+    hidden = columns < 0
+    one_hot = torch.zeros(batch, length, column_count, device=keys.device)
+    one_hot.scatter_(2, columns.clamp(min=0)[..., None], 1.0)
+    padded = visual < 0
+    visual_slots = visual.clamp(min=0)
+    keys = keys.float()
+    size = max(1, CHUNK_ELEMENTS // max(1, batch * heads * length))
+    parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    for start in range(0, rows, size):
+        rows_here = slice(start, start + size)
+        weights = attention_rows(
+            queries[:, :, rows_here],
+            keys,
+            positions[rows_here],
+            scaling,
+            hidden,
+            bias if bias is None or bias.shape[2] == 1 else bias[:, :, rows_here],
+        )
+        mass = torch.matmul(weights, one_hot[:, None])
+        at = visual_slots[:, None, None, :].expand(-1, heads, weights.shape[2], -1)
+        visual_mean = weights.gather(3, at).mean(1).masked_fill(padded[:, None, :], 0.0)
+        parts.append((mass.transpose(1, 2), visual_mean, (visual_mean > 0).sum(-1).int()))
+    masses, visuals, nonzeros = zip(*parts, strict=True)
+    return Mass(
+        by_column=torch.cat(masses, dim=1),
+        visual_weight=torch.cat(visuals, dim=1) if want_visual else None,
+        visual_nonzero=torch.cat(nonzeros, dim=1),
+    )

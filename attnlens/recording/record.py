@@ -1,0 +1,288 @@
+"""``attnlens.record``: record one generation inside a ``with`` block."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+import attnlens
+from attnlens.errors import InputError
+from attnlens.recording.assemble import UNKNOWN, assemble, token_stream
+from attnlens.recording.generation import GenerateWatch
+from attnlens.recording.layout import KeyLayout, key_layout
+from attnlens.recording.recorder import QueryRecorder
+from attnlens.recording.store import as_plain
+from attnlens.recording.tap import attach, detach
+from attnlens.recording.tokens import special_ids, token_texts
+from attnlens.recording.trace import Trace
+from attnlens.vlm.family import FAMILIES, Parts
+from attnlens.vlm.load import VLM
+from attnlens.vlm.prompt import Prompt, PromptBatch
+
+PROMPT_ROWS = ("last", "query", "all")
+
+
+class Recorder:
+    """Records what happens on a model inside a ``with`` block; made by ``attnlens.record``."""
+
+    def __init__(
+        self,
+        model: Any,
+        parts: Parts,
+        layout: KeyLayout,
+        recorder: QueryRecorder,
+        *,
+        tokenizer: Any = None,
+        prompts: Sequence[Prompt] = (),
+        name: str = "",
+        seed: int | None = None,
+    ) -> None:
+        self._model = model
+        self._parts = parts
+        self._layout = layout
+        self._recorder = recorder
+        self._tokenizer = tokenizer
+        self._prompts = tuple(prompts)
+        self._name = name
+        self._seed = seed
+        self._watch = GenerateWatch(parts.generator, layout.prompt_length)
+        self._base = ""
+        self._open = False
+        self._traces: list[Trace] | None = None
+
+    def __enter__(self) -> Recorder:
+        """Attach to the model."""
+        if self._open or self._traces is not None or self._base:
+            raise RuntimeError("a recorder is used once: call attnlens.record(...) again")
+        self._base = attach(self._parts, self._recorder).base
+        self._watch.install()
+        self._open = True
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        """Leave the model as it was found, then compute what still waits."""
+        self._open = False
+        try:
+            self._watch.remove()
+        finally:
+            detach(self._parts, self._recorder)
+        try:
+            self._recorder.flush()
+        except RuntimeError:
+            if kind is None:  # else the error that ended the block is the one to show
+                raise
+
+    @property
+    def traces(self) -> list[Trace]:
+        """One trace per generated sequence, in the order of the batch.
+
+        Raises
+        ------
+        RuntimeError
+            If the block is still open, or nothing was generated inside it.
+        """
+        if self._open:
+            raise RuntimeError("the trace is ready when the `with` block has ended")
+        if self._traces is None:
+            self._traces = self._build()
+        return self._traces
+
+    @property
+    def trace(self) -> Trace:
+        """The trace, where one sequence was generated; see ``traces``."""
+        traces = self.traces
+        if len(traces) != 1:
+            raise RuntimeError(f"{len(traces)} sequences were generated: use recorder.traces")
+        return traces[0]
+
+    def _build(self) -> list[Trace]:
+        rows = self._recorder.rows()
+        first = next(iter(rows.values()))
+        steps = first.positions[first.positions >= self._layout.prompt_length - 1]
+        if not len(steps):
+            raise RuntimeError(
+                "nothing was recorded: call model.generate(**prompt.inputs) inside the block"
+            )
+        batch = first.mass.shape[0]
+        repeats = batch // self._layout.batch
+        fed = {slot: ids.tolist() for slot, ids in self._recorder.ids.items()}
+        watch = self._watch
+        traces = []
+        for row in range(batch):
+            prompt_row = row // repeats
+            stream = token_stream(
+                steps,
+                {slot: ids[row % len(ids)] for slot, ids in fed.items()},
+                None if watch.sequences is None else watch.sequences[row].tolist(),
+                self._layout.prompt_length,
+                watch.end_ids,
+            )
+            prompt = self._prompts[prompt_row] if self._prompts else None
+            data = assemble(
+                row,
+                self._layout,
+                prompt_row,
+                rows,
+                stream,
+                self._texts,
+                None if prompt is None else self._texts(prompt.inputs["input_ids"][0].tolist()),
+                () if prompt is None else prompt.grids,
+                as_plain(self._provenance(prompt)),
+            )
+            traces.append(Trace(data))
+        return traces
+
+    def _texts(self, ids: Sequence[int]) -> list[str]:
+        if self._tokenizer is None:
+            return ["" if i == UNKNOWN else f"<{i}>" for i in ids]
+        return token_texts(self._tokenizer, ids)
+
+    def _provenance(self, prompt: Prompt | None) -> dict[str, Any]:
+        config = self._parts.generator.config
+        plain = {k: v for k, v in config.to_dict().items() if not k.startswith("_")}
+        digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
+        weight = next(self._parts.text.parameters())
+        return {
+            "model": self._name or getattr(config, "_name_or_path", "") or type(self._model).__name__,
+            "config_hash": digest.hexdigest()[:16],
+            "versions": {
+                "attnlens": attnlens.__version__,
+                "python": platform.python_version(),
+                **{p: version(p) for p in ("torch", "transformers")},
+            },
+            "dtype": str(weight.dtype).removeprefix("torch."),
+            "attention": self._base,
+            "device": str(weight.device),
+            "mode": "" if prompt is None else prompt.mode,
+            "question": "" if prompt is None else prompt.question,
+            "prompt": "" if prompt is None else prompt.text,
+            "generation": self._watch.settings,
+            "seed": self._seed,
+            "images": [] if prompt is None else [i.as_dict() for i in prompt.images],
+            "special_token_ids": sorted(special_ids(self._tokenizer)),
+        }
+
+
+def record(
+    model: Any,
+    prompt: Prompt | PromptBatch | Any,
+    *,
+    layers: Iterable[int] | None = None,
+    visual_map: bool = False,
+    prompt_rows: str = "last",
+    every: int = 32,
+    tokenizer: Any = None,
+    seed: int | None = None,
+) -> Recorder:
+    """Record the attention of one generation, or of one forward pass.
+
+    The attention function of the text layers goes on as it is, and tokens are those of a run
+    without recording. Cost: one copy of a query per layer and step, and one matrix product per
+    layer every ``every`` steps; what is kept is layers x heads x segments x 4 bytes a step.
+
+    Parameters
+    ----------
+    model
+        What ``attnlens.load`` returns, or a bare Hugging Face Qwen2.5-VL model.
+    prompt
+        What ``vlm.prompt`` or ``vlm.batch`` returns; for a bare model one segment name per prompt
+        key (``attnlens.segments``), or a list of them for a left-padded batch.
+    layers
+        Indices of the layers to record (negative ones count from the last); all when not given.
+    visual_map
+        Keep the weight of each visual token too, mean over heads, by step and layer.
+    prompt_rows
+        Which prompt rows are recorded: ``"last"`` (step 0 alone), ``"query"`` (those of the user's
+        text, too) or ``"all"``.
+    every
+        How many steps wait before their mass is computed.
+    tokenizer
+        For a bare model: gives the tokens their text.
+    seed
+        Noted in the trace; attnlens.run sets it for you.
+
+    Returns
+    -------
+    Recorder
+        A context manager with ``trace`` and ``traces`` once the block has ended. Supported are
+        greedy and sampled generation, also several return sequences, with a dynamic or static
+        cache or none; whatever reorders or crops the cache is refused.
+
+    Raises
+    ------
+    InputError
+        If the model is not supported, a layer is not there, the prompt holds no visual token, or
+        a setting is unknown.
+
+    Examples
+    --------
+    >>> with attnlens.record(vlm, prompt) as recorder:  # doctest: +SKIP
+    ...     vlm.model.generate(**prompt.inputs, max_new_tokens=256)
+    >>> recorder.trace  # doctest: +SKIP
+    """
+    is_vlm = isinstance(model, VLM)
+    bare = model.model if is_vlm else model
+    parts = FAMILIES["qwen2_5_vl"].parts(bare)
+    if isinstance(prompt, Prompt | PromptBatch):
+        layout = key_layout(prompt.segments, np.atleast_2d(prompt.image_of_key))
+    else:
+        layout = key_layout(prompt)
+    if not (layout.visual >= 0).any():
+        raise InputError(
+            "the prompt has no visual token, so there is no visual mass to record: "
+            "give a prompt with an image"
+        )
+    if prompt_rows not in PROMPT_ROWS:
+        raise InputError(f"unknown prompt_rows {prompt_rows!r}: use one of {', '.join(PROMPT_ROWS)}")
+    if every < 1:
+        raise InputError(f"every={every}: give a number of steps of at least 1")
+    recorder = QueryRecorder(
+        layout,
+        _layers(layers, len(parts.attention)),
+        visual_map=visual_map,
+        prompt_positions=_prompt_positions(layout, prompt_rows),
+        every=every,
+    )
+    prompts = (prompt,) if isinstance(prompt, Prompt) else getattr(prompt, "prompts", ())
+    return Recorder(
+        bare,
+        parts,
+        layout,
+        recorder,
+        tokenizer=model.tokenizer if is_vlm else tokenizer,
+        prompts=prompts,
+        name=model.name if is_vlm else "",
+        seed=seed,
+    )
+
+
+def _layers(layers: Iterable[int] | None, count: int) -> list[int]:
+    if layers is None:
+        return list(range(count))
+    chosen = list(layers)
+    for layer in chosen:
+        if not isinstance(layer, int | np.integer) or not -count <= layer < count:
+            raise InputError(f"there is no layer {layer!r}: the model has layers 0 to {count - 1}")
+    if not chosen:
+        raise InputError("layers is empty: name at least one layer")
+    return sorted({int(layer) % count for layer in chosen})
+
+
+def _prompt_positions(layout: KeyLayout, which: str) -> list[int]:
+    if which == "last":
+        return []
+    if which == "query":
+        return np.flatnonzero((layout.segments == "query").any(axis=0)).tolist()
+    return list(range(layout.prompt_length))

@@ -1,0 +1,284 @@
+"""The recorder: queries are kept as they come, attention is computed later.
+
+At each decoding pass a layer's query (after rotary embedding) is copied into a small buffer, and
+the layer's newest keys are remembered. When the buffer is full, and at the end, one batched
+product per layer turns the waiting queries and the keys into mass by segment. Keys are only ever
+appended to a cache, so the keys of an earlier step are the first part of the keys of a later one;
+the recorder checks that this holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from attnlens.recording.layout import KeyLayout
+from attnlens.recording.masks import as_bias, select_rows, stack_biases
+from attnlens.recording.mass import Mass, attention_mass
+
+
+@dataclass
+class _Pass:
+    """The forward pass that is under way."""
+
+    positions: list[int]
+    """Key slots of the queries that are wanted."""
+    rows: list[int]
+    """Their places within the pass."""
+    waits: bool
+    """Whether the queries wait in the buffer; else mass is computed at once."""
+    end: int
+    """Key slot after the last token of the pass."""
+
+
+@dataclass
+class _LayerQueue:
+    """The queries of one layer that wait for their keys."""
+
+    queries: torch.Tensor
+    positions: list[int] = field(default_factory=list)
+    masks: list[torch.Tensor | None] = field(default_factory=list)
+    key: torch.Tensor | None = None
+    scaling: float = 1.0
+
+
+@dataclass(frozen=True)
+class RecordedRows:
+    """What was recorded of one layer, in the order of recording.
+
+    Attributes
+    ----------
+    positions
+        int64 [rows]: key slot of each query.
+    mass
+        float32 [batch, rows, heads, columns].
+    visual_weight
+        float32 [batch, rows, visual] or None.
+    visual_nonzero
+        int32 [batch, rows].
+    """
+
+    positions: np.ndarray
+    mass: np.ndarray
+    visual_weight: np.ndarray | None
+    visual_nonzero: np.ndarray
+
+
+class QueryRecorder:
+    """Listens to the attention of every pass and keeps mass by column.
+
+    Parameters
+    ----------
+    layout
+        Which key belongs to which column.
+    layers
+        Indices of the layers to record.
+    visual_map
+        Whether to keep the weight of each visual key.
+    prompt_positions
+        Prompt slots whose rows are recorded beside the last one.
+    every
+        How many decoding passes wait before mass is computed.
+    """
+
+    def __init__(
+        self,
+        layout: KeyLayout,
+        layers: Sequence[int],
+        *,
+        visual_map: bool = False,
+        prompt_positions: Sequence[int] = (),
+        every: int = 32,
+    ) -> None:
+        self.layout = layout
+        self.layers = tuple(layers)
+        self.ids: dict[int, torch.Tensor] = {}
+        """Token ids [batch] fed in at a key slot, for response slots and the last prompt slot."""
+        self._visual_map = visual_map
+        self._prompt_positions = frozenset(prompt_positions)
+        self._every = every
+        self._pass: _Pass | None = None
+        self._fed: torch.Tensor | None = None
+        self._done: set[int] = set()
+        self._queues: dict[int, _LayerQueue] = {}
+        self._results: dict[int, list[tuple[list[int], Mass]]] = {i: [] for i in self.layers}
+        self._first_keys: dict[int, torch.Tensor] = {}
+
+    # Listener interface
+
+    def tokens(self, input_ids: torch.Tensor) -> None:
+        """See the token ids of the pass that comes next."""
+        self._fed = input_ids
+
+    def begin_pass(self, tokens: int, past: int, offloaded: bool) -> None:
+        """Choose the rows of the pass that are wanted; see ``Listener``."""
+        first_step = self.layout.prompt_length - 1
+        repeated = past == 0 and tokens == max(self._done, default=-1) + 2
+        wanted = [
+            p
+            for p in range(past, past + tokens)
+            if p >= first_step or p in self._prompt_positions
+        ]
+        if repeated:  # generation without a cache feeds everything again, and one token more
+            wanted = [p for p in wanted if p not in self._done]
+        elif self._done.intersection(wanted):
+            raise RuntimeError(
+                "a recording holds one generation, and this is a second one: "
+                "open a new `with attnlens.record(...)` block for it"
+            )
+        waits = tokens == 1 and not offloaded
+        if not waits or any(len(q.positions) == self._every for q in self._queues.values()):
+            self.flush()
+        self._pass = _Pass(wanted, [p - past for p in wanted], waits, past + tokens)
+        self._done.update(wanted)
+        if self._fed is not None and self._fed.shape[1] in (tokens, past + tokens):
+            start = past + tokens - self._fed.shape[1]
+            for p in range(max(past, first_step), past + tokens):
+                self.ids[p] = self._fed[:, p - start]
+        self._fed = None
+
+    def attention(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float,
+    ) -> None:
+        """Keep or compute what is wanted of one layer's attention; see ``Listener``."""
+        current = self._pass
+        if current is None or layer not in self._results or not current.positions:
+            return
+        if query.shape[0] % self.layout.batch:
+            raise RuntimeError(
+                f"the model runs a batch of {query.shape[0]} where the prompt has "
+                f"{self.layout.batch}: record the batch that is generated"
+            )
+        if current.waits:
+            slot = current.positions[0]
+            self._enqueue(layer, slot, query, key, mask, scaling)
+            if layer == self.layers[0]:
+                self._first_keys[slot] = key[:, 0, slot].clone()
+        else:
+            rows = torch.tensor(current.rows, device=query.device)
+            selected = select_rows(mask, rows)
+            bias = None if selected is None else as_bias(selected)
+            self._keep(layer, current.positions, query[:, :, rows], key, bias, scaling)
+
+    def _enqueue(
+        self,
+        layer: int,
+        slot: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float,
+    ) -> None:
+        queue = self._queues.get(layer)
+        if queue is None:
+            batch, heads, _, dimension = query.shape
+            queue = _LayerQueue(query.new_empty(batch, heads, self._every, dimension))
+            self._queues[layer] = queue
+        queue.queries[:, :, len(queue.positions)] = query[:, :, -1]
+        queue.positions.append(slot)
+        queue.masks.append(select_rows(mask, torch.zeros(1, dtype=torch.long)))
+        queue.key, queue.scaling = key, scaling
+
+    def flush(self) -> None:
+        """Turn the waiting queries into mass and forget them and the keys.
+
+        Raises
+        ------
+        RuntimeError
+            If the cache no longer holds the keys of earlier steps.
+        """
+        for layer, queue in self._queues.items():
+            if queue.key is None:
+                continue
+            if layer == self.layers[0]:
+                self._check_cache(queue.key)
+            bias = stack_biases(queue.masks, queue.key.shape[2], queue.key.device)
+            queries = queue.queries[:, :, : len(queue.positions)]
+            self._keep(layer, queue.positions, queries, queue.key, bias, queue.scaling)
+            queue.positions, queue.masks, queue.key = [], [], None
+
+    def _check_cache(self, key: torch.Tensor) -> None:
+        """Compare the cached keys of every step with those that the step itself wrote."""
+        slots = [s for s in self._first_keys if s < key.shape[2]]
+        then = torch.stack([self._first_keys[s] for s in slots], dim=1)
+        if len(slots) < len(self._first_keys) or not torch.equal(key[:, 0, slots], then):
+            raise RuntimeError(
+                "the cache no longer holds the keys of earlier steps (beam search, assisted "
+                "generation, a cropped or a quantised cache): record greedy or sampled generation "
+                "with a dynamic or static cache"
+            )
+
+    def _keep(
+        self,
+        layer: int,
+        positions: list[int],
+        queries: torch.Tensor,
+        key: torch.Tensor,
+        bias: torch.Tensor | None,
+        scaling: float,
+    ) -> None:
+        device = key.device
+        repeats = key.shape[0] // self.layout.batch
+        columns, visual = self._columns(key.shape[2], device)
+        mass = attention_mass(
+            queries,
+            key,
+            columns.repeat_interleave(repeats, dim=0),
+            len(self.layout.names),
+            torch.tensor(positions, device=device),
+            scaling,
+            visual=visual.repeat_interleave(repeats, dim=0),
+            bias=bias,
+            want_visual=self._visual_map,
+        )
+        weight = mass.visual_weight
+        kept = Mass(
+            by_column=mass.by_column.cpu(),
+            visual_weight=None if weight is None else weight.cpu(),
+            visual_nonzero=mass.visual_nonzero.cpu(),
+        )
+        self._results[layer].append((list(positions), kept))
+
+    def _columns(self, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Columns [batch, length] of the keys that there are now, and slots of the visual ones.
+
+        In a chunked prefill the last visual keys may not be there yet: their slots become -1.
+        """
+        known = self.layout.columns[:, :length]
+        rest = length - known.shape[1]
+        columns = np.pad(known, ((0, 0), (0, rest)), constant_values=self.layout.response_column)
+        visual = np.where(self.layout.visual < length, self.layout.visual, -1)
+        return torch.from_numpy(columns).to(device), torch.from_numpy(visual).to(device)
+
+    # What was recorded
+
+    def rows(self) -> dict[int, RecordedRows]:
+        """Everything recorded so far, by layer; passes that were interrupted are left out."""
+        complete = set.intersection(
+            *({p for positions, _ in parts for p in positions} for parts in self._results.values())
+        )
+        return {layer: _join(parts, complete) for layer, parts in self._results.items()}
+
+
+def _join(parts: list[tuple[list[int], Mass]], complete: set[int]) -> RecordedRows:
+    positions = np.array([p for here, _ in parts for p in here], dtype=np.int64)
+    order = np.argsort(positions, kind="stable")
+    order = order[[int(p) in complete for p in positions[order]]]
+    if not len(order):
+        empty = np.zeros((0, 0, 0, 0), np.float32)
+        return RecordedRows(positions[order], empty, None, np.zeros((0, 0), np.int32))
+    maps = [m.visual_weight for _, m in parts if m.visual_weight is not None]
+    return RecordedRows(
+        positions=positions[order],
+        mass=torch.cat([m.by_column for _, m in parts], dim=1).numpy()[:, order],
+        visual_weight=torch.cat(maps, dim=1).numpy()[:, order] if maps else None,
+        visual_nonzero=torch.cat([m.visual_nonzero for _, m in parts], dim=1).numpy()[:, order],
+    )

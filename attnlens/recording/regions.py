@@ -1,0 +1,111 @@
+"""Spans of steps that a tag pair encloses, found in the token stream.
+
+Tags are looked for in the joined token texts, and characters are counted back to tokens, so that
+it does not matter how a tag is cut: three tokens, one token, or stuck to its neighbours.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+TAGS = ("think", "back", "summary", "caption", "reasoning", "reflection", "conclusion", "answer")
+"""Tag names that open a region, in any case; ``\\boxed{...}`` is the region ``answer`` too."""
+
+_TAG = re.compile(rf"<(/?)({'|'.join(TAGS)})>", re.IGNORECASE)
+_BOXED = re.compile(r"\\boxed\s*\{")
+
+
+@dataclass(frozen=True)
+class Region:
+    """A span of response tokens, tags included.
+
+    Attributes
+    ----------
+    name
+        The tag's name in lower case.
+    start, stop
+        Half-open span of steps: those whose *predicted* token belongs to the region.
+    closed
+        Whether the closing tag was found. A region that is not closed reaches to the next opening
+        tag, or to the end.
+    """
+
+    name: str
+    start: int
+    stop: int
+    closed: bool
+
+
+def find_regions(texts: Sequence[str]) -> list[Region]:
+    """Find the regions of a response.
+
+    Parameters
+    ----------
+    texts
+        Text of each response token, as ``token_texts`` gives them.
+
+    Returns
+    -------
+    list of Region
+        In order of their start. A region inside another is listed after it.
+    """
+    text = "".join(texts)
+    ends = list(accumulate(len(t) for t in texts))
+    found: list[tuple[str, int, int, bool]] = []
+    open_tags: list[tuple[str, int]] = []
+    for match in _TAG.finditer(text):
+        name = match[2].lower()
+        names = [n for n, _ in open_tags]
+        if not match[1]:
+            if name in names:  # opened again without having been closed
+                _end_open(open_tags, names.index(name), match.start(), found)
+            open_tags.append((name, match.start()))
+        elif name in names:
+            index = len(names) - 1 - names[::-1].index(name)
+            # what was opened inside and never closed ends where its surrounding does
+            _end_open(open_tags, index + 1, match.start(), found)
+            found.append((name, open_tags.pop()[1], match.end(), True))
+    for name, start in open_tags:
+        later = (m.start() for m in _TAG.finditer(text, start + 1) if not m[1])
+        found.append((name, start, next(later, len(text)), False))
+    found += _boxed_spans(text)
+    regions = [
+        Region(name, bisect_right(ends, start), bisect_right(ends, stop - 1) + 1, closed)
+        for name, start, stop, closed in found
+        if stop > start
+    ]
+    return sorted(regions, key=lambda r: (r.start, -r.stop))
+
+
+def _end_open(
+    open_tags: list[tuple[str, int]], index: int, at: int, found: list[tuple[str, int, int, bool]]
+) -> None:
+    """End the open tags from an index on, unclosed, at a character."""
+    for name, start in open_tags[index:]:
+        found.append((name, start, at, False))
+    del open_tags[index:]
+
+
+def _boxed_spans(text: str) -> list[tuple[str, int, int, bool]]:
+    """Character spans of ``\\boxed{...}``, with braces counted, and whether they are closed."""
+    spans = []
+    for match in _BOXED.finditer(text):
+        depth, at = 1, match.end()
+        while at < len(text) and depth:
+            depth += {"{": 1, "}": -1}.get(text[at], 0)
+            at += 1
+        spans.append(("answer", match.start(), at, depth == 0))
+    return spans
+
+
+def region_of_steps(regions: Sequence[Region], steps: int) -> list[str]:
+    """Name of the innermost region of each step; empty outside all regions."""
+    names = [""] * steps
+    for region in sorted(regions, key=lambda r: r.start - r.stop):  # long ones first
+        for step in range(region.start, min(region.stop, steps)):
+            names[step] = region.name
+    return names

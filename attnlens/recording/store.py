@@ -1,0 +1,128 @@
+"""Traces on disk: a Zarr folder with a manifest that tells whether it is whole.
+
+Zarr reads a missing chunk as fill values without a word, so the manifest lists every file with
+its hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from attnlens.errors import InputError
+from attnlens.files import write_folder
+
+if TYPE_CHECKING:
+    from attnlens.recording.trace import Trace
+
+FORMAT = "attnlens-trace"
+FORMAT_VERSION = 1
+MANIFEST = "attnlens.json"
+# pickling codecs exist for Zarr: nothing outside this list is ever opened
+_CODECS = {"blosc", "zstd", "zlib", "gzip", "lz4", "vlen-utf8"}
+
+
+def save_trace(trace: Trace, path: Path, *, replace: bool) -> None:
+    """Write a trace; see ``Trace.save``."""
+    data = trace.data.copy()
+    data.attrs = {"attnlens": json.dumps(trace.attrs)}
+    for name in list(data.variables):
+        if data[name].dtype.kind == "U":
+            data[name] = data[name].astype(object)
+    with write_folder(path, replace=replace) as temporary:
+        data.to_zarr(temporary, mode="w", zarr_format=2, consolidated=True)
+        files = {name: _digest(temporary / name) for name in _files(temporary)}
+        manifest = {"format": FORMAT, "version": FORMAT_VERSION, "files": files}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def load_trace(path: Path) -> xr.Dataset:
+    """Read the dataset of a trace; see ``Trace.load``."""
+    if not path.exists():
+        raise InputError(f"there is no trace at {str(path)!r}")
+    manifest = _manifest(path)
+    files = _files(path) if path.is_dir() else []
+    for name, digest in manifest["files"].items():
+        if name not in files:
+            raise InputError(f"the trace {str(path)!r} is incomplete: {name} is missing")
+        if _digest(path / name) != digest:
+            raise InputError(f"the trace {str(path)!r} is damaged: {name} has changed")
+    if extra := sorted(set(files) - set(manifest["files"])):
+        raise InputError(f"the trace {str(path)!r} is damaged: {extra[0]} does not belong to it")
+    _check_codecs(path, files)
+    try:
+        with xr.open_zarr(path, consolidated=True, zarr_format=2) as stored:
+            data = stored.load()
+        attrs = json.loads(data.attrs["attnlens"])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"the trace {str(path)!r} cannot be read: {error}") from error
+    data.attrs = attrs
+    for name in list(data.variables):
+        if data[name].dtype.kind in "OT":
+            data[name] = data[name].astype(str)
+    return data
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    foreign = InputError(
+        f"{str(path)!r} is no attnlens trace: give a folder that Trace.save has written"
+    )
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        kind, version, files = manifest["format"], manifest["version"], manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise foreign from error
+    if kind != FORMAT or not isinstance(version, int) or not isinstance(files, dict):
+        raise foreign
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"the trace {str(path)!r} has format version {version}, and this attnlens reads up to "
+            f"{FORMAT_VERSION}: install a newer attnlens"
+        )
+    return manifest
+
+
+def _check_codecs(path: Path, files: list[str]) -> None:
+    for name in files:
+        if Path(name).name not in (".zarray", ".zmetadata"):
+            continue
+        for codec in _codec_names(json.loads((path / name).read_text(encoding="utf-8"))):
+            if codec not in _CODECS:
+                raise InputError(
+                    f"the trace {str(path)!r} is stored with the codec {codec!r}, which attnlens "
+                    "never opens"
+                )
+
+
+def _codec_names(meta: Any) -> list[str]:
+    """Names of all compressors and filters in Zarr metadata."""
+    if isinstance(meta, list):
+        return [name for item in meta for name in _codec_names(item)]
+    if not isinstance(meta, dict):
+        return []
+    names = [str(meta["id"])] if "id" in meta else []
+    return names + [n for k, v in meta.items() if k != "attributes" for n in _codec_names(v)]
+
+
+def _files(path: Path) -> list[str]:
+    """Every file below a folder but the manifest, relative and in order."""
+    found = (p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+    return sorted(name for name in found if name != MANIFEST)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def as_plain(value: Any) -> Any:
+    """Turn NumPy scalars and tuples into plain JSON-able values."""
+    if isinstance(value, dict):
+        return {str(k): as_plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_plain(v) for v in value]
+    return value.item() if isinstance(value, np.generic) else value

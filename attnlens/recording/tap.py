@@ -1,0 +1,219 @@
+"""The tap on the attention function of a model's text layers, scoped to a ``with`` block.
+
+A tap registers one function, and the mask function of the implementation that it stands for, under
+a name of its own in transformers' registries, and points the text model's configuration at that
+name. The function calls the implementation it stands for, shows queries, keys and mask to its
+listeners, and returns the output untouched. Vision blocks have a configuration of their own and
+are left alone. When the last listener goes, the configuration is set back and the name is
+unregistered.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from attnlens.vlm.family import Parts
+
+_numbers = itertools.count(1)
+
+
+class Listener(Protocol):
+    """What a tap shows each pass to."""
+
+    def begin_pass(self, tokens: int, past: int, offloaded: bool) -> None:
+        """Start a forward pass over ``tokens`` new tokens on top of ``past`` cached ones."""
+
+    def attention(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float,
+    ) -> None:
+        """See one layer's attention of the current pass.
+
+        ``query`` is [batch, heads, tokens, dimension] and ``key`` [batch, key heads, keys,
+        dimension], both after rotary embedding; ``key`` is the whole cache.
+        """
+
+    def tokens(self, input_ids: torch.Tensor) -> None:
+        """See the token ids that are fed into the pass that comes next: [batch, tokens]."""
+
+
+class Tap:
+    """The tap of one model; listeners come and go in any order.
+
+    Parameters
+    ----------
+    parts
+        The model's parts.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._layers = {id(module): i for i, module in enumerate(parts.attention)}
+        self._listeners: list[Listener] = []
+        self._handles: list[Any] = []
+        self._counted: tuple[Any, int] = (None, 0)
+        self._name = ""
+        self.base = ""
+
+    def add(self, listener: Listener) -> None:
+        """Show every pass from now on to a listener; the first one installs the tap."""
+        if not self._listeners:
+            self._install()
+        self._listeners.append(listener)
+
+    def remove(self, listener: Listener) -> None:
+        """Take a listener away; the last one removes the tap."""
+        self._listeners.remove(listener)
+        if not self._listeners:
+            self._uninstall()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody listens, and so nothing is installed."""
+        return not self._listeners
+
+    def _install(self) -> None:
+        config = self._parts.text.config
+        self.base = config._attn_implementation or "eager"
+        # the base's own name stays in ours: transformers looks for "flash" in it
+        self._name = f"attnlens_{next(_numbers)}_{self.base}"
+        AttentionInterface.register(self._name, self._function(_resolve(self._parts, self.base)))
+        masks = AttentionMaskInterface._global_mapping
+        if self.base in masks:
+            AttentionMaskInterface.register(self._name, masks[self.base])
+        config._attn_implementation = self._name
+        # compiled decoding must call back into Python here, not trace these
+        begin = torch.compiler.disable(self._begin_pass)
+        see_tokens = torch.compiler.disable(self._see_tokens)
+        self._handles = [
+            self._parts.text.register_forward_pre_hook(begin, with_kwargs=True),
+            self._parts.multimodal.register_forward_pre_hook(see_tokens, with_kwargs=True),
+        ]
+
+    def _uninstall(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        config = self._parts.text.config
+        # a setting that somebody else made inside the block is theirs: leave it
+        if config._attn_implementation == self._name:
+            config._attn_implementation = self.base
+        AttentionInterface._global_mapping.pop(self._name, None)
+        AttentionMaskInterface._global_mapping.pop(self._name, None)
+
+    def _function(self, base_function: Callable) -> Callable:
+        show = torch.compiler.disable(self._show)
+        name, base = self._name, self.base
+        loads_by_name = "flash" in base
+
+        def tapped(
+            module: torch.nn.Module,
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            attention_mask: torch.Tensor | None,
+            **options: Any,
+        ) -> tuple[torch.Tensor, torch.Tensor | None]:
+            if loads_by_name:
+                # FlashAttention picks its kernel by the name in the configuration
+                module.config._attn_implementation = base
+            try:
+                output = base_function(module, query, key, value, attention_mask, **options)
+            finally:
+                if loads_by_name:
+                    module.config._attn_implementation = name
+            show(module, query, key, attention_mask, options.get("scaling"))
+            return output
+
+        return tapped
+
+    def _show(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float | None,
+    ) -> None:
+        layer = self._layers.get(id(module))
+        if layer is None:  # another model that shares this configuration object
+            return
+        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+        with torch.no_grad():
+            for listener in tuple(self._listeners):
+                listener.attention(layer, query, key, mask, factor)
+
+    def _begin_pass(self, _module: Any, args: tuple, options: dict) -> None:
+        fed = options.get("inputs_embeds")
+        if fed is None:
+            fed = options.get("input_ids", args[0] if args else None)
+        if fed is None:
+            return
+        cache = options.get("past_key_values")
+        past = self._past(cache)
+        self._counted = (cache, past + fed.shape[1])
+        offloaded = bool(getattr(cache, "offloading", False))
+        for listener in tuple(self._listeners):
+            listener.begin_pass(fed.shape[1], past, offloaded)
+
+    def _past(self, cache: Any) -> int:
+        """Number of cached tokens.
+
+        A static cache counts on the device, and reading that waits for the device: within one
+        generation our own count serves.
+        """
+        length = 0 if cache is None else cache.get_seq_length()
+        if isinstance(length, torch.Tensor):
+            counted_cache, counted = self._counted
+            return counted if counted_cache is cache and counted else int(length)
+        return int(length)
+
+    def _see_tokens(self, _module: Any, args: tuple, options: dict) -> None:
+        ids = options.get("input_ids", args[0] if args else None)
+        if ids is not None:
+            for listener in tuple(self._listeners):
+                listener.tokens(ids)
+
+
+def _resolve(parts: Parts, base: str) -> Callable:
+    """Find the function that an implementation's name stands for."""
+    module = parts.attention[0]
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)
+
+
+_taps: dict[int, Tap] = {}
+
+
+def attach(parts: Parts, listener: Listener) -> Tap:
+    """Add a listener to the tap of a model, which is made where there is none.
+
+    The module-level table holds only taps that are installed at the moment.
+    """
+    tap = _taps.get(id(parts.text))
+    if tap is None:
+        tap = Tap(parts)
+    tap.add(listener)
+    _taps[id(parts.text)] = tap
+    return tap
+
+
+def detach(parts: Parts, listener: Listener) -> None:
+    """Take a listener off the tap of a model."""
+    tap = _taps[id(parts.text)]
+    try:
+        tap.remove(listener)
+    finally:
+        if tap.idle:
+            _taps.pop(id(parts.text), None)

@@ -1,0 +1,159 @@
+"""The trace: the record of one generation."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from attnlens.errors import InputError
+from attnlens.recording.regions import Region, find_regions
+from attnlens.segments import SEGMENTS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NEEDED = {
+    "mass": ("step", "layer", "head", "segment"),
+    "keys": ("step", "segment"),
+}
+
+
+class Trace:
+    """Attention mass by step, layer, head and segment, with tokens and provenance.
+
+    Step t is the forward pass that predicts response token t. Its *query token* is the token fed
+    in (for step 0 the last prompt token, for t > 0 response token t - 1); its *predicted token* is
+    response token t.
+
+    Parameters
+    ----------
+    data
+        ``mass[step, layer, head, segment]``
+            fraction of attention mass on the keys of a segment; adds up to 1 over segments.
+        ``keys[step, segment]``
+            number of keys that the step sees in each segment.
+        ``visual_nonzero[step, layer]``
+            number of visual keys whose weight, summed over heads, is not zero.
+        ``visual_map[step, layer, visual]`` (when asked for)
+            weight of each visual token, mean over heads, with coordinates ``visual_image``,
+            ``visual_row`` and ``visual_column``.
+        ``mass_by_image[step, layer, head, image]`` (with several images)
+            mass on each image.
+        ``prompt_mass[prompt_row, layer, head, segment]`` (when asked for)
+            mass of prompt rows; ``prompt_row`` is the slot of the query in the prompt, and the
+            segment's keys are those up to that slot.
+
+        Coordinates along ``step``: ``query_token``, ``predicted_token`` (text),
+        ``query_token_id``, ``predicted_token_id``, ``region`` (of the predicted token). The
+        attributes hold where the trace comes from.
+
+    Raises
+    ------
+    InputError
+        If the dataset lacks a variable or has it in another shape.
+    """
+
+    def __init__(self, data: xr.Dataset) -> None:
+        for name, dims in _NEEDED.items():
+            if name not in data or data[name].dims != dims:
+                raise InputError(
+                    f"the dataset is no trace: it needs {name}[{', '.join(dims)}], "
+                    f"and has {dict(data.sizes)}"
+                )
+        if tuple(data["segment"].values) != SEGMENTS:
+            raise InputError(
+                f"the dataset is no trace: its segments are {list(data['segment'].values)}, "
+                f"not {list(SEGMENTS)}"
+            )
+        self.data = data
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Where the trace comes from: model, versions, dtype, prompt, images, settings."""
+        return self.data.attrs
+
+    @property
+    def tokens(self) -> list[str]:
+        """Text of each predicted token."""
+        return [str(t) for t in self.data["predicted_token"].values]
+
+    @property
+    def text(self) -> str:
+        """The response, without special tokens."""
+        special = set(self.attrs.get("special_token_ids", ()))
+        ids = self.data["predicted_token_id"].values
+        return "".join(t for t, i in zip(self.tokens, ids, strict=True) if int(i) not in special)
+
+    @property
+    def regions(self) -> list[Region]:
+        """Spans of steps that ``<think>``, ``<back>``, ``<REFLECTION>``, ... enclose."""
+        return find_regions(self.tokens)
+
+    def save(self, path: str | Path, *, replace: bool = False) -> None:
+        """Write the trace as a Zarr folder, whole or not at all.
+
+        Parameters
+        ----------
+        path
+            The folder, by custom ``<name>.zarr``.
+        replace
+            Whether a folder that is there gives way.
+        """
+        from attnlens.recording.store import save_trace
+
+        save_trace(self, Path(path), replace=replace)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read a trace that ``save`` wrote.
+
+        Raises
+        ------
+        InputError
+            If there is none, it is damaged or incomplete, is something else, or was written by a
+            newer version.
+        """
+        from attnlens.recording.store import load_trace
+
+        return cls(load_trace(Path(path)))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row for each step, layer, head and segment, with mass, tokens and region."""
+        wanted = ["query_token", "predicted_token", "region", "mass"]
+        frame = self.data[["mass"]].to_dataframe().reset_index()
+        return frame[["step", "layer", "head", "segment", *wanted]]
+
+    def _summary(self) -> dict[str, str]:
+        sizes = self.data.sizes
+        regions = ", ".join(
+            f"{r.name} {r.start}-{r.stop - 1}{'' if r.closed else ' (not closed)'}"
+            for r in self.regions
+        )
+        visual = self.data["mass"].sel(segment="visual").mean(("layer", "head")).values
+        share = f"{visual[0]:.3f} at the first step, {visual[-1]:.3f} at the last"
+        text = self.text if len(self.text) <= 160 else self.text[:157] + "..."
+        return {
+            "model": str(self.attrs.get("model", "")),
+            "question": f"{self.attrs.get('question', '')} ({self.attrs.get('mode', '')})",
+            "recorded": f"{sizes['step']} steps, {sizes['layer']} layers, {sizes['head']} heads",
+            "visual mass": share if len(visual) else "no steps",
+            "regions": regions or "none",
+            "response": text,
+        }
+
+    def __repr__(self) -> str:
+        """Show model, sizes, visual mass, regions and the response."""
+        lines = [f"  {name}: {value!r}" if name == "response" else f"  {name}: {value}"
+                 for name, value in self._summary().items()]
+        return "<attnlens.Trace>\n" + "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for name, value in self._summary().items()
+        )
+        return f"<b>attnlens.Trace</b><table>{rows}</table>"

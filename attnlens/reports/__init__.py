@@ -1,0 +1,1 @@
+"""Runs that end in a folder of pictures, traces and summaries."""

@@ -1,0 +1,127 @@
+"""Questions to ask: one from the command line, or many from a JSON Lines file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from attnlens.errors import InputError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One question about one image.
+
+    Attributes
+    ----------
+    image, question
+        What is asked of which file.
+    answer
+        The right answer, where it is known.
+    line
+        Line of the file it came from, counted from 1; None from the command line.
+    problem
+        Why the line cannot be used; empty where it can.
+    """
+
+    image: str
+    question: str
+    answer: str | None = None
+    line: int | None = None
+    problem: str = ""
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder that the results go into."""
+        stem = Path(self.image).stem
+        return stem if self.line is None else f"{self.line:05d}_{stem}"
+
+
+def read_jobs(path: str | Path) -> list[Job]:
+    """Read a JSON Lines file of ``{"image": ..., "question": ..., "answer": ...}``.
+
+    Parameters
+    ----------
+    path
+        The file. Image paths are relative to its folder.
+
+    Returns
+    -------
+    list of Job
+        One per line that is not empty; a line that is no such object has a ``problem``.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or holds no line.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{str(path)!r} cannot be read as a JSON Lines file ({error})") from error
+    jobs = [_job(n, line, path.parent) for n, line in enumerate(lines, 1) if line.strip()]
+    if not jobs:
+        raise InputError(f'{str(path)!r} is empty: give lines of {{"image": ..., "question": ...}}')
+    return jobs
+
+
+def _job(number: int, line: str, folder: Path) -> Job:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return Job("", "", line=number, problem="is no JSON")
+    if not isinstance(value, dict):
+        return Job("", "", line=number, problem="is no JSON object")
+    for name in ("image", "question"):
+        if not isinstance(value.get(name), str):
+            return Job("", "", line=number, problem=f"has no text {name!r}")
+    answer = value.get("answer")
+    return Job(
+        image=str(folder / value["image"]),
+        question=value["question"],
+        answer=None if answer is None else str(answer),
+        line=number,
+    )
+
+
+def check_jobs(jobs: list[Job]) -> tuple[list[Job], int]:
+    """Open every image before any long work starts.
+
+    Returns
+    -------
+    tuple
+        The jobs that can be run, and how many lines of a file were skipped; each of those is
+        reported on standard error with its number.
+
+    Raises
+    ------
+    InputError
+        If no job is left, or the only one, from the command line, cannot be run.
+    """
+    from attnlens.vlm.images import open_image
+
+    good: list[Job] = []
+    problems = []
+    for job in jobs:
+        problem = job.problem
+        if not problem:
+            try:
+                if not job.question.strip():
+                    raise InputError("the question is empty: give the text of a question")
+                open_image(job.image)
+            except InputError as error:
+                if job.line is None:
+                    raise
+                problem = str(error)
+        if problem:
+            problems.append(f"line {job.line}: {problem}")
+        else:
+            good.append(job)
+    if not good:
+        raise InputError(f"no line can be used; {problems[0]}")
+    for text in problems:
+        print(f"attnlens trend: skipped {text}", file=sys.stderr)
+    return good, len(problems)

@@ -1,0 +1,211 @@
+"""The trend of visual attention over one answer: generated, recorded, measured, drawn, written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnlens.errors import InputError
+from attnlens.files import check_writable, write_folder
+from attnlens.reports.jobs import Job
+
+if TYPE_CHECKING:
+    from attnlens.recording.trace import Trace
+    from attnlens.vlm.load import VLM
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the questions are asked and what is written; the options of ``attnlens trend``."""
+
+    mode: str
+    model: str = "testbed"
+    device: str = "auto"
+    dtype: str = "auto"
+    max_new_tokens: int = 2048
+    seed: int = 0
+    temperature: float = 0.0
+    definition: str = "look-back"
+    layers: list[int] | None = None
+    save_folder: str = "results"
+    formats: tuple[str, ...] = ("png",)
+
+    def check(self) -> None:
+        """Refuse what can be refused without loading anything.
+
+        Raises
+        ------
+        InputError
+            If a number is out of range, the definition is unknown, or the folder cannot be
+            written.
+        """
+        from attnlens.measures.definitions import get_definition
+
+        get_definition(self.definition)
+        if self.max_new_tokens < 1:
+            raise InputError(f"--max_new_tokens {self.max_new_tokens}: give at least 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"--temperature {self.temperature}: give 0 (greedy) or more")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed {self.seed}: give a number from 0 to 2**63 - 1")
+        check_writable(Path(self.save_folder))
+
+
+def run_jobs(jobs: list[Job], settings: Settings) -> int:
+    """Run the questions one after the other; how many failed.
+
+    A question of a file that fails is reported with its line, and the others go on.
+    """
+    from attnlens.progress import progress
+    from attnlens.vlm.load import load
+
+    vlm = load(settings.model, device=settings.device, dtype=settings.dtype)
+    failed = 0
+    many = len(jobs) > 1
+    for job in progress(jobs, description="questions") if many else jobs:
+        try:
+            folder = run_job(vlm, job, settings, show=not many)
+        except InputError as error:
+            if job.line is None:
+                raise
+            print(f"attnlens trend: line {job.line} failed: {error}", file=sys.stderr)
+            failed += 1
+        else:
+            print(f"written to {folder}")
+    return failed
+
+
+def run_job(vlm: VLM, job: Job, settings: Settings, *, show: bool) -> Path:
+    """Ask one question and write its folder.
+
+    Parameters
+    ----------
+    vlm
+        The model.
+    job, settings
+        What to ask and how.
+    show
+        Whether the answer is printed as it is generated.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder. What other modes left in it stays; it appears whole or not at all.
+    """
+    prompt = vlm.prompt(job.image, job.question, settings.mode)
+    trace = _generate(vlm, prompt, settings, show)
+    folder = Path(settings.save_folder) / job.folder
+    try:
+        _write(folder, trace, job, settings, pictures=True)
+    except Exception:
+        # the generation may have taken an hour: keep it, whatever is wrong with a picture
+        _write(folder, trace, job, settings, pictures=False)
+        print(f"attnlens trend: no pictures; trace and summary are in {folder}", file=sys.stderr)
+        raise
+    return folder
+
+
+def _generate(vlm: VLM, prompt: Any, settings: Settings, show: bool) -> Trace:
+    from attnlens.recording.run import run
+    from attnlens.reports.stream import PrintedAnswer
+
+    options: dict[str, Any] = {"do_sample": False}
+    if settings.temperature > 0:
+        options = {"do_sample": True, "temperature": settings.temperature}
+    if show:
+        options["streamer"] = PrintedAnswer(vlm.tokenizer)
+    return run(
+        vlm,
+        prompt,
+        settings.max_new_tokens,
+        seed=settings.seed,
+        layers=settings.layers,
+        **options,
+    )
+
+
+def _write(folder: Path, trace: Trace, job: Job, settings: Settings, *, pictures: bool) -> None:
+    mode = settings.mode
+    with write_folder(folder, replace=True) as temporary:
+        if folder.is_dir():
+            shutil.copytree(folder, temporary, dirs_exist_ok=True)
+        trace.save(temporary / f"{mode}_trace.zarr", replace=True)
+        text = json.dumps(summary(trace, job, settings), indent=2, ensure_ascii=False)
+        (temporary / "summary.json").write_text(text + "\n", encoding="utf-8")
+        if pictures:
+            _draw(temporary, trace, settings)
+
+
+def _draw(folder: Path, trace: Trace, settings: Settings) -> None:
+    from attnlens import plots
+
+    definition = settings.definition
+    figures = {
+        f"{settings.mode}_step_attention": plots.trend(trace, definition=definition),
+        f"{settings.mode}_step_attention_with_tokens": plots.trend(
+            trace, definition=definition, tokens=True
+        ),
+        "Step_attention_all_tokens": plots.tokens(trace, definition=definition),
+    }
+    for name, figure in figures.items():
+        for suffix in settings.formats:
+            plots.save(figure, folder / f"{name}.{suffix}")
+
+
+def summary(trace: Trace, job: Job, settings: Settings) -> dict[str, Any]:
+    """Answer, regions, decay, refocus, settings and versions, as plain JSON-able values.
+
+    Parameters
+    ----------
+    trace
+        The recorded generation.
+    job, settings
+        What was asked and how.
+    """
+    from attnlens import measures
+
+    definition = settings.definition
+    values: dict[str, Any] = {
+        "image": job.image,
+        "question": job.question,
+        "mode": settings.mode,
+        "response": trace.text,
+        "answer": boxed_answer(trace.text),
+        "expected": job.answer,
+        "steps": int(trace.data.sizes["step"]),
+        "definition": definition,
+        "regions": [asdict(region) for region in trace.regions],
+        "settings": asdict(settings),
+        "provenance": {k: v for k, v in trace.attrs.items() if k != "special_token_ids"},
+        "versions": trace.attrs["versions"],
+    }
+    table = measures.region_summary(trace, definition=definition)
+    values["region_summary"] = json.loads(table.to_json(orient="records"))
+    for name, compute in (
+        ("decay", measures.decay),
+        ("refocus", measures.refocus),
+    ):
+        try:
+            values[name] = compute(trace, definition=definition).as_dict()
+        except InputError as error:  # too short, or no <back>: said, not hidden
+            values[name] = {"not_available": str(error)}
+    return values
+
+
+def boxed_answer(text: str) -> str | None:
+    r"""Return what stands in the last ``\boxed{...}`` of a text, or None."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth, at = 1, start + len("\\boxed{")
+    begin = at
+    while at < len(text):
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if depth == 0:
+            return text[begin:at].strip()
+        at += 1
+    return None

@@ -1,0 +1,116 @@
+"""A sample: a scene, a question, a mode, the true answer and where its truth lies."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnlens.files import write_folder
+from attnlens.testbed.answers import Part, text_of, write_answer
+from attnlens.testbed.questions import KINDS, MODE_KINDS, Question
+from attnlens.testbed.scenes import Scene, random_scene
+
+if TYPE_CHECKING:
+    import numpy as np
+
+HELD_OUT = 10**9
+"""Seeds from here on are never used in training."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One scene with a question and its true answer.
+
+    Attributes
+    ----------
+    scene, question, mode
+        What is asked of which picture, and in which format.
+    parts
+        The true answer in parts, each with the object that it speaks of and whether the text
+        before it determines it.
+    """
+
+    scene: Scene
+    question: Question
+    mode: str
+    parts: tuple[Part, ...]
+
+    @property
+    def answer(self) -> str:
+        """The true answer in full."""
+        return text_of(list(self.parts))
+
+    def truth(self) -> dict[str, Any]:
+        """The truth as plain JSON-able values: objects with boxes and visual tokens, parts."""
+        start, spans = 0, []
+        for part in self.parts:
+            spans.append({"start": start, "stop": start + len(part.text), **asdict(part)})
+            start += len(part.text)
+        objects = [
+            {**asdict(o), "box": list(o.box), "visual_token": self.scene.visual_token(o)}
+            for o in self.scene.objects
+        ]
+        return {
+            "mode": self.mode,
+            "kind": self.question.kind,
+            "question": self.question.text,
+            "expected": self.question.answer,
+            "answer": self.answer,
+            "rows": self.scene.rows,
+            "columns": self.scene.columns,
+            "objects": objects,
+            "parts": spans,
+        }
+
+
+def make_sample(
+    rng: np.random.Generator,
+    mode: str,
+    *,
+    kind: str | None = None,
+    objects: int | None = None,
+    grid: tuple[int, int] | None = None,
+) -> Sample:
+    """Draw a scene, ask a question about it, and write the true answer.
+
+    Parameters
+    ----------
+    rng
+        Source of randomness.
+    mode
+        ``normal``, ``cot`` or ``back``.
+    kind
+        Kind of question; drawn from those of the mode when not given.
+    objects, grid
+        See ``random_scene``.
+
+    Raises
+    ------
+    InputError
+        If the testbed has no answers for the mode.
+    """
+    scene = random_scene(rng, objects=objects, grid=grid)
+    kinds = MODE_KINDS.get(mode, MODE_KINDS["normal"])
+    name = kinds[int(rng.integers(len(kinds)))] if kind is None else kind
+    question = KINDS[name](scene, rng)
+    parts = write_answer(scene, question, mode)
+    return Sample(scene=scene, question=question, mode=mode, parts=tuple(parts))
+
+
+def save_samples(samples: list[Sample], folder: Path) -> None:
+    """Write samples as ``0000.png`` and ``0000.json`` into a new folder, all or none.
+
+    Parameters
+    ----------
+    samples
+        What to write.
+    folder
+        Where to; must not exist or be empty.
+    """
+    with write_folder(folder) as temporary:
+        for index, sample in enumerate(samples):
+            sample.scene.draw().save(temporary / f"{index:04d}.png")
+            text = json.dumps(sample.truth(), indent=1)
+            (temporary / f"{index:04d}.json").write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,114 @@
+"""The testbed's tokenizer: byte-level BPE trained on the testbed's own corpus.
+
+It has Qwen's special tokens and chat layout. ``<``, ``back`` and ``>`` are ordinary text, as they
+are for Qwen2.5-VL, so that a tag is several tokens here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+VOCABULARY_SIZE = 768
+
+# digits one by one, tags cut at their brackets, words with the space before them
+_PIECES = r" ?</?|>|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}<>]+|\s+"
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{% if message.content is string %}{{ message.content }}{% else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'image' -%}
+<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part.type == 'text' -%}
+{{ part.text }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}
+"""
+
+
+def corpus(seed: int, scenes: int) -> Iterator[str]:
+    """Texts that the tokenizer is trained on: prompts and answers of generated scenes."""
+    import numpy as np
+
+    from attnlens.testbed.answers import PERCEPTION_QUESTION, perception, text_of
+    from attnlens.testbed.samples import make_sample
+    from attnlens.testbed.scenes import random_scene
+    from attnlens.vlm.modes import DEFAULT_SYSTEM, MODES, user_text
+
+    yield DEFAULT_SYSTEM
+    yield "system\nuser\nassistant\n"
+    for index in range(scenes):
+        rng = np.random.default_rng((seed, index))
+        for mode in MODES:
+            if mode == "reflection":
+                yield user_text("How many objects are left?", mode)
+                continue
+            sample = make_sample(rng, mode)
+            yield user_text(sample.question.text, mode)
+            yield sample.answer
+        yield PERCEPTION_QUESTION + text_of(perception(random_scene(rng)))
+
+
+def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Train byte-level BPE on texts.
+
+    Parameters
+    ----------
+    texts
+        The corpus.
+
+    Returns
+    -------
+    PreTrainedTokenizerFast
+        At most ``VOCABULARY_SIZE`` tokens, the special ones first; pads on the left, as
+        generation needs it.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY_SIZE,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=list(SPECIAL_TOKENS),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="left",
+        model_max_length=8192,
+        chat_template=CHAT_TEMPLATE,
+    )

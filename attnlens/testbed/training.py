@@ -1,0 +1,192 @@
+"""Train the testbed's model from generated scenes; resumable, and a function of its seed."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from attnlens.errors import InputError
+from attnlens.files import check_writable, write_file, write_folder
+from attnlens.progress import progress
+from attnlens.testbed.architecture import build_model, build_processor, initialise
+from attnlens.testbed.batches import IGNORED, Batches
+from attnlens.testbed.samples import HELD_OUT
+from attnlens.testbed.tokenizer import corpus, train_tokenizer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training run does; with the seed it determines the weights.
+
+    Attributes
+    ----------
+    seed
+        Seed of the weights, the tokenizer's corpus and every batch.
+    steps
+        Total optimiser steps.
+    perception_steps
+        Steps of short perception questions, which come first.
+    peak_rate
+        Highest learning rate, reached after ``warm_up`` steps; a cosine falls from there to 0.
+    """
+
+    seed: int = 0
+    steps: int = 2400
+    perception_steps: int = 900
+    peak_rate: float = 1.5e-3
+    warm_up: int = 150
+    weight_decay: float = 0.01
+    corpus_scenes: int = 400
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step."""
+        if step < self.warm_up:
+            return self.peak_rate * (step + 1) / self.warm_up
+        done = (step - self.warm_up) / max(1, self.steps - self.warm_up)
+        return self.peak_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def train(
+    folder: Path, plan: Plan, *, checkpoint_every: int = 100, workers: int = 1
+) -> dict[str, Any]:
+    """Train a testbed model and write it as a checkpoint folder.
+
+    Parameters
+    ----------
+    folder
+        Where the model goes (``config.json``, ``model.safetensors``, tokenizer, processor,
+        ``training.json``). A run that was interrupted is taken up again from
+        ``<folder>.checkpoint``; it then ends with the same weights as one that was not.
+    plan
+        The run.
+    checkpoint_every
+        Steps between two checkpoints.
+    workers
+        Processes that prepare batches; 0 prepares them in this one.
+
+    Returns
+    -------
+    dict
+        The log that also goes into ``training.json``.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be written, the seed is reserved for held-out scenes, or the
+        checkpoint belongs to another plan.
+    """
+    folder = Path(folder)
+    check_writable(folder)
+    if not 0 <= plan.seed < HELD_OUT:
+        raise InputError(
+            f"seed {plan.seed} is not a training seed: give one from 0 to {HELD_OUT - 1}"
+        )
+    torch.manual_seed(plan.seed)
+    tokenizer = train_tokenizer(corpus(plan.seed, plan.corpus_scenes))
+    processor = build_processor(tokenizer)
+    model = build_model(tokenizer)
+    initialise(model)
+    model.train()
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": plan.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=plan.peak_rate,
+        betas=(0.9, 0.98),
+    )
+    checkpoint = folder.with_name(folder.name + ".checkpoint")
+    first, log = _resume(checkpoint, plan, model, optimiser)
+    batches = Batches(processor, plan.seed, plan.steps, plan.perception_steps, first)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=workers)
+    begun = time.monotonic()
+    bar = progress(loader, total=plan.steps, initial=first, description="training")
+    losses, rights, looks = [], 0, 0
+    for step, batch in enumerate(bar, start=first):
+        for group in optimiser.param_groups:
+            group["lr"] = plan.rate(step)
+        loss, right, looked = _loss(model, batch)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        losses.append(loss.item())
+        rights, looks = rights + right, looks + looked
+        if (step + 1) % 50 == 0 or step + 1 == plan.steps:
+            entry = {
+                "step": step + 1,
+                "loss": round(sum(losses) / len(losses), 5),
+                "must_look_right": round(rights / max(1, looks), 4),
+                "seconds": round(time.monotonic() - begun, 1),
+            }
+            log.append(entry)
+            losses, rights, looks = [], 0, 0
+            bar.set_postfix(loss=entry["loss"], must_look=entry["must_look_right"])
+        if (step + 1) % checkpoint_every == 0 and step + 1 < plan.steps:
+            _save_checkpoint(checkpoint, plan, step + 1, model, optimiser, log)
+    record = {"plan": asdict(plan), "log": log}
+    model.eval()
+    with write_folder(folder, replace=True) as temporary:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        (temporary / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    checkpoint.unlink(missing_ok=True)
+    return record
+
+
+def _loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
+    """Mean cross-entropy over answer tokens; how many must-look tokens were right, of how many."""
+    hidden = model.model(
+        input_ids=batch["input_ids"],
+        mm_token_type_ids=batch["mm_token_type_ids"],
+        pixel_values=batch["pixel_values"],
+        image_grid_thw=batch["image_grid_thw"],
+        use_cache=False,
+    ).last_hidden_state[:, :-1]
+    labels = batch["labels"][:, 1:]
+    counted = labels != IGNORED
+    logits = model.lm_head(hidden[counted])
+    targets = labels[counted]
+    looks = batch["must_look"][:, 1:][counted]
+    right = (logits.detach().argmax(-1) == targets)[looks]
+    return F.cross_entropy(logits, targets), int(right.sum()), int(looks.sum())
+
+
+def _save_checkpoint(
+    path: Path, plan: Plan, step: int, model: Any, optimiser: Any, log: list[dict]
+) -> None:
+    with write_file(path) as temporary:
+        torch.save(
+            {
+                "plan": json.dumps(asdict(plan)),
+                "step": step,
+                "model": model.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "log": json.dumps(log),
+            },
+            temporary,
+        )
+
+
+def _resume(path: Path, plan: Plan, model: Any, optimiser: Any) -> tuple[int, list[dict]]:
+    """Load a checkpoint where there is one; the step to go on from, and the log so far."""
+    if not path.exists():
+        return 0, []
+    state = torch.load(path, weights_only=True)
+    if json.loads(state["plan"]) != asdict(plan):
+        raise InputError(
+            f"{str(path)!r} is the checkpoint of another plan ({state['plan']}): "
+            "train with that plan, or remove the file to start anew"
+        )
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["step"], json.loads(state["log"])

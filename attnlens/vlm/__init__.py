@@ -1,0 +1,1 @@
+"""Loading models, building prompts, and knowing which key is which segment."""

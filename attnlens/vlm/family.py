@@ -1,0 +1,120 @@
+"""What differs between model families, in one place; Qwen2.5-VL is the family that is supported.
+
+Another family is added by writing its ``Family`` and listing it in ``FAMILIES``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from attnlens.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a model that recording attaches to.
+
+    Attributes
+    ----------
+    generator
+        The module whose ``generate`` is called.
+    multimodal
+        The module that receives ``input_ids`` together with images.
+    text
+        The text model: one call is one forward pass over the key-value cache.
+    attention
+        The text layers' attention modules, by layer index.
+    """
+
+    generator: Any
+    multimodal: nn.Module
+    text: nn.Module
+    attention: tuple[nn.Module, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    Attributes
+    ----------
+    model_type
+        ``model_type`` of its configuration.
+    name
+        What people call it.
+    """
+
+    model_type: str
+    name: str
+
+    def special_ids(self, config: Any) -> dict[str, int]:
+        """Ids of the image, video and vision-end tokens."""
+        return {
+            "image": config.image_token_id,
+            "video": config.video_token_id,
+            "vision_end": config.vision_end_token_id,
+        }
+
+    def parts(self, model: Any) -> Parts:
+        """Find the parts of a model, also inside wrappers such as PEFT's.
+
+        Raises
+        ------
+        InputError
+            If the model does not contain one of this family, or its layers use sliding-window
+            attention, whose caches drop keys.
+        """
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
+        found = [m for m in model.modules() if isinstance(m, Qwen2_5_VLForConditionalGeneration)]
+        if not found:
+            raise InputError(
+                f"{type(model).__name__} is not a {self.name} model: "
+                "give a Qwen2_5_VLForConditionalGeneration"
+            )
+        generator = found[0]
+        text = generator.model.language_model
+        if any(kind != "full_attention" for kind in text.config.layer_types):
+            raise InputError(
+                "the model's layers use sliding-window attention, whose caches drop keys: "
+                "load it with use_sliding_window=False"
+            )
+        return Parts(
+            generator=generator,
+            multimodal=generator.model,
+            text=text,
+            attention=tuple(layer.self_attn for layer in text.layers),
+        )
+
+
+QWEN2_5_VL = Family(model_type="qwen2_5_vl", name="Qwen2.5-VL")
+FAMILIES: dict[str, Family] = {QWEN2_5_VL.model_type: QWEN2_5_VL}
+"""Supported families by ``model_type``."""
+
+
+def family_of(config: Any, given: str) -> Family:
+    """Return the family of a configuration.
+
+    Parameters
+    ----------
+    config
+        A transformers configuration.
+    given
+        What the user named, for the message.
+
+    Raises
+    ------
+    InputError
+        If the family is not supported.
+    """
+    model_type = getattr(config, "model_type", None)
+    if model_type not in FAMILIES:
+        raise InputError(
+            f"{given!r} is a {model_type!r} checkpoint: attnlens reads "
+            f"{', '.join(f.name for f in FAMILIES.values())} checkpoints"
+        )
+    return FAMILIES[model_type]

@@ -1,0 +1,179 @@
+"""Loading a vision-language model with its processor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, ProcessorMixin, Qwen2_5_VLForConditionalGeneration
+
+from attnlens.errors import InputError
+from attnlens.vlm.family import Family, family_of
+from attnlens.vlm.processor import load_processor
+from attnlens.vlm.prompt import Prompt, PromptBatch, batch_prompts, build_prompt
+
+TESTBED = Path(__file__).parent.parent / "testbed" / "weights"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class VLM:
+    """A vision-language model, ready to run.
+
+    Attributes
+    ----------
+    model, processor
+        The plain Hugging Face objects.
+    name
+        What it was loaded by.
+    family
+        Its model family.
+    """
+
+    model: Any
+    processor: ProcessorMixin
+    name: str
+    family: Family
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer  # type: ignore[attr-defined]
+
+    def prompt(
+        self,
+        image: Any,
+        question: str,
+        mode: str = "normal",
+        *,
+        system: str | None = None,
+        template: str | None = None,
+    ) -> Prompt:
+        r"""Build a prompt about one image, several images, or none.
+
+        Parameters
+        ----------
+        image
+            A path or a ``PIL.Image``, a list of them, or None for text alone.
+        question
+            The question.
+        mode
+            ``normal``, ``cot`` (think inside ``<think>``), ``back`` (Look-Back: verify inside
+            ``<back>``) or ``reflection`` (Qwen-LookAgain's five parts).
+        system
+            System prompt; "You are a helpful assistant." when not given.
+        template
+            Your own user text in place of the mode's, with ``{question}`` in it.
+
+        Returns
+        -------
+        Prompt
+            With ``inputs`` for ``generate``, the segment of every key, the grid of each image and
+            the pixel box of each visual token.
+
+        Raises
+        ------
+        InputError
+            If an image cannot be read or has an extreme aspect ratio, the question is empty, the
+            mode is unknown, the template has no place for the question, or the text holds one of
+            the model's special tokens.
+        """
+        return build_prompt(self, image, question, mode, system=system, template=template)
+
+    def batch(self, prompts: Sequence[Prompt]) -> PromptBatch:
+        """Pad prompts on the left to one length, to be generated together."""
+        return batch_prompts(prompts, self.tokenizer.pad_token_id)
+
+
+def load(
+    name: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    device_map: Any = None,
+    **options: Any,
+) -> VLM:
+    """Load a Qwen2.5-VL checkpoint.
+
+    Parameters
+    ----------
+    name
+        ``"testbed"`` (ships with the package), a folder, or a Hub name such as
+        ``"Qwen/Qwen2.5-VL-7B-Instruct"``; fine-tuned checkpoints load the same way.
+    device
+        ``"auto"`` (the first GPU where there is one, else the CPU), or a torch device.
+    dtype
+        ``"auto"`` (the checkpoint's own), ``"float32"``, ``"bfloat16"``, ``"float16"`` or a torch
+        dtype.
+    device_map
+        Passed on to ``from_pretrained``; ``device`` is then not used.
+    options
+        Passed on to ``from_pretrained`` as they are (``attn_implementation``, ``revision``,
+        ``quantization_config``, ...). No attention implementation is chosen for you.
+
+    Raises
+    ------
+    InputError
+        If there is no checkpoint of that name, it is not Qwen2.5-VL, or the device is not there.
+    """
+    if "trust_remote_code" in options:
+        raise InputError("trust_remote_code is not supported: attnlens runs no code of checkpoints")
+    chosen = _dtype(dtype)
+    target = None if device_map is not None else _device(device)
+    given = str(name)
+    source = TESTBED if given == "testbed" else given
+    if isinstance(source, str) and Path(source).is_dir():
+        source = Path(source)
+    if isinstance(source, Path) and not (source / "config.json").is_file():
+        raise InputError(f"{given!r} holds no model: there is no config.json in it")
+    hub = {k: options[k] for k in ("revision", "token", "cache_dir") if k in options}
+    family = family_of(_config(source, given, hub), given)
+    try:
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            source, dtype=chosen, device_map=device_map, **options
+        )
+        processor = load_processor(source, **hub)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"{given!r} cannot be loaded: {_first_line(error)}") from error
+    if target is not None:
+        model = model.to(target)
+    return VLM(model=model.eval(), processor=processor, name=given, family=family)
+
+
+def _config(source: str | Path, given: str, hub: dict[str, Any]) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source, **hub)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"there is no checkpoint {given!r}: give 'testbed', a folder with a Qwen2.5-VL "
+            f"checkpoint, or its name on the Hugging Face Hub ({_first_line(error)})"
+        ) from error
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise InputError(
+            f"device {device!r} is not there: use 'auto' or one of {', '.join(found)}"
+        ) from error
+    return target
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if dtype == "auto" or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in _DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}: use 'auto' or one of {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,76 @@
+"""The Qwen2.5-VL processor, with and without torchvision.
+
+The stock processor insists on a video processor, and that on torchvision. ``ImageTextProcessor``
+is the stock processor without videos: it reads the same folders and Hub layouts, and needs Pillow
+alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
+from transformers.utils import is_torchvision_available
+
+IMAGE_TOKEN = "<|image_pad|>"
+VIDEO_TOKEN = "<|video_pad|>"
+
+
+class ImageTextProcessor(ProcessorMixin):
+    """Tokenizer and image processor of Qwen2.5-VL, without videos.
+
+    Parameters
+    ----------
+    image_processor
+        A Qwen2-VL image processor.
+    tokenizer
+        The tokenizer, with ``<|image_pad|>`` in its vocabulary.
+    chat_template
+        Jinja template of the chat layout.
+    """
+
+    return_mm_token_type_ids = True
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        **_: Any,
+    ) -> None:
+        self.image_token = getattr(tokenizer, "image_token", None) or IMAGE_TOKEN
+        self.video_token = getattr(tokenizer, "video_token", None) or VIDEO_TOKEN
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **_: Any) -> str:
+        """Spell the placeholder of one image out, one token for each visual token."""
+        visual = image_inputs["image_grid_thw"][image_idx].prod()
+        return self.image_token * int(visual // self.image_processor.merge_size**2)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of what a call returns."""
+        return [*super().model_input_names, "mm_token_type_ids"]
+
+
+def load_processor(folder: str | Path, **hub: Any) -> ProcessorMixin:
+    """Load the processor of a checkpoint: the stock one where torchvision works, else ours.
+
+    Parameters
+    ----------
+    folder
+        A folder or a Hub name.
+    hub
+        Passed on to ``from_pretrained`` (revision, token, cache folder).
+    """
+    if is_torchvision_available():
+        from transformers import Qwen2_5_VLProcessor
+
+        return Qwen2_5_VLProcessor.from_pretrained(folder, **hub)
+    return ImageTextProcessor.from_pretrained(folder, **hub)
+
+
+__all__ = ["AutoImageProcessor", "AutoTokenizer", "ImageTextProcessor", "load_processor"]

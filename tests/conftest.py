@@ -1,0 +1,88 @@
+"""Small real models for the tests, built from a configuration."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import attnlens
+from attnlens.testbed.architecture import build_processor
+from attnlens.testbed.tokenizer import corpus, train_tokenizer
+from attnlens.vlm.family import QWEN2_5_VL
+from attnlens.vlm.load import VLM
+
+torch.set_num_threads(1)
+
+
+def tiny_model(tokenizer, seed: int = 0, layers: int = 3):
+    """Random weights, large enough that attention is far from uniform."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    token = tokenizer.convert_tokens_to_ids
+    torch.manual_seed(seed)
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [2, 3, 3],
+            },
+            "bos_token_id": None,
+            "eos_token_id": token("<|im_end|>"),
+            "pad_token_id": token("<|endoftext|>"),
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+        },
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+    )
+    model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1:
+                weight.mul_(12.0 if ".self_attn." in name else 4.0)
+    model.generation_config.eos_token_id = token("<|im_end|>")
+    model.generation_config.pad_token_id = token("<|endoftext|>")
+    return model
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return train_tokenizer(corpus(0, 20))
+
+
+@pytest.fixture(scope="session")
+def tiny(tokenizer) -> VLM:
+    return VLM(tiny_model(tokenizer), build_processor(tokenizer), "tiny", QWEN2_5_VL)
+
+
+@pytest.fixture(scope="session")
+def testbed() -> VLM:
+    return attnlens.load("testbed")
+
+
+def picture(width: int = 112, height: int = 112, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)

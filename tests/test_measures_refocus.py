@@ -1,0 +1,209 @@
+"""Refocus on planted rises."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from helpers_traces import FakeRegion, FakeTrace, make_dataset, planted_dataset
+from scipy import stats
+
+from attnlens.errors import InputError
+from attnlens.measures import refocus, visual_share
+
+BACK = FakeRegion("back", 8, 12)
+
+
+def planted(rise=0.2, *, seed=0, steps=16, layers=2, heads=6, region=BACK, noise=0.01):
+    """Build a trace whose visual mass rises by a known amount in the region, in every head."""
+    rng = np.random.default_rng(seed)
+    visual = 0.3 + noise * rng.normal(size=(steps, layers, heads))
+    visual[region.start : region.stop] += rise
+    return planted_dataset(visual, regions=[region])
+
+
+def test_planted_rise_over_heads():
+    data = planted()
+    mass = data["mass"].sel(segment="visual").values.astype(float)
+    result = refocus(data, resamples=500)
+    inside, before = mass[8:12].mean(0).ravel(), mass[4:8].mean(0).ravel()
+    assert result.rise == pytest.approx((inside - before).mean())
+    assert result.inside == pytest.approx(inside.mean())
+    assert result.before == pytest.approx(before.mean())
+    assert (result.unit, result.units) == ("layer x head", 12)
+    assert (result.inside_steps, result.before_steps) == ((4,), (4,))
+    assert not result.shortened
+    assert result.rise_low < 0.2 < result.rise_high
+    assert result.p_value == pytest.approx(stats.wilcoxon(inside, before).pvalue)
+    assert result.effect_size == 1
+
+
+def test_only_heads_that_look_make_a_wide_interval():
+    series = np.full((16, 2, 6), 0.1)
+    series[8:12, 1, 3] = 0.9
+    result = refocus(planted_dataset(series, regions=[BACK]), resamples=500)
+    assert result.rise == pytest.approx(0.8 / 12, rel=1e-5)
+    assert result.rise_low >= 0
+    assert result.rise_high > 2 * result.rise
+    assert result.p_value > 0.05
+
+
+def test_the_interval_is_paired():
+    # Heads differ a hundred times more than the rise does; unpaired, the interval would hold zero.
+    offset = np.linspace(0.05, 0.75, 12).reshape(2, 6)
+    series = np.broadcast_to(offset, (16, 2, 6)).copy()
+    series += 1e-4 * np.random.default_rng(0).normal(size=series.shape)
+    series[8:12] += 0.005
+    result = refocus(planted_dataset(series, regions=[BACK]), resamples=500)
+    assert 0.004 < result.rise_low < result.rise_high < 0.006
+
+
+def test_a_fall_and_no_change():
+    assert refocus(planted(-0.1), resamples=200).effect_size == -1
+    flat = refocus(planted(0.0, noise=0.0), resamples=200)
+    assert (flat.rise, flat.rise_low, flat.rise_high) == (0, 0, 0)
+    assert (flat.p_value, flat.effect_size) == (1, 0)
+
+
+def test_steps_are_those_fed_the_region_where_the_query_owns_them():
+    series = np.full(16, 0.2)
+    series[9:13] = 0.6  # the steps whose query tokens are response tokens 8 to 11
+    data = planted_dataset(series, regions=[BACK])
+    result = refocus(data, "look-back", resamples=200)
+    share = visual_share(data, "look-back")
+    assert result.inside == pytest.approx(float(share.sel(step=slice(9, 12)).mean()))
+    assert result.before == pytest.approx(float(share.sel(step=slice(5, 8)).mean()))
+    assert result.rise == pytest.approx(0.6 / 0.8 - 0.2 / 0.6, rel=1e-5)
+    assert (result.unit, result.units) == ("layer", 2)
+    assert result.step_owner == "query"
+    assert refocus(data, resamples=200).rise == pytest.approx(0.3, rel=1e-5)
+
+
+def test_definitions_that_sum_heads_use_layers():
+    assert refocus(planted(), "reflection-v", resamples=200).unit == "layer"
+    assert refocus(planted(), "no-sink", resamples=200).unit == "layer x head"
+
+
+def test_rise_over_heads_is_the_rise_of_the_mean_share():
+    rng = np.random.default_rng(4)
+    data = make_dataset(rng.dirichlet(np.ones(7), (20, 3, 4)), regions=[BACK])
+    for name in ("mass", "look-back", "mean-weight", "lookback-ratio", "reflection-v", "no-sink"):
+        share = visual_share(data, name)
+        late = 1 if share.attrs["step_owner"] == "query" else 0
+        steps = np.arange(8, 12) + late
+        expected = share.sel(step=steps).mean() - share.sel(step=steps - 4).mean()
+        result = refocus(data, name, resamples=200)
+        assert result.rise == pytest.approx(float(expected), rel=1e-9), name
+
+
+def test_fewer_steps_before_are_used_and_reported():
+    region = FakeRegion("back", 3, 10)
+    result = refocus(planted(region=region), resamples=200)
+    assert (result.inside_steps, result.before_steps, result.shortened) == ((7,), (3,), True)
+    # Look-back has no step 0: steps 4 to 10 inside, 1 to 3 before.
+    fed = refocus(planted(region=region), "look-back", resamples=200)
+    assert (fed.inside_steps, fed.before_steps) == ((7,), (3,))
+    # Lookback-ratio is undefined at step 0, so one step fewer is left.
+    ratio = refocus(planted(region=region), "lookback-ratio", resamples=200)
+    assert (ratio.inside_steps, ratio.before_steps) == ((7,), (2,))
+
+
+def test_undefined_units_are_left_out():
+    mass = make_dataset(np.random.default_rng(5).dirichlet(np.ones(7), (16, 1, 3)))["mass"].values
+    mass[4:8, 0, 1] = np.eye(7)[0]
+    data = make_dataset(mass, regions=[BACK])
+    result = refocus(data, "no-sink", resamples=200)
+    assert result.units == 2
+    share = visual_share(data, "no-sink", reduction="none").values[:, 0, [0, 2]]
+    assert result.rise == pytest.approx(share[8:12].mean() - share[4:8].mean())
+
+
+def test_a_later_occurrence():
+    series = np.full(20, 0.2)
+    series[4:6], series[14:16] = 0.3, 0.7
+    regions = [FakeRegion("reflection", 4, 6), FakeRegion("reflection", 14, 16)]
+    trace = FakeTrace(planted_dataset(series), regions)
+    first = refocus(trace, region="reflection", resamples=200)
+    second = refocus(trace, region="reflection", occurrence=2, resamples=200)
+    assert (first.rise, second.rise) == (pytest.approx(0.1, rel=1e-5), pytest.approx(0.5, rel=1e-5))
+    assert second.occurrence == 2
+
+
+def test_planted_rise_over_samples():
+    rises = np.array([0.1, 0.2, 0.3, 0.15, 0.25, 0.05, 0.22])
+    traces = [planted(rise, seed=i) for i, rise in enumerate(rises)]
+    result = refocus(traces, resamples=500)
+    each = [refocus(trace, resamples=200).rise for trace in traces]
+    assert (result.unit, result.units) == ("sample", 7)
+    assert result.rise == pytest.approx(np.mean(each))
+    assert min(each) < result.rise_low < np.mean(rises) < result.rise_high < max(each)
+    assert result.p_value == pytest.approx(2 / 2**7)
+    assert result.inside_steps == (4,) * 7
+
+
+def test_samples_may_differ_in_length_and_heads():
+    traces = [planted(0.2), planted(0.3, steps=30, layers=1, heads=2)]
+    result = refocus(traces, resamples=200)
+    assert result.units == 2
+    assert result.rise == pytest.approx(0.25, abs=0.02)
+
+
+def test_one_unit_has_no_interval_and_no_test():
+    result = refocus(planted(layers=1, heads=1), resamples=200)
+    assert result.units == 1
+    assert np.isnan([result.rise_low, result.rise_high, result.p_value, result.effect_size]).all()
+    alone = refocus([planted()], resamples=200)
+    assert (alone.unit, alone.units) == ("sample", 1)
+    written = json.loads(json.dumps(alone.as_dict(), allow_nan=False))
+    assert written["rise_low"] is None
+    assert written["inside_steps"] == [4]
+
+
+def test_seed_decides_the_interval():
+    assert refocus(planted(), resamples=200) == refocus(planted(), resamples=200)
+    assert refocus(planted(), resamples=200) != refocus(planted(), resamples=200, seed=1)
+
+
+def test_interval_over_heads_covers_the_planted_rise():
+    hits = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        series = np.full((8, 2, 10), 0.3)
+        series[4:8] += rng.normal(0.1, 0.03, (2, 10))
+        data = planted_dataset(series, regions=[FakeRegion("back", 4, 8)])
+        result = refocus(data, confidence=0.9, resamples=300)
+        hits += result.rise_low <= 0.1 <= result.rise_high
+    assert 47 <= hits <= 60
+
+
+@pytest.mark.parametrize(
+    ("region", "message"),
+    [
+        (FakeRegion("think", 2, 5), r"'back', occurrence 1, is not in the trace.*'think' \(1\)"),
+        (FakeRegion("back", 0, 5), r"no measured step before it"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(region, message):
+    with pytest.raises(InputError, match=message):
+        refocus(planted(region=region))
+
+
+def test_more_that_cannot_be_compared():
+    with pytest.raises(InputError, match="regions and how often they occur: none"):
+        refocus(planted_dataset([0.1, 0.2]))
+    with pytest.raises(InputError, match="Trace 1: Region 'back'"):
+        refocus([planted(), planted(region=FakeRegion("think", 1, 3))])
+    with pytest.raises(InputError, match=r"of trace 1 .* no measured step before"):
+        refocus([planted(), planted(region=FakeRegion("back", 0, 3))])
+    with pytest.raises(InputError, match="empty list"):
+        refocus([])
+    # The only token of the region is the last of the response, which is never fed in.
+    with pytest.raises(InputError, match="no measured step inside"):
+        refocus(planted(region=FakeRegion("back", 15, 16)), "look-back")
+    with pytest.raises(InputError, match="50 resamples"):
+        refocus(planted(), resamples=50)
+    with pytest.raises(InputError, match="known: mass"):
+        refocus(planted(), "focus")
+    with pytest.raises(InputError, match="Confidence"):
+        refocus(planted(), confidence=0)

@@ -1,0 +1,175 @@
+"""Trend test, bootstrap and signed ranks against brute force and closed forms."""
+
+from __future__ import annotations
+
+from itertools import combinations, permutations, product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from attnlens.errors import InputError
+from attnlens.measures import mann_kendall
+from attnlens.measures.statistics import bootstrap_mean, signed_rank
+
+LIGHT = settings(max_examples=80, deadline=None)
+SERIES = st.lists(st.integers(-4, 4), min_size=3, max_size=25).map(lambda v: np.array(v, float))
+
+
+def brute_s(values):
+    return sum(int(np.sign(values[j] - values[i])) for i, j in combinations(range(len(values)), 2))
+
+
+def brute_corrected_p(values, factor):
+    """Mann-Kendall p with ties and continuity correction, from textbook sums."""
+    n, s = len(values), brute_s(values)
+    variance = n * (n - 1) * (2 * n + 5)
+    for value in set(values):
+        t = int((values == value).sum())
+        variance -= t * (t - 1) * (2 * t + 5)
+    z = (abs(s) - 1) / np.sqrt(variance / 18 * factor) if s else 0.0
+    return 2 * stats.norm.sf(z)
+
+
+def brute_factor(values):
+    """Variance factor of Hamed and Rao (1998), lag by lag."""
+    n = len(values)
+    slopes = [(values[j] - values[i]) / (j - i) for i, j in combinations(range(n), 2)]
+    ranks = stats.rankdata(values - np.median(slopes) * np.arange(n))
+    centred = ranks - ranks.mean()
+    total = 0.0
+    for lag in range(1, n):
+        rho = sum(centred[i] * centred[i + lag] for i in range(n - lag)) / (centred**2).sum()
+        if abs(rho) > 1.959963984540054 / np.sqrt(n):
+            total += (n - lag) * (n - lag - 1) * (n - lag - 2) * rho
+    return 1 + 2 / (n * (n - 1) * (n - 2)) * total
+
+
+@given(SERIES)
+@LIGHT
+def test_s_and_tau_by_counting_pairs(values):
+    result = mann_kendall(values)
+    assert result.s == brute_s(values)
+    n = len(values)
+    pairs = n * (n - 1) / 2
+    tied = sum(values[i] == values[j] for i, j in combinations(range(n), 2))
+    expected = result.s / np.sqrt(pairs * (pairs - tied)) if pairs > tied else 0.0
+    assert result.tau == pytest.approx(expected, abs=1e-12)
+    assert 0 <= result.p_value <= result.p_value_autocorrelated <= 1
+    assert result.variance_factor >= 1
+
+
+def test_p_value_of_a_short_series_by_enumeration():
+    values = np.array([0.1, 0.3, 0.2, 0.5, 0.4, 0.6])
+    s = abs(brute_s(values))
+    extreme = [abs(brute_s(np.array(order))) >= s for order in permutations(range(6))]
+    assert mann_kendall(values).p_value == pytest.approx(np.mean(extreme))
+
+
+def autoregressive(seed, n=120, rho=0.8, trend=0.0):
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=n)
+    for i in range(1, n):
+        noise[i] += rho * noise[i - 1]
+    return noise + trend * np.arange(n)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("trend", [0.0, -0.05])
+def test_variance_correction_by_lags(seed, trend):
+    values = autoregressive(seed, trend=trend)
+    result = mann_kendall(values)
+    factor = brute_factor(values)
+    assert factor > 1
+    assert result.variance_factor == pytest.approx(factor)
+    assert result.p_value_autocorrelated == pytest.approx(brute_corrected_p(values, factor))
+
+
+def test_correction_keeps_false_alarms_down_where_steps_are_alike():
+    results = [mann_kendall(autoregressive(seed, n=80)) for seed in range(150)]
+    plain = np.mean([result.p_value < 0.05 for result in results])
+    corrected = np.mean([result.p_value_autocorrelated < 0.05 for result in results])
+    assert plain > 0.3
+    assert corrected < 0.6 * plain
+
+
+def test_alternating_series_is_never_made_more_certain():
+    values = np.tile([0.0, 1.0], 20) + 0.01 * np.arange(40)
+    assert brute_factor(values) < 1
+    result = mann_kendall(values)
+    assert result.variance_factor == 1
+    assert result.p_value_autocorrelated >= result.p_value
+
+
+def test_constant_series_has_no_trend():
+    result = mann_kendall(np.full(9, 0.3))
+    assert (result.s, result.tau, result.p_value, result.p_value_autocorrelated) == (0, 0, 1, 1)
+
+
+def test_exact_line_is_not_corrected_for_rounding():
+    result = mann_kendall(0.7 - 0.003 * np.arange(60))
+    assert result.variance_factor == 1
+    assert result.tau == pytest.approx(-1)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=12), st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_bootstrap_interval_is_finite_ordered_and_within_the_values(values, seed):
+    values = np.array(values)
+    low, high = bootstrap_mean(values, confidence=0.9, resamples=200, seed=seed)
+    assert values.min() - 1e-12 <= low <= high <= values.max() + 1e-12
+
+
+def test_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        low, high = bootstrap_mean(
+            rng.normal(0.3, 0.2, 30), confidence=0.9, resamples=400, seed=int(rng.integers(2**31))
+        )
+        hits += low <= 0.3 <= high
+    assert 0.82 <= hits / 200 <= 0.96
+
+
+def test_bootstrap_is_repeatable_and_follows_its_seed():
+    values = np.random.default_rng(1).normal(size=15)
+    options = {"confidence": 0.95, "resamples": 300}
+    first = bootstrap_mean(values, seed=3, **options)
+    assert bootstrap_mean(values, seed=3, **options) == first
+    assert bootstrap_mean(values, seed=4, **options) != first
+
+
+def test_bootstrap_edges():
+    options = {"confidence": 0.95, "resamples": 200, "seed": 0}
+    assert bootstrap_mean(np.full(5, 0.2), **options) == (0.2, 0.2)
+    assert np.isnan(bootstrap_mean(np.array([0.2]), **options)).all()
+    assert np.isnan(bootstrap_mean(np.array([]), **options)).all()
+    with pytest.raises(InputError, match="20 resamples"):
+        bootstrap_mean(np.arange(3.0), confidence=0.95, resamples=20, seed=0)
+    with pytest.raises(InputError, match="Confidence 95 "):
+        bootstrap_mean(np.arange(3.0), confidence=95, resamples=200, seed=0)
+
+
+@given(
+    st.lists(
+        st.floats(-1, 1).filter(lambda x: abs(x) > 1e-6), min_size=2, max_size=8, unique_by=abs
+    )
+)
+@LIGHT
+def test_signed_ranks_by_enumeration(values):
+    differences = np.array(values)
+    p_value, effect = signed_rank(differences)
+    ranks = stats.rankdata(np.abs(differences))
+    total = ranks.sum()
+    observed = (np.sign(differences) * ranks).sum()
+    assert effect == pytest.approx(observed / total)
+    sums = [abs(np.dot(signs, ranks)) for signs in product([-1, 1], repeat=len(ranks))]
+    assert p_value == pytest.approx(np.mean(np.array(sums) >= abs(observed) - 1e-9))
+
+
+def test_signed_rank_edges():
+    assert signed_rank(np.zeros(4)) == (1.0, 0.0)
+    assert np.isnan(signed_rank(np.array([0.3]))).all()
+    assert signed_rank(np.array([0.0, 0.2]))[1] == 1.0
