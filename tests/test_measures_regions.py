@@ -98,6 +98,15 @@ def test_a_dataset_tells_closed_regions_by_their_closing_tag():
     assert region_summary(data)["closed"].tolist()[:2] == [True, False]
 
 
+@pytest.mark.parametrize(("last", "closed"), [("}", True), (" more", False)])
+def test_a_boxed_answer_is_closed_by_its_brace(last, closed):
+    data = planted_dataset(SERIES, regions=[FakeRegion("answer", 2, 5)])
+    tokens = data["predicted_token"].values.astype("<U9")
+    tokens[2:5] = "\\boxed{", "red", last
+    data = data.assign_coords(predicted_token=("step", tokens))
+    assert region_summary(data)["closed"].tolist()[0] is closed
+
+
 def test_undefined_steps_are_left_out():
     table = region_summary(planted_dataset(SERIES, regions=[FakeRegion("back", 0, 2)]), "no-sink")
     assert row(table, "back")["steps"] == 2

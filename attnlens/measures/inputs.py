@@ -130,11 +130,12 @@ def select_layers(data: xr.Dataset, layers: int | Sequence[int] | None) -> xr.Da
 
 
 def regions_of(trace: TraceLike) -> list[RegionLike]:
-    """Return the regions of a trace in order of their start.
+    r"""Return the regions of a trace in order of their start.
 
     A bare dataset has no list of regions, only the innermost region of each predicted token. Its
     regions are the runs of equal names, so two regions of one name that touch count as one, and
-    a region that holds another is split by it. It is closed if its text has the closing tag.
+    a region that holds another is split by it. It is closed if its text has the closing tag, or is
+    a ``\boxed{...}`` with its last brace.
 
     Parameters
     ----------
@@ -162,7 +163,8 @@ def regions_of(trace: TraceLike) -> list[RegionLike]:
             continue
         if names[first]:
             text = "".join(tokens[first:i]).lower()
-            closed = f"</{names[first].lower()}>" in text
+            boxed = "\\boxed" in text and text.rstrip().endswith("}")
+            closed = boxed or f"</{names[first].lower()}>" in text
             spans.append(Span(names[first], steps[first], steps[i - 1] + 1, closed))
         first = i
     return spans

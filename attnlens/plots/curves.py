@@ -13,7 +13,7 @@ from attnlens.errors import InputError
 from attnlens.measures import shares, visual_share
 from attnlens.measures.definitions import get_definition
 from attnlens.measures.inputs import regions_of
-from attnlens.plots.labels import NO_GLYPH, readable
+from attnlens.plots.labels import NO_GLYPH, NOTHING, readable
 from attnlens.plots.spans import shade_regions
 from attnlens.plots.style import CURVE_COLOURS, CURVE_LINES, CURVE_NAMES, LONE_COLOUR
 
@@ -124,11 +124,14 @@ def caption_text(array: xr.DataArray) -> str:
     return f"{attrs['definition']} = {attrs['formula']}. Source: {attrs['source']}."
 
 
-def glyph_note(labels: list[str]) -> str:
-    """Explain the empty box, where a label holds one."""
+def label_note(labels: list[str]) -> str:
+    """Explain the signs in labels that stand for what cannot be shown."""
+    note = ""
     if any(NO_GLYPH in label for label in labels):
-        return f" {NO_GLYPH}: a character that no font here has."
-    return ""
+        note += f" {NO_GLYPH}: a character that no font here has."
+    if NOTHING in labels:
+        note += f" {NOTHING}: a token without visible text."
+    return note
 
 
 def draw_curves(axes: Axes, curves: Curves, first: int, last: int) -> None:

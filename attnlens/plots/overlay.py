@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.colors import ListedColormap, to_rgba
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from attnlens.errors import InputError
 from attnlens.measures.inputs import dataset_of, select_layers
@@ -21,9 +19,11 @@ from attnlens.plots.style import (
     style,
     width_in_inches,
 )
+from attnlens.vlm.images import open_image
 
 if TYPE_CHECKING:
     import xarray as xr
+    from PIL import Image
 
     from attnlens.measures.inputs import TraceLike
 
@@ -72,9 +72,9 @@ def overlay(
     Raises
     ------
     InputError
-        If the trace has no visual map; the step, layer or image does not exist; the image file is
-        gone or changed and none is given; the image has another size than the recorded one; or
-        ``width`` cannot be used.
+        If the trace has no visual map or does not know the image's grid; the step, layer or image
+        does not exist; the image file is gone or changed and none is given; the image has another
+        size than the recorded one; or ``width`` cannot be used.
     """
     inches = width_in_inches(width)
     data = dataset_of(trace)
@@ -98,14 +98,14 @@ def overlay(
             interpolation="nearest",
             cmap=_colours(),
             vmin=0,
-            vmax=np.nanmax(values) or 1,
+            vmax=values.max() or 1,
         )
         axes.set_title(_title(moment))
         bar = figure.colorbar(cells, cax=axes.inset_axes((1.02, 0, 0.04, 1)))
         bar.set_label("fraction of attention mass,\nper visual token")
         bar.outline.set_linewidth(0.4)
         which = "mean over layers" if layer is None else f"layer {layer}"
-        seen = f"{np.nansum(values):.3g}"
+        seen = f"{values.sum():.3g}"
         room = add_caption(figure, f"Mean over heads, {which}; the image gets {seen} in all.")
         set_height(figure, panel + 0.4, room)
         figure.draw_without_rendering()
@@ -135,39 +135,31 @@ def _picture(record: dict[str, Any], given: Any, index: int) -> Image.Image:
         path = record.get("path")
         if not path or not Path(path).is_file():
             raise InputError(f"image {index} ({path!r}) is not there: give image=")
-        if hashlib.sha256(Path(path).read_bytes()).hexdigest() != record["sha256"]:
+        picture, info = open_image(path)
+        if info.sha256 != record["sha256"]:
             raise InputError(f"image {index} ({path!r}) changed since it was recorded: give image=")
-        given = path
-    picture = given if isinstance(given, Image.Image) else _open(given)
-    size = (record["width"], record["height"])
-    if picture.size != size:
-        upright = ImageOps.exif_transpose(picture)
-        if upright.size != size:
-            raise InputError(
-                f"the image has {picture.size[0]} x {picture.size[1]} pixels: the one recorded "
-                f"has {size[0]} x {size[1]}"
-            )
-        picture = upright
-    return picture.convert("RGB")
-
-
-def _open(path: Any) -> Image.Image:
-    """Read an image file."""
-    if not isinstance(path, (str, Path)):
-        raise InputError(f"image is {path!r:.80}: give a path or a PIL image")
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            return opened
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read {str(path)!r} as an image: {error}") from error
+        return picture
+    picture, info = open_image(given)
+    if (info.width, info.height) != (record["width"], record["height"]):
+        raise InputError(
+            f"the image has {info.width} x {info.height} pixels: "
+            f"the one recorded has {record['width']} x {record['height']}"
+        )
+    return picture
 
 
 def _grid(visual: xr.DataArray, record: dict[str, Any], index: int) -> np.ndarray:
     """Values of one image's visual tokens in their places, float ``[row, column]``."""
-    values = np.full((record["rows"], record["columns"]), np.nan)
     mine = visual.isel(visual=visual["visual_image"].values == index)
-    values[mine["visual_row"].values, mine["visual_column"].values] = mine.values
+    rows, columns = mine["visual_row"].values, mine["visual_column"].values
+    shape = (record["rows"], record["columns"])
+    if mine.size != shape[0] * shape[1] or min(rows, default=-1) < 0:
+        raise InputError(
+            f"image {index} has {mine.size} visual tokens, whose places in a grid of "
+            f"{shape[0]} x {shape[1]} are not known: record a prompt made by vlm.prompt"
+        )
+    values = np.empty(shape)
+    values[rows, columns] = mine.values
     return values
 
 

@@ -10,7 +10,7 @@ from attnlens.errors import InputError
 from attnlens.plots.curves import (
     caption_text,
     draw_curves,
-    glyph_note,
+    label_note,
     measure_text,
     owner_text,
     read_curves,
@@ -88,7 +88,7 @@ def tokens(trace: TraceLike, definition: str = "look-back", *, per_row: int = 50
             ncols=len(handles) if figure.get_figwidth() > 5 else 3,
             borderaxespad=0.2,
         )
-        room = add_caption(figure, caption_text(curves.share) + glyph_note(curves.labels))
+        room = add_caption(figure, caption_text(curves.share) + label_note(curves.labels))
         below = label_size(figure, curves.labels)[1] + 0.08
         each = NAMES + ROW + below
         set_height(figure, HEADER + each * len(rows), room)

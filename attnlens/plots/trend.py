@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from attnlens.plots.curves import (
     caption_text,
     draw_curves,
-    glyph_note,
+    label_note,
     measure_text,
     owner_text,
     read_curves,
@@ -96,7 +96,7 @@ def trend(
         if tokens:
             axes.set_xticks([])
             axes.set_xlabel(owner)
-            caption += glyph_note(curves.labels)
+            caption += label_note(curves.labels)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlabel(f"step (each stands for the {owner})")

@@ -1,7 +1,6 @@
-"""Seeing a call of ``model.generate`` from inside a recording: its settings and its tokens.
+"""What is noted of a call of ``model.generate`` inside a recording: its settings and its tokens.
 
-The last generated token is never fed back to the model, so attention alone cannot tell it. For the
-time of a ``with`` block the model object gets a ``generate`` of its own that calls the real one.
+The last generated token is never fed back to the model, so attention alone cannot tell it.
 """
 
 from __future__ import annotations
@@ -15,22 +14,18 @@ from attnlens.errors import InputError
 
 
 class GenerateWatch:
-    """Watches one call of ``generate``.
+    """Notes one call of ``generate``, and refuses what cannot be recorded before it starts.
 
     Parameters
     ----------
-    model
-        The module whose ``generate`` is called.
     prompt_length
         Number of prompt keys that the recording expects.
     """
 
-    def __init__(self, model: Any, prompt_length: int) -> None:
-        self._model = model
+    def __init__(self, prompt_length: int) -> None:
         self._prompt_length = prompt_length
-        self._shadowed: Any = None
-        self._own: Any = None
         self._called = False
+        self._given_ids = False
         self.sequences: torch.Tensor | None = None
         """Generated token ids [batch, steps], without the prompt."""
         self.settings: dict[str, Any] = {}
@@ -38,24 +33,17 @@ class GenerateWatch:
         self.end_ids: frozenset[int] = frozenset()
         """Ids that end a response."""
 
-    def install(self) -> None:
-        """Put the watching ``generate`` onto the model object."""
-        self._shadowed = self._model.__dict__.get("generate")
-        real = self._model.generate
-        self._own = lambda *args, **options: self._generate(real, *args, **options)
-        self._model.__dict__["generate"] = self._own
+    def before(self, config: Any, args: tuple, options: dict[str, Any]) -> None:
+        """See the arguments of a call that is about to start.
 
-    def remove(self) -> None:
-        """Take it off again."""
-        if self._model.__dict__.get("generate") is not self._own:
-            return  # somebody put theirs on top: theirs to remove
-        if self._shadowed is None:
-            del self._model.__dict__["generate"]
-        else:
-            self._model.__dict__["generate"] = self._shadowed
-
-    def _generate(self, real: Any, *args: Any, **options: Any) -> Any:
-        config = options.get("generation_config") or self._model.generation_config
+        Raises
+        ------
+        InputError
+            If the cache would be reordered or cropped, or the prompt has another length.
+        RuntimeError
+            If it is the second call.
+        """
+        config = options.get("generation_config") or config
         in_force = {**config.to_diff_dict(), **options}
         self._refuse(in_force)
         ids = options.get("input_ids", options.get("inputs", args[0] if args else None))
@@ -70,15 +58,17 @@ class GenerateWatch:
                 "open a new `with attnlens.record(...)` block for it"
             )
         self._called = True
+        self._given_ids = ids is not None
         self.settings = {k: v for k, v in in_force.items() if _is_plain(v)}
         end = options.get("eos_token_id", config.eos_token_id)
         if end is not None:
             values = end.tolist() if isinstance(end, torch.Tensor) else end
             self.end_ids = frozenset(values if isinstance(values, list | tuple) else [values])
-        output = real(*args, **options)
+
+    def after(self, output: Any) -> None:
+        """See what the call returned."""
         sequences = getattr(output, "sequences", output)
-        self.sequences = sequences[:, 0 if ids is None else self._prompt_length :].cpu()
-        return output
+        self.sequences = sequences[:, self._prompt_length if self._given_ids else 0 :].cpu()
 
     def _refuse(self, in_force: dict[str, Any]) -> None:
         beams = in_force.get("num_beams") or 1

@@ -52,7 +52,7 @@ class Recorder:
         self._prompts = tuple(prompts)
         self._name = name
         self._seed = seed
-        self._watch = GenerateWatch(parts.generator, layout.prompt_length)
+        self._watch = GenerateWatch(layout.prompt_length)
         self._base = ""
         self._open = False
         self._traces: list[Trace] | None = None
@@ -61,8 +61,7 @@ class Recorder:
         """Attach to the model."""
         if self._open or self._traces is not None or self._base:
             raise RuntimeError("a recorder is used once: call attnlens.record(...) again")
-        self._base = attach(self._parts, self._recorder).base
-        self._watch.install()
+        self._base = attach(self._parts, self._recorder, self._watch).base
         self._open = True
         return self
 
@@ -74,10 +73,7 @@ class Recorder:
     ) -> None:
         """Leave the model as it was found, then compute what still waits."""
         self._open = False
-        try:
-            self._watch.remove()
-        finally:
-            detach(self._parts, self._recorder)
+        detach(self._parts, self._recorder)
         try:
             self._recorder.flush()
         except RuntimeError:

@@ -4,8 +4,8 @@ A tap registers one function, and the mask function of the implementation that i
 a name of its own in transformers' registries, and points the text model's configuration at that
 name. The function calls the implementation it stands for, shows queries, keys and mask to its
 listeners, and returns the output untouched. Vision blocks have a configuration of their own and
-are left alone. When the last listener goes, the configuration is set back and the name is
-unregistered.
+are left alone. The model object gets a ``generate`` of its own that calls the real one and shows
+its arguments and result. When the last listener goes, all of this is taken back.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from attnlens.recording.generation import GenerateWatch
 from attnlens.vlm.family import Parts
 
 _numbers = itertools.count(1)
@@ -60,21 +61,23 @@ class Tap:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._layers = {id(module): i for i, module in enumerate(parts.attention)}
-        self._listeners: list[Listener] = []
+        self._listeners: dict[Listener, GenerateWatch] = {}
+        self._generate: Any = None
+        self._shadowed: Any = None
         self._handles: list[Any] = []
         self._counted: tuple[Any, int] = (None, 0)
         self._name = ""
         self.base = ""
 
-    def add(self, listener: Listener) -> None:
-        """Show every pass from now on to a listener; the first one installs the tap."""
+    def add(self, listener: Listener, watch: GenerateWatch) -> None:
+        """Show every pass and call from now on to a listener; the first installs the tap."""
         if not self._listeners:
             self._install()
-        self._listeners.append(listener)
+        self._listeners[listener] = watch
 
     def remove(self, listener: Listener) -> None:
         """Take a listener away; the last one removes the tap."""
-        self._listeners.remove(listener)
+        del self._listeners[listener]
         if not self._listeners:
             self._uninstall()
 
@@ -100,6 +103,10 @@ class Tap:
             self._parts.text.register_forward_pre_hook(begin, with_kwargs=True),
             self._parts.multimodal.register_forward_pre_hook(see_tokens, with_kwargs=True),
         ]
+        model = self._parts.generator
+        self._shadowed = model.__dict__.get("generate")
+        self._generate = self._watched(model.generate)
+        model.__dict__["generate"] = self._generate
 
     def _uninstall(self) -> None:
         for handle in self._handles:
@@ -111,6 +118,24 @@ class Tap:
             config._attn_implementation = self.base
         AttentionInterface._global_mapping.pop(self._name, None)
         AttentionMaskInterface._global_mapping.pop(self._name, None)
+        own = self._parts.generator.__dict__
+        if own.get("generate") is self._generate:
+            if self._shadowed is None:
+                del own["generate"]
+            else:
+                own["generate"] = self._shadowed
+
+    def _watched(self, generate: Callable) -> Callable:
+        def watched(*args: Any, **options: Any) -> Any:
+            watches = tuple(self._listeners.values())
+            for watch in watches:
+                watch.before(self._parts.generator.generation_config, args, options)
+            output = generate(*args, **options)
+            for watch in watches:
+                watch.after(output)
+            return output
+
+        return watched
 
     def _function(self, base_function: Callable) -> Callable:
         show = torch.compiler.disable(self._show)
@@ -196,7 +221,7 @@ def _resolve(parts: Parts, base: str) -> Callable:
 _taps: dict[int, Tap] = {}
 
 
-def attach(parts: Parts, listener: Listener) -> Tap:
+def attach(parts: Parts, listener: Listener, watch: GenerateWatch) -> Tap:
     """Add a listener to the tap of a model, which is made where there is none.
 
     The module-level table holds only taps that are installed at the moment.
@@ -204,7 +229,7 @@ def attach(parts: Parts, listener: Listener) -> Tap:
     tap = _taps.get(id(parts.text))
     if tap is None:
         tap = Tap(parts)
-    tap.add(listener)
+    tap.add(listener, watch)
     _taps[id(parts.text)] = tap
     return tap
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnlens.errors import InputError
 from attnlens.files import check_writable, write_folder
+from attnlens.boxed import boxed_answer
 from attnlens.reports.jobs import Job
 
 if TYPE_CHECKING:
@@ -194,18 +195,3 @@ def summary(trace: Trace, job: Job, settings: Settings) -> dict[str, Any]:
         except InputError as error:  # too short, or no <back>: said, not hidden
             values[name] = {"not_available": str(error)}
     return values
-
-
-def boxed_answer(text: str) -> str | None:
-    r"""Return what stands in the last ``\boxed{...}`` of a text, or None."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth, at = 1, start + len("\\boxed{")
-    begin = at
-    while at < len(text):
-        depth += {"{": 1, "}": -1}.get(text[at], 0)
-        if depth == 0:
-            return text[begin:at].strip()
-        at += 1
-    return None

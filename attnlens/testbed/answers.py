@@ -75,7 +75,7 @@ def _verification(scene: Scene) -> list[Part]:
         return [Part(" I look at the image again: there is no object.")]
     parts = [Part(" I look at the image again:")]
     for i, o in enumerate(scene.objects):
-        parts += [Part(" the"), Part(f" {o.name}", i), Part(" has a"), Part(f" {o.mark}", i, True)]
+        parts += [Part(" the"), Part(f" {o.name}", i), Part(":"), Part(f" {o.mark}", i, True)]
         parts.append(Part(","))
     parts[-1] = Part(".")
     return parts

@@ -20,16 +20,21 @@ PERCEPTION_BATCH = 48
 ANSWER_BATCH = 24
 
 
-def _training_scene(rng: np.random.Generator) -> Scene:
+def _object_count(rng: np.random.Generator) -> int:
     """Few objects mixed with many: a single one teaches its attributes, many teach the search."""
-    return random_scene(rng, objects=int(rng.integers(0, MAX_OBJECTS + 1)))
+    draw = rng.random()
+    if draw < 0.03:
+        return 0
+    if draw < 0.4:
+        return 1
+    return int(rng.integers(2, 4) if draw < 0.6 else rng.integers(4, MAX_OBJECTS + 1))
 
 
 def _perception_example(rng: np.random.Generator) -> tuple[Scene, str, list[Part]]:
     if rng.random() < 0.7:
-        scene = _training_scene(rng)
+        scene = random_scene(rng, objects=_object_count(rng))
         return scene, PERCEPTION_QUESTION, perception(scene)
-    sample = make_sample(rng, "normal", objects=int(rng.integers(1, MAX_OBJECTS + 1)))
+    sample = make_sample(rng, "normal", objects=max(1, _object_count(rng)))
     return sample.scene, user_text(sample.question.text, "normal"), list(sample.parts)
 
 

@@ -19,13 +19,14 @@ CELL = 28
 """Side of a cell, in pixels: one visual token."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (208, 42, 42),
-    "green": (40, 150, 60),
-    "blue": (40, 80, 205),
-    "yellow": (240, 205, 40),
-    "purple": (140, 65, 175),
-    "cyan": (50, 190, 205),
+    "red": (205, 40, 40),
+    "green": (35, 140, 55),
+    "blue": (40, 75, 205),
+    "purple": (135, 60, 170),
+    "orange": (225, 125, 20),
+    "gray": (95, 95, 100),
 }
+"""Dark enough, all of them, for a white mark to stand out."""
 SHAPES = ("circle", "square", "triangle", "diamond")
 MARKS = ("cross", "dot", "bar", "ring")
 GRIDS = ((4, 4), (4, 5), (5, 4), (4, 6), (6, 4), (5, 5), (5, 6), (6, 5), (6, 6))
@@ -119,20 +120,26 @@ def _draw_object(pen, o: SceneObject, scale: int) -> None:  # type: ignore[no-un
         pen.polygon([(x, y - r), (x + r, y + 0.85 * r), (x - r, y + 0.85 * r)], fill=fill)
     else:
         pen.polygon([(x, y - r), (x + r, y), (x, y + r), (x - r, y)], fill=fill)
-    # dark ink on the two light colours, light ink on the others
-    ink = (20, 20, 20) if o.colour in ("yellow", "cyan") else (250, 250, 250)
+    _draw_mark(pen, o, scale)
+
+
+def _draw_mark(pen, o: SceneObject, scale: int) -> None:  # type: ignore[no-untyped-def]
+    """Draw the mark in white: one ink for all, since two would hide it from a small model."""
+    x, y = (c * scale for c in o.centre)
+    r = o.radius * scale
     in_triangle = o.shape == "triangle"  # its wide part is below the middle
     y += 0.25 * r if in_triangle else 0
-    m, pen_width = (0.42 if in_triangle else 0.55) * r, max(2, round(0.2 * r))
+    m = (0.5 if in_triangle else 0.6) * r
+    ink, thick = (255, 255, 255), round(0.32 * r)
     if o.mark == "cross":
-        pen.line((x - m, y, x + m, y), fill=ink, width=pen_width)
-        pen.line((x, y - m, x, y + m), fill=ink, width=pen_width)
+        pen.line((x - m, y, x + m, y), fill=ink, width=thick)
+        pen.line((x, y - m, x, y + m), fill=ink, width=thick)
     elif o.mark == "dot":
-        pen.ellipse((x - 0.6 * m, y - 0.6 * m, x + 0.6 * m, y + 0.6 * m), fill=ink)
+        pen.ellipse((x - 0.75 * m, y - 0.75 * m, x + 0.75 * m, y + 0.75 * m), fill=ink)
     elif o.mark == "bar":
-        pen.line((x - m, y, x + m, y), fill=ink, width=pen_width)
+        pen.line((x - m, y, x + m, y), fill=ink, width=thick)
     else:
-        pen.ellipse((x - m, y - m, x + m, y + m), outline=ink, width=pen_width)
+        pen.ellipse((x - m, y - m, x + m, y + m), outline=ink, width=round(0.2 * r))
 
 
 def random_scene(

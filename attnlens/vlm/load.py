@@ -122,7 +122,7 @@ def load(
     if "trust_remote_code" in options:
         raise InputError("trust_remote_code is not supported: attnlens runs no code of checkpoints")
     chosen = _dtype(dtype)
-    target = None if device_map is not None else _device(device)
+    target = None if device_map is not None else find_device(device)
     given = str(name)
     source = TESTBED if given == "testbed" else given
     if isinstance(source, str) and Path(source).is_dir():
@@ -153,7 +153,14 @@ def _config(source: str | Path, given: str, hub: dict[str, Any]) -> Any:
         ) from error
 
 
-def _device(device: str) -> torch.device:
+def find_device(device: str) -> torch.device:
+    """Turn a name into a device that is there; ``auto`` is the first GPU, or the CPU.
+
+    Raises
+    ------
+    InputError
+        If the device is not there.
+    """
     if device == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:

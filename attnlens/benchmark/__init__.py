@@ -1,0 +1,1 @@
+"""Speed and memory of recording, measured side by side in one run."""

@@ -1,0 +1,192 @@
+"""The cost of recording: plain generation, recorded generation, and the eager way."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import attnlens
+from attnlens.benchmark.memory import peak_memory
+from attnlens.benchmark.model import SHAPES, build, build_inputs
+from attnlens.progress import progress
+
+WAYS = ("plain", "recorded", "eager")
+"""Plain ``generate``; the same under ``attnlens.record``; eager attention with
+``output_attentions`` and ``output_hidden_states`` kept for every step, as the reference script of
+Look-Back (arXiv 2507.03019) does."""
+
+
+def _generate(model: Any, inputs: dict[str, Any], new: int, **options: Any) -> Any:
+    return model.generate(
+        **inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False, **options
+    )
+
+
+def _ways(model: Any, inputs: dict[str, Any], segments: Any, new: int) -> dict[str, Callable]:
+    def plain() -> Any:
+        return _generate(model, inputs, new)
+
+    def recorded() -> Any:
+        with attnlens.record(model, segments) as recorder:
+            tokens = _generate(model, inputs, new)
+        _ = recorder.trace
+        return tokens
+
+    def eager() -> Any:
+        before = model.config._attn_implementation
+        model.set_attn_implementation("eager")
+        try:
+            return _generate(
+                model,
+                inputs,
+                new,
+                output_attentions=True,
+                output_hidden_states=True,
+                return_dict_in_generate=True,
+            ).sequences
+        finally:
+            model.set_attn_implementation(before)
+
+    return {"plain": plain, "recorded": recorded, "eager": eager}
+
+
+def _seconds(call: Callable, device: str) -> tuple[float, Any]:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    begun = time.perf_counter()
+    result = call()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun, result
+
+
+def compare(
+    size: str = "small",
+    *,
+    device: str = "cpu",
+    visual: int = 1024,
+    new: int = 256,
+    repeats: int = 5,
+) -> dict[str, Any]:
+    """Time the three ways, interleaved, and measure the peak memory of each in its own process.
+
+    Parameters
+    ----------
+    size
+        Name of a shape in ``attnlens.benchmark.model.SHAPES``.
+    device
+        Where to run.
+    visual, new
+        Visual tokens of the prompt, and tokens to generate.
+    repeats
+        Timed runs of each way, after one that is not counted.
+
+    Returns
+    -------
+    dict
+        ``seconds`` and ``peak_mib`` (median seconds; MiB above what model and inputs take and in
+        all), ``ratio`` of each way to ``plain``, and whether all ``plain`` and ``recorded`` runs
+        gave the same tokens.
+    """
+    shape = SHAPES[size]
+    model = build(shape, device)
+    inputs, segments = build_inputs(visual, device, getattr(torch, shape.dtype))
+    ways = _ways(model, inputs, segments, new)
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    same = True
+    reference = ways["plain"]()
+    rounds = [way for _ in range(repeats) for way in WAYS]
+    for way in progress(rounds, description="timing"):
+        taken, tokens = _seconds(ways[way], device)
+        seconds[way].append(taken)
+        if way != "eager":
+            same = same and torch.equal(tokens, reference)
+    medians = {way: statistics.median(values) for way, values in seconds.items()}
+    del model, ways
+    memory = {
+        way: peak_memory(size, device, visual, new, way)
+        for way in progress(WAYS, description="memory")
+    }
+    plain = memory["plain"]["peak_mib"]
+    return {
+        "size": size,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "visual": visual,
+        "new": new,
+        "repeats": repeats,
+        "seconds": medians,
+        "all_seconds": seconds,
+        "time_ratio": {way: medians[way] / medians["plain"] for way in WAYS},
+        "peak_mib": {way: memory[way]["peak_mib"] for way in WAYS},
+        "memory_ratio": {way: memory[way]["peak_mib"] / plain for way in WAYS},
+        "same_tokens": same,
+    }
+
+
+def by_context(
+    size: str = "small",
+    *,
+    device: str = "cpu",
+    visuals: tuple[int, ...] = (256, 1024, 4096),
+    new: int = 64,
+    repeats: int = 5,
+) -> list[dict[str, Any]]:
+    """Milliseconds of one decoding step, plain and recorded, as the context grows.
+
+    Parameters
+    ----------
+    size, device, repeats
+        As in ``compare``.
+    visuals
+        Numbers of visual tokens.
+    new
+        Tokens generated per run; a run's step time is the mean over all but the first.
+
+    Returns
+    -------
+    list of dict
+        ``visual``, ``plain`` and ``recorded`` (median milliseconds a step), ``ratio``.
+    """
+    shape = SHAPES[size]
+    model = build(shape, device)
+    table = []
+    for visual in progress(visuals, description="context"):
+        inputs, segments = build_inputs(visual, device, getattr(torch, shape.dtype))
+        steps: dict[str, list[float]] = {"plain": [], "recorded": []}
+        for _ in range(repeats):
+            steps["plain"].append(_step_time(model, inputs, new, device))
+            with attnlens.record(model, segments):
+                steps["recorded"].append(_step_time(model, inputs, new, device))
+        medians = {way: 1000 * statistics.median(values) for way, values in steps.items()}
+        table.append(
+            {"visual": visual, **medians, "ratio": medians["recorded"] / medians["plain"]}
+        )
+    return table
+
+
+class _Clock:
+    """A streamer that notes when tokens come."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device.startswith("cuda")
+        self.times: list[float] = []
+
+    def put(self, _tokens: Any) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing is left to do."""
+
+
+def _step_time(model: Any, inputs: dict[str, Any], new: int, device: str) -> float:
+    clock = _Clock(device)
+    _generate(model, inputs, new, streamer=clock)
+    times = clock.times[1:]  # the first call brings the prompt
+    return (times[-1] - times[0]) / (len(times) - 1)

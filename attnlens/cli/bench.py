@@ -1,0 +1,87 @@
+"""``attnlens bench``: what recording costs, side by side with plain generation and the eager way."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from attnlens.errors import InputError
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand's options."""
+    parser = commands.add_parser(
+        "bench",
+        help="measure what recording costs in time and memory",
+        description="Generate with a random-weight Qwen2.5-VL: plain, under attnlens.record, and "
+        "the eager way with output_attentions and output_hidden_states kept. Runs are "
+        "interleaved; medians are printed as ratios to plain.",
+    )
+    parser.add_argument(
+        "--size", default="small", choices=("small", "7b"),
+        help="small: 8 layers of width 1024, float32; 7b: 28 of 3584, bfloat16 (small)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
+    parser.add_argument("--visual", type=int, default=1024, metavar="N", help="visual tokens (1024)")
+    parser.add_argument("--new", type=int, default=256, metavar="N", help="new tokens (256)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs of each (5)")
+    parser.add_argument(
+        "--context", nargs="*", type=int, default=[256, 1024, 4096], metavar="N",
+        help="numbers of visual tokens for the cost of a step (256 1024 4096); empty for none",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all figures here too")
+    parser.set_defaults(run=run_bench)
+
+
+def run_bench(options: argparse.Namespace) -> int:
+    """Measure and print."""
+    from attnlens.files import check_writable, write_file
+
+    for name in ("visual", "new", "repeats"):
+        least = 2 if name == "new" else 1
+        if getattr(options, name) < least:
+            raise InputError(f"--{name} {getattr(options, name)}: give at least {least}")
+    if any(n < 1 for n in options.context):
+        raise InputError(f"--context {min(options.context)}: give at least 1 visual token")
+    if options.json:
+        check_writable(Path(options.json).parent)
+    from attnlens.benchmark.recording import WAYS, by_context, compare
+    from attnlens.vlm.load import find_device
+
+    device = str(find_device(options.device))
+    result: dict[str, Any] = compare(
+        options.size,
+        device=device,
+        visual=options.visual,
+        new=options.new,
+        repeats=options.repeats,
+    )
+    print(f"{options.visual} visual tokens, {options.new} new tokens, {device}, "
+          f"{result['threads']} threads, median of {options.repeats}")
+    print(f"{'':10}{'seconds':>10}{'ratio':>8}{'peak MiB':>10}{'ratio':>8}")
+    for way in WAYS:
+        print(
+            f"{way:10}{result['seconds'][way]:>10.2f}{result['time_ratio'][way]:>8.3f}"
+            f"{result['peak_mib'][way]:>10.0f}{result['memory_ratio'][way]:>8.3f}"
+        )
+    print("tokens with recording equal tokens without: "
+          + ("yes" if result["same_tokens"] else "NO"))
+    if options.context:
+        result["by_context"] = by_context(
+            options.size,
+            device=device,
+            visuals=tuple(options.context),
+            repeats=options.repeats,
+        )
+        print(f"{'visual':>8}{'plain ms':>10}{'recorded':>10}{'ratio':>8}   a step")
+        for row in result["by_context"]:
+            print(
+                f"{row['visual']:>8}{row['plain']:>10.2f}{row['recorded']:>10.2f}"
+                f"{row['ratio']:>8.3f}"
+            )
+    if options.json:
+        with write_file(Path(options.json)) as temporary:
+            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0

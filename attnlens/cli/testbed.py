@@ -1,0 +1,153 @@
+"""``attnlens testbed``: train the small model that ships, draw its scenes, score it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from attnlens.errors import InputError
+
+MODES = ("normal", "cot", "back")
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand's options."""
+    parser = commands.add_parser(
+        "testbed",
+        help="train, sample or score the small model that ships with attnlens",
+        description="The testbed: a small Qwen2.5-VL trained on generated scenes of coloured "
+        "shapes, where the truth is known.",
+    )
+    actions = parser.add_subparsers(dest="action", metavar="action", required=True)
+
+    train = actions.add_parser(
+        "train",
+        help="train a model from generated scenes",
+        description="Train a testbed model. A run that was interrupted goes on from its last "
+        "checkpoint when the same command is given again.",
+    )
+    train.add_argument("--out", required=True, metavar="DIR", help="folder of the new checkpoint")
+    train.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    train.add_argument("--steps", type=int, metavar="N", help="optimiser steps (the shipped plan)")
+    train.add_argument(
+        "--perception_steps", type=int, metavar="N",
+        help="how many of them come first with short perception questions (the shipped plan)",
+    )
+    train.add_argument(
+        "--checkpoint_every", type=int, default=100, metavar="N", help="steps (100)"
+    )
+    train.set_defaults(run=run_train)
+
+    sample = actions.add_parser(
+        "sample",
+        help="draw scenes with questions, answers and their truth",
+        description="Write NNNN.png and NNNN.json for each sample into a new folder.",
+    )
+    sample.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    sample.add_argument("--count", type=int, default=10, metavar="N", help="(10)")
+    sample.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    sample.add_argument("--mode", default="back", choices=MODES, help="(back)")
+    sample.set_defaults(run=run_sample)
+
+    score = actions.add_parser(
+        "score",
+        help="count right answers on held-out scenes",
+        description="Let a model answer questions about scenes that training never saw, and "
+        "print what fraction is right, by mode.",
+    )
+    score.add_argument("--model_path", default="testbed", metavar="NAME", help="(testbed)")
+    score.add_argument("--scenes", type=int, default=100, metavar="N", help="per mode (100)")
+    score.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    score.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help="(all)")
+    score.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    score.add_argument("--device", default="auto")
+    score.add_argument("--blank", action="store_true", help="show empty pictures instead")
+    score.add_argument("--json", metavar="FILE", help="write the table here too")
+    score.set_defaults(run=run_score)
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(f"--{name} {value}: give at least {least}")
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """Train a model."""
+    import dataclasses
+
+    from attnlens.testbed.training import Plan, train
+
+    given = {
+        name: getattr(options, name)
+        for name in ("seed", "steps", "perception_steps")
+        if getattr(options, name) is not None
+    }
+    plan = dataclasses.replace(Plan(), **given)
+    _at_least("seed", plan.seed, 0)
+    _at_least("steps", plan.steps, 1)
+    _at_least("perception_steps", plan.perception_steps, 0)
+    _at_least("checkpoint_every", options.checkpoint_every, 1)
+    record = train(Path(options.out), plan, checkpoint_every=options.checkpoint_every)
+    last = record["log"][-1]
+    print(
+        f"step {last['step']}: loss {last['loss']}, must-look words right "
+        f"{last['must_look_right']:.1%}; written to {options.out}"
+    )
+    return 0
+
+
+def run_sample(options: argparse.Namespace) -> int:
+    """Write samples with their truth."""
+    from attnlens.testbed import held_out_sample, save_samples
+
+    _at_least("count", options.count, 1)
+    _at_least("seed", options.seed, 0)
+    samples = [held_out_sample(options.seed, i, options.mode) for i in range(options.count)]
+    save_samples(samples, Path(options.out))
+    print(f"{options.count} samples written to {options.out}")
+    return 0
+
+
+def run_score(options: argparse.Namespace) -> int:
+    """Score a model and print a table."""
+    from attnlens.files import check_writable, write_file
+
+    _at_least("scenes", options.scenes, 1)
+    _at_least("seed", options.seed, 0)
+    if options.json:
+        check_writable(Path(options.json).parent)
+    from attnlens.testbed import score
+    from attnlens.vlm.load import load
+
+    vlm = load(options.model_path, device=options.device, dtype=options.dtype)
+    table = score(
+        vlm, options.scenes, options.seed, modes=tuple(options.modes), blank=options.blank
+    )
+    _print_table(table)
+    if options.json:
+        record = {
+            "model": options.model_path,
+            "seed": options.seed,
+            "dtype": str(vlm.model.dtype).removeprefix("torch."),
+            "blank": options.blank,
+            "modes": table,
+        }
+        with write_file(Path(options.json)) as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        print(f"written to {options.json}", file=sys.stderr)
+    return 0
+
+
+def _print_table(table: dict[str, dict[str, Any]]) -> None:
+    columns = ("answer", "chance", "format", "described", "verified")
+    print(f"{'mode':10}" + "".join(f"{name:>11}" for name in (*columns, "steps")))
+    for mode, row in table.items():
+        values = [row["chance"]["answer"] if c == "chance" else row[c] for c in columns]
+        cells = "".join(f"{'-' if v is None else format(v, '.1%'):>11}" for v in values)
+        print(f"{mode:10}{cells}{row['steps']:>11.1f}")
+    for mode, row in table.items():
+        kinds = ", ".join(f"{kind} {value:.1%}" for kind, value in row["by_kind"].items())
+        print(f"{mode}: {kinds}")
