@@ -13,7 +13,7 @@ from attnlens.errors import InputError
 
 
 def nearest_existing(path: Path) -> Path:
-    """The path itself, or the nearest folder above it that exists."""
+    """Return the path itself, or the nearest folder above it that exists."""
     path = path.absolute()
     while not path.exists():
         path = path.parent
@@ -93,7 +93,7 @@ def write_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    """The process's file mode mask, which mkstemp does not apply."""
+    """Return the process's file mode mask, which mkstemp does not apply."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

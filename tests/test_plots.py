@@ -26,10 +26,10 @@ from attnlens.plots.style import WIDTHS, style
 from attnlens.segments import SEGMENTS
 from attnlens.vlm.images import open_image
 
-HOSTILE = (
-    "$x_1$ $\\frac{", "\\$", "\n", "\r\n\n", "\t", "\x00\x1b[31m", "", " ", "猫\U0001f600",
-    "\ufffd", "\u202e\u200bover", "\ud800", "<&\"'>", "\ufffe", "i" * 500, "é", "%s{0}", "^_{", "^^",
-)  # fmt: skip
+HOSTILE = [
+    *["$x_1$ $\\frac{", "\\$", "\n", "\r\n\n", "\t", "\x00\x1b[31m", "", " ", "猫\U0001f600"],
+    *["\ufffd", "\u202e\u200bover", "\ud800", "<&\"'>", "\ufffe", "i" * 500, "é", "%s{0}", "^_{"],
+]
 ROWS, COLUMNS = 3, 4
 
 
@@ -70,6 +70,8 @@ def build(
             "segment": list(SEGMENTS),
             "query_token": ("step", np.array(["assistant\n", *tokens[:-1]], dtype=object)),
             "predicted_token": ("step", np.array(tokens, dtype=object)),
+            "query_token_id": ("step", np.arange(count)),
+            "predicted_token_id": ("step", np.arange(count)),
             "visual_image": ("visual", np.repeat(np.arange(images), ROWS * COLUMNS)),
             "visual_row": ("visual", place // COLUMNS),
             "visual_column": ("visual", place % COLUMNS),
@@ -131,13 +133,13 @@ def drawn_boxes(figure) -> list:
     with style():
         figure.draw_without_rendering()
     found = [t for t in figure.findobj(mpl.text.Text) if t.get_visible() and t.get_text()]
-    # ticks outside the limits are kept by Matplotlib but not drawn
+    # ticks outside the limits or of hidden axes are kept by Matplotlib but not drawn
     hidden = set()
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
-            for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
-                if not low <= tick.get_loc() <= high:
+            for tick in axis.get_major_ticks():
+                if not axes.axison or not low <= tick.get_loc() <= high:
                     hidden |= {tick.label1, tick.label2}
     return [text.get_window_extent() for text in found if text not in hidden]
 
@@ -305,7 +307,19 @@ def test_hostile_tokens_render(tmp_path):
     svg = ElementTree.parse(tmp_path / "0.svg").getroot()
     written = {"".join(node.itertext()) for node in svg.iter("{http://www.w3.org/2000/svg}text")}
     # What a reader sees: dollars are dollars, and line breaks are signs.
-    assert {"$x_1$ $\\frac…", "⏎", "⏎⏎", "⇥", "␣", "∅", "[31m", "over", "<&\"'>", "^_{"} <= written
+    assert {
+        "$x_1$ $\\fra…",
+        "□□",
+        "⏎",
+        "⏎⏎",
+        "⇥",
+        "␣",
+        "∅",
+        "[31m",
+        "over",
+        "<&\"'>",
+        "^_{",
+    } <= written
 
 
 @pytest.mark.parametrize(
@@ -323,6 +337,7 @@ def test_hostile_tokens_render(tmp_path):
         ("abcdefghijkl", "abcdefghijkl"),
         ("\U000e0041", "∅"),
         ("\U0001fae8", "□"),
+        ("\ud800\ufffe", "□□"),
     ],
 )
 def test_readable(token, shown):
@@ -351,7 +366,7 @@ def test_layers_holds_the_measure(trace):
         figure.draw_without_rendering()
     names = {label.get_position()[1]: label.get_text() for label in top.get_yticklabels()}
     assert [names[line] for line in (0, 1, 2)] == ["0", "2", "5"]
-    assert top.images[0].get_extent() == (-0.5, 119.5, -0.5, 2.5)
+    assert tuple(top.images[0].get_extent()) == (-0.5, 119.5, -0.5, 2.5)
     bars = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
     assert all("fraction of attention mass" in bar.get_ylabel().replace("\n", " ") for bar in bars)
 
@@ -487,14 +502,19 @@ def test_a_response_of_one_token():
     plots.layers(trace, "mass")
 
 
-def test_a_long_response_stays_within_bounds(tmp_path):
+def test_a_long_response_stays_within_bounds():
     trace = build(pieces(2048), layers=(0,), heads=1)
-    figure = plots.tokens(trace)
+    figure = plots.tokens(trace, "mass")
     assert len(figure.axes) == 41
-    path = plots.save(figure, tmp_path / "all.png", dpi=2000)
+    assert max(figure.get_size_inches()) * 200 < 2**16
+    assert plots.trend(trace, steps=(0, 600), tokens=True).get_figwidth() == 40
+
+
+def test_a_picture_is_never_larger_than_matplotlib_draws(tmp_path):
+    # 400 inches at 200 pixels an inch would be 80,000 pixels
+    path = plots.save(mpl.figure.Figure(figsize=(0.2, 400)), tmp_path / "tall.png")
     with Image.open(path) as written:
-        assert max(written.size) < 2**16
-    assert plots.trend(trace, tokens=True).get_figwidth() <= 40
+        assert 60_000 < written.size[1] < 2**16
 
 
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])

@@ -138,9 +138,10 @@ def test_an_exception_inside_leaves_nothing_behind(tiny, prompt, error, layer):
         generate(tiny, prompt)
     steps = recorder.trace.data.sizes["step"]
     assert steps == (19 if layer == 0 else 20)
-    assert abs(
-        recorder.trace.data["mass"].values - whole.trace.data["mass"].values[:steps]
-    ).max() < 1e-5
+    assert (
+        abs(recorder.trace.data["mass"].values - whole.trace.data["mass"].values[:steps]).max()
+        < 1e-5
+    )
 
 
 def test_an_exception_before_the_first_pass(tiny, prompt):

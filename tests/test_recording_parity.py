@@ -41,9 +41,7 @@ def eager_rows(vlm, prompt, sequences):
 
 def expected_mass(weights, segments, first):
     """Sum eager rows by segment: [step, layer, head, segment]; keys after the prompt: response."""
-    labels = np.concatenate(
-        [segments, np.repeat("response", weights.shape[-1] - len(segments))]
-    )
+    labels = np.concatenate([segments, np.repeat("response", weights.shape[-1] - len(segments))])
     rows = weights[:, :, first:-1]
     return np.stack([rows[..., labels == s].sum(-1) for s in SEGMENTS], -1).transpose(2, 0, 1, 3)
 
@@ -119,9 +117,7 @@ def test_left_padded_batch(tiny, one, several):
             trace.data["mass"].values, alone.trace.data["mass"].values, atol=1e-5
         )
         assert trace.tokens == alone.trace.tokens
-        np.testing.assert_array_equal(
-            trace.data["keys"].values, alone.trace.data["keys"].values
-        )
+        np.testing.assert_array_equal(trace.data["keys"].values, alone.trace.data["keys"].values)
 
 
 def test_static_cache_and_no_cache(tiny, one):
@@ -173,9 +169,7 @@ def test_prompt_rows_of_a_padded_batch(tiny, one, several):
     assert set(plain["prompt_row"].values) <= set(padded["prompt_row"].values)
     own = padded.sel(prompt_row=plain["prompt_row"].values)
     assert own["prompt_token"].values.tolist() == plain["prompt_token"].values.tolist()
-    np.testing.assert_allclose(
-        own["prompt_mass"].values, plain["prompt_mass"].values, atol=1e-5
-    )
+    np.testing.assert_allclose(own["prompt_mass"].values, plain["prompt_mass"].values, atol=1e-5)
 
 
 def test_one_teacher_forced_pass_equals_generation(tiny, one):

@@ -163,9 +163,7 @@ def by_context(
             with attnlens.record(model, segments):
                 steps["recorded"].append(_step_time(model, inputs, new, device))
         medians = {way: 1000 * statistics.median(values) for way, values in steps.items()}
-        table.append(
-            {"visual": visual, **medians, "ratio": medians["recorded"] / medians["plain"]}
-        )
+        table.append({"visual": visual, **medians, "ratio": medians["recorded"] / medians["plain"]})
     return table
 
 

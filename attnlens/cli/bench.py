@@ -1,4 +1,4 @@
-"""``attnlens bench``: what recording costs, side by side with plain generation and the eager way."""
+"""``attnlens bench``: what recording costs, beside plain generation and the eager way."""
 
 from __future__ import annotations
 
@@ -20,15 +20,25 @@ def add_parser(commands: Any) -> None:
         "interleaved; medians are printed as ratios to plain.",
     )
     parser.add_argument(
-        "--size", default="small", choices=("small", "7b"),
+        "--size",
+        default="small",
+        choices=("small", "7b"),
         help="small: 8 layers of width 1024, float32; 7b: 28 of 3584, bfloat16 (small)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
-    parser.add_argument("--visual", type=int, default=1024, metavar="N", help="visual tokens (1024)")
-    parser.add_argument("--new", type=int, default=256, metavar="N", help="new tokens (256)")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs of each (5)")
     parser.add_argument(
-        "--context", nargs="*", type=int, default=[256, 1024, 4096], metavar="N",
+        "--visual", type=int, default=1024, metavar="N", help="visual tokens (1024)"
+    )
+    parser.add_argument("--new", type=int, default=256, metavar="N", help="new tokens (256)")
+    parser.add_argument(
+        "--repeats", type=int, default=5, metavar="N", help="timed runs of each (5)"
+    )
+    parser.add_argument(
+        "--context",
+        nargs="*",
+        type=int,
+        default=[256, 1024, 4096],
+        metavar="N",
         help="numbers of visual tokens for the cost of a step (256 1024 4096); empty for none",
     )
     parser.add_argument("--json", metavar="FILE", help="write all figures here too")
@@ -58,16 +68,19 @@ def run_bench(options: argparse.Namespace) -> int:
         new=options.new,
         repeats=options.repeats,
     )
-    print(f"{options.visual} visual tokens, {options.new} new tokens, {device}, "
-          f"{result['threads']} threads, median of {options.repeats}")
+    print(
+        f"{options.visual} visual tokens, {options.new} new tokens, {device}, "
+        f"{result['threads']} threads, median of {options.repeats}"
+    )
     print(f"{'':10}{'seconds':>10}{'ratio':>8}{'peak MiB':>10}{'ratio':>8}")
     for way in WAYS:
         print(
             f"{way:10}{result['seconds'][way]:>10.2f}{result['time_ratio'][way]:>8.3f}"
             f"{result['peak_mib'][way]:>10.0f}{result['memory_ratio'][way]:>8.3f}"
         )
-    print("tokens with recording equal tokens without: "
-          + ("yes" if result["same_tokens"] else "NO"))
+    print(
+        "tokens with recording equal tokens without: " + ("yes" if result["same_tokens"] else "NO")
+    )
     if options.context:
         result["by_context"] = by_context(
             options.size,

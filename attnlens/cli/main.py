@@ -9,8 +9,8 @@ from typing import NoReturn
 
 import attnlens
 from attnlens.cli import bench, testbed, trend
-from attnlens.text import one_line
 from attnlens.errors import InputError
+from attnlens.text import one_line
 
 
 class _Parser(argparse.ArgumentParser):

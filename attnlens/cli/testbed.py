@@ -33,12 +33,12 @@ def add_parser(commands: Any) -> None:
     train.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
     train.add_argument("--steps", type=int, metavar="N", help="optimiser steps (the shipped plan)")
     train.add_argument(
-        "--perception_steps", type=int, metavar="N",
+        "--perception_steps",
+        type=int,
+        metavar="N",
         help="how many of them come first with short perception questions (the shipped plan)",
     )
-    train.add_argument(
-        "--checkpoint_every", type=int, default=100, metavar="N", help="steps (100)"
-    )
+    train.add_argument("--checkpoint_every", type=int, default=100, metavar="N", help="steps (100)")
     train.set_defaults(run=run_train)
 
     sample = actions.add_parser(

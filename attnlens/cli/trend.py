@@ -27,37 +27,51 @@ def add_parser(commands: Any) -> None:
     what.add_argument("--image_path", metavar="FILE", help="the picture")
     what.add_argument("--question", help="the question")
     what.add_argument(
-        "--batch", metavar="FILE.jsonl",
+        "--batch",
+        metavar="FILE.jsonl",
         help='many questions instead of one: a line each, {"image": ..., "question": ...}; '
         "image paths are relative to the file; each goes into a folder of its own",
     )
     what.add_argument("--mode", default="back", choices=MODES, help="format of the answer (back)")
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--model_path", default="testbed", metavar="NAME",
+        "--model_path",
+        default="testbed",
+        metavar="NAME",
         help="testbed (ships with attnlens), a folder, or a Hub name of a Qwen2.5-VL checkpoint",
     )
     model.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
     model.add_argument(
-        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
         help="auto: the checkpoint's own",
     )
     run = parser.add_argument_group("generation")
     run.add_argument("--max_new_tokens", type=int, default=2048, metavar="N", help="(2048)")
     run.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling (0)")
     run.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T",
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
         help="0 decodes greedily (the default); above 0 samples",
     )
     out = parser.add_argument_group("measure and output")
     out.add_argument(
-        "--definition", default="look-back",
+        "--definition",
+        default="look-back",
         help="definition of attention to the image (look-back); attnlens.measures lists them",
     )
-    out.add_argument("--layers", metavar="LIST", help="layers to record, such as 0,2,-1 or 4-7 (all)")
+    out.add_argument(
+        "--layers", metavar="LIST", help="layers to record, such as 0,2,-1 or 4-7 (all)"
+    )
     out.add_argument("--save_folder", default="results", metavar="DIR", help="(results)")
     out.add_argument(
-        "--format", nargs="+", default=["png"], choices=("png", "pdf", "svg"),
+        "--format",
+        nargs="+",
+        default=["png"],
+        choices=("png", "pdf", "svg"),
         help="formats of the pictures (png)",
     )
     parser.set_defaults(run=run_trend)
@@ -75,8 +89,9 @@ def parse_layers(text: str | None) -> list[int] | None:
         return None
     layers: list[int] = []
     for piece in text.split(","):
-        first, dash, last = piece.strip().partition("-") if piece.strip()[:1] != "-" else (
-            piece.strip(), "", "")
+        first, dash, last = (
+            piece.strip().partition("-") if piece.strip()[:1] != "-" else (piece.strip(), "", "")
+        )
         try:
             layers += range(int(first), int(last) + 1) if dash else [int(first)]
         except ValueError as error:

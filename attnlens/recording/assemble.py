@@ -132,8 +132,11 @@ def assemble(
         "predicted_token_id": ("step", stream.predicted),
         "region": ("step", np.array(regions, dtype=str)),
     }
-    images = [i for i in range(max(layout.column_image, default=-1) + 1)
-              if (layout.image[prompt_row] == i).any()]
+    images = [
+        i
+        for i in range(max(layout.column_image, default=-1) + 1)
+        if (layout.image[prompt_row] == i).any()
+    ]
     if len(images) > 1:
         columns = [layout.column_image.index(i) for i in images]
         variables["mass_by_image"] = (
@@ -174,7 +177,7 @@ def assemble(
 
 
 def _key_counts(layout: KeyLayout, prompt_row: int, positions: np.ndarray) -> np.ndarray:
-    """Number of keys [steps, segments] that each step sees."""
+    """Count the keys [steps, segments] that each step sees."""
     counts = [int((layout.segments[prompt_row] == s).sum()) for s in SEGMENTS]
     table = np.tile(np.array(counts, dtype=np.int32), (len(positions), 1))
     table[:, SEGMENTS.index("response")] = positions - (layout.prompt_length - 1)

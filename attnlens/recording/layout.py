@@ -85,7 +85,7 @@ def key_layout(segments: Any, image: np.ndarray | None = None) -> KeyLayout:
     unknown = sorted(set(names.ravel()) - {*PROMPT_SEGMENTS, PADDING})
     if unknown:
         raise InputError(
-            f"unknown segment {unknown[0]!r}: use {', '.join(PROMPT_SEGMENTS)} or {PADDING}"
+            f"unknown segment {str(unknown[0])!r}: use {', '.join(PROMPT_SEGMENTS)} or {PADDING}"
         )
     for row in names:
         pads = row == PADDING

@@ -151,7 +151,9 @@ class Recorder:
         digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
         weight = next(self._parts.text.parameters())
         return {
-            "model": self._name or getattr(config, "_name_or_path", "") or type(self._model).__name__,
+            "model": self._name
+            or getattr(config, "_name_or_path", "")
+            or type(self._model).__name__,
             "config_hash": digest.hexdigest()[:16],
             "versions": {
                 "attnlens": attnlens.__version__,
@@ -241,7 +243,9 @@ def record(
             "give a prompt with an image"
         )
     if prompt_rows not in PROMPT_ROWS:
-        raise InputError(f"unknown prompt_rows {prompt_rows!r}: use one of {', '.join(PROMPT_ROWS)}")
+        raise InputError(
+            f"unknown prompt_rows {prompt_rows!r}: use one of {', '.join(PROMPT_ROWS)}"
+        )
     if every < 1:
         raise InputError(f"every={every}: give a number of steps of at least 1")
     recorder = QueryRecorder(

@@ -118,9 +118,7 @@ class QueryRecorder:
         first_step = self.layout.prompt_length - 1
         repeated = past == 0 and tokens == max(self._done, default=-1) + 2
         wanted = [
-            p
-            for p in range(past, past + tokens)
-            if p >= first_step or p in self._prompt_positions
+            p for p in range(past, past + tokens) if p >= first_step or p in self._prompt_positions
         ]
         if repeated:  # generation without a cache feeds everything again, and one token more
             wanted = [p for p in wanted if p not in self._done]

@@ -91,7 +91,7 @@ def _end_open(
 
 
 def _boxed_spans(text: str) -> list[tuple[str, int, int, bool]]:
-    """Character spans of ``\\boxed{...}``, with braces counted, and whether they are closed."""
+    r"""Find the character spans of ``\boxed{...}``, braces counted; whether each is closed."""
     spans = []
     for match in _BOXED.finditer(text):
         depth, at = 1, match.end()

@@ -143,7 +143,7 @@ class Tap:
         loads_by_name = "flash" in base
 
         def tapped(
-            module: torch.nn.Module,
+            module: Any,
             query: torch.Tensor,
             key: torch.Tensor,
             value: torch.Tensor,
@@ -193,7 +193,7 @@ class Tap:
             listener.begin_pass(fed.shape[1], past, offloaded)
 
     def _past(self, cache: Any) -> int:
-        """Number of cached tokens.
+        """Count the cached tokens.
 
         A static cache counts on the device, and reading that waits for the device: within one
         generation our own count serves.

@@ -10,7 +10,7 @@ from typing import Any
 
 @cache
 def _byte_of_character() -> dict[str, int]:
-    """The characters that byte-level BPE writes bytes with (GPT-2's table)."""
+    """Return the characters that byte-level BPE writes bytes with (GPT-2's table)."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     table = {chr(b): b for b in shown}
     hidden = (b for b in range(256) if b not in set(shown))
@@ -51,9 +51,7 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
             decoder.reset()
         else:
             piece = tokenizer.convert_ids_to_tokens(i) or ""
-            data = b"".join(
-                bytes([table[c]]) if c in table else c.encode("utf-8") for c in piece
-            )
+            data = b"".join(bytes([table[c]]) if c in table else c.encode("utf-8") for c in piece)
             texts.append(decoder.decode(data))
     if texts:
         texts[-1] += decoder.decode(b"", final=True)

@@ -146,8 +146,10 @@ class Trace:
 
     def __repr__(self) -> str:
         """Show model, sizes, visual mass, regions and the response."""
-        lines = [f"  {name}: {value!r}" if name == "response" else f"  {name}: {value}"
-                 for name, value in self._summary().items()]
+        lines = [
+            f"  {name}: {value!r}" if name == "response" else f"  {name}: {value}"
+            for name, value in self._summary().items()
+        ]
         return "<attnlens.Trace>\n" + "\n".join(lines)
 
     def _repr_html_(self) -> str:

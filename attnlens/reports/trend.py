@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attnlens.boxed import boxed_answer
 from attnlens.errors import InputError
 from attnlens.files import check_writable, write_folder
-from attnlens.boxed import boxed_answer
 from attnlens.reports.jobs import Job
 
 if TYPE_CHECKING:

@@ -60,7 +60,9 @@ def _reasoning(scene: Scene, question: Question) -> list[Part]:
     n, k = len(scene.objects), len(question.chosen)
     if question.kind == "existence":
         seen = "is" if question.chosen else "is not"
-        return [Part(f" A {question.subject} {seen} among them, so the answer is {question.answer}.")]
+        return [
+            Part(f" A {question.subject} {seen} among them, so the answer is {question.answer}.")
+        ]
     if not question.chosen:
         parts = [Part(f" There are no {question.subject}, so I remove 0.")]
     else:
@@ -126,8 +128,10 @@ def write_answer(scene: Scene, question: Question, mode: str) -> list[Part]:
 
 def perception(scene: Scene) -> list[Part]:
     """List every object with its mark: the short answer that teaches the model to see."""
-    return [Part(part.text.lstrip() if i == 0 else part.text, part.speaks_of, part.must_look)
-            for i, part in enumerate(_verification(scene))]
+    return [
+        Part(part.text.lstrip() if i == 0 else part.text, part.speaks_of, part.must_look)
+        for i, part in enumerate(_verification(scene))
+    ]
 
 
 PERCEPTION_QUESTION = "List all objects with their marks."

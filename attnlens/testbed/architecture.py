@@ -111,7 +111,7 @@ def initialise(model: Qwen2_5_VLForConditionalGeneration) -> None:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> ImageTextProcessor:
-    """The testbed's processor: Qwen2-VL image processing at 28 pixels a visual token.
+    """Build the testbed's processor: Qwen2-VL image processing at 28 pixels a visual token.
 
     Pictures smaller than 4 x 4 visual tokens are enlarged, larger ones than 6 x 6 reduced: the
     model has seen no other sizes.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with what is needed to answer it.
+    r"""A question with what is needed to answer it.
 
     Attributes
     ----------
@@ -23,7 +23,7 @@ class Question:
     text
         The words.
     answer
-        The true answer, as it stands inside ``\\boxed{}``.
+        The true answer, as it stands inside ``\boxed{}``.
     subject
         What is asked about: a group ("red objects", "circles") or an object ("red circle").
     chosen

@@ -43,7 +43,7 @@ class Sample:
         return text_of(list(self.parts))
 
     def truth(self) -> dict[str, Any]:
-        """The truth as plain JSON-able values: objects with boxes and visual tokens, parts."""
+        """Return the truth as plain values: objects with boxes and visual tokens, and parts."""
         start, spans = 0, []
         for part in self.parts:
             spans.append({"start": start, "stop": start + len(part.text), **asdict(part)})

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attnlens.progress import progress
 from attnlens.boxed import boxed_answer
+from attnlens.progress import progress
 from attnlens.testbed.samples import HELD_OUT, Sample, make_sample
 from attnlens.testbed.scenes import COLOURS, MARKS, SHAPES
 

@@ -32,7 +32,7 @@ class Parts:
 
     generator: Any
     multimodal: nn.Module
-    text: nn.Module
+    text: Any
     attention: tuple[nn.Module, ...]
 
 

@@ -41,7 +41,7 @@ class VLM:
     @property
     def tokenizer(self) -> Any:
         """The processor's tokenizer."""
-        return self.processor.tokenizer  # type: ignore[attr-defined]
+        return self.processor.tokenizer
 
     def prompt(
         self,
@@ -129,7 +129,9 @@ def load(
         source = Path(source)
     if isinstance(source, Path) and not (source / "config.json").is_file():
         raise InputError(f"{given!r} holds no model: there is no config.json in it")
-    hub = {k: options[k] for k in ("revision", "token", "cache_dir") if k in options}
+    hub: dict[str, Any] = {
+        k: options[k] for k in ("revision", "token", "cache_dir") if k in options
+    }
     family = family_of(_config(source, given, hub), given)
     try:
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(

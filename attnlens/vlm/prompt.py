@@ -94,7 +94,7 @@ def build_prompt(
     text = user_text(question, mode, template)
     tokenizer = vlm.processor.tokenizer
     for part in (text, system or ""):
-        for token in tokenizer.all_special_tokens + [vlm.processor.image_token]:
+        for token in (*tokenizer.all_special_tokens, vlm.processor.image_token):
             if token in part:
                 raise InputError(
                     f"the text holds the model's special token {token!r}: write it another way"
@@ -121,9 +121,7 @@ def build_prompt(
     infos = []
     for (_, info), grid in zip(opened, encoded.get("image_grid_thw", []), strict=True):
         rows, columns = int(grid[1]) // merge, int(grid[2]) // merge
-        infos.append(
-            ImageInfo(info.path, info.sha256, info.width, info.height, rows, columns)
-        )
+        infos.append(ImageInfo(info.path, info.sha256, info.width, info.height, rows, columns))
     image_of_key = np.full(len(ids), -1, dtype=np.int64)
     counts = [info.rows * info.columns for info in infos]
     image_of_key[segments == "visual"] = np.repeat(np.arange(len(counts)), counts)

@@ -1,0 +1,240 @@
+"""Mass from hand-made queries and keys with closed forms, and proof that the tap is real."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import attnlens
+from attnlens.recording import mass as mass_module
+from attnlens.recording.layout import key_layout
+from attnlens.recording.mass import attention_mass, attention_rows
+from attnlens.segments import SEGMENTS
+
+
+def layout_of(counts):
+    """Columns of a prompt with one sink and the given numbers of keys, then response keys."""
+    system, visual, query = counts
+    segments = ["sink", *["system"] * system, *["visual"] * visual, *["query"] * query]
+    return key_layout(segments)
+
+
+def compute(queries, keys, layout, positions, **options):
+    length = keys.shape[2]
+    columns = np.pad(
+        layout.columns,
+        ((0, 0), (0, length - layout.prompt_length)),
+        constant_values=layout.response_column,
+    )
+    return attention_mass(
+        queries,
+        keys,
+        torch.from_numpy(columns),
+        len(layout.names),
+        torch.tensor(positions),
+        queries.shape[-1] ** -0.5,
+        visual=torch.from_numpy(layout.visual),
+        **options,
+    )
+
+
+def by_name(mass, layout):
+    return {name: mass[..., layout.names.index(name)] for name in set(layout.names)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    counts=st.tuples(st.integers(0, 5), st.integers(1, 9), st.integers(0, 5)),
+    response=st.integers(0, 6),
+    heads=st.sampled_from([(1, 1), (4, 2), (6, 3)]),
+)
+def test_equal_scores_give_the_fraction_of_keys(counts, response, heads):
+    layout = layout_of(counts)
+    total = layout.prompt_length + response
+    queries = torch.zeros(1, heads[0], 1, 8)
+    keys = torch.randn(1, heads[1], total, 8)
+    got = compute(queries, keys, layout, [total - 1], want_visual=True)
+    mass = by_name(got.by_column, layout)
+    names = ("sink", "system", "visual", "query", "response")
+    for name, count in zip(names, (1, *counts, response), strict=True):
+        np.testing.assert_allclose(mass[name].numpy(), count / total, atol=1e-6)
+    np.testing.assert_allclose(got.visual_weight.numpy(), 1 / total, atol=1e-6)
+    assert got.visual_nonzero.item() == counts[1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    visual=st.integers(1, 12),
+    others=st.integers(1, 12),
+    gap=st.floats(-6, 6),
+    head=st.integers(0, 3),
+)
+def test_a_score_gap_is_the_log_odds(visual, others, gap, head):
+    """Scores g on visual keys and 0 elsewhere: log-odds = log(visual / rest) + g."""
+    layout = layout_of((others, visual, 0))
+    keys = torch.zeros(1, 2, layout.prompt_length, 8)
+    keys[:, :, layout.columns[0] == layout.names.index("visual"), 0] = 1.0
+    queries = torch.zeros(1, 4, 1, 8)
+    queries[:, head, :, 0] = gap * math.sqrt(8)
+    got = by_name(compute(queries, keys, layout, [layout.prompt_length - 1]).by_column, layout)
+    share = got["visual"][0, 0].double()
+    want = math.log(visual / (others + 1)) + gap * (torch.arange(4) == head)
+    np.testing.assert_allclose(torch.logit(share).numpy(), want.numpy(), atol=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), rows=st.integers(1, 9), chunk=st.integers(1, 400))
+def test_chunks_and_groups_equal_a_plain_softmax(seed, rows, chunk):
+    generator = torch.Generator().manual_seed(seed)
+    layout = layout_of((3, 7, 4))
+    length = layout.prompt_length + 5
+    queries = torch.randn(2, 6, rows, 8, generator=generator)
+    keys = torch.randn(2, 2, length, 8, generator=generator)
+    positions = torch.randint(layout.prompt_length - 1, length, (rows,), generator=generator)
+    bias = torch.randn(2, 1, rows, length, generator=generator)
+    before = mass_module.CHUNK_ELEMENTS
+    mass_module.CHUNK_ELEMENTS = chunk
+    try:
+        columns = torch.from_numpy(
+            np.pad(layout.columns, ((0, 0), (0, 5)), constant_values=layout.response_column)
+        ).repeat(2, 1)
+        columns[1, :2] = -1  # padding in the second row
+        got = attention_mass(
+            queries,
+            keys,
+            columns,
+            len(layout.names),
+            positions,
+            0.3,
+            visual=torch.from_numpy(layout.visual).repeat(2, 1),
+            bias=bias,
+        ).by_column
+    finally:
+        mass_module.CHUNK_ELEMENTS = before
+    for b in range(2):
+        for h in range(6):
+            for r in range(rows):
+                scores = (keys[b, h // 3] @ queries[b, h, r] * 0.3 + bias[b, 0, r]).double()
+                visible = [j for j in range(length) if j <= positions[r] and columns[b, j] >= 0]
+                weights = torch.softmax(scores[visible], 0)
+                want = [
+                    sum(w for w, j in zip(weights, visible, strict=True) if columns[b, j] == c)
+                    for c in range(len(layout.names))
+                ]
+                np.testing.assert_allclose(got[b, r, h].numpy(), np.array(want, float), atol=1e-5)
+
+
+def test_rows_do_not_see_what_comes_after_them():
+    queries, keys = torch.randn(1, 2, 3, 8), torch.randn(1, 1, 6, 8)
+    rows = attention_rows(queries, keys, torch.tensor([0, 2, 5]), 1.0)
+    assert (rows[:, :, 0, 1:] == 0).all()
+    assert (rows[:, :, 1, 3:] == 0).all()
+    assert (rows[:, :, 2] > 0).all()
+
+
+def test_half_precision_inputs_are_summed_in_float32():
+    queries, keys = torch.randn(1, 4, 1, 64), torch.randn(1, 4, 300, 64)
+    layout = layout_of((99, 150, 50))
+    half = compute(queries.bfloat16(), keys.bfloat16(), layout, [299]).by_column
+    full = compute(queries.bfloat16().float(), keys.bfloat16().float(), layout, [299]).by_column
+    assert half.dtype == torch.float32
+    np.testing.assert_allclose(half.numpy(), full.numpy(), atol=1e-6)
+
+
+# The tap is real: change the attention of the model, and the record changes as algebra says.
+
+
+@pytest.fixture(scope="module")
+def prompt(tiny):
+    return tiny.prompt([picture(), picture(140, 112, 4)], "Is there a red circle?", "cot")
+
+
+def visual_log_odds(trace):
+    share = trace.data["mass"].sel(segment="visual").values.astype(float)
+    return np.log(share) - np.log1p(-share)
+
+
+def with_mask(tiny, prompt, layer, change):
+    """Record while one layer's attention mask is replaced by ``change(queries, keys)``."""
+    attention = tiny.model.model.language_model.layers[layer].self_attn
+
+    def hook(_module, args, options):
+        tokens = options["hidden_states"].shape[1]
+        past = options["past_key_values"].get_seq_length(layer)
+        options["attention_mask"] = change(tokens, past + tokens)
+        return args, options
+
+    handle = attention.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        with attnlens.record(tiny, prompt) as recorder:
+            tiny.model.generate(
+                **prompt.inputs, max_new_tokens=36, min_new_tokens=36, do_sample=False
+            )
+    finally:
+        handle.remove()
+    return recorder.trace
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("bias", [-3.0, 0.7, 2.5])
+def test_a_planted_bias_moves_the_log_odds_by_itself(tiny, prompt, layer, bias):
+    visual = torch.from_numpy(prompt.segments == "visual")
+
+    def mask(amount):
+        def change(tokens, keys):
+            rows = torch.arange(keys - tokens, keys)
+            hidden = torch.arange(keys)[None, :] > rows[:, None]
+            added = torch.zeros(tokens, keys).masked_fill(hidden, -torch.inf)
+            # only for the step's own row, so that lower layers and the cache stay as they are
+            added[-1, : len(visual)] += amount * visual
+            return added[None, None]
+
+        return change
+
+    plain = with_mask(tiny, prompt, layer, mask(0.0))
+    planted = with_mask(tiny, prompt, layer, mask(bias))
+    # step 0 has the same queries and keys up to this layer; later steps follow other tokens
+    moved = visual_log_odds(planted)[0, layer] - visual_log_odds(plain)[0, layer]
+    np.testing.assert_allclose(moved, bias, atol=1e-3)
+    assert planted.tokens != plain.tokens or abs(bias) < 1
+
+
+def test_hidden_keys_have_no_mass(tiny, prompt):
+    visual = torch.from_numpy(prompt.segments == "visual")
+
+    def change(tokens, keys):
+        rows = torch.arange(keys - tokens, keys)
+        seen = torch.arange(keys)[None, :] <= rows[:, None]
+        seen[-1, : len(visual)] &= ~visual
+        return seen[None, None]
+
+    trace = with_mask(tiny, prompt, 2, change)
+    assert (trace.data["mass"].sel(segment="visual", layer=2).values == 0).all()
+    assert (trace.data["visual_nonzero"].sel(layer=2).values == 0).all()
+    assert (trace.data["mass"].sel(segment="visual", layer=1).values > 0).all()
+
+
+def test_zero_queries_give_the_fraction_of_keys(tiny, prompt):
+    """With the query projection at zero all scores are equal: mass is the fraction of keys."""
+    import copy
+
+    model = copy.deepcopy(tiny.model)
+    projection = model.model.language_model.layers[1].self_attn.q_proj
+    with torch.no_grad():
+        projection.weight.zero_()
+        projection.bias.zero_()
+    with attnlens.record(model, prompt.segments) as recorder:
+        model.generate(**prompt.inputs, max_new_tokens=36, min_new_tokens=36, do_sample=False)
+    data = recorder.trace.data
+    keys = data["keys"].values
+    want = keys / keys.sum(-1, keepdims=True)
+    got = data["mass"].sel(layer=1).values
+    np.testing.assert_allclose(got, np.repeat(want[:, None], 4, axis=1), atol=1e-6)
+    assert keys.sum(-1).tolist() == [len(prompt.segments) + t for t in range(36)]
+    assert list(data["segment"].values) == list(SEGMENTS)
