@@ -69,13 +69,13 @@ def attention_rows(
     key_heads, length = keys.shape[1], keys.shape[2]
     grouped = queries.float().reshape(batch, key_heads, heads // key_heads * rows, dimension)
     scores = torch.matmul(grouped, keys.float().transpose(2, 3))
-    scores = scores.reshape(batch, heads, rows, length) * scaling
+    scores = scores.reshape(batch, heads, rows, length).mul_(scaling)
     if bias is not None:
-        scores = scores + bias
+        scores += bias
     slots = torch.arange(length, device=keys.device)
-    scores = scores.masked_fill(slots[None, :] > positions[:, None], float("-inf"))
+    scores.masked_fill_(slots[None, :] > positions[:, None], float("-inf"))
     if hidden is not None:
-        scores = scores.masked_fill(hidden[:, None, None, :], float("-inf"))
+        scores.masked_fill_(hidden[:, None, None, :], float("-inf"))
     return torch.softmax(scores, dim=-1)
 
 

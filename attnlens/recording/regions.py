@@ -15,7 +15,7 @@ from itertools import accumulate
 TAGS = ("think", "back", "summary", "caption", "reasoning", "reflection", "conclusion", "answer")
 """Tag names that open a region, in any case; ``\\boxed{...}`` is the region ``answer`` too."""
 
-_TAG = re.compile(rf"<(/?)({'|'.join(TAGS)})>", re.IGNORECASE)
+_TAG = re.compile(rf"<(/?)({'|'.join(TAGS)})>", re.IGNORECASE | re.ASCII)
 _BOXED = re.compile(r"\\boxed\s*\{")
 
 
@@ -31,7 +31,7 @@ class Region:
         Half-open span of steps: those whose *predicted* token belongs to the region.
     closed
         Whether the closing tag was found. A region that is not closed reaches to the next opening
-        tag, or to the end.
+        tag, to the closing tag of a region around it, or to the end.
     """
 
     name: str
@@ -55,39 +55,37 @@ def find_regions(texts: Sequence[str]) -> list[Region]:
     """
     text = "".join(texts)
     ends = list(accumulate(len(t) for t in texts))
+    tags = list(_TAG.finditer(text))
+    openings = [match.start() for match in tags if not match[1]]
     found: list[tuple[str, int, int, bool]] = []
     open_tags: list[tuple[str, int]] = []
-    for match in _TAG.finditer(text):
+
+    def end_open(index: int, at: int) -> None:
+        """End the open tags from an index on, unclosed, at a character or the next opening."""
+        for name, start in open_tags[index:]:
+            later = openings[bisect_right(openings, start) :][:1]
+            found.append((name, start, min([at, *later]), False))
+        del open_tags[index:]
+
+    for match in tags:
         name = match[2].lower()
         names = [n for n, _ in open_tags]
         if not match[1]:
             if name in names:  # opened again without having been closed
-                _end_open(open_tags, names.index(name), match.start(), found)
+                end_open(names.index(name), match.start())
             open_tags.append((name, match.start()))
         elif name in names:
             index = len(names) - 1 - names[::-1].index(name)
             # what was opened inside and never closed ends where its surrounding does
-            _end_open(open_tags, index + 1, match.start(), found)
+            end_open(index + 1, match.start())
             found.append((name, open_tags.pop()[1], match.end(), True))
-    for name, start in open_tags:
-        later = (m.start() for m in _TAG.finditer(text, start + 1) if not m[1])
-        found.append((name, start, next(later, len(text)), False))
+    end_open(0, len(text))
     found += _boxed_spans(text)
-    regions = [
+    # ordered by character, since regions that lie in the same tokens can still be nested
+    return [
         Region(name, bisect_right(ends, start), bisect_right(ends, stop - 1) + 1, closed)
-        for name, start, stop, closed in found
-        if stop > start
+        for name, start, stop, closed in sorted(found, key=lambda span: (span[1], -span[2]))
     ]
-    return sorted(regions, key=lambda r: (r.start, -r.stop))
-
-
-def _end_open(
-    open_tags: list[tuple[str, int]], index: int, at: int, found: list[tuple[str, int, int, bool]]
-) -> None:
-    """End the open tags from an index on, unclosed, at a character."""
-    for name, start in open_tags[index:]:
-        found.append((name, start, at, False))
-    del open_tags[index:]
 
 
 def _boxed_spans(text: str) -> list[tuple[str, int, int, bool]]:
@@ -98,6 +96,8 @@ def _boxed_spans(text: str) -> list[tuple[str, int, int, bool]]:
         while at < len(text) and depth:
             depth += {"{": 1, "}": -1}.get(text[at], 0)
             at += 1
+        if depth and (tag := _TAG.search(text, match.end())):
+            at = tag.start()
         spans.append(("answer", match.start(), at, depth == 0))
     return spans
 

@@ -7,12 +7,14 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from attnlens.boxed import boxed_answer
 from attnlens.errors import InputError
 from attnlens.files import check_writable, write_folder
+from attnlens.progress import progress
 from attnlens.reports.jobs import Job
+from attnlens.text import one_line
 
 if TYPE_CHECKING:
     from attnlens.recording.trace import Trace
@@ -61,23 +63,31 @@ def run_jobs(jobs: list[Job], settings: Settings) -> int:
 
     A question of a file that fails is reported with its line, and the others go on.
     """
-    from attnlens.progress import progress
     from attnlens.vlm.load import load
 
     vlm = load(settings.model, device=settings.device, dtype=settings.dtype)
     failed = 0
     many = len(jobs) > 1
-    for job in progress(jobs, description="questions") if many else jobs:
+    bar = progress(jobs, description="questions") if many else None
+    for job in bar or jobs:
         try:
             folder = run_job(vlm, job, settings, show=not many)
         except InputError as error:
             if job.line is None:
                 raise
-            print(f"attnlens trend: line {job.line} failed: {error}", file=sys.stderr)
+            _say(bar, f"attnlens trend: line {job.line} failed: {error}", sys.stderr)
             failed += 1
         else:
-            print(f"written to {folder}")
+            _say(bar, f"written to {folder}", sys.stdout)
     return failed
+
+
+def _say(bar: Any, text: str, stream: TextIO) -> None:
+    """Print a line, above the progress bar where there is one."""
+    if bar is None:
+        print(one_line(text), file=stream)
+    else:
+        bar.write(one_line(text), file=stream)
 
 
 def run_job(vlm: VLM, job: Job, settings: Settings, *, show: bool) -> Path:
@@ -146,13 +156,14 @@ def _draw(folder: Path, trace: Trace, settings: Settings) -> None:
 
     definition = settings.definition
     figures = {
-        f"{settings.mode}_step_attention": plots.trend(trace, definition=definition),
-        f"{settings.mode}_step_attention_with_tokens": plots.trend(
-            trace, definition=definition, tokens=True
+        f"{settings.mode}_step_attention": lambda: plots.trend(trace, definition),
+        f"{settings.mode}_step_attention_with_tokens": lambda: plots.trend(
+            trace, definition, tokens=True
         ),
-        "Step_attention_all_tokens": plots.tokens(trace, definition=definition),
+        "Step_attention_all_tokens": lambda: plots.tokens(trace, definition),
     }
-    for name, figure in figures.items():
+    for name, draw in progress(figures.items(), total=len(figures), description="drawing"):
+        figure = draw()
         for suffix in settings.formats:
             plots.save(figure, folder / f"{name}.{suffix}")
 
