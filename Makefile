@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 DEMO_IMAGE := demo_images/scene_1.png
-DEMO_QUESTION := How many objects are left if all red objects are taken away?
+DEMO_QUESTION := Remove all purple objects. How many objects remain?
 DEMO_FOLDER := results
 
 # Two workers share the cores better when each computes with one thread.

@@ -76,17 +76,23 @@ def write_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     check_writable(path)
     if path.exists() and not replace and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{str(path)!r} exists already: give a new folder")
+    path = path.resolve()  # a link to a folder stays, and what it points to is replaced
+    check_writable(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        old = None
+        old = temporary.with_name(f"{temporary.name}-old")
         if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-            os.replace(path, old / path.name)
-        os.replace(temporary, path)
-        if old is not None:
+            os.replace(path, old)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            if old.exists():
+                os.replace(old, path)
+            raise
+        if old.exists():
             shutil.rmtree(old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -29,3 +31,18 @@ def progress(
     from tqdm import tqdm
 
     return tqdm(items, total=total, initial=initial, desc=description, disable=None, leave=False)
+
+
+@contextmanager
+def transformers_bars_on_terminal_only() -> Iterator[None]:
+    """Keep transformers' own progress bars off anything that is no terminal, inside the block."""
+    from transformers.utils import logging
+
+    silence = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if silence:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if silence:
+            logging.enable_progress_bar()

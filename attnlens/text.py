@@ -8,7 +8,7 @@ import unicodedata
 def printable(text: str) -> str:
     """Show control characters as escapes, so that no terminal obeys them; keep line ends."""
     return "".join(
-        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf") else repr(c)[1:-1]
+        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else repr(c)[1:-1]
         for c in text
     )
 

@@ -133,6 +133,21 @@ def test_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
     assert 0.82 <= hits / 200 <= 0.96
 
 
+def test_bootstrap_interval_is_bias_corrected_and_accelerated():
+    values = np.random.default_rng(2).exponential(size=12) ** 2
+    draws = np.random.default_rng(3).choice(values, (40000, 12)).mean(1)
+    bias = stats.norm.ppf((draws < values.mean()).mean())
+    left_out = np.array([np.delete(values, i).mean() for i in range(12)])
+    spread = left_out.mean() - left_out
+    acceleration = (spread**3).sum() / (6 * (spread**2).sum() ** 1.5)
+    z = bias + stats.norm.ppf([0.05, 0.95])
+    expected = np.quantile(draws, stats.norm.cdf(bias + z / (1 - acceleration * z)))
+    found = bootstrap_mean(values, confidence=0.9, resamples=20000, seed=0)
+    np.testing.assert_allclose(found, expected, rtol=0.03)
+    plain = np.quantile(draws, [0.05, 0.95])
+    assert (np.abs(expected / plain - 1) > 0.06).all()
+
+
 def test_bootstrap_is_repeatable_and_follows_its_seed():
     values = np.random.default_rng(1).normal(size=15)
     options = {"confidence": 0.95, "resamples": 300}

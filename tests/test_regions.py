@@ -135,7 +135,11 @@ CUTS = [
 def test_every_cut_gives_the_tokens_that_hold_the_tags(tokens):
     assert "".join(tokens) == ANSWER
     found = find_regions(tokens)
-    assert [(r.name, r.closed) for r in found] == [("think", True), ("back", True), ("answer", True)]
+    assert [(r.name, r.closed) for r in found] == [
+        ("think", True),
+        ("back", True),
+        ("answer", True),
+    ]
     for region, (first, last) in zip(
         found, [("<think>", "</think>"), ("<back>", "</back>"), ("\\boxed", "}")], strict=True
     ):

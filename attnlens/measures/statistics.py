@@ -118,10 +118,12 @@ def bootstrap_mean(
         raise InputError(f"{resamples} resamples are too few for an interval; give at least 100.")
     if len(values) < 2:
         return float("nan"), float("nan")
-    if np.ptp(values) == 0:
+    width = np.ptp(values)
+    if width == 0:
         return float(values[0]), float(values[0])
+    # Scaled to [0, 1], because the acceleration term cubes differences and tiny ones underflow.
     interval = stats.bootstrap(
-        (values,),
+        ((values - values.min()) / width,),
         np.mean,
         n_resamples=resamples,
         batch=max(1, 2**20 // len(values)),
@@ -129,7 +131,8 @@ def bootstrap_mean(
         method="BCa",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(interval.low), float(interval.high)
+    low, high = values.min() + width * np.array(interval)
+    return float(low), float(high)
 
 
 def signed_rank(differences: np.ndarray) -> tuple[float, float]:

@@ -62,15 +62,11 @@ def _visible(character: str) -> str:
     """One character as it can be drawn; nothing where it has no look."""
     if character in VISIBLE:
         return VISIBLE[character]
-    category = unicodedata.category(character)
-    if category in ("Cc", "Cf"):  # control and format characters
+    if unicodedata.category(character) in ("Cc", "Cf"):  # control and format characters
         return ""
     if character.isspace():
         return " "
-    # Of the rest of C, surrogates and unassigned code points cannot be written to every file.
-    if category.startswith("C") or not _drawable(character):
-        return NO_GLYPH
-    return character
+    return character if _drawable(character) else NO_GLYPH
 
 
 @lru_cache(maxsize=4096)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import xarray as xr
 
 from attnlens.errors import InputError
 from attnlens.files import write_folder
+from attnlens.text import one_line
 
 if TYPE_CHECKING:
     from attnlens.recording.trace import Trace
@@ -29,10 +31,13 @@ _CODECS = {"blosc", "zstd", "zlib", "gzip", "lz4", "vlen-utf8"}
 
 def save_trace(trace: Trace, path: Path, *, replace: bool) -> None:
     """Write a trace; see ``Trace.save``."""
+    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+        raise InputError(f"{str(path)!r} holds something else than a trace: give a new folder")
     data = trace.data.copy()
     data.attrs = {"attnlens": json.dumps(trace.attrs)}
     for name in list(data.variables):
-        if data[name].dtype.kind == "U":
+        # by way of objects, texts may differ in length; an empty array of objects has no type
+        if data[name].dtype.kind == "U" and data[name].size:
             data[name] = data[name].astype(object)
     with write_folder(path, replace=replace) as temporary:
         data.to_zarr(temporary, mode="w", zarr_format=2, consolidated=True)
@@ -43,28 +48,24 @@ def save_trace(trace: Trace, path: Path, *, replace: bool) -> None:
 
 def load_trace(path: Path) -> xr.Dataset:
     """Read the dataset of a trace; see ``Trace.load``."""
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, never raises
         raise InputError(f"there is no trace at {str(path)!r}")
     manifest = _manifest(path)
-    files = _files(path) if path.is_dir() else []
-    for name, digest in manifest["files"].items():
-        if name not in files:
-            raise InputError(f"the trace {str(path)!r} is incomplete: {name} is missing")
-        if _digest(path / name) != digest:
-            raise InputError(f"the trace {str(path)!r} is damaged: {name} has changed")
-    if extra := sorted(set(files) - set(manifest["files"])):
-        raise InputError(f"the trace {str(path)!r} is damaged: {extra[0]} does not belong to it")
-    _check_codecs(path, files)
     try:
+        _check_files(path, manifest["files"])
         with xr.open_zarr(path, consolidated=True, zarr_format=2) as stored:
             data = stored.load()
         attrs = json.loads(data.attrs["attnlens"])
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"the trace {str(path)!r} cannot be read: {error}") from error
+    except InputError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        reason = one_line(str(error))
+        raise InputError(f"the trace {str(path)!r} cannot be read: {reason}") from error
     data.attrs = attrs
     for name in list(data.variables):
         if data[name].dtype.kind in "OT":
-            data[name] = data[name].astype(str)
+            # NumPy casts its variable-length texts to fixed ones only by way of objects
+            data[name] = data[name].astype(object).astype(str)
     return data
 
 
@@ -75,9 +76,9 @@ def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         kind, version, files = manifest["format"], manifest["version"], manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise foreign from error
-    if kind != FORMAT or not isinstance(version, int) or not isinstance(files, dict):
+    if kind != FORMAT or type(version) is not int or version < 1 or not isinstance(files, dict):
         raise foreign
     if version > FORMAT_VERSION:
         raise InputError(
@@ -85,6 +86,18 @@ def _manifest(path: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}: install a newer attnlens"
         )
     return manifest
+
+
+def _check_files(path: Path, listed: dict[str, Any]) -> None:
+    files = _files(path)
+    for name, digest in listed.items():
+        if name not in files:
+            raise InputError(f"the trace {str(path)!r} is incomplete: {name!r} is missing")
+        if _digest(path / name) != digest:
+            raise InputError(f"the trace {str(path)!r} is damaged: {name!r} has changed")
+    if extra := sorted(set(files) - set(listed)):
+        raise InputError(f"the trace {str(path)!r} is damaged: {extra[0]!r} does not belong to it")
+    _check_codecs(path, files)
 
 
 def _check_codecs(path: Path, files: list[str]) -> None:

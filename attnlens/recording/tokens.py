@@ -60,4 +60,7 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
     """Ids that are no part of the text (end of turn, padding, placeholders)."""
-    return frozenset(getattr(tokenizer, "all_special_ids", ()))
+    # all_special_ids holds those with a role (end, padding), not every placeholder
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    marked = (i for i, token in added.items() if getattr(token, "special", False))
+    return frozenset([*getattr(tokenizer, "all_special_ids", ()), *marked])

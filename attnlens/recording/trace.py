@@ -11,6 +11,7 @@ import xarray as xr
 from attnlens.errors import InputError
 from attnlens.recording.regions import Region, find_regions
 from attnlens.segments import SEGMENTS
+from attnlens.text import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 _NEEDED = {
     "mass": ("step", "layer", "head", "segment"),
     "keys": ("step", "segment"),
+    "predicted_token": ("step",),
+    "predicted_token_id": ("step",),
 }
 
 
@@ -100,7 +103,13 @@ class Trace:
         path
             The folder, by custom ``<name>.zarr``.
         replace
-            Whether a folder that is there gives way.
+            Whether a trace that is there gives way.
+
+        Raises
+        ------
+        InputError
+            If the folder exists, is not empty, and ``replace`` is not set or it holds something
+            else than a trace; or nothing can be written there.
         """
         from attnlens.recording.store import save_trace
 
@@ -118,7 +127,11 @@ class Trace:
         """
         from attnlens.recording.store import load_trace
 
-        return cls(load_trace(Path(path)))
+        data = load_trace(Path(path))
+        try:
+            return cls(data)
+        except InputError as error:
+            raise InputError(f"{str(path)!r} cannot be read: {error}") from error
 
     def to_pandas(self) -> pd.DataFrame:
         """One row for each step, layer, head and segment, with mass, tokens and region."""
@@ -133,21 +146,24 @@ class Trace:
             for r in self.regions
         )
         visual = self.data["mass"].sel(segment="visual").mean(("layer", "head")).values
-        share = f"{visual[0]:.3f} at the first step, {visual[-1]:.3f} at the last"
+        share = "no steps"
+        if len(visual):
+            share = f"{visual[0]:.3f} at the first step, {visual[-1]:.3f} at the last"
         text = self.text if len(self.text) <= 160 else self.text[:157] + "..."
         return {
             "model": str(self.attrs.get("model", "")),
             "question": f"{self.attrs.get('question', '')} ({self.attrs.get('mode', '')})",
             "recorded": f"{sizes['step']} steps, {sizes['layer']} layers, {sizes['head']} heads",
-            "visual mass": share if len(visual) else "no steps",
+            "visual mass": share,
             "regions": regions or "none",
             "response": text,
         }
 
     def __repr__(self) -> str:
         """Show model, sizes, visual mass, regions and the response."""
+        # attributes come from files too: what they hold must not steer a terminal
         lines = [
-            f"  {name}: {value!r}" if name == "response" else f"  {name}: {value}"
+            f"  {name}: {value!r}" if name == "response" else f"  {name}: {one_line(value)}"
             for name, value in self._summary().items()
         ]
         return "<attnlens.Trace>\n" + "\n".join(lines)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnlens.errors import InputError
-from attnlens.testbed.questions import Question
-from attnlens.testbed.scenes import Scene, SceneObject
+from attnlens.testbed.questions import Question, article
+from attnlens.testbed.scenes import COLOURS, SHAPES, Scene
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def _listing(scene: Scene) -> list[Part]:
         return [Part(" The image shows no objects.")]
     parts = [Part(" The image shows")]
     for i, o in enumerate(scene.objects):
-        parts += [Part(" a"), Part(f" {o.name}", i, True), Part(",")]
+        parts += [Part(f" {article(o.name)}"), Part(f" {o.name}", i, True), Part(",")]
     parts[-1] = Part(".")
     return parts
 
@@ -48,27 +48,15 @@ def _total(scene: Scene) -> Part:
     return Part(f" That makes {n} object{'' if n == 1 else 's'}.")
 
 
-def _names(objects: tuple[SceneObject, ...], scene: Scene) -> list[Part]:
-    parts = []
-    for o in objects:
-        parts += [Part(" the"), Part(f" {o.name}", scene.objects.index(o)), Part(",")]
-    return parts[:-1]
-
-
 def _reasoning(scene: Scene, question: Question) -> list[Part]:
-    """Reason from what the listing said: every word of it is told by the text before."""
+    """Reason from what the listing said: every word of it is told by the text before.
+
+    The number stands right after the word that it counts, as in the tally that perception trains.
+    """
     n, k = len(scene.objects), len(question.chosen)
-    if question.kind == "existence":
-        seen = "is" if question.chosen else "is not"
-        return [
-            Part(f" A {question.subject} {seen} among them, so the answer is {question.answer}.")
-        ]
-    if not question.chosen:
-        parts = [Part(f" There are no {question.subject}, so I remove 0.")]
-    else:
-        parts = [Part(f" The {question.subject} are")]
-        parts += [*_names(question.chosen, scene), Part(f", so I remove {k}.")]
-    return [*parts, Part(f" Then {n} - {k} = {n - k}.")]
+    return [
+        Part(f" I remove {question.subject} {k}. Then {n} - {k} = {n - k}. That leaves {n - k}.")
+    ]
 
 
 def _verification(scene: Scene) -> list[Part]:
@@ -126,15 +114,25 @@ def write_answer(scene: Scene, question: Question, mode: str) -> list[Part]:
     ]
 
 
-def perception(scene: Scene) -> list[Part]:
+LISTING_QUESTION = "List all objects with their marks."
+TALLY_QUESTION = "Count the objects by colour and by shape."
+
+
+def list_marks(scene: Scene) -> list[Part]:
     """List every object with its mark: the short answer that teaches the model to see."""
-    return [
-        Part(part.text.lstrip() if i == 0 else part.text, part.speaks_of, part.must_look)
-        for i, part in enumerate(_verification(scene))
-    ]
+    first, *rest = _verification(scene)
+    return [Part(first.text.lstrip()), *rest]
 
 
-PERCEPTION_QUESTION = "List all objects with their marks."
+def tally(scene: Scene) -> list[Part]:
+    """Count the objects of each colour and each shape: the short answer that teaches counting."""
+    counts = [(c, sum(o.colour == c for o in scene.objects)) for c in COLOURS]
+    counts += [(s, sum(o.shape == s for o in scene.objects)) for s in SHAPES]
+    parts = []
+    for word, count in counts:
+        parts += [Part(f" {word}" if parts else word), Part(f" {count}", must_look=True), Part(",")]
+    parts[-1] = Part(".")
+    return parts
 
 
 def text_of(parts: list[Part]) -> str:

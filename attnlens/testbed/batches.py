@@ -8,7 +8,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from attnlens.testbed.answers import PERCEPTION_QUESTION, Part, perception, text_of
+from attnlens.testbed.answers import (
+    LISTING_QUESTION,
+    TALLY_QUESTION,
+    Part,
+    list_marks,
+    tally,
+    text_of,
+)
 from attnlens.testbed.samples import HELD_OUT, make_sample
 from attnlens.testbed.scenes import MAX_OBJECTS, Scene, random_scene
 from attnlens.vlm.modes import messages, user_text
@@ -31,9 +38,13 @@ def _object_count(rng: np.random.Generator) -> int:
 
 
 def _perception_example(rng: np.random.Generator) -> tuple[Scene, str, list[Part]]:
-    if rng.random() < 0.7:
+    draw = rng.random()
+    if draw < 0.45:
         scene = random_scene(rng, objects=_object_count(rng))
-        return scene, PERCEPTION_QUESTION, perception(scene)
+        return scene, LISTING_QUESTION, list_marks(scene)
+    if draw < 0.75:
+        scene = random_scene(rng, objects=_object_count(rng))
+        return scene, TALLY_QUESTION, tally(scene)
     sample = make_sample(rng, "normal", objects=max(1, _object_count(rng)))
     return sample.scene, user_text(sample.question.text, "normal"), list(sample.parts)
 

@@ -25,7 +25,7 @@ class Question:
     answer
         The true answer, as it stands inside ``\boxed{}``.
     subject
-        What is asked about: a group ("red objects", "circles") or an object ("red circle").
+        What is asked about: a colour or a shape ("red", "circle"), or an object ("red circle").
     chosen
         The objects of the scene that the subject covers, in reading order.
     """
@@ -42,12 +42,17 @@ _SUBTRACTION = (
     "How many objects are left if all {s} are removed?",
     "Remove all {s}. How many objects remain?",
 )
-_EXISTENCE = ("Is there a {s}?", "Does the image show a {s}?", "Can you see a {s}?")
+_EXISTENCE = ("Is there {s}?", "Does the image show {s}?", "Can you see {s}?")
 _ATTRIBUTE = (
     "What mark is on the {s}?",
     "Which mark does the {s} have?",
     "Name the mark of the {s}.",
 )
+
+
+def article(name: str) -> str:
+    """Return "a" or "an", as the name needs it."""
+    return "an" if name[0] in "aeiou" else "a"
 
 
 def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
@@ -59,16 +64,16 @@ def subtraction(scene: Scene, rng: np.random.Generator) -> Question:
     if rng.random() < 0.5:
         word = _pick(rng, tuple(COLOURS))
         chosen = tuple(o for o in scene.objects if o.colour == word)
-        subject = f"{word} objects"
+        group = f"{word} objects"
     else:
         word = _pick(rng, SHAPES)
         chosen = tuple(o for o in scene.objects if o.shape == word)
-        subject = f"{word}s"
+        group = f"{word}s"
     return Question(
         kind="subtraction",
-        text=_pick(rng, _SUBTRACTION).format(s=subject),
+        text=_pick(rng, _SUBTRACTION).format(s=group),
         answer=str(len(scene.objects) - len(chosen)),
-        subject=subject,
+        subject=word,
         chosen=chosen,
     )
 
@@ -83,7 +88,7 @@ def existence(scene: Scene, rng: np.random.Generator) -> Question:
     found = scene.by_name.get(name)
     return Question(
         kind="existence",
-        text=_pick(rng, _EXISTENCE).format(s=name),
+        text=_pick(rng, _EXISTENCE).format(s=f"{article(name)} {name}"),
         answer="no" if found is None else "yes",
         subject=name,
         chosen=() if found is None else (found,),
@@ -113,10 +118,11 @@ KINDS: dict[str, Callable[[Scene, np.random.Generator], Question]] = {
 
 MODE_KINDS: dict[str, tuple[str, ...]] = {
     "normal": ("subtraction", "existence", "attribute"),
-    "cot": ("subtraction", "existence"),
-    "back": ("subtraction", "existence"),
+    "cot": ("subtraction",),
+    "back": ("subtraction",),
 }
 """The kinds that each mode is trained and scored on.
 
-A mark is what the verification states, so asking for it outright is left to ``normal``.
+The others are asked in ``normal`` alone: a mark is what the verification states, and whether an
+object is there is told by the listing.
 """

@@ -21,7 +21,7 @@ MODES = ("normal", "cot", "back")
 
 _NAME = rf"(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})"
 _FACT = re.compile(rf"the ({_NAME}): ({'|'.join(MARKS)})")
-_SEEN = re.compile(rf"\ba ({_NAME})")
+_SEEN = re.compile(rf"\ban? ({_NAME})")
 _BOX = r"\\boxed\{[^{}]+\}"
 _FORMATS = {
     "normal": re.compile(_BOX),

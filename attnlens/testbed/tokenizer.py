@@ -51,7 +51,13 @@ def corpus(seed: int, scenes: int) -> Iterator[str]:
     """Texts that the tokenizer is trained on: prompts and answers of generated scenes."""
     import numpy as np
 
-    from attnlens.testbed.answers import PERCEPTION_QUESTION, perception, text_of
+    from attnlens.testbed.answers import (
+        LISTING_QUESTION,
+        TALLY_QUESTION,
+        list_marks,
+        tally,
+        text_of,
+    )
     from attnlens.testbed.samples import make_sample
     from attnlens.testbed.scenes import random_scene
     from attnlens.vlm.modes import DEFAULT_SYSTEM, MODES, user_text
@@ -67,7 +73,9 @@ def corpus(seed: int, scenes: int) -> Iterator[str]:
             sample = make_sample(rng, mode)
             yield user_text(sample.question.text, mode)
             yield sample.answer
-        yield PERCEPTION_QUESTION + text_of(perception(random_scene(rng)))
+        scene = random_scene(rng)
+        yield LISTING_QUESTION + "\n" + text_of(list_marks(scene))
+        yield TALLY_QUESTION + "\n" + text_of(tally(scene))
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:

@@ -38,7 +38,7 @@ class Plan:
     """
 
     seed: int = 0
-    steps: int = 2200
+    steps: int = 2000
     perception_steps: int = 900
     peak_rate: float = 1.5e-3
     warm_up: int = 150

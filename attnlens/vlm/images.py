@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from attnlens.errors import InputError
+from attnlens.text import one_line
 
 MAX_ASPECT_RATIO = 200
 """Qwen2-VL's image processor refuses anything longer and thinner."""
@@ -93,9 +95,9 @@ def open_image(source: Any) -> tuple[Image.Image, ImageInfo]:
 
 
 def _read(path: Path) -> Image.Image:
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, never raises
         raise InputError(f"there is no image at {str(path)!r}: give the path of a picture")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{str(path)!r} is not a file: give the path of a picture")
     try:
         image = Image.open(path)
@@ -104,8 +106,9 @@ def _read(path: Path) -> Image.Image:
         raise InputError(
             f"{str(path)!r} is not a picture that can be read: give a PNG, JPEG or WebP file"
         ) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{str(path)!r} cannot be read as a picture ({error})") from error
+    except Exception as error:  # decoders of damaged files raise errors of all kinds
+        reason = one_line(str(error))
+        raise InputError(f"{str(path)!r} cannot be read as a picture ({reason})") from error
     return image
 
 

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, ProcessorMixin, Qwen2_5_VLForConditionalGeneration
 
 from attnlens.errors import InputError
+from attnlens.text import printable
 from attnlens.vlm.family import Family, family_of
 from attnlens.vlm.processor import load_processor
 from attnlens.vlm.prompt import Prompt, PromptBatch, batch_prompts, build_prompt
@@ -117,7 +118,8 @@ def load(
     Raises
     ------
     InputError
-        If there is no checkpoint of that name, it is not Qwen2.5-VL, or the device is not there.
+        If there is no checkpoint of that name, it is not Qwen2.5-VL, damaged or incomplete, or
+        the device is not there.
     """
     if "trust_remote_code" in options:
         raise InputError("trust_remote_code is not supported: attnlens runs no code of checkpoints")
@@ -134,12 +136,18 @@ def load(
     }
     family = family_of(_config(source, given, hub), given)
     try:
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            source, dtype=chosen, device_map=device_map, **options
+        model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            source, dtype=chosen, device_map=device_map, output_loading_info=True, **options
         )
         processor = load_processor(source, **hub)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # readers of damaged files raise errors of all kinds
         raise InputError(f"{given!r} cannot be loaded: {_first_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):
+        # transformers fills them with random numbers and goes on
+        raise InputError(
+            f"{given!r} cannot be loaded: {len(missing)} of its weights are missing, such as "
+            f"{missing[0]}"
+        )
     if target is not None:
         model = model.to(target)
     return VLM(model=model.eval(), processor=processor, name=given, family=family)
@@ -147,8 +155,9 @@ def load(
 
 def _config(source: str | Path, given: str, hub: dict[str, Any]) -> Any:
     try:
-        return AutoConfig.from_pretrained(source, **hub)
-    except (OSError, ValueError, KeyError) as error:
+        # without a word about it, transformers asks at the keyboard whether to run code
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, **hub)
+    except Exception as error:  # configurations are checked by code of each model type
         raise InputError(
             f"there is no checkpoint {given!r}: give 'testbed', a folder with a Qwen2.5-VL "
             f"checkpoint, or its name on the Hugging Face Hub ({_first_line(error)})"
@@ -185,4 +194,4 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0])

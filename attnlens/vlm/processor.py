@@ -10,11 +10,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
+from transformers import ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs
 from transformers.utils import is_torchvision_available
 
 IMAGE_TOKEN = "<|image_pad|>"
 VIDEO_TOKEN = "<|video_pad|>"
+
+
+class _Defaults(ProcessingKwargs, total=False):
+    # transformers before 5.23 takes this from here, and later ones from the processor's attribute;
+    # without the token types the 3-D rotary positions are silently wrong
+    _defaults = {  # noqa: RUF012
+        "text_kwargs": {"padding": False, "return_mm_token_type_ids": True}
+    }
 
 
 class ImageTextProcessor(ProcessorMixin):
@@ -31,6 +40,7 @@ class ImageTextProcessor(ProcessorMixin):
     """
 
     return_mm_token_type_ids = True
+    valid_processor_kwargs = _Defaults
 
     def __init__(
         self,
@@ -71,6 +81,3 @@ def load_processor(folder: str | Path, **hub: Any) -> ProcessorMixin:
 
         return Qwen2_5_VLProcessor.from_pretrained(folder, **hub)
     return ImageTextProcessor.from_pretrained(folder, **hub)
-
-
-__all__ = ["AutoImageProcessor", "AutoTokenizer", "ImageTextProcessor", "load_processor"]

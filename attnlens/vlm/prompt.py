@@ -14,7 +14,7 @@ from PIL import Image
 from attnlens.errors import InputError
 from attnlens.segments import PADDING
 from attnlens.vlm.images import ImageInfo, open_image
-from attnlens.vlm.modes import messages, user_text
+from attnlens.vlm.modes import MODES, messages, user_text
 from attnlens.vlm.segments import label_segments
 
 if TYPE_CHECKING:
@@ -93,9 +93,12 @@ def build_prompt(
     """Build a prompt; see ``VLM.prompt``."""
     text = user_text(question, mode, template)
     tokenizer = vlm.processor.tokenizer
+    special_tokens = {vlm.processor.image_token, *tokenizer.all_special_tokens}
+    special_tokens |= {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
     for part in (text, system or ""):
-        for token in (*tokenizer.all_special_tokens, vlm.processor.image_token):
-            if token in part:
+        for token in sorted(special_tokens):
+            # a fine-tuned model may have the tags of a mode as special tokens
+            if token in part and token not in MODES[mode]:
                 raise InputError(
                     f"the text holds the model's special token {token!r}: write it another way"
                 )

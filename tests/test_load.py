@@ -1,0 +1,332 @@
+"""Loading checkpoints, and one clear error for what is none."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import picture
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+import attnlens
+from attnlens.errors import InputError
+from attnlens.vlm import processor as processors
+from attnlens.vlm.load import find_device
+from attnlens.vlm.processor import ImageTextProcessor, load_processor
+
+QUESTION = "How many objects are left?"
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    tiny.model.save_pretrained(folder)
+    tiny.processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(checkpoint, tmp_path) -> Path:
+    """Copy the checkpoint, to be changed."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "tiny"))
+
+
+def change(path: Path, **values) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def tokens(vlm, mode="cot") -> list[int]:
+    prompt = vlm.prompt(picture(140, 112), QUESTION, mode)
+    options = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False}
+    return vlm.model.generate(**prompt.inputs, **options)[0].tolist()
+
+
+def refuse(name, words, **options) -> str:
+    """Check that loading fails with one line that repeats what was given."""
+    with pytest.raises(InputError, match=words) as refused:
+        attnlens.load(name, **options)
+    assert len(str(refused.value).splitlines()) == 1
+    assert "\x1b" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("as_path", [False, True])
+def test_a_saved_model_gives_the_same_tokens(tiny, checkpoint, as_path):
+    vlm = attnlens.load(checkpoint if as_path else str(checkpoint), device="cpu")
+    assert type(vlm.model) is type(tiny.model)
+    assert vlm.name == str(checkpoint)
+    assert vlm.family == tiny.family
+    assert vlm.tokenizer is vlm.processor.tokenizer
+    assert not vlm.model.training
+    assert vlm.model.device == torch.device("cpu")
+    expected = tiny.model.state_dict()
+    for name, value in vlm.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    for mode in ("cot", "reflection"):
+        one, other = (v.prompt(picture(140, 112), QUESTION, mode) for v in (vlm, tiny))
+        assert one.text == other.text
+        assert one.segments.tolist() == other.segments.tolist()
+        for name, value in other.inputs.items():
+            assert torch.equal(one.inputs[name], value), name
+    assert tokens(vlm) == tokens(tiny)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("float32", torch.float32),
+        ("bfloat16", torch.bfloat16),
+        ("float16", torch.float16),
+        (torch.bfloat16, torch.bfloat16),
+        ("auto", torch.float32),
+    ],
+)
+def test_dtype(checkpoint, dtype, expected):
+    vlm = attnlens.load(checkpoint, device="cpu", dtype=dtype)
+    assert {p.dtype for p in vlm.model.parameters()} == {expected}
+
+
+def test_auto_keeps_the_type_of_the_checkpoint(tiny, folder):
+    model = attnlens.load(folder, device="cpu", dtype="bfloat16").model
+    model.save_pretrained(folder)
+    assert attnlens.load(folder, device="cpu").model.dtype == torch.bfloat16
+    assert len(tokens(attnlens.load(folder, device="cpu"))) == len(tokens(tiny))
+
+
+def test_options_are_passed_on(checkpoint):
+    vlm = attnlens.load(checkpoint, device="cpu", attn_implementation="eager")
+    assert vlm.model.config._attn_implementation == "eager"
+    plain = attnlens.load(checkpoint, device="cpu")
+    assert plain.model.config._attn_implementation == "sdpa"  # transformers' own choice
+    mapped = attnlens.load(checkpoint, device_map={"": "cpu"}, device="cuda:7")
+    assert mapped.model.device == torch.device("cpu")
+    refuse(checkpoint, "cannot be loaded", device="cpu", no_such_option=1)
+
+
+def test_the_processor_loads_without_torchvision(tiny, checkpoint, monkeypatch):
+    monkeypatch.setattr(processors, "is_torchvision_available", lambda: False)
+    processor = load_processor(checkpoint)
+    assert isinstance(processor, ImageTextProcessor)
+    vlm = attnlens.load(checkpoint, device="cpu")
+    assert isinstance(vlm.processor, ImageTextProcessor)
+    assert processor.chat_template == tiny.processor.chat_template
+    assert processor.image_token_id == tiny.model.config.image_token_id
+
+
+@pytest.mark.parametrize("template", ["chat_template.json", "chat_template.jinja"])
+def test_a_folder_as_the_hub_has_it(tiny, folder, template):
+    """Qwen's own layout: preprocessor_config.json and the stock class names."""
+    for name in ("processor_config.json", "chat_template.jinja"):
+        (folder / name).unlink(missing_ok=True)
+    size = tiny.processor.image_processor.size
+    stock = {
+        "min_pixels": size["shortest_edge"],
+        "max_pixels": size["longest_edge"],
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2_5_VLProcessor",
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(stock))
+    chat = tiny.processor.chat_template
+    if template == "chat_template.json":
+        chat = json.dumps({"chat_template": chat})
+    (folder / template).write_text(chat)
+    change(folder / "tokenizer_config.json", processor_class="Qwen2_5_VLProcessor")
+    vlm = attnlens.load(folder, device="cpu")
+    one, other = (v.prompt(picture(300, 200), QUESTION, "back") for v in (vlm, tiny))
+    assert one.text == other.text
+    assert one.grids == other.grids
+    for name, value in other.inputs.items():
+        assert torch.equal(one.inputs[name], value), name
+    assert tokens(vlm) == tokens(tiny)
+
+
+def test_folders_without_a_model(tmp_path, monkeypatch):
+    assert repr(str(tmp_path)) in refuse(tmp_path, "holds no model")
+    assert repr(str(tmp_path)) in refuse(str(tmp_path), "holds no model")
+    # a folder of that name comes before the Hub
+    (tmp_path / "owner" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    refuse("owner/model", "'owner/model' holds no model")
+
+
+def test_names_that_lead_nowhere(tmp_path):
+    for name in (
+        "nobody/no-such-model",
+        str(tmp_path / "missing"),
+        "no such model",
+        "a/b/c",
+        "../../etc",
+        "",
+        "\x1b[31mred",
+        "two\nlines",
+    ):
+        refuse(name, "there is no checkpoint|holds no model")
+
+
+def test_a_file_instead_of_a_folder(tmp_path, checkpoint):
+    text = tmp_path / "notes.txt"
+    text.write_text("no configuration")
+    refuse(str(text), "there is no checkpoint")
+    refuse(text, "there is no checkpoint")
+    refuse(checkpoint / "config.json", "cannot be loaded")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"model_type": "nothing-known"}'])
+def test_configurations_that_are_none(folder, text):
+    (folder / "config.json").write_text(text)
+    assert repr(str(folder)) in refuse(folder, "there is no checkpoint|attnlens reads")
+
+
+def test_a_text_only_model(tmp_path):
+    config = Qwen2Config(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    message = refuse(tmp_path, "is a 'qwen2' checkpoint: attnlens reads Qwen2.5-VL")
+    assert repr(str(tmp_path)) in message
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "llava"])
+def test_other_vision_language_models(folder, model_type):
+    change(folder / "config.json", model_type=model_type)
+    refuse(folder, f"is a '{model_type}' checkpoint")
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json", "processor_config.json"])
+def test_a_checkpoint_that_lacks_a_part(folder, name):
+    (folder / name).unlink()
+    assert repr(str(folder)) in refuse(folder, "cannot be loaded")
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json", "processor_config.json"])
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_checkpoint(folder, name, part):
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: int(part * len(whole))])
+    assert repr(str(folder)) in refuse(folder, "cannot be loaded")
+
+
+def test_weights_of_another_shape(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["intermediate_size"] = 32
+    (folder / "config.json").write_text(json.dumps(config))
+    refuse(folder, "cannot be loaded")
+
+
+def test_weights_that_are_not_all_there(tiny, folder):
+    """Layers that the file lacks would be filled with random numbers."""
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 4
+    config["text_config"].pop("layer_types", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    refuse(folder, "12 of its weights are missing, such as model.language_model.layers.3")
+
+
+def test_devices_that_are_not_there(checkpoint):
+    for device in ("cuda:7", "cuda:99", "gpu", "", "cpu:x"):
+        if device.startswith("cuda") and int(device[5:]) < torch.cuda.device_count():
+            continue
+        message = refuse(checkpoint, "is not there: use 'auto' or one of cpu", device=device)
+        assert repr(device) in message
+    assert find_device("cpu") == torch.device("cpu")
+    found = "cuda:0" if torch.cuda.is_available() else "cpu"
+    assert find_device("auto") == torch.device(found)
+
+
+def test_a_device_is_checked_before_anything_is_read():
+    refuse("nobody/no-such-model", "device 'gpu' is not there", device="gpu")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp16", "", "Float32"])
+def test_an_unknown_dtype(checkpoint, dtype):
+    message = refuse(checkpoint, "unknown dtype .*float32, bfloat16, float16", dtype=dtype)
+    assert repr(dtype) in message
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_trust_remote_code_is_refused(checkpoint, value):
+    refuse(checkpoint, "runs no code of checkpoints", trust_remote_code=value)
+
+
+CODE = """
+import pathlib
+pathlib.Path({mark!r}).touch()
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+
+class Mine(PretrainedConfig):
+    model_type = "mine"
+
+
+class MyTokenizer(PreTrainedTokenizerFast):
+    pass
+
+
+class MyImages(Qwen2VLImageProcessorPil):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "entries"),
+    [
+        ("config.json", {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["mine.MyTokenizer", None]}}),
+        ("preprocessor_config.json", {"auto_map": {"AutoImageProcessor": "mine.MyImages"}}),
+        ("processor_config.json", {"auto_map": {"AutoProcessor": "mine.MyImages"}}),
+    ],
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_code_of_a_checkpoint_is_never_run(folder, tmp_path, monkeypatch, name, entries, known):
+    """Not even when whoever sits at the keyboard would say yes."""
+    mark = tmp_path / "run"
+    (folder / "mine.py").write_text(CODE.format(mark=str(mark)))
+    if not (folder / name).exists():
+        (folder / name).write_text("{}")
+    change(folder / name, **entries)
+    if not known:  # no class of transformers could step in
+        change(folder / "tokenizer_config.json", tokenizer_class="MyTokenizer")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *_: asked.append(1) or "y")
+    try:
+        attnlens.load(folder, device="cpu")
+    except InputError as error:
+        assert len(str(error).splitlines()) == 1
+    assert not mark.exists()
+    assert not asked
+
+
+class Canary:
+    """An object whose unpickling leaves a mark."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+def test_pickled_weights_run_nothing(folder, tmp_path):
+    mark = tmp_path / "run"
+    (folder / WEIGHTS).unlink()
+    torch.save({"lm_head.weight": Canary(mark)}, folder / "pytorch_model.bin")
+    refuse(folder, "cannot be loaded")
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(Canary(mark)))  # the trap works
+    assert mark.exists()
