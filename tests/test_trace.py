@@ -286,7 +286,7 @@ def test_any_changed_byte(stored):
 
 
 def test_any_changed_byte_of_the_manifest(stored):
-    """Every bit of the first lines, and single bits of the rest: refused or read as it was."""
+    """Every bit of the first lines, and single bits of the rest."""
     file = stored / MANIFEST
     whole = file.read_bytes()
     expected = attnlens.Trace.load(stored)
@@ -297,13 +297,7 @@ def test_any_changed_byte_of_the_manifest(stored):
         changed = bytearray(whole)
         changed[place] ^= 1 << bit
         file.write_bytes(changed)
-        try:
-            trace = attnlens.Trace.load(stored)
-        except attnlens.InputError as error:
-            assert str(stored) in str(error)
-            assert len(str(error).splitlines()) == 1
-        else:
-            raise AssertionError(f"bit {bit} of byte {place} is not noticed: {trace}")
+        refuse(stored, ".")
     file.write_bytes(whole)
     xr.testing.assert_identical(attnlens.Trace.load(stored).data, expected.data)
 
@@ -328,7 +322,9 @@ def test_no_trace_there(tmp_path):
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_a_zarr_store_of_something_else(tmp_path, zarr_format):
     path = tmp_path / "other.zarr"
-    dataset().drop_attrs().to_zarr(path, zarr_format=zarr_format)
+    dataset()[["mass", "keys"]].drop_vars("segment").reset_coords(drop=True).to_zarr(
+        path, zarr_format=zarr_format, consolidated=False
+    )
     refuse(path, "no attnlens trace")
 
 

@@ -38,6 +38,8 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="how many of them come first with short perception questions (the shipped plan)",
     )
+    train.add_argument("--start", metavar="DIR", help="go on from this testbed checkpoint")
+    train.add_argument("--peak_rate", type=float, metavar="R", help="highest learning rate")
     train.add_argument("--checkpoint_every", type=int, default=100, metavar="N", help="steps (100)")
     train.set_defaults(run=run_train)
 
@@ -82,7 +84,7 @@ def run_train(options: argparse.Namespace) -> int:
 
     given = {
         name: getattr(options, name)
-        for name in ("seed", "steps", "perception_steps")
+        for name in ("seed", "steps", "perception_steps", "peak_rate")
         if getattr(options, name) is not None
     }
     plan = dataclasses.replace(Plan(), **given)
@@ -90,7 +92,14 @@ def run_train(options: argparse.Namespace) -> int:
     _at_least("steps", plan.steps, 1)
     _at_least("perception_steps", plan.perception_steps, 0)
     _at_least("checkpoint_every", options.checkpoint_every, 1)
-    record = train(Path(options.out), plan, checkpoint_every=options.checkpoint_every)
+    if not 0 < plan.peak_rate < 1:
+        raise InputError(f"--peak_rate {plan.peak_rate}: give a number between 0 and 1")
+    record = train(
+        Path(options.out),
+        plan,
+        start=None if options.start is None else Path(options.start),
+        checkpoint_every=options.checkpoint_every,
+    )
     last = record["log"][-1]
     print(
         f"step {last['step']}: loss {last['loss']}, must-look words right "

@@ -19,8 +19,8 @@ from matplotlib.font_manager import get_font
 
 from attnlens.plots.style import LABEL_SIZE, font_files
 
-LONGEST = 12
-"""Characters of a token label; wide (East Asian) ones count twice."""
+LONGEST = 14
+"""Characters of a token label, enough for every tag; wide (East Asian) ones count twice."""
 
 VISIBLE = dict.fromkeys("\n\r\v\f\x85\u2028\u2029", "⏎") | {"\t": "⇥"}
 """Signs that stand for line breaks and tabs."""

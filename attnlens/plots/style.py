@@ -53,7 +53,7 @@ CURVE_NAMES = {"image": "image", "query": "query text", "generated": "generated 
 
 BACK_FILL = "#FBF3B9"
 """Shade of a ``<back>`` region: the yellow of the palette, lightened."""
-REGION_FILLS = ("#EFEFEF", "#E2E2E2")
+REGION_FILLS = ("#F2F2F2", "#E7E7E7", "#DBDBDB")
 """Shades of the other regions, in turn."""
 OPENING_LINE: dict[str, Any] = {"color": "#D55E00", "linestyle": "-", "linewidth": 1}
 """Look of the line at an opening tag: vermilion."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import math
 import time
@@ -19,6 +21,7 @@ from attnlens.testbed.architecture import build_model, build_processor, initiali
 from attnlens.testbed.batches import IGNORED, Batches
 from attnlens.testbed.samples import HELD_OUT
 from attnlens.testbed.tokenizer import corpus, train_tokenizer
+from attnlens.vlm.load import load
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Plan:
         Steps of short perception questions, which come first.
     peak_rate
         Highest learning rate, reached after ``warm_up`` steps; a cosine falls from there to 0.
+    start_sha256
+        Hash of the weights that the run goes on from; empty for fresh ones.
     """
 
     seed: int = 0
@@ -44,6 +49,7 @@ class Plan:
     warm_up: int = 150
     weight_decay: float = 0.01
     corpus_scenes: int = 400
+    start_sha256: str = ""
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -54,7 +60,12 @@ class Plan:
 
 
 def train(
-    folder: Path, plan: Plan, *, checkpoint_every: int = 100, workers: int = 1
+    folder: Path,
+    plan: Plan,
+    *,
+    start: Path | None = None,
+    checkpoint_every: int = 100,
+    workers: int = 1,
 ) -> dict[str, Any]:
     """Train a testbed model and write it as a checkpoint folder.
 
@@ -66,6 +77,9 @@ def train(
         ``<folder>.checkpoint``; it then ends with the same weights as one that was not.
     plan
         The run.
+    start
+        A testbed checkpoint whose weights and tokenizer the run goes on from; fresh ones when not
+        given.
     checkpoint_every
         Steps between two checkpoints.
     workers
@@ -89,10 +103,16 @@ def train(
             f"seed {plan.seed} is not a training seed: give one from 0 to {HELD_OUT - 1}"
         )
     torch.manual_seed(plan.seed)
-    tokenizer = train_tokenizer(corpus(plan.seed, plan.corpus_scenes))
-    processor = build_processor(tokenizer)
-    model = build_model(tokenizer)
-    initialise(model)
+    if start is None:
+        tokenizer = train_tokenizer(corpus(plan.seed, plan.corpus_scenes))
+        processor = build_processor(tokenizer)
+        model = build_model(tokenizer)
+        initialise(model)
+    else:
+        vlm = load(start, device="cpu", dtype="float32")
+        processor, model = vlm.processor, vlm.model
+        digest = hashlib.sha256((Path(start) / "model.safetensors").read_bytes())
+        plan = dataclasses.replace(plan, start_sha256=digest.hexdigest())
     model.train()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, ProcessorMixin, Qwen2_5_VLForConditionalGeneration
 
 from attnlens.errors import InputError
+from attnlens.progress import transformers_bars_on_terminal_only
 from attnlens.text import printable
 from attnlens.vlm.family import Family, family_of
 from attnlens.vlm.processor import load_processor
@@ -136,9 +137,10 @@ def load(
     }
     family = family_of(_config(source, given, hub), given)
     try:
-        model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            source, dtype=chosen, device_map=device_map, output_loading_info=True, **options
-        )
+        with transformers_bars_on_terminal_only():
+            model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                source, dtype=chosen, device_map=device_map, output_loading_info=True, **options
+            )
         processor = load_processor(source, **hub)
     except Exception as error:  # readers of damaged files raise errors of all kinds
         raise InputError(f"{given!r} cannot be loaded: {_first_line(error)}") from error
@@ -158,6 +160,10 @@ def _config(source: str | Path, given: str, hub: dict[str, Any]) -> Any:
         # without a word about it, transformers asks at the keyboard whether to run code
         return AutoConfig.from_pretrained(source, trust_remote_code=False, **hub)
     except Exception as error:  # configurations are checked by code of each model type
+        if isinstance(source, Path):
+            raise InputError(
+                f"{given!r} cannot be loaded: its config.json cannot be used ({_first_line(error)})"
+            ) from error
         raise InputError(
             f"there is no checkpoint {given!r}: give 'testbed', a folder with a Qwen2.5-VL "
             f"checkpoint, or its name on the Hugging Face Hub ({_first_line(error)})"
