@@ -51,12 +51,18 @@ def _total(scene: Scene) -> Part:
 def _reasoning(scene: Scene, question: Question) -> list[Part]:
     """Reason from what the listing said: every word of it is told by the text before.
 
-    The number stands right after the word that it counts, as in the tally that perception trains.
+    A number stands right after the word that it counts, as in the tally that perception trains.
     """
     n, k = len(scene.objects), len(question.chosen)
-    return [
-        Part(f" I remove {question.subject} {k}. Then {n} - {k} = {n - k}. That leaves {n - k}.")
-    ]
+    counts = ", ".join(f"{word} {count}" for word, count in _counts(scene))
+    last = f" I remove {question.subject} {k}. Then {n} - {k} = {n - k}. That leaves {n - k}."
+    return [Part(f" I count: {counts}."), Part(last)]
+
+
+def _counts(scene: Scene) -> list[tuple[str, int]]:
+    """Count the objects of each colour, then of each shape."""
+    counts = [(c, sum(o.colour == c for o in scene.objects)) for c in COLOURS]
+    return counts + [(s, sum(o.shape == s for o in scene.objects)) for s in SHAPES]
 
 
 def _verification(scene: Scene) -> list[Part]:
@@ -126,10 +132,8 @@ def list_marks(scene: Scene) -> list[Part]:
 
 def tally(scene: Scene) -> list[Part]:
     """Count the objects of each colour and each shape: the short answer that teaches counting."""
-    counts = [(c, sum(o.colour == c for o in scene.objects)) for c in COLOURS]
-    counts += [(s, sum(o.shape == s for o in scene.objects)) for s in SHAPES]
     parts = []
-    for word, count in counts:
+    for word, count in _counts(scene):
         parts += [Part(f" {word}" if parts else word), Part(f" {count}", must_look=True), Part(",")]
     parts[-1] = Part(".")
     return parts
