@@ -15,7 +15,7 @@ from attnlens.errors import InputError
 def nearest_existing(path: Path) -> Path:
     """Return the path itself, or the nearest folder above it that exists."""
     path = path.absolute()
-    while not path.exists():
+    while not os.path.lexists(path):  # False, not an error, for names that are too long
         path = path.parent
     return path
 
@@ -28,6 +28,8 @@ def check_writable(folder: Path) -> None:
     InputError
         If the folder (or, where it does not exist, the nearest one above) is a file or read-only.
     """
+    if any(len(part.encode()) > 255 for part in Path(folder).parts):
+        raise InputError(f"cannot write into {str(folder)!r}: the name is too long")
     anchor = nearest_existing(Path(folder))
     if not anchor.is_dir():
         raise InputError(f"cannot write into {str(folder)!r}: {str(anchor)!r} is not a folder")

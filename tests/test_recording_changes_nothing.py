@@ -154,6 +154,46 @@ def test_an_exception_before_the_first_pass(tiny, prompt):
         _ = recorder.trace
 
 
+def test_autocast_and_gradients_do_not_reach_the_record(tiny, prompt):
+    options = {"max_new_tokens": 12, "min_new_tokens": 12}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = generate(tiny, prompt, **options)
+        with attnlens.record(tiny, prompt, every=5) as recorder:
+            assert torch.equal(plain, generate(tiny, prompt, **options))
+    mass = recorder.trace.data["mass"].values
+    assert abs(mass.sum(-1) - 1).max() < 1e-5
+    with attnlens.record(tiny, prompt) as recorder:  # a loop of one's own, gradients on
+        output = tiny.model(**prompt.inputs, use_cache=True)
+        for token in (301, 302):
+            output = tiny.model(
+                input_ids=torch.tensor([[token]]), past_key_values=output.past_key_values
+            )
+    assert recorder.trace.data.sizes["step"] == 3
+
+
+def test_rows_of_a_batch_end_where_their_response_ends(tiny, prompt):
+    """Also when the caller's configuration leaves the end of a response to the model's."""
+    from transformers import GenerationConfig
+
+    other = tiny.prompt(picture(112, 140, 9), "Which mark?", "normal")
+    batch = tiny.batch([prompt, other])
+    model = copy.deepcopy(tiny.model)
+    plain = model.generate(**batch.inputs, max_new_tokens=12, min_new_tokens=12, do_sample=False)
+    # make the third token of the first row the end of a response
+    model.generation_config.eos_token_id = int(plain[0, batch.segments.shape[1] + 2])
+    vlm = attnlens.VLM(model, tiny.processor, "tiny", tiny.family)
+    with attnlens.record(vlm, batch) as recorder:
+        settings = GenerationConfig(max_new_tokens=12, do_sample=False)
+        model.generate(**batch.inputs, generation_config=settings)
+    assert recorder.traces[0].data.sizes["step"] <= 3
+    for trace in recorder.traces:
+        ids = trace.data["predicted_token_id"].values.tolist()
+        assert model.generation_config.pad_token_id not in ids
+    with pytest.raises(attnlens.InputError, match="num_beams=2"), attnlens.record(vlm, batch):
+        model.generation_config.num_beams = 2
+        model.generate(**batch.inputs, generation_config=settings)
+
+
 def test_nested_and_interleaved_recordings(tiny, prompt):
     before = state(tiny.model)
     with attnlens.record(tiny, prompt) as alone:

@@ -88,7 +88,16 @@ PIECES = st.one_of(
     st.sampled_from(["\\boxed{", "\\boxed {", "{", "}", "\\boxed", "<", ">", "</", "back", " "]),
     st.text("abé\n 图🙂", max_size=4),
 )
-TEXTS = st.lists(PIECES, max_size=14).map("".join)
+NESTED = st.recursive(
+    PIECES,
+    lambda inner: st.one_of(
+        st.builds("<{0}>{1}</{0}>".format, st.sampled_from(NAMES), inner),
+        st.builds("\\boxed{{{}}}".format, inner),
+        st.lists(inner, max_size=4).map("".join),
+    ),
+    max_leaves=8,
+)
+TEXTS = st.lists(NESTED, max_size=6).map("".join)
 
 
 @st.composite

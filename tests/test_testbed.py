@@ -75,8 +75,7 @@ def test_answers_are_true(seed, mode, count):
     assert len(scene.objects) == count
     subject = question.subject
     if question.kind == "subtraction":
-        word = subject.split()[0].removesuffix("s")
-        left = [o for o in scene.objects if word not in (o.colour, o.shape)]
+        left = [o for o in scene.objects if subject not in (o.colour, o.shape)]
         assert question.answer == str(len(left))
     elif question.kind == "existence":
         there = any(f"{o.colour} {o.shape}" == subject for o in scene.objects)
@@ -162,6 +161,18 @@ def test_a_batch_carries_loss_on_answers_alone(tiny):
                 "diamond",
             } | {piece for piece in words if len(piece) <= 3}
             assert prompt
+
+
+def test_kinds_belong_to_modes():
+    with pytest.raises(InputError, match="no 'existence' questions in mode 'back'"):
+        make_sample(np.random.default_rng(0), "back", kind="existence")
+
+
+def test_training_does_not_replace_a_folder_of_something_else(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="no testbed checkpoint"):
+        miniature(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def miniature(folder, steps=6, **options):

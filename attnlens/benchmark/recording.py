@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -88,9 +89,9 @@ def compare(
     Returns
     -------
     dict
-        ``seconds`` and ``peak_mib`` (median seconds; MiB above what model and inputs take and in
-        all), ``ratio`` of each way to ``plain``, and whether all ``plain`` and ``recorded`` runs
-        gave the same tokens.
+        ``seconds`` (medians) and ``all_seconds``, ``peak_mib`` (one run each, weights included),
+        ``time_ratio`` and ``memory_ratio`` of each way to ``plain``, and ``same_tokens``: whether
+        all ``plain`` and ``recorded`` runs gave the same tokens.
     """
     shape = SHAPES[size]
     model = build(shape, device)
@@ -99,14 +100,17 @@ def compare(
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     same = True
     reference = ways["plain"]()
-    rounds = [way for _ in range(repeats) for way in WAYS]
+    rounds = [way for round_ in range(repeats) for way in _rotated(list(WAYS), round_)]
     for way in progress(rounds, description="timing"):
         taken, tokens = _seconds(ways[way], device)
         seconds[way].append(taken)
         if way != "eager":
             same = same and torch.equal(tokens, reference)
     medians = {way: statistics.median(values) for way, values in seconds.items()}
-    del model, ways
+    del model, ways, inputs
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
     memory = {
         way: peak_memory(size, device, visual, new, way)
         for way in progress(WAYS, description="memory")
@@ -133,7 +137,7 @@ def by_context(
     *,
     device: str = "cpu",
     visuals: tuple[int, ...] = (256, 1024, 4096),
-    new: int = 64,
+    new: int = 65,
     repeats: int = 5,
 ) -> list[dict[str, Any]]:
     """Milliseconds of one decoding step, plain and recorded, as the context grows.
@@ -145,46 +149,42 @@ def by_context(
     visuals
         Numbers of visual tokens.
     new
-        Tokens generated per run; a run's step time is the mean over all but the first.
+        Tokens generated per run. The time of a step is that of a whole run, with everything that
+        recording computes at its end, less that of a run of one token, over the steps between.
 
     Returns
     -------
     list of dict
-        ``visual``, ``plain`` and ``recorded`` (median milliseconds a step), ``ratio``.
+        ``visual``, ``plain`` and ``recorded`` (milliseconds a step, from median runs), ``ratio``.
     """
     shape = SHAPES[size]
     model = build(shape, device)
     table = []
     for visual in progress(visuals, description="context"):
         inputs, segments = build_inputs(visual, device, getattr(torch, shape.dtype))
-        steps: dict[str, list[float]] = {"plain": [], "recorded": []}
-        for _ in range(repeats):
-            steps["plain"].append(_step_time(model, inputs, new, device))
-            with attnlens.record(model, segments):
-                steps["recorded"].append(_step_time(model, inputs, new, device))
-        medians = {way: 1000 * statistics.median(values) for way, values in steps.items()}
-        table.append({"visual": visual, **medians, "ratio": medians["recorded"] / medians["plain"]})
+        calls = {
+            (way, length): _ways(model, inputs, segments, length)[way]
+            for way in ("plain", "recorded")
+            for length in (1, new)
+        }
+        taken: dict[tuple[str, int], list[float]] = {key: [] for key in calls}
+        for call in calls.values():
+            call()
+        for round_ in range(repeats):
+            for key in _rotated(list(calls), round_):
+                taken[key].append(_seconds(calls[key], device)[0])
+        medians = {key: statistics.median(values) for key, values in taken.items()}
+        plain, recorded = (
+            1000 * (medians[way, new] - medians[way, 1]) / (new - 1)
+            for way in ("plain", "recorded")
+        )
+        table.append(
+            {"visual": visual, "plain": plain, "recorded": recorded, "ratio": recorded / plain}
+        )
     return table
 
 
-class _Clock:
-    """A streamer that notes when tokens come."""
-
-    def __init__(self, device: str) -> None:
-        self._cuda = device.startswith("cuda")
-        self.times: list[float] = []
-
-    def put(self, _tokens: Any) -> None:
-        if self._cuda:
-            torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """Nothing is left to do."""
-
-
-def _step_time(model: Any, inputs: dict[str, Any], new: int, device: str) -> float:
-    clock = _Clock(device)
-    _generate(model, inputs, new, streamer=clock)
-    times = clock.times[1:]  # the first call brings the prompt
-    return (times[-1] - times[0]) / (len(times) - 1)
+def _rotated(items: list, by: int) -> list:
+    """Start a round with another item each time, so that none always follows the same one."""
+    by %= len(items)
+    return items[by:] + items[:by]

@@ -37,8 +37,11 @@ def parser() -> argparse.ArgumentParser:
 
 def spell_options(arguments: Sequence[str]) -> list[str]:
     """Spell option names with underscores, so that ``--image-path`` is ``--image_path``."""
-    spelled = []
+    spelled: list[str] = []
     for argument in arguments:
+        if spelled and spelled[-1] == "--layers" and argument.startswith("-"):
+            spelled[-1] += "=" + argument  # --layers -1,0: an index, not an option
+            continue
         if argument.startswith("--") and len(argument) > 2:
             name, equals, value = argument.partition("=")
             argument = "--" + name[2:].replace("-", "_") + equals + value
@@ -47,7 +50,7 @@ def spell_options(arguments: Sequence[str]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, 2 on bad input, 130 on Ctrl-C."""
+    """Run the command; exit status 0, 1 on failure, 2 on bad input, 130 on Ctrl-C."""
     given = spell_options(sys.argv[1:] if arguments is None else arguments)
     top = parser()
     options = top.parse_args(given)
@@ -59,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"attnlens {options.command}: error: {one_line(str(error))}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"attnlens {options.command}: error: {one_line(str(error))}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"attnlens {options.command}: interrupted", file=sys.stderr)
         return 130

@@ -31,12 +31,12 @@ def add_parser(commands: Any) -> None:
     )
     train.add_argument("--out", required=True, metavar="DIR", help="folder of the new checkpoint")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
-    train.add_argument("--steps", type=int, metavar="N", help="optimiser steps (the shipped plan)")
+    train.add_argument("--steps", type=int, metavar="N", help="optimiser steps (2200)")
     train.add_argument(
         "--perception_steps",
         type=int,
         metavar="N",
-        help="how many of them come first with short perception questions (the shipped plan)",
+        help="how many of them come first with short perception questions (900)",
     )
     train.add_argument("--start", metavar="DIR", help="go on from this testbed checkpoint")
     train.add_argument("--peak_rate", type=float, metavar="R", help="highest learning rate")

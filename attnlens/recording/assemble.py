@@ -39,6 +39,7 @@ def token_stream(
     generated: Sequence[int] | None,
     prompt_length: int,
     end_ids: frozenset[int],
+    pad_ids: frozenset[int] = frozenset(),
 ) -> TokenStream:
     """Find each step's tokens, cut after the first one that ends the response.
 
@@ -54,6 +55,9 @@ def token_stream(
         Number of prompt keys.
     end_ids
         Ids that end a response.
+    pad_ids
+        Ids that fill up the shorter responses of a batch: a response that something else ended
+        (a stop string) is cut before the run of them at its end.
     """
 
     def at(slot: int) -> int:
@@ -65,7 +69,11 @@ def token_stream(
     query = np.array([at(int(p)) for p in positions], dtype=np.int64)
     predicted = np.array([at(int(p) + 1) for p in positions], dtype=np.int64)
     ends = np.flatnonzero(np.isin(predicted, list(end_ids)))
-    stop = int(ends[0]) + 1 if len(ends) else len(predicted)
+    if len(ends):
+        stop = int(ends[0]) + 1
+    else:
+        kept = np.flatnonzero(~np.isin(predicted, list(pad_ids)))
+        stop = int(kept[-1]) + 1 if len(kept) else len(predicted)
     return TokenStream(query[:stop], predicted[:stop])
 
 
@@ -79,6 +87,8 @@ def assemble(
     prompt_texts: Sequence[str] | None,
     grids: Sequence[tuple[int, int]],
     attrs: dict[str, Any],
+    *,
+    whole_prompt: bool = True,
 ) -> xr.Dataset:
     """Build the dataset of one generation.
 
@@ -100,6 +110,8 @@ def assemble(
         (rows, columns) of each image of the prompt; empty where they are not known.
     attrs
         Where the trace comes from.
+    whole_prompt
+        Whether every prompt row was asked for, or those of the user's text alone.
     """
     layers = list(rows)
     first = rows[layers[0]]
@@ -152,6 +164,8 @@ def assemble(
     own = layout.segments[prompt_row] != "padding"
     extra = np.flatnonzero(first.positions < layout.prompt_length)
     extra = extra[own[first.positions[extra]]]
+    if not whole_prompt:  # another prompt of the batch may have its text where this one has not
+        extra = extra[layout.segments[prompt_row][first.positions[extra]] == "query"]
     if len(extra) > 1:  # more than the last prompt row, which is step 0
         slots = first.positions[extra]
         variables["prompt_mass"] = (

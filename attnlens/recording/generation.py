@@ -32,6 +32,8 @@ class GenerateWatch:
         """The generation settings in force, JSON-able ones only."""
         self.end_ids: frozenset[int] = frozenset()
         """Ids that end a response."""
+        self.pad_ids: frozenset[int] = frozenset()
+        """Ids that fill up the shorter responses of a batch."""
 
     def before(self, config: Any, args: tuple, options: dict[str, Any]) -> None:
         """See the arguments of a call that is about to start.
@@ -43,8 +45,10 @@ class GenerateWatch:
         RuntimeError
             If it is the second call.
         """
-        config = options.get("generation_config") or config
-        in_force = {**config.to_diff_dict(), **options}
+        given = options.get("generation_config", args[1] if len(args) > 1 else None)
+        # what the caller's configuration leaves open comes from the model's own
+        settings = [c.to_diff_dict() for c in (config, given) if c is not None]
+        in_force = {k: v for part in (*settings, options) for k, v in part.items() if v is not None}
         self._refuse(in_force)
         ids = options.get("input_ids", options.get("inputs", args[0] if args else None))
         if ids is not None and ids.shape[1] != self._prompt_length:
@@ -60,10 +64,8 @@ class GenerateWatch:
         self._called = True
         self._given_ids = ids is not None
         self.settings = {k: v for k, v in in_force.items() if _is_plain(v)}
-        end = options.get("eos_token_id", config.eos_token_id)
-        if end is not None:
-            values = end.tolist() if isinstance(end, torch.Tensor) else end
-            self.end_ids = frozenset(values if isinstance(values, list | tuple) else [values])
+        self.end_ids = _ids(in_force.get("eos_token_id"))
+        self.pad_ids = _ids(in_force.get("pad_token_id"))
 
     def after(self, output: Any) -> None:
         """See what the call returned."""
@@ -83,6 +85,14 @@ class GenerateWatch:
                     f"generation with {name} crops the cache and cannot be recorded: "
                     "use greedy or sampled generation"
                 )
+
+
+def _ids(value: Any) -> frozenset[int]:
+    """Token ids given as a number, a list or a tensor."""
+    if value is None:
+        return frozenset()
+    plain = value.tolist() if isinstance(value, torch.Tensor) else value
+    return frozenset(plain if isinstance(plain, list | tuple) else [plain])
 
 
 def _is_plain(value: Any) -> bool:

@@ -57,7 +57,7 @@ def stack_biases(
     if not shapes:
         return None
     batch, heads = max(s[0] for s in shapes), max(s[1] for s in shapes)
-    bias = torch.zeros(batch, heads, len(masks), length, device=device)
+    bias = torch.zeros(batch, heads, len(masks), length, dtype=torch.float32, device=device)
     for row, mask in enumerate(masks):
         if mask is not None:
             seen = min(length, mask.shape[-1])
@@ -69,5 +69,6 @@ def stack_biases(
 def as_bias(mask: torch.Tensor) -> torch.Tensor:
     """Turn a boolean (True where a key is seen) or additive mask into a float32 bias."""
     if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
+        zeros = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+        return zeros.masked_fill_(~mask, float("-inf"))
     return mask.float()

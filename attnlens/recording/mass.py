@@ -116,7 +116,7 @@ def attention_mass(
     batch, heads, rows, _ = queries.shape
     length = keys.shape[2]
     hidden = columns < 0
-    one_hot = torch.zeros(batch, length, column_count, device=keys.device)
+    one_hot = torch.zeros(batch, length, column_count, dtype=torch.float32, device=keys.device)
     one_hot.scatter_(2, columns.clamp(min=0)[..., None], 1.0)
     padded = visual < 0
     visual_slots = visual.clamp(min=0)

@@ -43,7 +43,9 @@ class Recorder:
         prompts: Sequence[Prompt] = (),
         name: str = "",
         seed: int | None = None,
+        whole_prompt: bool = False,
     ) -> None:
+        self._whole_prompt = whole_prompt
         self._model = model
         self._parts = parts
         self._layout = layout
@@ -124,6 +126,7 @@ class Recorder:
                 None if watch.sequences is None else watch.sequences[row].tolist(),
                 self._layout.prompt_length,
                 watch.end_ids,
+                watch.pad_ids if batch > 1 else frozenset(),
             )
             prompt = self._prompts[prompt_row] if self._prompts else None
             data = assemble(
@@ -136,6 +139,7 @@ class Recorder:
                 None if prompt is None else self._texts(prompt.inputs["input_ids"][0].tolist()),
                 () if prompt is None else prompt.grids,
                 as_plain(self._provenance(prompt)),
+                whole_prompt=self._whole_prompt,
             )
             traces.append(Trace(data))
         return traces
@@ -265,6 +269,7 @@ def record(
         prompts=prompts,
         name=model.name if is_vlm else "",
         seed=seed,
+        whole_prompt=prompt_rows == "all",
     )
 
 

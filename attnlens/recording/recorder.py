@@ -17,7 +17,7 @@ import torch
 
 from attnlens.recording.layout import KeyLayout
 from attnlens.recording.masks import as_bias, select_rows, stack_biases
-from attnlens.recording.mass import Mass, attention_mass
+from attnlens.recording.mass import CHUNK_ELEMENTS, Mass, attention_mass
 
 
 @dataclass
@@ -161,10 +161,15 @@ class QueryRecorder:
             if layer == self.layers[0]:
                 self._first_keys[slot] = key[:, 0, slot].clone()
         else:
-            rows = torch.tensor(current.rows, device=query.device)
-            selected = select_rows(mask, rows)
-            bias = None if selected is None else as_bias(selected)
-            self._keep(layer, current.positions, query[:, :, rows], key, bias, scaling)
+            # in pieces, so that neither weights nor masks of a whole prompt are held
+            size = max(1, CHUNK_ELEMENTS // (query.shape[0] * query.shape[1] * key.shape[2]))
+            for start in range(0, len(current.rows), size):
+                piece = slice(start, start + size)
+                rows = torch.tensor(current.rows[piece], device=query.device)
+                selected = select_rows(mask, rows)
+                bias = None if selected is None else as_bias(selected)
+                positions = current.positions[piece]
+                self._keep(layer, positions, query[:, :, rows], key, bias, scaling)
 
     def _enqueue(
         self,
@@ -185,6 +190,7 @@ class QueryRecorder:
         queue.masks.append(select_rows(mask, torch.zeros(1, dtype=torch.long)))
         queue.key, queue.scaling = key, scaling
 
+    @torch.no_grad()
     def flush(self) -> None:
         """Turn the waiting queries into mass and forget them and the keys.
 
@@ -193,12 +199,17 @@ class QueryRecorder:
         RuntimeError
             If the cache no longer holds the keys of earlier steps.
         """
+        biases: dict[tuple, torch.Tensor | None] = {}  # layers share the masks of a step
         for layer, queue in self._queues.items():
             if queue.key is None:
                 continue
             if layer == self.layers[0]:
                 self._check_cache(queue.key)
-            bias = stack_biases(queue.masks, queue.key.shape[2], queue.key.device)
+            length, device = queue.key.shape[2], queue.key.device
+            shared = (*map(id, queue.masks), length, device)
+            if shared not in biases:
+                biases[shared] = stack_biases(queue.masks, length, device)
+            bias = biases[shared]
             queries = queue.queries[:, :, : len(queue.positions)]
             self._keep(layer, queue.positions, queries, queue.key, bias, queue.scaling)
             queue.positions, queue.masks, queue.key = [], [], None
@@ -226,17 +237,18 @@ class QueryRecorder:
         device = key.device
         repeats = key.shape[0] // self.layout.batch
         columns, visual = self._columns(key.shape[2], device)
-        mass = attention_mass(
-            queries,
-            key,
-            columns.repeat_interleave(repeats, dim=0),
-            len(self.layout.names),
-            torch.tensor(positions, device=device),
-            scaling,
-            visual=visual.repeat_interleave(repeats, dim=0),
-            bias=bias,
-            want_visual=self._visual_map,
-        )
+        with torch.autocast(device.type, enabled=False):  # float32 whatever the model runs in
+            mass = attention_mass(
+                queries,
+                key,
+                columns.repeat_interleave(repeats, dim=0),
+                len(self.layout.names),
+                torch.tensor(positions, device=device),
+                scaling,
+                visual=visual.repeat_interleave(repeats, dim=0),
+                bias=bias,
+                want_visual=self._visual_map,
+            )
         weight = mass.visual_weight
         kept = Mass(
             by_column=mass.by_column.cpu(),

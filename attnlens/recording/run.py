@@ -57,6 +57,11 @@ def run(
         )
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens={max_new_tokens}: give at least 1")
+    if not isinstance(prompt, Prompt) or options.get("num_return_sequences", 1) != 1:
+        raise InputError(
+            "attnlens.run records one response to one prompt: for several, use attnlens.record "
+            "and recorder.traces"
+        )
     recording = {k: options.pop(k) for k in _RECORDING if k in options}
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with (

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from attnlens.errors import InputError
 
+LONGEST_NAME = 200
+"""Longest name of a results folder, in bytes; temporary names beside it are a little longer."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -59,7 +62,8 @@ def read_jobs(path: str | Path) -> list[Job]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # JSON strings may hold the other line separators that splitlines() knows
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{str(path)!r} cannot be read as a JSON Lines file ({error})") from error
     jobs = [_job(n, line, path.parent) for n, line in enumerate(lines, 1) if line.strip()]
@@ -87,6 +91,16 @@ def _job(number: int, line: str, folder: Path) -> Job:
     )
 
 
+def _check_folder_name(job: Job) -> None:
+    """Refuse an image whose name gives no folder of its own inside the folder for results."""
+    name = job.folder
+    if name in ("", ".", "..") or len(name.encode()) > LONGEST_NAME:
+        raise InputError(
+            f"the results of {job.image!r} would go into a folder named {name!r}: "
+            f"give the image a name of 1 to {LONGEST_NAME} bytes other than '.' and '..'"
+        )
+
+
 def check_jobs(jobs: list[Job]) -> tuple[list[Job], int]:
     """Open every image before any long work starts.
 
@@ -111,6 +125,7 @@ def check_jobs(jobs: list[Job]) -> tuple[list[Job], int]:
             try:
                 if not job.question.strip():
                     raise InputError("the question is empty: give the text of a question")
+                _check_folder_name(job)
                 open_image(job.image)
             except InputError as error:
                 if job.line is None:

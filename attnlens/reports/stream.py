@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from transformers import TextStreamer
@@ -23,4 +24,6 @@ class PrintedAnswer(TextStreamer):
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Print a piece of text."""
-        super().on_finalized_text(printable(text), stream_end)
+        encoding = sys.stdout.encoding or "utf-8"
+        shown = printable(text).encode(encoding, "backslashreplace").decode(encoding)
+        super().on_finalized_text(shown, stream_end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import sys
@@ -51,6 +52,11 @@ class Settings:
         get_definition(self.definition)
         if self.max_new_tokens < 1:
             raise InputError(f"--max_new_tokens {self.max_new_tokens}: give at least 1")
+        if self.max_new_tokens < 2 and get_definition(self.definition).step_owner == "query":
+            raise InputError(
+                f"--max_new_tokens {self.max_new_tokens}: {self.definition} leaves the first step "
+                "out, so give at least 2"
+            )
         if not 0 <= self.temperature < float("inf"):
             raise InputError(f"--temperature {self.temperature}: give 0 (greedy) or more")
         if not 0 <= self.seed < 2**63:
@@ -72,7 +78,7 @@ def run_jobs(jobs: list[Job], settings: Settings) -> int:
     for job in bar or jobs:
         try:
             folder = run_job(vlm, job, settings, show=not many)
-        except InputError as error:
+        except Exception as error:  # one question must not take the others with it
             if job.line is None:
                 raise
             _say(bar, f"attnlens trend: line {job.line} failed: {error}", sys.stderr)
@@ -105,7 +111,8 @@ def run_job(vlm: VLM, job: Job, settings: Settings, *, show: bool) -> Path:
     Returns
     -------
     pathlib.Path
-        The folder. What other modes left in it stays; it appears whole or not at all.
+        The folder. What is not this run's stays (traces and trends of other modes); it appears
+        whole or not at all.
     """
     prompt = vlm.prompt(job.image, job.question, settings.mode)
     trace = _generate(vlm, prompt, settings, show)
@@ -126,7 +133,13 @@ def _generate(vlm: VLM, prompt: Any, settings: Settings, show: bool) -> Trace:
 
     options: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
-        options = {"do_sample": True, "temperature": settings.temperature}
+        # a checkpoint's own top_k or top_p would cut what the temperature spreads
+        options = {
+            "do_sample": True,
+            "temperature": settings.temperature,
+            "top_k": 0,
+            "top_p": 1.0,
+        }
     if show:
         options["streamer"] = PrintedAnswer(vlm.tokenizer)
     return run(
@@ -143,7 +156,14 @@ def _write(folder: Path, trace: Trace, job: Job, settings: Settings, *, pictures
     mode = settings.mode
     with write_folder(folder, replace=True) as temporary:
         if folder.is_dir():
-            shutil.copytree(folder, temporary, dirs_exist_ok=True)
+            own = (f"{mode}_*", "Step_attention_all_tokens.*", "summary.json")
+            shutil.copytree(
+                folder,
+                temporary,
+                dirs_exist_ok=True,
+                symlinks=True,
+                ignore=shutil.ignore_patterns(*own),
+            )
         trace.save(temporary / f"{mode}_trace.zarr", replace=True)
         text = json.dumps(summary(trace, job, settings), indent=2, ensure_ascii=False)
         (temporary / "summary.json").write_text(text + "\n", encoding="utf-8")
@@ -197,9 +217,10 @@ def summary(trace: Trace, job: Job, settings: Settings) -> dict[str, Any]:
     }
     table = measures.region_summary(trace, definition=definition)
     values["region_summary"] = json.loads(table.to_json(orient="records"))
+    region = "reflection" if settings.mode == "reflection" else "back"
     for name, compute in (
         ("decay", measures.decay),
-        ("refocus", measures.refocus),
+        ("refocus", functools.partial(measures.refocus, region=region)),
     ):
         try:
             values[name] = compute(trace, definition=definition).as_dict()

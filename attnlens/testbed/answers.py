@@ -132,7 +132,7 @@ def list_marks(scene: Scene) -> list[Part]:
 
 def tally(scene: Scene) -> list[Part]:
     """Count the objects of each colour and each shape: the short answer that teaches counting."""
-    parts = []
+    parts: list[Part] = []
     for word, count in _counts(scene):
         parts += [Part(f" {word}" if parts else word), Part(f" {count}", must_look=True), Part(",")]
     parts[-1] = Part(".")

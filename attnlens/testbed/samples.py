@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attnlens.errors import InputError
 from attnlens.files import write_folder
 from attnlens.testbed.answers import Part, text_of, write_answer
 from attnlens.testbed.questions import KINDS, MODE_KINDS, Question
@@ -89,10 +90,12 @@ def make_sample(
     Raises
     ------
     InputError
-        If the testbed has no answers for the mode.
+        If the testbed has no answers for the mode, or the mode no questions of the kind.
     """
     scene = random_scene(rng, objects=objects, grid=grid)
     kinds = MODE_KINDS.get(mode, MODE_KINDS["normal"])
+    if kind is not None and kind not in kinds:
+        raise InputError(f"no {kind!r} questions in mode {mode!r}: use one of {', '.join(kinds)}")
     name = kinds[int(rng.integers(len(kinds)))] if kind is None else kind
     question = KINDS[name](scene, rng)
     parts = write_answer(scene, question, mode)

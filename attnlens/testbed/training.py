@@ -43,7 +43,7 @@ class Plan:
     """
 
     seed: int = 0
-    steps: int = 2000
+    steps: int = 2200
     perception_steps: int = 900
     peak_rate: float = 1.5e-3
     warm_up: int = 150
@@ -93,11 +93,15 @@ def train(
     Raises
     ------
     InputError
-        If the folder cannot be written, the seed is reserved for held-out scenes, or the
-        checkpoint belongs to another plan.
+        If the folder cannot be written or holds anything but an earlier checkpoint, the seed is
+        reserved for held-out scenes, or the checkpoint belongs to another plan.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     check_writable(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "training.json").is_file():
+        raise InputError(
+            f"{str(folder)!r} holds something that is no testbed checkpoint: give a new folder"
+        )
     if not 0 <= plan.seed < HELD_OUT:
         raise InputError(
             f"seed {plan.seed} is not a training seed: give one from 0 to {HELD_OUT - 1}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from attnlens.errors import InputError
 from attnlens.text import one_line
@@ -84,6 +84,7 @@ def open_image(source: Any) -> tuple[Image.Image, ImageInfo]:
         raise InputError(
             f"an image is given as {type(source).__name__}: give a path or a PIL.Image"
         )
+    image = ImageOps.exif_transpose(image)  # as a viewer shows it
     width, height = image.size
     named = path or "the image"
     if min(width, height) == 0 or max(width, height) / min(width, height) > MAX_ASPECT_RATIO:

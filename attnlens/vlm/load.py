@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, ProcessorMixin, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from attnlens.errors import InputError
 from attnlens.progress import transformers_bars_on_terminal_only
@@ -36,7 +36,7 @@ class VLM:
     """
 
     model: Any
-    processor: ProcessorMixin
+    processor: Any
     name: str
     family: Family
 
@@ -141,6 +141,8 @@ def load(
             model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
                 source, dtype=chosen, device_map=device_map, output_loading_info=True, **options
             )
+        if target is not None:
+            model = model.to(target)
         processor = load_processor(source, **hub)
     except Exception as error:  # readers of damaged files raise errors of all kinds
         raise InputError(f"{given!r} cannot be loaded: {_first_line(error)}") from error
@@ -150,8 +152,6 @@ def load(
             f"{given!r} cannot be loaded: {len(missing)} of its weights are missing, such as "
             f"{missing[0]}"
         )
-    if target is not None:
-        model = model.to(target)
     return VLM(model=model.eval(), processor=processor, name=given, family=family)
 
 

@@ -98,7 +98,8 @@ def build_prompt(
     for part in (text, system or ""):
         for token in sorted(special_tokens):
             # a fine-tuned model may have the tags of a mode as special tokens
-            if token in part and token not in MODES[mode]:
+            allowed = token in MODES[mode] or (template is not None and not token.startswith("<|"))
+            if token in part and not allowed:
                 raise InputError(
                     f"the text holds the model's special token {token!r}: write it another way"
                 )
