@@ -388,6 +388,7 @@ def test_tags_that_a_model_has_as_special_tokens(tiny):
     processor.tokenizer.add_special_tokens({"additional_special_tokens": ["<back>", "</back>"]})
     vlm = replace(tiny, processor=processor)
     assert "<back>" in vlm.prompt(picture(), QUESTION, "back").text
+    assert "<back>" in vlm.prompt(picture(), QUESTION, template="{question} Use <back>.").text
     with pytest.raises(InputError, match=r"special token '</?back>'"):
         vlm.prompt(picture(), "What is inside <back> </back>?", "cot")
 

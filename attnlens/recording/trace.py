@@ -71,9 +71,6 @@ class Trace:
                 f"the dataset is no trace: its segments are {list(data['segment'].values)}, "
                 f"not {list(SEGMENTS)}"
             )
-        for name in ("query_token", "predicted_token", "predicted_token_id", "region"):
-            if name not in data.coords:
-                raise InputError(f"the dataset is no trace: it lacks the coordinate {name!r}")
         self.data = data
 
     @property
