@@ -6,11 +6,10 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from attnlens.errors import InputError
+from attnlens.vlm.modes import MODES
 
 if TYPE_CHECKING:
     from attnlens.reports.jobs import Job
-
-MODES = ("normal", "cot", "back", "reflection")
 
 
 def add_parser(commands: Any) -> None:
@@ -32,7 +31,9 @@ def add_parser(commands: Any) -> None:
         help='many questions instead of one: a line each, {"image": ..., "question": ...}; '
         "image paths are relative to the file; each goes into a folder of its own",
     )
-    what.add_argument("--mode", default="back", choices=MODES, help="format of the answer (back)")
+    what.add_argument(
+        "--mode", default="back", choices=tuple(MODES), help="format of the answer (back)"
+    )
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model_path",

@@ -48,7 +48,6 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         elif i in added:
             # an unfinished character before a special token will never be finished
             texts.append(decoder.decode(b"", final=True) + added[i])
-            decoder.reset()
         else:
             piece = tokenizer.convert_ids_to_tokens(i) or ""
             data = b"".join(bytes([table[c]]) if c in table else c.encode("utf-8") for c in piece)
