@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnlens.errors import InputError
-from attnlens.testbed.questions import Question, article
-from attnlens.testbed.scenes import COLOURS, SHAPES, Scene
+from attnlens.testbed.questions import GROUPS, Question, members
+from attnlens.testbed.scenes import Scene, SceneObject
 
 
 @dataclass(frozen=True)
@@ -32,53 +32,112 @@ class Part:
     must_look: bool = False
 
 
-def _listing(scene: Scene) -> list[Part]:
-    """State colour and shape of every object in reading order: all of it must be looked up."""
+def listing(scene: Scene) -> list[Part]:
+    """Number the objects in reading order, by colour and shape: all of it must be looked up."""
     if not scene.objects:
-        return [Part(" The image shows no objects.")]
-    parts = [Part(" The image shows")]
+        return [Part(" There are no objects.", must_look=True)]
+    parts = [Part(" I see")]
     for i, o in enumerate(scene.objects):
-        parts += [Part(f" {article(o.name)}"), Part(f" {o.name}", i, True), Part(",")]
-    parts[-1] = Part(".")
+        parts += [Part(" #", i, True), Part(f"{i + 1}"), Part(f" {o.name}", i, True)]
+    parts.append(Part(".", must_look=True))  # that there is no further object
     return parts
 
 
-def _total(scene: Scene) -> Part:
-    n = len(scene.objects)
-    return Part(f" That makes {n} object{'' if n == 1 else 's'}.")
+def tally(scene: Scene, *, must_look: bool = False) -> list[Part]:
+    """Count the objects of each colour and of each shape."""
+    parts: list[Part] = []
+    for group in GROUPS:
+        count = Part(f" {len(members(scene, group))}", must_look=must_look)
+        parts += [Part(f" {group}"), count, Part(",")]
+    return [*parts[:-1], Part(".")]
 
 
-def _reasoning(scene: Scene, question: Question) -> list[Part]:
-    """Reason from what the listing said: every word of it is told by the text before.
+def facts(scene: Scene, attributes: tuple[str, ...] = ("size", "mark")) -> list[Part]:
+    """State attributes of every object, which colour and shape do not tell."""
+    if not scene.objects:
+        return [Part(" no objects.")]
+    parts: list[Part] = []
+    for i, o in enumerate(scene.objects):
+        parts += [Part(f" {o.name}", i), Part(":"), *_stated(o, i, attributes), Part(",")]
+    return [*parts[:-1], Part(".")]
 
-    A number stands right after the word that it counts, as in the tally that perception trains.
+
+def _stated(o: SceneObject, index: int, attributes: tuple[str, ...]) -> list[Part]:
+    return [Part(f" {getattr(o, name)}", index, True) for name in attributes]
+
+
+def working(scene: Scene, question: Question, *, looked: bool = False) -> list[Part]:
+    """Work out the answer from the counts.
+
+    Parameters
+    ----------
+    scene, question
+        What is asked of which scene.
+    looked
+        Whether the image may be looked at for a size or a mark. Where it may not, because a
+        verification follows, the part that asks for one says that it must be checked.
     """
-    n, k = len(scene.objects), len(question.chosen)
-    counts = ", ".join(f"{word} {count}" for word, count in _counts(scene))
-    last = f" I remove {question.subject} {k}. Then {n} - {k} = {n - k}. That leaves {n - k}."
-    return [Part(f" I count: {counts}."), Part(last)]
+    if question.kind in ("subtraction", "chain"):
+        return [Part(text) for text in _calculation(question)]
+    if question.kind == "existence":
+        name = question.subjects[0]
+        return [Part(f" {name} {int(name in scene.by_name)}, so {question.answer}.")]
+    if question.kind == "comparison":
+        a, b = (len(members(scene, group)) for group in question.subjects)
+        first, second = question.subjects
+        than = "is more than" if a > b else "is fewer than" if a < b else "equals"
+        return [Part(f" {first} {a}, {second} {b}: {a} {than} {b}, so {question.answer}.")]
+    if not looked:
+        return [Part(f" The {question.asked} of the {question.subjects[0]} must be checked.")]
+    return asked_fact(scene, question, must_look=True)
 
 
-def _counts(scene: Scene) -> list[tuple[str, int]]:
-    """Count the objects of each colour, then of each shape."""
-    counts = [(c, sum(o.colour == c for o in scene.objects)) for c in COLOURS]
-    return counts + [(s, sum(o.shape == s for o in scene.objects)) for s in SHAPES]
+def _calculation(question: Question) -> list[str]:
+    lines = []
+    for i, step in enumerate(question.steps, start=1):
+        sign = "-" if step.operation == "subtract" else "+"
+        start = f" Step {i}: {step.operation}" if question.kind == "chain" else " Subtract"
+        lines.append(
+            f"{start} {step.group} {step.count}, {step.before} {sign} {step.count} = {step.after}."
+        )
+    return lines
 
 
-def _verification(scene: Scene) -> list[Part]:
-    """State the mark of every object, which stands nowhere in the text before."""
-    if not scene.objects:
-        return [Part(" I look at the image again: there is no object.")]
-    parts = [Part(" I look at the image again:")]
-    for i, o in enumerate(scene.objects):
-        parts += [Part(" the"), Part(f" {o.name}", i), Part(":"), Part(f" {o.mark}", i, True)]
-        parts.append(Part(","))
-    parts[-1] = Part(".")
-    return parts
+def asked_fact(scene: Scene, question: Question, *, must_look: bool) -> list[Part]:
+    """State the size or mark that an ``attribute`` question asks for."""
+    name = question.subjects[0]
+    index = [o.name for o in scene.objects].index(name)
+    value = getattr(scene.objects[index], question.asked)
+    return [
+        Part(f" {question.asked} of"),
+        Part(f" {name}", index),
+        Part(":"),
+        Part(f" {value}", index, must_look),
+        Part("."),
+    ]
+
+
+def _think(scene: Scene, question: Question, *, looked: bool) -> list[Part]:
+    """Return total, tally and working: told by the listing, but for an attribute looked up."""
+    n = len(scene.objects)
+    return [Part(f" Total {n}:"), *tally(scene), *working(scene, question, looked=looked)]
+
+
+def _conclusion(scene: Scene, question: Question) -> list[Part]:
+    if question.kind == "attribute":
+        return asked_fact(scene, question, must_look=False)
+    return [Part(f" The answer is {question.answer}.")]
 
 
 def _boxed(question: Question) -> Part:
     return Part(f"\\boxed{{{question.answer}}}")
+
+
+def _summary(question: Question) -> Part:
+    subjects = " ".join((question.asked, *question.subjects)).strip()
+    if question.kind == "chain":
+        subjects = f"{len(question.steps)} steps"
+    return Part(f" The task: {question.kind}, {subjects}.")
 
 
 def write_answer(scene: Scene, question: Question, mode: str) -> list[Part]:
@@ -89,54 +148,49 @@ def write_answer(scene: Scene, question: Question, mode: str) -> list[Part]:
     scene, question
         The scene and a question about it.
     mode
-        ``normal`` (the boxed answer), ``cot`` (``<think>``) or ``back`` (``<think>``, then a
-        verification inside ``<back>``, then ``<think>`` again).
+        ``normal`` (the boxed answer), ``cot`` (``<think>``), ``back`` (``<think>``, then a
+        verification inside ``<back>``, then ``<think>`` again; with ``question.looks == 2`` the
+        sizes first and the marks in a second verification) or ``reflection`` (``<SUMMARY>``,
+        ``<CAPTION>``, ``<REASONING>``, ``<REFLECTION>``, ``<CONCLUSION>``).
 
     Raises
     ------
     InputError
-        If the mode is not one of the three.
+        If the mode is none of the four.
     """
     if mode == "normal":
         return [_boxed(question)]
-    think = [Part("<think>"), *_listing(scene), _total(scene), *_reasoning(scene, question)]
-    think.append(Part(" </think>"))
     if mode == "cot":
-        return [*think, Part("\n"), _boxed(question)]
-    if mode != "back":
-        raise InputError(
-            f"the testbed has no answers for mode {mode!r}: use 'normal', 'cot' or 'back'"
-        )
-    return [
-        *think,
-        Part("\n<back>"),
-        *_verification(scene),
-        Part(" </back>"),
-        Part("\n<think>"),
-        Part(f" The check agrees, so the answer is {question.answer}."),
-        Part(" </think>"),
-        Part("\n"),
-        _boxed(question),
-    ]
+        thought = [*listing(scene), *_think(scene, question, looked=True)]
+        return [*_inside("think", thought), Part("\n"), _boxed(question)]
+    thought = _think(scene, question, looked=False)
+    if mode == "back":
+        looks = [("size", "mark")] if question.looks == 1 else [("size",), ("mark",)]
+        parts = _inside("think", [*listing(scene), *thought])
+        for i, attributes in enumerate(looks):
+            again = [Part(" I look once more.")] if i + 1 < len(looks) else None
+            parts += [Part("\n"), *_inside("back", facts(scene, attributes)), Part("\n")]
+            parts += _inside("think", again or _conclusion(scene, question))
+        return [*parts, Part("\n"), _boxed(question)]
+    if mode == "reflection":
+        sections = {
+            "SUMMARY": [_summary(question)],
+            "CAPTION": listing(scene),
+            "REASONING": thought,
+            "REFLECTION": facts(scene),
+            "CONCLUSION": [*_conclusion(scene, question), Part(" "), _boxed(question)],
+        }
+        parts = []
+        for tag, content in sections.items():
+            parts += [*_inside(tag, content), Part("\n")]
+        return parts[:-1]
+    raise InputError(
+        f"the testbed has no answers for mode {mode!r}: use 'normal', 'cot', 'back' or 'reflection'"
+    )
 
 
-LISTING_QUESTION = "List all objects with their marks."
-TALLY_QUESTION = "Count the objects by colour and by shape."
-
-
-def list_marks(scene: Scene) -> list[Part]:
-    """List every object with its mark: the short answer that teaches the model to see."""
-    first, *rest = _verification(scene)
-    return [Part(first.text.lstrip()), *rest]
-
-
-def tally(scene: Scene) -> list[Part]:
-    """Count the objects of each colour and each shape: the short answer that teaches counting."""
-    parts: list[Part] = []
-    for word, count in _counts(scene):
-        parts += [Part(f" {word}" if parts else word), Part(f" {count}", must_look=True), Part(",")]
-    parts[-1] = Part(".")
-    return parts
+def _inside(tag: str, parts: list[Part]) -> list[Part]:
+    return [Part(f"<{tag}>"), *parts, Part(f" </{tag}>")]
 
 
 def text_of(parts: list[Part]) -> str:

@@ -113,8 +113,8 @@ def initialise(model: Qwen2_5_VLForConditionalGeneration) -> None:
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> ImageTextProcessor:
     """Build the testbed's processor: Qwen2-VL image processing at 28 pixels a visual token.
 
-    Pictures smaller than 4 x 4 visual tokens are enlarged, larger ones than 6 x 6 reduced: the
-    model has seen no other sizes.
+    Pictures of fewer than 36 visual tokens are enlarged, of more than 144 reduced: the model has
+    seen no other sizes.
     """
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
         Qwen2VLImageProcessorPil,
@@ -124,7 +124,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> ImageTextProcessor:
     from attnlens.vlm.processor import ImageTextProcessor
 
     image_processor = Qwen2VLImageProcessorPil(
-        size={"shortest_edge": (4 * CELL) ** 2, "longest_edge": (6 * CELL) ** 2}
+        size={"shortest_edge": 36 * CELL**2, "longest_edge": 144 * CELL**2}
     )
     return ImageTextProcessor(
         image_processor=image_processor,

@@ -2,61 +2,101 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from attnlens.testbed.answers import (
-    LISTING_QUESTION,
-    TALLY_QUESTION,
-    Part,
-    list_marks,
-    tally,
-    text_of,
-)
+from attnlens.testbed.answers import Part, text_of
+from attnlens.testbed.perception import few_or_many, perception_example
+from attnlens.testbed.questions import MAX_STEPS
 from attnlens.testbed.samples import HELD_OUT, make_sample
-from attnlens.testbed.scenes import MAX_OBJECTS, Scene, random_scene
+from attnlens.testbed.scenes import GRID_SHARES, GRIDS, Scene
 from attnlens.vlm.modes import messages, user_text
+from attnlens.vlm.positions import ImagePiece, multimodal_positions
 
 IGNORED = -100
 """Label of positions that carry no loss."""
 
-PERCEPTION_BATCH = 48
-ANSWER_BATCH = 24
+PERCEPTION_BATCH = {"small": 48, "medium": 32, "large": 16}
+ANSWER_BATCH = {"small": 24, "medium": 20, "large": 14}
+LONG_BATCH = 6
+"""Examples of a batch, by size class, so that batches cost about the same."""
+
+PIECE, LONG_PIECE = 8, 2
+"""Rows that go through the model together; a batch is sorted by length and cut, to pad less."""
+
+PERCEPTION_GRID_SHARES = {"small": 0.8, "medium": 0.15, "large": 0.05}
+MODE_SHARES = {"back": 0.4, "cot": 0.25, "reflection": 0.35}
+INSERTION_SHARES = {
+    "back": {"none": 0.8, "all": 0.1, "part": 0.1},
+    "reflection": {"none": 0.25, "all": 0.45, "part": 0.3},
+}
+"""How often visual tokens are inserted before a verification's tag in training."""
 
 
-def _object_count(rng: np.random.Generator) -> int:
-    """Few objects mixed with many: a single one teaches its attributes, many teach the search."""
-    draw = rng.random()
-    if draw < 0.03:
-        return 0
-    if draw < 0.4:
-        return 1
-    return int(rng.integers(2, 4) if draw < 0.6 else rng.integers(4, MAX_OBJECTS + 1))
+@dataclass(frozen=True)
+class Example:
+    """What one row of a batch is made of.
+
+    Attributes
+    ----------
+    scene, text, parts
+        The picture, the user's text, the answer.
+    before
+        Texts of the parts before which visual tokens are inserted.
+    kept
+        Which visual tokens are inserted, in reading order.
+    """
+
+    scene: Scene
+    text: str
+    parts: list[Part]
+    before: tuple[str, ...] = ()
+    kept: tuple[int, ...] = ()
 
 
-def _perception_example(rng: np.random.Generator) -> tuple[Scene, str, list[Part]]:
-    draw = rng.random()
-    if draw < 0.45:
-        scene = random_scene(rng, objects=_object_count(rng))
-        return scene, LISTING_QUESTION, list_marks(scene)
-    if draw < 0.75:
-        scene = random_scene(rng, objects=_object_count(rng))
-        return scene, TALLY_QUESTION, tally(scene)
-    sample = make_sample(rng, "normal", objects=max(1, _object_count(rng)))
-    return sample.scene, user_text(sample.question.text, "normal"), list(sample.parts)
+def _draw(rng: np.random.Generator, shares: dict[str, float]) -> str:
+    return str(rng.choice(list(shares), p=list(shares.values())))
 
 
-def _answer_example(rng: np.random.Generator) -> tuple[Scene, str, list[Part]]:
-    draw = rng.random()
-    if draw < 0.2:
-        return _perception_example(rng)
-    mode = "back" if draw < 0.7 else "cot"
-    low = 0 if rng.random() < 0.1 else 2
-    sample = make_sample(rng, mode, objects=int(rng.integers(low, MAX_OBJECTS + 1)))
-    return sample.scene, user_text(sample.question.text, mode), list(sample.parts)
+def _perception(rng: np.random.Generator, grid: str) -> Example:
+    return Example(*perception_example(rng, grid))
+
+
+def _answer(rng: np.random.Generator, grid: str) -> Example:
+    if rng.random() < 0.15:
+        return _perception(rng, grid)
+    mode = _draw(rng, MODE_SHARES)
+    steps = None
+    if rng.random() < 0.06:
+        steps = int(rng.integers(1, 9))
+    objects = few_or_many(rng) if rng.random() < 0.15 else None
+    sample = make_sample(
+        rng, mode, objects=objects, grid=grid, steps=steps, kind="chain" if steps else None
+    )
+    return _with_insertion(rng, sample)
+
+
+def _long(rng: np.random.Generator, grid: str) -> Example:
+    mode = _draw(rng, MODE_SHARES)
+    steps = int(rng.integers(9, MAX_STEPS + 1))
+    return _with_insertion(rng, make_sample(rng, mode, grid=grid, kind="chain", steps=steps))
+
+
+def _with_insertion(rng: np.random.Generator, sample: Any) -> Example:
+    text = user_text(sample.question.text, sample.mode)
+    parts = list(sample.parts)
+    what = _draw(rng, INSERTION_SHARES.get(sample.mode, {"none": 1.0}))
+    if what == "none":
+        return Example(sample.scene, text, parts)
+    count = sample.scene.rows * sample.scene.columns
+    kept = np.arange(count)
+    if what == "part":
+        kept = np.sort(rng.permutation(count)[: int(rng.integers(1, count))])
+    return Example(sample.scene, text, parts, ("<back>", "<REFLECTION>"), tuple(kept.tolist()))
 
 
 class Batches(Dataset):
@@ -72,87 +112,147 @@ class Batches(Dataset):
         Total number of steps.
     perception_steps
         How many of them come first with short perception questions alone.
+    long_every
+        After them, every such step has long chained questions.
     first
         Number of the first step to deliver (when a run is taken up again).
     """
 
     def __init__(
-        self, processor: Any, seed: int, steps: int, perception_steps: int, first: int = 0
+        self,
+        processor: Any,
+        seed: int,
+        steps: int,
+        perception_steps: int,
+        long_every: int = 12,
+        first: int = 0,
     ) -> None:
         assert 0 <= seed < HELD_OUT
         self.processor = processor
         self.seed = seed
         self.steps = steps
         self.perception_steps = perception_steps
+        self.long_every = long_every
         self.first = first
 
     def __len__(self) -> int:
         """Count the steps that are left."""
         return self.steps - self.first
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Build the batch of step ``first + index``."""
+    def __getitem__(self, index: int) -> list[dict[str, torch.Tensor]]:
+        """Build the batch of step ``first + index``, in pieces of rows of about one length."""
         step = self.first + index
+        rng = np.random.default_rng((self.seed, step))
         if step < self.perception_steps:
-            make, size = _perception_example, PERCEPTION_BATCH
+            grid = _draw(rng, PERCEPTION_GRID_SHARES)
+            make, size = _perception, PERCEPTION_BATCH[grid]
+        elif (step + 1) % self.long_every == 0:
+            grid = _draw(rng, GRID_SHARES)
+            make, size = _long, LONG_BATCH
         else:
-            make, size = _answer_example, ANSWER_BATCH
-        examples = [make(np.random.default_rng((self.seed, step, i))) for i in range(size)]
-        return collate(self.processor, examples)
+            grid = _draw(rng, GRID_SHARES)
+            make, size = _answer, ANSWER_BATCH[grid]
+        examples = [make(np.random.default_rng((self.seed, step, i)), grid) for i in range(size)]
+        examples.sort(key=_length)
+        rows = LONG_PIECE if make is _long else PIECE
+        return [collate(self.processor, examples[i : i + rows]) for i in range(0, size, rows)]
 
 
-def collate(processor: Any, examples: list[tuple[Scene, str, list[Part]]]) -> dict[str, Any]:
-    """Turn (scene, user text, answer parts) into one right-padded batch.
+def _length(example: Example) -> int:
+    return len(text_of(example.parts)) + 4 * len(example.kept)
+
+
+def collate(processor: Any, examples: list[Example]) -> dict[str, Any]:
+    """Turn examples into one right-padded batch.
 
     Returns
     -------
     dict
-        ``input_ids``, ``mm_token_type_ids`` [batch, length]; ``labels`` (``IGNORED`` outside
-        answers) and ``must_look`` (bool), both aligned with ``input_ids``; ``pixel_values``,
-        ``image_grid_thw``.
+        ``input_ids`` and ``labels`` (``IGNORED`` outside answers) [batch, length]; ``must_look``
+        (bool), aligned with them; ``position_ids`` [3, batch, length]; ``pixel_values``,
+        ``image_grid_thw``; ``visual_index`` [image tokens of the batch]: which visual token, of
+        all that the vision tower gives for this batch, stands at each image token.
     """
-    tokenizer = processor.tokenizer
-    images = [scene.draw() for scene, _, _ in examples]
+    images = [example.scene.draw() for example in examples]
     vision = processor.image_processor(images, do_resize=False, return_tensors="pt")
-    rows = []
-    for (scene, text, parts), grid in zip(examples, vision["image_grid_thw"], strict=True):
-        del scene
-        prompt = tokenizer.apply_chat_template(
-            messages(text, images=1), tokenize=False, add_generation_prompt=True
-        )
-        count = int(grid.prod()) // processor.image_processor.merge_size**2
-        prompt = prompt.replace(processor.image_token, processor.image_token * count)
-        rows.append(_encode(tokenizer, prompt, parts))
-    length = max(len(ids) for ids, _, _ in rows)
-    batch = len(rows)
-    ids = torch.full((batch, length), tokenizer.pad_token_id)
-    labels = torch.full((batch, length), IGNORED)
-    must_look = torch.zeros((batch, length), dtype=torch.bool)
-    for i, (row, prompt_length, looks) in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        labels[i, prompt_length : len(row)] = ids[i, prompt_length : len(row)]
-        must_look[i, : len(row)] = torch.tensor(looks)
+    rows, first = [], 0
+    for example in examples:
+        rows.append(_encode(processor, example, first))
+        first += example.scene.rows * example.scene.columns
+    length = max(len(row.ids) for row in rows)
+    shape = (len(rows), length)
+    ids = torch.full(shape, processor.tokenizer.pad_token_id)
+    labels = torch.full(shape, IGNORED)
+    must_look = torch.zeros(shape, dtype=torch.bool)
+    positions = torch.zeros((3, *shape), dtype=torch.long)
+    for i, row in enumerate(rows):
+        n = len(row.ids)
+        ids[i, :n] = torch.tensor(row.ids)
+        labels[i, :n] = torch.tensor(row.labels)
+        must_look[i, :n] = torch.tensor(row.must_look)
+        positions[:, i, :n] = torch.from_numpy(row.positions)
     return {
         "input_ids": ids,
-        "mm_token_type_ids": (ids == processor.image_token_id).int(),
         "labels": labels,
         "must_look": must_look,
+        "position_ids": positions,
         "pixel_values": vision["pixel_values"],
         "image_grid_thw": vision["image_grid_thw"],
+        "visual_index": torch.tensor([v for row in rows for v in row.visual]),
     }
 
 
-def _encode(tokenizer: Any, prompt: str, parts: list[Part]) -> tuple[list[int], int, list[bool]]:
-    """Token ids of prompt and answer, the prompt's length, and which tokens must be looked up."""
-    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    coded = tokenizer(
-        text_of(parts) + "<|im_end|>", add_special_tokens=False, return_offsets_mapping=True
+@dataclass
+class _Row:
+    ids: list[int]
+    labels: list[int]
+    must_look: list[bool]
+    positions: np.ndarray
+    visual: list[int]
+
+
+def _encode(processor: Any, example: Example, first: int) -> _Row:
+    """Encode prompt and answer, with the insertions; ``first`` is the image's visual token 0."""
+    tokenizer, image = processor.tokenizer, processor.image_token
+    grid = (example.scene.rows, example.scene.columns)
+    count = grid[0] * grid[1]
+    prompt = tokenizer.apply_chat_template(
+        messages(example.text, images=1), tokenize=False, add_generation_prompt=True
     )
-    looks = np.zeros(len(text_of(parts)) + 16, dtype=bool)
-    start = 0
-    for part in parts:
-        looks[start : start + len(part.text)] = part.must_look
+    prompt_ids = tokenizer(prompt.replace(image, image * count), add_special_tokens=False)
+    row_ids: list[int] = list(prompt_ids["input_ids"])
+    before_image = row_ids.index(processor.image_token_id)
+    labels, looks = [IGNORED] * len(row_ids), [False] * len(row_ids)
+    pieces: list[int | ImagePiece] = [before_image, ImagePiece(*grid)]
+    text_tokens = len(row_ids) - before_image - count
+    visual = list(range(first, first + count))
+
+    answer = text_of(example.parts)
+    coded = tokenizer(
+        answer + tokenizer.eos_token, add_special_tokens=False, return_offsets_mapping=True
+    )
+    must_look = np.zeros(len(answer) + 16, dtype=bool)
+    insertions, start = set(), 0
+    for part in example.parts:
+        must_look[start : start + len(part.text)] = part.must_look
+        if part.text in example.before:
+            insertions.add(start)
         start += len(part.text)
-    flags = [bool(looks[a:b].any()) for a, b in coded["offset_mapping"]]
-    ids = [*prompt_ids, *coded["input_ids"]]
-    return ids, len(prompt_ids), [False] * len(prompt_ids) + flags
+    vision_start, vision_end = tokenizer.convert_tokens_to_ids(
+        ["<|vision_start|>", "<|vision_end|>"]
+    )
+    for token, (a, b) in zip(coded["input_ids"], coded["offset_mapping"], strict=True):
+        if a in insertions:
+            k = len(example.kept)
+            row_ids += [vision_start, *[processor.image_token_id] * k, vision_end]
+            labels += [IGNORED] * (k + 2)
+            looks += [False] * (k + 2)
+            pieces += [text_tokens + 1, ImagePiece(*grid, example.kept)]
+            text_tokens = 1
+            visual += [first + j for j in example.kept]
+        row_ids.append(token)
+        labels.append(token)
+        looks.append(bool(must_look[a:b].any()))
+        text_tokens += 1
+    positions = multimodal_positions([*pieces, text_tokens])
+    return _Row(row_ids, labels, looks, positions, visual)

@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from attnlens.testbed.scenes import COLOURS, SHAPES, Scene, SceneObject
 
 if TYPE_CHECKING:
     import numpy as np
+
+GROUPS = (*COLOURS, *SHAPES)
+"""What can be counted: objects of one colour, or of one shape."""
+
+MAX_STEPS = 70
+"""Most steps of a chained question."""
+
+MAX_VALUE = 20
+"""Largest number that a chained question reaches on its way."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a calculation: a group of objects is subtracted or added.
+
+    Attributes
+    ----------
+    operation
+        ``subtract`` or ``add``.
+    group
+        One of ``GROUPS``.
+    count
+        How many objects of the scene belong to the group.
+    before, after
+        The number before and after the step.
+    """
+
+    operation: str
+    group: str
+    count: int
+    before: int
+    after: int
 
 
 @dataclass(frozen=True)
@@ -19,22 +51,32 @@ class Question:
     Attributes
     ----------
     kind
-        ``subtraction``, ``existence`` or ``attribute``.
+        A key of ``KINDS``.
     text
         The words.
     answer
         The true answer, as it stands inside ``\boxed{}``.
-    subject
-        What is asked about: a colour or a shape ("red", "circle"), or an object ("red circle").
-    chosen
-        The objects of the scene that the subject covers, in reading order.
+    subjects
+        What is asked about: groups ("red", "circle"), or one object's name ("red circle").
+    asked
+        ``comparison``: ``more`` or ``fewer``. ``attribute``: ``mark`` or ``size``. Else empty.
+    steps
+        The calculation of ``subtraction`` and ``chain``.
+    looks
+        How many verifications a ``back`` answer makes; 2 where the text asks for them.
     """
 
     kind: str
     text: str
     answer: str
-    subject: str
-    chosen: tuple[SceneObject, ...]
+    subjects: tuple[str, ...]
+    asked: str = ""
+    steps: tuple[Step, ...] = ()
+    looks: int = 1
+
+    def look_twice(self) -> Question:
+        """Return the same question with the wish that the image be looked at again twice."""
+        return replace(self, text=f"{self.text} Look twice.", looks=2)
 
 
 _SUBTRACTION = (
@@ -44,9 +86,19 @@ _SUBTRACTION = (
 )
 _EXISTENCE = ("Is there {s}?", "Does the image show {s}?", "Can you see {s}?")
 _ATTRIBUTE = (
-    "What mark is on the {s}?",
-    "Which mark does the {s} have?",
-    "Name the mark of the {s}.",
+    "What {a} does the {s} have?",
+    "Which {a} has the {s}?",
+    "Name the {a} of the {s}.",
+)
+_COMPARISON = (
+    "Are there {m} {a} than {b}?",
+    "Does the image show {m} {a} than {b}?",
+    "Can you see {m} {a} than {b}?",
+)
+_CHAIN = (
+    "Start with the number of objects. {s} What is the result?",
+    "Count the objects. {s} What number is that?",
+    "Take the number of objects. {s} How much is it?",
 )
 
 
@@ -55,26 +107,36 @@ def article(name: str) -> str:
     return "an" if name[0] in "aeiou" else "a"
 
 
+def group_name(group: str) -> str:
+    """Name the objects of a group: "red objects", "circles"."""
+    return f"{group} objects" if group in COLOURS else f"{group}s"
+
+
+def members(scene: Scene, group: str) -> tuple[SceneObject, ...]:
+    """Return the objects of a group, in reading order."""
+    return tuple(o for o in scene.objects if group in (o.colour, o.shape))
+
+
 def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
+def _step(scene: Scene, operation: str, group: str, before: int) -> Step:
+    count = len(members(scene, group))
+    after = before - count if operation == "subtract" else before + count
+    return Step(operation, group, count, before, after)
+
+
 def subtraction(scene: Scene, rng: np.random.Generator) -> Question:
     """Take a colour or a shape away and count the rest, in the manner of CLEVR-Math."""
-    if rng.random() < 0.5:
-        word = _pick(rng, tuple(COLOURS))
-        chosen = tuple(o for o in scene.objects if o.colour == word)
-        group = f"{word} objects"
-    else:
-        word = _pick(rng, SHAPES)
-        chosen = tuple(o for o in scene.objects if o.shape == word)
-        group = f"{word}s"
+    group = _pick(rng, GROUPS)
+    step = _step(scene, "subtract", group, len(scene.objects))
     return Question(
         kind="subtraction",
-        text=_pick(rng, _SUBTRACTION).format(s=group),
-        answer=str(len(scene.objects) - len(chosen)),
-        subject=word,
-        chosen=chosen,
+        text=_pick(rng, _SUBTRACTION).format(s=group_name(group)),
+        answer=str(step.after),
+        subjects=(group,),
+        steps=(step,),
     )
 
 
@@ -85,27 +147,68 @@ def existence(scene: Scene, rng: np.random.Generator) -> Question:
     else:
         absent = [f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" not in scene.by_name]
         name = _pick(rng, tuple(absent))
-    found = scene.by_name.get(name)
     return Question(
         kind="existence",
         text=_pick(rng, _EXISTENCE).format(s=f"{article(name)} {name}"),
-        answer="no" if found is None else "yes",
-        subject=name,
-        chosen=() if found is None else (found,),
+        answer="yes" if name in scene.by_name else "no",
+        subjects=(name,),
     )
 
 
 def attribute(scene: Scene, rng: np.random.Generator) -> Question:
-    """Ask for the mark of an object that is in the scene."""
+    """Ask for the mark or the size of an object that is in the scene."""
     if not scene.objects:
         return existence(scene, rng)
     o = scene.objects[int(rng.integers(len(scene.objects)))]
+    asked = _pick(rng, ("mark", "size"))
     return Question(
         kind="attribute",
-        text=_pick(rng, _ATTRIBUTE).format(s=o.name),
-        answer=o.mark,
-        subject=o.name,
-        chosen=(o,),
+        text=_pick(rng, _ATTRIBUTE).format(a=asked, s=o.name),
+        answer=o.mark if asked == "mark" else o.size,
+        subjects=(o.name,),
+        asked=asked,
+    )
+
+
+def comparison(scene: Scene, rng: np.random.Generator) -> Question:
+    """Ask whether one group has more, or fewer, objects than another."""
+    first, second = (GROUPS[int(i)] for i in rng.choice(len(GROUPS), size=2, replace=False))
+    a, b = len(members(scene, first)), len(members(scene, second))
+    asked = _pick(rng, ("more", "fewer"))
+    text = _pick(rng, _COMPARISON).format(m=asked, a=group_name(first), b=group_name(second))
+    return Question(
+        kind="comparison",
+        text=text,
+        answer="yes" if (a > b if asked == "more" else a < b) else "no",
+        subjects=(first, second),
+        asked=asked,
+    )
+
+
+def chain(scene: Scene, rng: np.random.Generator, length: int | None = None) -> Question:
+    """Subtract and add groups one after the other, 2 to ``MAX_STEPS`` numbered steps.
+
+    Two or three steps unless ``length`` says more. No step leads below 0 or above ``MAX_VALUE``.
+    """
+    value = len(scene.objects)
+    steps: list[Step] = []
+    for _ in range(int(rng.integers(2, 4)) if length is None else length):
+        group = _pick(rng, GROUPS)
+        step = _step(scene, _pick(rng, ("subtract", "add")), group, value)
+        if not 0 <= step.after <= MAX_VALUE:
+            other = "add" if step.operation == "subtract" else "subtract"
+            step = _step(scene, other, group, value)
+        steps.append(step)
+        value = step.after
+    listed = " ".join(
+        f"Step {i}: {step.operation} {step.group}." for i, step in enumerate(steps, start=1)
+    )
+    return Question(
+        kind="chain",
+        text=_pick(rng, _CHAIN).format(s=listed),
+        answer=str(value),
+        subjects=tuple(step.group for step in steps),
+        steps=tuple(steps),
     )
 
 
@@ -113,16 +216,7 @@ KINDS: dict[str, Callable[[Scene, np.random.Generator], Question]] = {
     "subtraction": subtraction,
     "existence": existence,
     "attribute": attribute,
+    "comparison": comparison,
+    "chain": chain,
 }
 """Kinds of question: each maps (scene, rng) to a question with its true answer."""
-
-MODE_KINDS: dict[str, tuple[str, ...]] = {
-    "normal": ("subtraction", "existence", "attribute"),
-    "cot": ("subtraction",),
-    "back": ("subtraction",),
-}
-"""The kinds that each mode is trained and scored on.
-
-The others are asked in ``normal`` alone: a mark is what the verification states, and whether an
-object is there is told by the listing.
-"""

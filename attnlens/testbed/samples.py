@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attnlens.errors import InputError
 from attnlens.files import write_folder
 from attnlens.testbed.answers import Part, text_of, write_answer
-from attnlens.testbed.questions import KINDS, MODE_KINDS, Question
+from attnlens.testbed.questions import KINDS, MAX_STEPS, Question, chain
 from attnlens.testbed.scenes import Scene, random_scene
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ def make_sample(
     *,
     kind: str | None = None,
     objects: int | None = None,
-    grid: tuple[int, int] | None = None,
+    grid: tuple[int, int] | str | None = None,
+    steps: int | None = None,
+    looks: int | None = None,
 ) -> Sample:
     """Draw a scene, ask a question about it, and write the true answer.
 
@@ -81,23 +83,33 @@ def make_sample(
     rng
         Source of randomness.
     mode
-        ``normal``, ``cot`` or ``back``.
+        ``normal``, ``cot``, ``back`` or ``reflection``.
     kind
-        Kind of question; drawn from those of the mode when not given.
+        Kind of question, a key of ``KINDS``; drawn when not given.
     objects, grid
         See ``random_scene``.
+    steps
+        Number of steps of a ``chain`` question, 1 to ``MAX_STEPS``; 2 or 3 when not given.
+    looks
+        Number of verifications of a ``back`` answer, 1 or 2; when not given, 2 in one of four.
 
     Raises
     ------
     InputError
-        If the testbed has no answers for the mode, or the mode no questions of the kind.
+        If mode or kind is unknown, or a number out of range.
     """
+    if kind is not None and kind not in KINDS:
+        raise InputError(f"unknown kind of question {kind!r}: use one of {', '.join(KINDS)}")
+    if steps is not None and not 1 <= steps <= MAX_STEPS:
+        raise InputError(f"a chain of {steps!r} steps: give 1 to {MAX_STEPS}")
+    if looks not in (None, 1, 2):
+        raise InputError(f"{looks!r} verifications: give 1 or 2")
     scene = random_scene(rng, objects=objects, grid=grid)
-    kinds = MODE_KINDS.get(mode, MODE_KINDS["normal"])
-    if kind is not None and kind not in kinds:
-        raise InputError(f"no {kind!r} questions in mode {mode!r}: use one of {', '.join(kinds)}")
-    name = kinds[int(rng.integers(len(kinds)))] if kind is None else kind
-    question = KINDS[name](scene, rng)
+    name = list(KINDS)[int(rng.integers(len(KINDS)))] if kind is None else kind
+    question = KINDS[name](scene, rng) if name != "chain" else chain(scene, rng, steps)
+    twice = rng.random() < 0.25 if looks is None else looks == 2
+    if mode == "back" and twice:
+        question = question.look_twice()
     parts = write_answer(scene, question, mode)
     return Sample(scene=scene, question=question, mode=mode, parts=tuple(parts))
 

@@ -11,27 +11,41 @@ import numpy as np
 
 from attnlens.boxed import boxed_answer
 from attnlens.progress import progress
+from attnlens.testbed.respond import respond
 from attnlens.testbed.samples import HELD_OUT, Sample, make_sample
-from attnlens.testbed.scenes import COLOURS, MARKS, SHAPES
+from attnlens.testbed.scenes import COLOURS, MARKS, SHAPES, SIZES
 
 if TYPE_CHECKING:
     from attnlens.vlm.load import VLM
 
-MODES = ("normal", "cot", "back")
+MODES = ("normal", "cot", "back", "reflection")
+CHANCE = {"size": 1 / len(SIZES), "mark": 1 / len(MARKS)}
+"""Chance of naming a size or a mark at random; scenes draw them evenly."""
 
 _NAME = rf"(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})"
-_FACT = re.compile(rf"the ({_NAME}): ({'|'.join(MARKS)})")
-_SEEN = re.compile(rf"\ban? ({_NAME})")
+_FACT = re.compile(rf"({_NAME}):(?: ({'|'.join(SIZES)}))?(?: ({'|'.join(MARKS)}))?")
+_SEEN = re.compile(rf"#\d+ ({_NAME})")
 _BOX = r"\\boxed\{[^{}]+\}"
-_FORMATS = {
-    "normal": re.compile(_BOX),
-    "cot": re.compile(rf"<think>(?:(?!</?think>).)+</think>\s*{_BOX}", re.DOTALL),
-    "back": re.compile(
-        r"<think>(?:(?!</?think>).)+</think>\s*<back>(?:(?!</?back>).)+</back>\s*"
-        rf"<think>(?:(?!</?think>).)+</think>\s*{_BOX}",
-        re.DOTALL,
-    ),
-}
+_VERIFICATION = re.compile(r"<(back|REFLECTION)>(.*?)(?:</\1>|$)", re.DOTALL)
+
+
+def _section(tag: str) -> str:
+    return rf"<{tag}>(?:(?!</?{tag}>).)+</{tag}>\s*"
+
+
+_THINK, _BACK = _section("think"), _section("back")
+
+
+def _format(mode: str, looks: int) -> re.Pattern[str]:
+    """Pattern of a whole response."""
+    if mode == "normal":
+        return re.compile(_BOX)
+    if mode == "reflection":
+        first = "".join(map(_section, ("SUMMARY", "CAPTION", "REASONING", "REFLECTION")))
+        conclusion = rf"<CONCLUSION>(?:(?!</?CONCLUSION>).)*{_BOX}\s*</CONCLUSION>"
+        return re.compile(first + conclusion, re.DOTALL)
+    verified = f"(?:{_BACK}{_THINK}){{{looks}}}" if mode == "back" else ""
+    return re.compile(_THINK + verified + _BOX, re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -45,14 +59,16 @@ class Marks:
     described
         Objects named in the first description that are there and named once, of those that are
         named or there; (right, all).
-    verified
-        Marks stated inside ``<back>`` that are true, of those stated or due; (right, all).
+    size, mark
+        Sizes and marks stated inside ``<back>`` or ``<REFLECTION>`` that are true, of those stated
+        or due; (right, all).
     """
 
     answer: bool
     format: bool
     described: tuple[int, int]
-    verified: tuple[int, int]
+    size: tuple[int, int]
+    mark: tuple[int, int]
 
 
 def held_out_sample(seed: int, index: int, mode: str, **options: Any) -> Sample:
@@ -71,19 +87,29 @@ def mark_response(sample: Sample, text: str) -> Marks:
     text
         What the model wrote.
     """
-    true_marks = {o.name: o.mark for o in sample.scene.objects}
-    verification = re.search(r"<back>(.*?)(?:</back>|$)", text, re.DOTALL)
-    stated = _FACT.findall(verification[1]) if verification else []
-    right = len({name for name, mark in stated if true_marks.get(name) == mark})
-    seen = _SEEN.findall(text.split("That makes")[0]) if sample.mode != "normal" else []
+    objects = sample.scene.by_name
+    stated = [f for _, part in _VERIFICATION.findall(text) for f in _FACT.findall(part)]
+    sizes = [(name, size) for name, size, _ in stated if size]
+    marks = [(name, mark) for name, _, mark in stated if mark]
+    verifies = sample.mode in ("back", "reflection")
+    seen = _SEEN.findall(text.split(" Total ")[0])
+    due = len(objects) if verifies else 0
+    describes = sample.mode != "normal"
     return Marks(
         answer=boxed_answer(text) == sample.question.answer,
-        format=bool(_FORMATS[sample.mode].fullmatch(text.strip())),
+        format=bool(_format(sample.mode, sample.question.looks).fullmatch(text.strip())),
         described=(
-            len(set(seen) & set(true_marks)),
-            max(len(seen), len(true_marks)) if sample.mode != "normal" else 0,
+            len(set(seen) & set(objects)) if describes else 0,
+            max(len(seen), len(objects)) if describes else 0,
         ),
-        verified=(right, max(len(stated), len(true_marks)) if sample.mode == "back" else 0),
+        size=(
+            len({n for n, value in sizes if n in objects and objects[n].size == value}),
+            max(len(sizes), due),
+        ),
+        mark=(
+            len({n for n, value in marks if n in objects and objects[n].mark == value}),
+            max(len(marks), due),
+        ),
     )
 
 
@@ -94,8 +120,9 @@ def score(
     *,
     modes: tuple[str, ...] = MODES,
     batch_size: int = 50,
-    max_new_tokens: int = 400,
-    blank: bool = False,
+    max_new_tokens: int = 500,
+    image: str = "true",
+    copy: bool = True,
 ) -> dict[str, Any]:
     """Let a model answer held-out questions greedily and count what is right.
 
@@ -113,32 +140,41 @@ def score(
         How many questions are generated together.
     max_new_tokens
         Longest response.
-    blank
-        Show an empty picture of the same size in place of the scene: what is right then was not
-        seen.
+    image
+        ``true``; ``blank``: an empty picture of the same size; ``other``: the picture of another
+        scene of the same grid. What is right without the true picture was not seen.
+    copy
+        Whether all visual tokens are inserted again before ``<REFLECTION>`` in mode
+        ``reflection`` (Visual Token COPY of Qwen-LookAgain, arXiv 2505.23558).
 
     Returns
     -------
     dict
         By mode: ``answer``, ``format``, ``described``, ``verified`` as fractions (None where
-        nothing was due), ``steps`` (mean length of responses), ``by_kind`` (``answer`` by kind of
-        question), and ``chance``: the fraction right of always giving the commonest answer of each
-        kind, and of naming marks at random.
+        nothing was due), ``verified_by`` (size and mark), ``steps`` (mean length of responses),
+        ``by_kind`` (``answer`` by kind of question), and ``chance``: the fraction right of always
+        giving the commonest answer of each kind, and of naming sizes and marks at random.
     """
     return {
-        mode: _score_mode(vlm, mode, scenes, seed, batch_size, max_new_tokens, blank)
+        mode: _score_mode(
+            vlm,
+            [held_out_sample(seed, i, mode) for i in range(scenes)],
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            image=image,
+            copy=copy and mode == "reflection",
+        )
         for mode in modes
     }
 
 
 def _score_mode(
-    vlm: VLM, mode: str, scenes: int, seed: int, batch_size: int, max_new_tokens: int, blank: bool
+    vlm: VLM, samples: list[Sample], *, batch_size: int, **options: Any
 ) -> dict[str, Any]:
-    samples = [held_out_sample(seed, i, mode) for i in range(scenes)]
+    mode, scenes = samples[0].mode, len(samples)
     responses: list[tuple[str, int]] = []
     for start in progress(range(0, scenes, batch_size), description=f"scoring {mode}"):
-        here = samples[start : start + batch_size]
-        responses += respond(vlm, here, max_new_tokens=max_new_tokens, blank=blank)
+        responses += respond(vlm, samples[start : start + batch_size], **options)
     marks = [mark_response(s, text) for s, (text, _) in zip(samples, responses, strict=True)]
     answers: dict[str, list[bool]] = defaultdict(list)
     expected: dict[str, list[str]] = defaultdict(list)
@@ -146,66 +182,25 @@ def _score_mode(
         answers[sample.question.kind].append(mark.answer)
         expected[sample.question.kind].append(sample.question.answer)
     commonest = sum(max(map(values.count, values)) for values in expected.values())
+    by = {name: [getattr(m, name) for m in marks] for name in ("described", "size", "mark")}
+    sums = {name: (sum(r for r, _ in v), sum(n for _, n in v)) for name, v in by.items()}
+    verified = (sums["size"][0] + sums["mark"][0], sums["size"][1] + sums["mark"][1])
     return {
         "scenes": scenes,
         "answer": _fraction(sum(m.answer for m in marks), scenes),
         "format": _fraction(sum(m.format for m in marks), scenes),
-        "described": _fraction(*map(sum, zip(*(m.described for m in marks), strict=True))),
-        "verified": _fraction(*map(sum, zip(*(m.verified for m in marks), strict=True))),
+        "described": _fraction(*sums["described"]),
+        "verified": _fraction(*verified),
+        "verified_by": {name: _fraction(*sums[name]) for name in ("size", "mark")},
         "steps": float(np.mean([steps for _, steps in responses])),
         "by_kind": {kind: _fraction(sum(v), len(v)) for kind, v in sorted(answers.items())},
-        "chance": {"answer": _fraction(commonest, scenes), "verified": 1 / len(MARKS)},
+        "chance": {
+            "answer": _fraction(commonest, scenes),
+            "verified": float(np.mean(list(CHANCE.values()))),
+            "verified_by": CHANCE,
+        },
     }
-
-
-def respond(
-    vlm: VLM, samples: list[Sample], *, max_new_tokens: int = 400, blank: bool = False
-) -> list[tuple[str, int]]:
-    """Generate responses greedily as one batch; text without special tokens, and length.
-
-    Parameters
-    ----------
-    vlm
-        The model.
-    samples
-        What to ask.
-    max_new_tokens
-        Longest response.
-    blank
-        Show an empty picture of the same size in place of the scene.
-    """
-    import torch
-    from PIL import Image
-
-    prompts = []
-    for sample in samples:
-        picture = sample.scene.draw()
-        if blank:
-            picture = Image.new("RGB", picture.size, sample.scene.background)
-        prompts.append(vlm.prompt(picture, sample.question.text, sample.mode))
-    batch = vlm.batch(prompts)
-    with torch.no_grad():
-        sequences = vlm.model.generate(
-            **batch.inputs, max_new_tokens=max_new_tokens, do_sample=False
-        )
-    generated = sequences[:, batch.segments.shape[1] :]
-    end = vlm.tokenizer.eos_token_id
-    rows = []
-    for row in generated.tolist():
-        ids = row[: row.index(end)] if end in row else row
-        rows.append((vlm.tokenizer.decode(ids, skip_special_tokens=True), len(ids)))
-    return rows
 
 
 def _fraction(right: int, total: int) -> float | None:
     return right / total if total else None
-
-
-__all__ = [
-    "MODES",
-    "Marks",
-    "held_out_sample",
-    "mark_response",
-    "respond",
-    "score",
-]

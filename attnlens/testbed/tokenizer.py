@@ -24,8 +24,8 @@ SPECIAL_TOKENS = (
 )
 VOCABULARY_SIZE = 768
 
-# digits one by one, tags cut at their brackets, words with the space before them
-_PIECES = r" ?</?|>|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}<>]+|\s+"
+# numbers below 100 whole, tags cut at their brackets, words with the space before them
+_PIECES = r" ?</?|>| ?\p{N}{1,2}| ?\p{L}+| ?[^\s\p{L}\p{N}<>]+|\s+"
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -51,15 +51,10 @@ def corpus(seed: int, scenes: int) -> Iterator[str]:
     """Texts that the tokenizer is trained on: prompts and answers of generated scenes."""
     import numpy as np
 
-    from attnlens.testbed.answers import (
-        LISTING_QUESTION,
-        TALLY_QUESTION,
-        list_marks,
-        tally,
-        text_of,
-    )
+    from attnlens.testbed.answers import text_of
+    from attnlens.testbed.perception import perception_example
+    from attnlens.testbed.questions import MAX_STEPS
     from attnlens.testbed.samples import make_sample
-    from attnlens.testbed.scenes import random_scene
     from attnlens.vlm.modes import DEFAULT_SYSTEM, MODES, user_text
 
     yield DEFAULT_SYSTEM
@@ -67,15 +62,13 @@ def corpus(seed: int, scenes: int) -> Iterator[str]:
     for index in range(scenes):
         rng = np.random.default_rng((seed, index))
         for mode in MODES:
-            if mode == "reflection":
-                yield user_text("How many objects are left?", mode)
-                continue
             sample = make_sample(rng, mode)
             yield user_text(sample.question.text, mode)
             yield sample.answer
-        scene = random_scene(rng)
-        yield LISTING_QUESTION + "\n" + text_of(list_marks(scene))
-        yield TALLY_QUESTION + "\n" + text_of(tally(scene))
+        _, text, parts = perception_example(rng)
+        yield text + "\n" + text_of(parts)
+        for number in range(MAX_STEPS + 1):  # each a token of its own, with and without a space
+            yield f"#{number} {number}"
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:

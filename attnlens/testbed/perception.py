@@ -1,0 +1,57 @@
+"""Short questions that teach the model to see before it learns to answer at length."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attnlens.testbed.answers import Part, facts, listing, tally, working
+from attnlens.testbed.questions import KINDS
+from attnlens.testbed.scenes import MAX_OBJECTS, Scene, random_scene
+from attnlens.vlm.modes import user_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FACTS_QUESTION = "List all objects with size and mark."
+LIST_QUESTION = "List all objects."
+TALLY_QUESTION = "Count the objects by colour and by shape."
+WORK_SUFFIX = "\nWork it out."
+
+
+def few_or_many(rng: np.random.Generator) -> int:
+    """Draw a number of objects: one alone teaches its attributes, many teach the search."""
+    draw = rng.random()
+    if draw < 0.03:
+        return 0
+    if draw < 0.35:
+        return 1
+    return int(rng.integers(2, 4) if draw < 0.55 else rng.integers(4, MAX_OBJECTS + 1))
+
+
+def perception_example(
+    rng: np.random.Generator, grid: str | None = None
+) -> tuple[Scene, str, list[Part]]:
+    """Draw a scene, the user's text and a short answer.
+
+    Parameters
+    ----------
+    rng
+        Source of randomness.
+    grid
+        Size class of the scene; see ``random_scene``.
+    """
+    scene = random_scene(rng, objects=few_or_many(rng), grid=grid)
+    draw = rng.random()
+    if draw < 0.6:
+        return scene, FACTS_QUESTION, facts(scene)
+    if draw < 0.7:
+        return scene, LIST_QUESTION, listing(scene)
+    if draw < 0.82:
+        return scene, TALLY_QUESTION, tally(scene, must_look=True)
+    kind = list(KINDS)[int(rng.integers(len(KINDS)))]
+    question = KINDS[kind](scene, rng)
+    if draw < 0.94:
+        parts = [Part(f" Total {len(scene.objects)}:"), *working(scene, question, looked=True)]
+        return scene, question.text + WORK_SUFFIX, parts
+    boxed = [Part(f"\\boxed{{{question.answer}}}", must_look=True)]
+    return scene, user_text(question.text, "normal"), boxed

@@ -1,0 +1,107 @@
+"""What each token of a true answer speaks of, and whether the text before determines it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from attnlens.errors import InputError
+
+if TYPE_CHECKING:
+    from attnlens.testbed.samples import Sample
+
+
+@dataclass(frozen=True)
+class TokenTruth:
+    """The truth of one token of an answer.
+
+    Attributes
+    ----------
+    text
+        The token's text.
+    speaks_of
+        Index of the object (in reading order) that the token speaks of, or None.
+    must_look
+        True where neither the question nor the text before determines the token.
+    verified
+        True where the token states a size or mark inside a verification (``<back>``,
+        ``<REFLECTION>``).
+    visual_tokens
+        The visual tokens that hold the object, in reading order; empty where there is none.
+    box
+        Pixel box (left, top, right, bottom) of the object, or None.
+    """
+
+    text: str
+    speaks_of: int | None
+    must_look: bool
+    verified: bool
+    visual_tokens: tuple[int, ...]
+    box: tuple[float, float, float, float] | None
+
+
+def token_truth(sample: Sample, tokens: Sequence[str]) -> list[TokenTruth]:
+    """Spread the truth of a sample's parts over the tokens of its answer.
+
+    Parameters
+    ----------
+    sample
+        The sample.
+    tokens
+        Texts of the answer's tokens, in order; whatever follows the answer (an end token) is left
+        out.
+
+    Returns
+    -------
+    list of TokenTruth
+        One per token of the answer. A token that reaches over several parts must look if one of
+        them must, and speaks of the first object that one of them speaks of.
+
+    Raises
+    ------
+    InputError
+        If the tokens do not spell the true answer.
+    """
+    answer = sample.answer
+    ends = list(accumulate(len(text) for text in tokens))
+    spelled = "".join(tokens)
+    if not spelled.startswith(answer) or len(answer) not in ends:
+        at = next((i for i, (a, b) in enumerate(zip(spelled, answer, strict=False)) if a != b), 0)
+        raise InputError(
+            f"the tokens do not spell the true answer: {spelled[at : at + 40]!r} stands "
+            f"where {answer[at : at + 40]!r} is true (character {at})"
+        )
+    owner = [i for i, part in enumerate(sample.parts) for _ in part.text]
+    inside = _inside_verification(sample)
+    result = []
+    for start, stop in zip([0, *ends], ends, strict=False):
+        if start >= len(answer):
+            break
+        indices = list(dict.fromkeys(owner[start:stop]))
+        parts = [sample.parts[i] for i in indices]
+        index = next((p.speaks_of for p in parts if p.speaks_of is not None), None)
+        must_look = any(p.must_look for p in parts)
+        o = None if index is None else sample.scene.objects[index]
+        result.append(
+            TokenTruth(
+                text=answer[start:stop],
+                speaks_of=index,
+                must_look=must_look,
+                verified=must_look and any(inside[i] for i in indices),
+                visual_tokens=() if o is None else (sample.scene.visual_token(o),),
+                box=None if o is None else o.box,
+            )
+        )
+    return result
+
+
+def _inside_verification(sample: Sample) -> list[bool]:
+    """Whether each part stands inside a verification."""
+    inside, result = False, []
+    for part in sample.parts:
+        text = part.text.strip()
+        inside = (inside or text in ("<back>", "<REFLECTION>")) and not text.startswith("</")
+        result.append(inside)
+    return result
