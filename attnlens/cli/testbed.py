@@ -10,7 +10,7 @@ from typing import Any
 
 from attnlens.errors import InputError
 
-MODES = ("normal", "cot", "back")
+MODES = ("normal", "cot", "back", "reflection")
 
 
 def add_parser(commands: Any) -> None:
@@ -31,12 +31,12 @@ def add_parser(commands: Any) -> None:
     )
     train.add_argument("--out", required=True, metavar="DIR", help="folder of the new checkpoint")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
-    train.add_argument("--steps", type=int, metavar="N", help="optimiser steps (2200)")
+    train.add_argument("--steps", type=int, metavar="N", help="optimiser steps (4500)")
     train.add_argument(
         "--perception_steps",
         type=int,
         metavar="N",
-        help="how many of them come first with short perception questions (900)",
+        help="how many of them come first with short perception questions (700)",
     )
     train.add_argument("--start", metavar="DIR", help="go on from this testbed checkpoint")
     train.add_argument("--peak_rate", type=float, metavar="R", help="highest learning rate")
@@ -52,6 +52,8 @@ def add_parser(commands: Any) -> None:
     sample.add_argument("--count", type=int, default=10, metavar="N", help="(10)")
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
     sample.add_argument("--mode", default="back", choices=MODES, help="(back)")
+    sample.add_argument("--kind", metavar="KIND", help="kind of question (any)")
+    sample.add_argument("--steps", type=int, metavar="N", help="steps of a chain question (2 or 3)")
     sample.set_defaults(run=run_sample)
 
     score = actions.add_parser(
@@ -66,9 +68,36 @@ def add_parser(commands: Any) -> None:
     score.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help="(all)")
     score.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     score.add_argument("--device", default="auto")
-    score.add_argument("--blank", action="store_true", help="show empty pictures instead")
+    score.add_argument(
+        "--image",
+        default="true",
+        choices=("true", "blank", "other"),
+        help="which picture is shown: the scene, an empty one, or another scene (true)",
+    )
+    score.add_argument(
+        "--no_copy",
+        action="store_true",
+        help="do not insert the visual tokens again before <REFLECTION> in mode reflection",
+    )
     score.add_argument("--json", metavar="FILE", help="write the table here too")
     score.set_defaults(run=run_score)
+
+    study = actions.add_parser(
+        "study",
+        help="compare attention with the truth on held-out scenes",
+        description="Visual share by section of the answer, mass at tokens that must be looked up "
+        "against told ones, pointing by layer and head, and what hiding the image from some steps "
+        "does to the facts of the verification. Written as JSON.",
+    )
+    study.add_argument("--json", required=True, metavar="FILE", help="write the tables here")
+    study.add_argument("--model_path", default="testbed", metavar="NAME", help="(testbed)")
+    study.add_argument("--scenes", type=int, default=100, metavar="N", help="per mode (100)")
+    study.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    study.add_argument(
+        "--modes", nargs="+", default=["cot", "back"], choices=MODES[1:], help="(cot back)"
+    )
+    study.add_argument("--device", default="auto")
+    study.set_defaults(run=run_study)
 
 
 def _at_least(name: str, value: int, least: int) -> None:
@@ -110,12 +139,15 @@ def run_train(options: argparse.Namespace) -> int:
 
 def run_sample(options: argparse.Namespace) -> int:
     """Write samples with their truth."""
-    from attnlens.testbed import held_out_sample, save_samples
+    from attnlens.testbed import held_out_sample, load_tokenizer, save_samples
 
     _at_least("count", options.count, 1)
     _at_least("seed", options.seed, 0)
-    samples = [held_out_sample(options.seed, i, options.mode) for i in range(options.count)]
-    save_samples(samples, Path(options.out))
+    samples = [
+        held_out_sample(options.seed, i, options.mode, kind=options.kind, steps=options.steps)
+        for i in range(options.count)
+    ]
+    save_samples(samples, Path(options.out), load_tokenizer())
     print(f"{options.count} samples written to {options.out}")
     return 0
 
@@ -133,7 +165,12 @@ def run_score(options: argparse.Namespace) -> int:
 
     vlm = load(options.model_path, device=options.device, dtype=options.dtype)
     table = score(
-        vlm, options.scenes, options.seed, modes=tuple(options.modes), blank=options.blank
+        vlm,
+        options.scenes,
+        options.seed,
+        modes=tuple(options.modes),
+        image=options.image,
+        copy=not options.no_copy,
     )
     _print_table(table)
     if options.json:
@@ -141,12 +178,34 @@ def run_score(options: argparse.Namespace) -> int:
             "model": options.model_path,
             "seed": options.seed,
             "dtype": str(vlm.model.dtype).removeprefix("torch."),
-            "blank": options.blank,
+            "image": options.image,
+            "copy": not options.no_copy,
             "modes": table,
         }
         with write_file(Path(options.json)) as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         print(f"written to {options.json}", file=sys.stderr)
+    return 0
+
+
+def run_study(options: argparse.Namespace) -> int:
+    """Compare attention with the truth."""
+    from attnlens.files import check_writable, write_file
+
+    _at_least("scenes", options.scenes, 2)
+    _at_least("seed", options.seed, 0)
+    check_writable(Path(options.json).parent)
+    from attnlens.testbed.study import study
+    from attnlens.vlm.load import load
+
+    vlm = load(options.model_path, device=options.device, dtype="float32")
+    record = {
+        "model": options.model_path,
+        "modes": {m: study(vlm, options.scenes, options.seed, mode=m) for m in options.modes},
+    }
+    with write_file(Path(options.json)) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"written to {options.json}")
     return 0
 
 

@@ -6,7 +6,7 @@ it determines it ("told") or only the image does ("must look").
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attnlens.errors import InputError
 from attnlens.testbed.questions import GROUPS, Question, members
@@ -25,15 +25,19 @@ class Part:
         Index of the object (in reading order) that the words speak of, or None.
     must_look
         True where neither the question nor the text before determines the words.
+    section
+        ``description``, ``reasoning``, ``verification`` or ``conclusion``; ``summary`` in mode
+        ``reflection``. A tag belongs to the section that it opens or closes.
     """
 
     text: str
     speaks_of: int | None = None
     must_look: bool = False
+    section: str = ""
 
 
 def listing(scene: Scene) -> list[Part]:
-    """Number the objects in reading order, by colour and shape: all of it must be looked up."""
+    """List the objects by number, in reading order: all of it must be looked up."""
     if not scene.objects:
         return [Part(" There are no objects.", must_look=True)]
     parts = [Part(" I see")]
@@ -158,32 +162,34 @@ def write_answer(scene: Scene, question: Question, mode: str) -> list[Part]:
     InputError
         If the mode is none of the four.
     """
+    closing = _as("conclusion", [Part("\n"), _boxed(question)])
     if mode == "normal":
-        return [_boxed(question)]
+        return closing[1:]
+    described = _as("description", [Part("<think>"), *listing(scene)])
+    thought = _think(scene, question, looked=mode == "cot")
+    reasoned = _as("reasoning", [*thought, Part(" </think>")])
     if mode == "cot":
-        thought = [*listing(scene), *_think(scene, question, looked=True)]
-        return [*_inside("think", thought), Part("\n"), _boxed(question)]
-    thought = _think(scene, question, looked=False)
+        return [*described, *reasoned, *closing]
     if mode == "back":
+        parts = [*described, *reasoned]
         looks = [("size", "mark")] if question.looks == 1 else [("size",), ("mark",)]
-        parts = _inside("think", [*listing(scene), *thought])
         for i, attributes in enumerate(looks):
-            again = [Part(" I look once more.")] if i + 1 < len(looks) else None
-            parts += [Part("\n"), *_inside("back", facts(scene, attributes)), Part("\n")]
-            parts += _inside("think", again or _conclusion(scene, question))
-        return [*parts, Part("\n"), _boxed(question)]
+            parts += _as("verification", [Part("\n"), *_inside("back", facts(scene, attributes))])
+            last = i + 1 == len(looks)
+            then = _conclusion(scene, question) if last else [Part(" I look once more.")]
+            parts += _as(
+                "conclusion" if last else "reasoning", [Part("\n"), *_inside("think", then)]
+            )
+        return [*parts, *closing]
     if mode == "reflection":
-        sections = {
-            "SUMMARY": [_summary(question)],
-            "CAPTION": listing(scene),
-            "REASONING": thought,
-            "REFLECTION": facts(scene),
-            "CONCLUSION": [*_conclusion(scene, question), Part(" "), _boxed(question)],
-        }
-        parts = []
-        for tag, content in sections.items():
-            parts += [*_inside(tag, content), Part("\n")]
-        return parts[:-1]
+        concluded = [*_conclusion(scene, question), Part(" "), _boxed(question)]
+        return [
+            *_as("summary", [*_inside("SUMMARY", [_summary(question)]), Part("\n")]),
+            *_as("description", [*_inside("CAPTION", listing(scene)), Part("\n")]),
+            *_as("reasoning", [*_inside("REASONING", thought), Part("\n")]),
+            *_as("verification", [*_inside("REFLECTION", facts(scene)), Part("\n")]),
+            *_as("conclusion", _inside("CONCLUSION", concluded)),
+        ]
     raise InputError(
         f"the testbed has no answers for mode {mode!r}: use 'normal', 'cot', 'back' or 'reflection'"
     )
@@ -191,6 +197,10 @@ def write_answer(scene: Scene, question: Question, mode: str) -> list[Part]:
 
 def _inside(tag: str, parts: list[Part]) -> list[Part]:
     return [Part(f"<{tag}>"), *parts, Part(f" </{tag}>")]
+
+
+def _as(section: str, parts: list[Part]) -> list[Part]:
+    return [replace(part, section=section) for part in parts]
 
 
 def text_of(parts: list[Part]) -> str:

@@ -13,7 +13,7 @@ from attnlens.testbed.answers import Part, text_of
 from attnlens.testbed.perception import few_or_many, perception_example
 from attnlens.testbed.questions import MAX_STEPS
 from attnlens.testbed.samples import HELD_OUT, make_sample
-from attnlens.testbed.scenes import GRID_SHARES, GRIDS, Scene
+from attnlens.testbed.scenes import GRID_SHARES, Scene
 from attnlens.vlm.modes import messages, user_text
 from attnlens.vlm.positions import ImagePiece, multimodal_positions
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from attnlens.errors import InputError
 from attnlens.files import write_folder
 from attnlens.testbed.answers import Part, text_of, write_answer
 from attnlens.testbed.questions import KINDS, MAX_STEPS, Question, chain
 from attnlens.testbed.scenes import Scene, random_scene
-
-if TYPE_CHECKING:
-    import numpy as np
+from attnlens.testbed.truth import token_truth
 
 HELD_OUT = 10**9
 """Seeds from here on are never used in training."""
@@ -43,8 +44,14 @@ class Sample:
         """The true answer in full."""
         return text_of(list(self.parts))
 
-    def truth(self) -> dict[str, Any]:
-        """Return the truth as plain values: objects with boxes and visual tokens, and parts."""
+    def truth(self, tokens: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return the truth as plain values: objects with boxes and visual tokens, and parts.
+
+        Parameters
+        ----------
+        tokens
+            Texts of the answer's tokens; with them, ``tokens`` gives the truth of each.
+        """
         start, spans = 0, []
         for part in self.parts:
             spans.append({"start": start, "stop": start + len(part.text), **asdict(part)})
@@ -53,9 +60,10 @@ class Sample:
             {**asdict(o), "box": list(o.box), "visual_token": self.scene.visual_token(o)}
             for o in self.scene.objects
         ]
-        return {
+        truth = {
             "mode": self.mode,
             "kind": self.question.kind,
+            "looks": self.question.looks,
             "question": self.question.text,
             "expected": self.question.answer,
             "answer": self.answer,
@@ -64,6 +72,9 @@ class Sample:
             "objects": objects,
             "parts": spans,
         }
+        if tokens is not None:
+            truth["tokens"] = [asdict(token) for token in token_truth(self, tokens)]
+        return truth
 
 
 def make_sample(
@@ -85,7 +96,7 @@ def make_sample(
     mode
         ``normal``, ``cot``, ``back`` or ``reflection``.
     kind
-        Kind of question, a key of ``KINDS``; drawn when not given.
+        Kind of question, a key of ``KINDS``; when not given, drawn (``chain`` if ``steps`` is).
     objects, grid
         See ``random_scene``.
     steps
@@ -102,11 +113,14 @@ def make_sample(
         raise InputError(f"unknown kind of question {kind!r}: use one of {', '.join(KINDS)}")
     if steps is not None and not 1 <= steps <= MAX_STEPS:
         raise InputError(f"a chain of {steps!r} steps: give 1 to {MAX_STEPS}")
+    if steps is not None and kind not in (None, "chain"):
+        raise InputError(f"{steps} steps of a {kind!r} question: only 'chain' questions have steps")
     if looks not in (None, 1, 2):
         raise InputError(f"{looks!r} verifications: give 1 or 2")
     scene = random_scene(rng, objects=objects, grid=grid)
-    name = list(KINDS)[int(rng.integers(len(KINDS)))] if kind is None else kind
-    question = KINDS[name](scene, rng) if name != "chain" else chain(scene, rng, steps)
+    if kind is None:
+        kind = list(KINDS)[int(rng.integers(len(KINDS)))] if steps is None else "chain"
+    question = chain(scene, rng, steps) if kind == "chain" else KINDS[kind](scene, rng)
     twice = rng.random() < 0.25 if looks is None else looks == 2
     if mode == "back" and twice:
         question = question.look_twice()
@@ -114,7 +128,13 @@ def make_sample(
     return Sample(scene=scene, question=question, mode=mode, parts=tuple(parts))
 
 
-def save_samples(samples: list[Sample], folder: Path) -> None:
+def held_out_sample(seed: int, index: int, mode: str, **options: Any) -> Sample:
+    """Draw a sample that training never saw; a function of its arguments alone."""
+    rng = np.random.default_rng((HELD_OUT + seed, index))
+    return make_sample(rng, mode, **options)
+
+
+def save_samples(samples: list[Sample], folder: Path, tokenizer: Any = None) -> None:
     """Write samples as ``0000.png`` and ``0000.json`` into a new folder, all or none.
 
     Parameters
@@ -123,9 +143,17 @@ def save_samples(samples: list[Sample], folder: Path) -> None:
         What to write.
     folder
         Where to; must not exist or be empty.
+    tokenizer
+        A Hugging Face tokenizer; with it, the JSON holds the truth of every token of the answer.
     """
+    from attnlens.recording.tokens import token_texts
+
     with write_folder(folder) as temporary:
         for index, sample in enumerate(samples):
             sample.scene.draw().save(temporary / f"{index:04d}.png")
-            text = json.dumps(sample.truth(), indent=1)
+            tokens = None
+            if tokenizer is not None:
+                ids = tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
+                tokens = token_texts(tokenizer, ids)
+            text = json.dumps(sample.truth(tokens), indent=1)
             (temporary / f"{index:04d}.json").write_text(text + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ import numpy as np
 from attnlens.boxed import boxed_answer
 from attnlens.progress import progress
 from attnlens.testbed.respond import respond
-from attnlens.testbed.samples import HELD_OUT, Sample, make_sample
+from attnlens.testbed.samples import Sample, held_out_sample
 from attnlens.testbed.scenes import COLOURS, MARKS, SHAPES, SIZES
 
 if TYPE_CHECKING:
@@ -69,12 +69,6 @@ class Marks:
     described: tuple[int, int]
     size: tuple[int, int]
     mark: tuple[int, int]
-
-
-def held_out_sample(seed: int, index: int, mode: str, **options: Any) -> Sample:
-    """Draw a sample that training never saw; a function of its arguments alone."""
-    rng = np.random.default_rng((HELD_OUT + seed, index))
-    return make_sample(rng, mode, **options)
 
 
 def mark_response(sample: Sample, text: str) -> Marks:

@@ -47,6 +47,15 @@ CHAT_TEMPLATE = """\
 """
 
 
+def load_tokenizer() -> PreTrainedTokenizerFast:
+    """Load the tokenizer of the model that ships with the package."""
+    from transformers import PreTrainedTokenizerFast
+
+    from attnlens.vlm.load import TESTBED
+
+    return PreTrainedTokenizerFast.from_pretrained(TESTBED)
+
+
 def corpus(seed: int, scenes: int) -> Iterator[str]:
     """Texts that the tokenizer is trained on: prompts and answers of generated scenes."""
     import numpy as np

@@ -201,7 +201,7 @@ def build_optimisers(model: Any, plan: Plan) -> list[torch.optim.Optimizer]:
 
 
 def _loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
-    """Cross-entropy summed over answer tokens; how many must-look tokens were right, of how many."""
+    """Cross-entropy summed over answer tokens; must-look tokens that are right, and all of them."""
     ids = batch["input_ids"]
     features = model.get_image_features(
         batch["pixel_values"], batch["image_grid_thw"], return_dict=True

@@ -25,9 +25,8 @@ class TokenTruth:
         Index of the object (in reading order) that the token speaks of, or None.
     must_look
         True where neither the question nor the text before determines the token.
-    verified
-        True where the token states a size or mark inside a verification (``<back>``,
-        ``<REFLECTION>``).
+    section
+        ``description``, ``reasoning``, ``verification``, ``conclusion`` or ``summary``.
     visual_tokens
         The visual tokens that hold the object, in reading order; empty where there is none.
     box
@@ -37,7 +36,7 @@ class TokenTruth:
     text: str
     speaks_of: int | None
     must_look: bool
-    verified: bool
+    section: str
     visual_tokens: tuple[int, ...]
     box: tuple[float, float, float, float] | None
 
@@ -74,34 +73,21 @@ def token_truth(sample: Sample, tokens: Sequence[str]) -> list[TokenTruth]:
             f"where {answer[at : at + 40]!r} is true (character {at})"
         )
     owner = [i for i, part in enumerate(sample.parts) for _ in part.text]
-    inside = _inside_verification(sample)
     result = []
     for start, stop in zip([0, *ends], ends, strict=False):
         if start >= len(answer):
             break
-        indices = list(dict.fromkeys(owner[start:stop]))
-        parts = [sample.parts[i] for i in indices]
+        parts = [sample.parts[i] for i in dict.fromkeys(owner[start:stop])]
         index = next((p.speaks_of for p in parts if p.speaks_of is not None), None)
-        must_look = any(p.must_look for p in parts)
         o = None if index is None else sample.scene.objects[index]
         result.append(
             TokenTruth(
                 text=answer[start:stop],
                 speaks_of=index,
-                must_look=must_look,
-                verified=must_look and any(inside[i] for i in indices),
+                must_look=any(p.must_look for p in parts),
+                section=parts[0].section,
                 visual_tokens=() if o is None else (sample.scene.visual_token(o),),
                 box=None if o is None else o.box,
             )
         )
-    return result
-
-
-def _inside_verification(sample: Sample) -> list[bool]:
-    """Whether each part stands inside a verification."""
-    inside, result = False, []
-    for part in sample.parts:
-        text = part.text.strip()
-        inside = (inside or text in ("<back>", "<REFLECTION>")) and not text.startswith("</")
-        result.append(inside)
     return result

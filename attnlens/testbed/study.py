@@ -1,0 +1,235 @@
+"""Does the testbed look where it must? Attention against the truth, on held-out scenes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from attnlens.measures import decay, refocus, visual_share
+from attnlens.measures.statistics import bootstrap_mean
+from attnlens.progress import progress
+from attnlens.recording.run import run
+from attnlens.testbed.forced import Forced, forced_pass
+from attnlens.testbed.hiding import HIDINGS, states_fact
+from attnlens.testbed.respond import picture
+from attnlens.testbed.samples import Sample, held_out_sample
+from attnlens.testbed.scenes import SIZES
+from attnlens.testbed.scoring import CHANCE
+from attnlens.testbed.truth import token_truth
+
+if TYPE_CHECKING:
+    from attnlens.recording.trace import Trace
+    from attnlens.vlm.load import VLM
+
+SECTIONS = ("description", "reasoning", "verification", "conclusion")
+DEFINITIONS = ("look-back", "mass")
+
+
+def study(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -> dict[str, Any]:
+    """Compare attention with the truth over held-out scenes.
+
+    Parameters
+    ----------
+    vlm
+        A testbed model.
+    scenes
+        Number of held-out scenes.
+    seed
+        Which ones.
+    mode
+        ``cot``, ``back`` or ``reflection`` (nothing is inserted).
+
+    Returns
+    -------
+    dict
+        ``sections``, ``decay``, ``refocus``: from recorded greedy generations
+        (``recorded_shares``); ``looking``, ``pointing``, ``hiding``: from passes over the true
+        answers (see the functions of those names).
+    """
+    samples = [held_out_sample(seed, i, mode) for i in range(scenes)]
+    passes = [forced_pass(vlm, s) for s in progress(samples, description=f"forcing {mode}")]
+    table = {
+        "mode": mode,
+        "scenes": scenes,
+        "seed": seed,
+        **recorded_shares(vlm, samples),
+        "looking": looking(passes),
+        "pointing": {
+            section: pointing(passes, section) for section in ("description", "verification")
+        },
+    }
+    if mode != "cot":
+        table["hiding"] = hiding(vlm, samples)
+    return table
+
+
+def recorded_shares(vlm: VLM, samples: list[Sample]) -> dict[str, Any]:
+    """Measure visual share by section, decay and refocus over recorded greedy generations.
+
+    Returns
+    -------
+    dict
+        ``sections``: by definition and section, the mean over scenes of the mean visual share over
+        the steps that predict the section's tokens, with a 95% bootstrap interval over scenes.
+        ``decay``: within the first ``<think>`` (not in mode ``reflection``). ``refocus``: rise
+        inside the first verification.
+        ``responses_true``: how many responses are the true answer, word for word; the others are
+        left out, since the sections of their steps are not known.
+    """
+    traces, kept = [], []
+    for sample in progress(samples, description="recording"):
+        prompt = vlm.prompt(picture(sample), sample.question.text, sample.mode)
+        trace = run(vlm, prompt, len(sample.answer))
+        if "".join(trace.tokens).startswith(sample.answer):
+            traces.append(trace)
+            kept.append(sample)
+    result: dict[str, Any] = {"responses_true": len(kept), "sections": {}}
+    if not kept:
+        return result
+    for definition in DEFINITIONS:
+        by_section: dict[str, list[float]] = defaultdict(list)
+        for trace, sample in zip(traces, kept, strict=True):
+            for section, value in _by_section(trace, sample, definition).items():
+                by_section[section].append(value)
+        result["sections"][definition] = {
+            name: _with_interval(by_section[name]) for name in SECTIONS if by_section[name]
+        }
+    mode = kept[0].mode
+    if mode != "reflection":
+        result["decay"] = {d: _brief(decay(traces, d, region="think")) for d in DEFINITIONS}
+    if mode != "cot":
+        region = "back" if mode == "back" else "reflection"
+        result["refocus"] = {d: _brief(refocus(traces, d, region=region)) for d in DEFINITIONS}
+    return result
+
+
+def _brief(found: Any) -> dict[str, Any]:
+    """Return a group's result without the lists that hold one entry per trace."""
+    return {k: v for k, v in found.as_dict().items() if not isinstance(v, list)}
+
+
+def _by_section(trace: Trace, sample: Sample, definition: str) -> dict[str, float]:
+    share = visual_share(trace, definition)
+    sections = [t.section for t in token_truth(sample, trace.tokens)]
+    found: dict[str, list[float]] = defaultdict(list)
+    for step, value in zip(share["step"].values.tolist(), share.values.tolist(), strict=True):
+        if step < len(sections) and np.isfinite(value):
+            found[sections[step]].append(value)
+    return {name: float(np.mean(v)) for name, v in found.items()}
+
+
+def _with_interval(values: list[float]) -> dict[str, float]:
+    low, high = bootstrap_mean(np.array(values), confidence=0.95, resamples=9999, seed=0)
+    return {"mean": float(np.mean(values)), "low": low, "high": high}
+
+
+def looking(passes: list[Forced]) -> dict[str, Any]:
+    """Compare visual mass at tokens that must be looked up with that at told ones.
+
+    Returns
+    -------
+    dict
+        ``must_look``, ``told``: mass on visual tokens, mean over layers, heads and steps, then over
+        scenes, with 95% bootstrap intervals over scenes. ``auc``: probability that a must-look
+        step has more mass than a told one (ties count half), of the mean over layers and heads;
+        ``auc_by_head`` [layer][head]; ``best``: the best layer and head.
+    """
+    from scipy.stats import rankdata
+
+    must = [np.array([t.must_look for t in p.truth]) for p in passes]
+    both = [i for i, m in enumerate(must) if m.any() and not m.all()]
+    mean = [passes[i].mass.mean((1, 2)) for i in both]
+    labels = np.concatenate([must[i] for i in both])
+    masses = np.concatenate([passes[i].mass for i in both])
+
+    def auc(values: np.ndarray) -> float:
+        positive, negative = int(labels.sum()), int((~labels).sum())
+        ranks = rankdata(values)[labels].sum()
+        return float((ranks - positive * (positive + 1) / 2) / (positive * negative))
+
+    by_head = np.array(
+        [[auc(masses[:, k, h]) for h in range(masses.shape[2])] for k in range(masses.shape[1])]
+    )
+    layer, head = np.unravel_index(by_head.argmax(), by_head.shape)
+    return {
+        "steps": {"must_look": int(labels.sum()), "told": int((~labels).sum())},
+        "must_look": _with_interval(
+            [float(v[must[i]].mean()) for v, i in zip(mean, both, strict=True)]
+        ),
+        "told": _with_interval(
+            [float(v[~must[i]].mean()) for v, i in zip(mean, both, strict=True)]
+        ),
+        "auc": auc(masses.mean((1, 2))),
+        "auc_by_head": by_head.round(4).tolist(),
+        "best": {"layer": int(layer), "head": int(head), "auc": float(by_head.max())},
+    }
+
+
+def pointing(passes: list[Forced], section: str) -> dict[str, Any]:
+    """Count how often the most attended visual token holds the object that a token speaks of.
+
+    Parameters
+    ----------
+    passes
+        Passes over true answers.
+    section
+        Section of the answer; its must-look tokens that speak of an object are counted.
+
+    Returns
+    -------
+    dict
+        ``hit`` [layer][head]: fraction of steps; ``chance``: the mean of 1 / visual tokens;
+        ``best``: layer and head with the highest fraction; ``steps``.
+    """
+    hits, chances = [], []
+    for p in passes:
+        for step, token in enumerate(p.truth):
+            if token.must_look and token.section == section and token.visual_tokens:
+                hits.append(np.isin(p.peak[step], token.visual_tokens))
+                chances.append(len(token.visual_tokens) / p.visual_tokens)
+    if not hits:
+        return {"steps": 0, "hit": [], "chance": None, "best": None}
+    hit = np.mean(hits, axis=0)
+    layer, head = np.unravel_index(hit.argmax(), hit.shape)
+    return {
+        "steps": len(hits),
+        "hit": hit.round(4).tolist(),
+        "chance": float(np.mean(chances)),
+        "best": {"layer": int(layer), "head": int(head), "hit": float(hit.max())},
+    }
+
+
+def hiding(vlm: VLM, samples: list[Sample]) -> dict[str, Any]:
+    """Fraction of verified facts that are right with the image hidden from some steps, or another.
+
+    Returns
+    -------
+    dict
+        By condition (the names of ``hiding.HIDINGS``, and the pictures ``blank`` and ``other``):
+        ``size``, ``mark`` and ``both`` as fractions; ``chance`` likewise; ``facts``: how many.
+    """
+    conditions: dict[str, dict[str, Any]] = {
+        **{name: {"hide": hide} for name, hide in HIDINGS.items()},
+        "blank image": {"image": "blank"},
+        "image of another scene": {"image": "other"},
+    }
+    result: dict[str, Any] = {}
+    facts = 0
+    for name in progress(list(conditions), description="hiding"):
+        right: dict[str, list[bool]] = {"size": [], "mark": []}
+        for sample in samples:
+            p = forced_pass(vlm, sample, **conditions[name])
+            for token, is_right in zip(p.truth, p.right.tolist(), strict=True):
+                if states_fact(token):
+                    kind = "size" if token.text.strip() in SIZES else "mark"
+                    right[kind].append(is_right)
+        both = [*right["size"], *right["mark"]]
+        facts = len(both)
+        result[name] = {
+            **{kind: float(np.mean(values)) for kind, values in right.items()},
+            "both": float(np.mean(both)),
+        }
+    chance = {**CHANCE, "both": float(np.mean(list(CHANCE.values())))}
+    return {"facts": facts, "right": result, "chance": chance}

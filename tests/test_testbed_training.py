@@ -1,0 +1,225 @@
+"""The testbed's batches and its training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import attnlens
+from attnlens.errors import InputError
+from attnlens.testbed import held_out_sample, make_sample
+from attnlens.testbed.answers import text_of
+from attnlens.testbed.batches import IGNORED, Batches, Example, collate
+from attnlens.testbed.training import Plan, _loss, build_optimisers, train
+from attnlens.vlm.modes import user_text
+from attnlens.vlm.positions import ImagePiece, multimodal_positions
+
+
+def small_batches(monkeypatch, perception: int, answers: int, piece: int = 2):
+    from attnlens.testbed import batches
+
+    for name, size in {"PERCEPTION_BATCH": perception, "ANSWER_BATCH": answers}.items():
+        monkeypatch.setattr(batches, name, dict.fromkeys(("small", "medium", "large"), size))
+    monkeypatch.setattr(batches, "LONG_BATCH", 1)
+    monkeypatch.setattr(batches, "PIECE", piece)
+
+
+def test_batches_are_functions_of_seed_and_step_and_carry_loss_on_answers_alone(tiny, monkeypatch):
+    small_batches(monkeypatch, 5, 5)
+    tokenizer = tiny.tokenizer
+    whole = Batches(tiny.processor, seed=0, steps=4, perception_steps=2, long_every=4)
+    assert len(whole) == 4
+    for index in (0, 2, 3):
+        again = Batches(tiny.processor, 0, 4, perception_steps=2, long_every=4, first=index)[0]
+        pieces = whole[index]
+        assert [len(p["input_ids"]) for p in pieces] == ([2, 2, 1] if index < 3 else [1])
+        for piece, twin in zip(pieces, again, strict=True):
+            assert all(torch.equal(piece[name], twin[name]) for name in piece)
+            rows = zip(piece["input_ids"], piece["labels"], strict=True)
+            for ids, labels in rows:
+                counted = labels != IGNORED
+                assert torch.equal(labels[counted], ids[counted])
+                text = tokenizer.decode(ids)
+                answer = text.partition("<|im_start|>assistant\n")[2].split("<|im_end|>")[0]
+                inserted = answer.partition("<|vision_start|>")
+                answer = inserted[0] + inserted[2].partition("<|vision_end|>")[2]
+                if "<|vision_start|>" in answer:  # a second verification, a second insertion
+                    inserted = answer.partition("<|vision_start|>")
+                    answer = inserted[0] + inserted[2].partition("<|vision_end|>")[2]
+                assert tokenizer.decode(ids[counted]) == answer + "<|im_end|>"
+    longest = [len(p["input_ids"][0]) for p in whole[2]]
+    assert longest == sorted(longest)
+    other = Batches(tiny.processor, 1, 4, perception_steps=2)[2]
+    assert not torch.equal(other[0]["input_ids"], whole[2][0]["input_ids"])
+
+
+def reflection_example(index, kept=None):
+    sample = make_sample(np.random.default_rng((7, index)), "reflection", grid="small")
+    count = sample.scene.rows * sample.scene.columns
+    kept = tuple(range(count)) if kept is None else tuple(kept)
+    text = user_text(sample.question.text, "reflection")
+    return Example(sample.scene, text, list(sample.parts), ("<REFLECTION>",), kept)
+
+
+def test_inserted_images_are_what_transformers_makes_of_the_stitched_sequence(tiny):
+    """The whole image inserted: ids, positions and loss of the model's own forward pass."""
+    examples = [reflection_example(i) for i in range(3)]
+    batch = collate(tiny.processor, examples)
+    ids, labels = batch["input_ids"], batch["labels"]
+    mask = (ids != tiny.tokenizer.pad_token_id).long()
+    types = (ids == tiny.processor.image_token_id).int()
+    grid = batch["image_grid_thw"].repeat_interleave(2, 0)
+    positions, _ = tiny.model.model.get_rope_index(
+        ids, mm_token_type_ids=types, image_grid_thw=grid, attention_mask=mask
+    )
+    for row in range(3):
+        real = mask[row] == 1
+        assert torch.equal(positions[:, row, real], batch["position_ids"][:, row, real])
+    sizes = batch["image_grid_thw"].prod(1).tolist()
+    twice = [p for pixels in batch["pixel_values"].split(sizes) for p in (pixels, pixels)]
+    with torch.no_grad():
+        logits = tiny.model(
+            input_ids=ids,
+            attention_mask=mask,
+            mm_token_type_ids=types,
+            pixel_values=torch.cat(twice),
+            image_grid_thw=grid,
+        ).logits[:, :-1]
+        loss, right, looked = _loss(tiny.model, batch)
+    counted = labels[:, 1:] != IGNORED
+    log_p = logits.log_softmax(-1).gather(-1, labels[:, 1:].clamp(min=0)[..., None])[..., 0]
+    assert loss.item() == pytest.approx(-log_p[counted].sum().item(), rel=1e-5)
+    looks = batch["must_look"][:, 1:]
+    assert looked == int(looks.sum()) > 0
+    assert right == int((logits.argmax(-1) == labels[:, 1:])[looks].sum())
+    # the inserted tokens themselves are not learned, the tag after them is
+    for row, example in enumerate(examples):
+        text = tiny.tokenizer.decode(ids[row][labels[row] != IGNORED])
+        assert text == text_of(example.parts) + "<|im_end|>"
+
+
+def test_a_part_of_an_image_keeps_its_place_in_the_grid(tiny):
+    whole = collate(tiny.processor, [reflection_example(0)])
+    kept = (1, 8, 20, 30)
+    part = collate(tiny.processor, [reflection_example(0, kept)])
+    image = tiny.processor.image_token_id
+    count = reflection_example(0).scene.rows * reflection_example(0).scene.columns
+    at_whole = (whole["input_ids"][0] == image).nonzero()[:, 0][count:]
+    at_part = (part["input_ids"][0] == image).nonzero()[:, 0][count:]
+    assert len(at_part) == 4
+    chosen = whole["position_ids"][:, 0, at_whole[list(kept)]]
+    assert torch.equal(part["position_ids"][:, 0, at_part], chosen)
+    assert part["visual_index"][count:].tolist() == list(kept)
+    # and the text after it is where it would be after the whole image
+    after_whole = whole["position_ids"][:, 0, at_whole[-1] + 1 :]
+    after_part = part["position_ids"][:, 0, at_part[-1] + 1 :]
+    assert torch.equal(after_part, after_whole)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.integers(0, 9),
+            st.builds(ImagePiece, st.integers(1, 6), st.integers(1, 6)),
+        ),
+        max_size=8,
+    )
+)
+def test_positions_follow_the_rule_of_qwen2_vl(pieces):
+    expected, start = [], 0
+    for piece in pieces:
+        if isinstance(piece, int):
+            expected += [(start + i,) * 3 for i in range(piece)]
+            start += piece
+        else:
+            expected += [
+                (start, start + r, start + c)
+                for r in range(piece.rows)
+                for c in range(piece.columns)
+            ]
+            start += max(piece.rows, piece.columns)
+    assert multimodal_positions(pieces).T.tolist() == [list(p) for p in expected]
+
+
+def miniature(folder, steps=6, **options):
+    plan = Plan(
+        seed=1, steps=steps, perception_steps=3, long_every=5, warm_up=2, corpus_scenes=10
+    )
+    return train(folder, plan, workers=0, **options)
+
+
+def test_training_does_not_replace_a_folder_of_something_else(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="no testbed checkpoint"):
+        miniature(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_training_resumes_bit_for_bit(tmp_path, monkeypatch):
+    torch.set_num_threads(1)
+    from attnlens.testbed import training
+
+    small_batches(monkeypatch, 3, 2)
+    miniature(tmp_path / "whole", checkpoint_every=2)
+
+    class Stop(Exception):
+        pass
+
+    real, calls = training._loss, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 9:
+            raise Stop
+        return real(*args)
+
+    monkeypatch.setattr(training, "_loss", interrupted)
+    with pytest.raises(Stop):
+        miniature(tmp_path / "parts", checkpoint_every=2)
+    assert (tmp_path / "parts.checkpoint").exists()
+    assert not (tmp_path / "parts").exists()
+    with pytest.raises(InputError, match="another plan"):
+        miniature(tmp_path / "parts", steps=8)
+    monkeypatch.setattr(training, "_loss", real)
+    miniature(tmp_path / "parts", checkpoint_every=2)
+    assert not (tmp_path / "parts.checkpoint").exists()
+    whole = (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert (tmp_path / "parts" / "model.safetensors").read_bytes() == whole
+    # and what it writes loads as any checkpoint does
+    vlm = attnlens.load(tmp_path / "parts")
+    sample = held_out_sample(0, 0, "cot")
+    prompt = vlm.prompt(sample.scene.draw(), sample.question.text, "cot")
+    assert attnlens.run(vlm, prompt, 3).data.sizes["step"] >= 1
+
+
+def test_training_learns_something(tmp_path, monkeypatch):
+    small_batches(monkeypatch, 8, 8, piece=8)
+    plan = Plan(seed=2, steps=100, perception_steps=100, warm_up=30, corpus_scenes=20)
+    log = train(tmp_path / "model", plan, workers=0)["log"]
+    # the words are learned first; 1.5 is far below the 6.3 of random guessing among the vocabulary
+    assert log[-1]["loss"] < 1.5 < log[0]["loss"]
+
+
+def test_the_rate_rises_stays_and_comes_down(tiny):
+    plan = Plan(steps=100, warm_up=10, decay_share=0.3, peak_rate=2.0)
+    rates = [plan.rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert set(rates[9:70]) == {2.0}
+    assert np.allclose(np.diff(rates[70:]), -2.0 / 30)
+    assert rates[-1] == pytest.approx(2.0 / 30)
+    longer = Plan(steps=150, warm_up=10, decay_share=0.3, peak_rate=2.0)
+    assert [longer.rate(step) for step in range(70)] == rates[:70]
+    groups = [g for o in build_optimisers(tiny.model, plan) for g in o.param_groups]
+    trained = [p for g in groups for p in g["params"]]
+    assert {id(p) for p in trained} == {id(p) for p in tiny.model.parameters()}
+    assert len(trained) == len({id(p) for p in trained})
+
+
+def test_seeds_of_held_out_scenes_are_not_for_training(tmp_path):
+    with pytest.raises(InputError, match="not a training seed"):
+        train(tmp_path / "model", Plan(seed=10**9))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,241 @@
+"""The testbed's scenes, questions and answers: their truth is right by construction."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from attnlens.errors import InputError
+from attnlens.testbed import (
+    held_out_sample,
+    load_tokenizer,
+    make_sample,
+    random_scene,
+    save_samples,
+    token_truth,
+)
+from attnlens.testbed.answers import text_of, write_answer
+from attnlens.testbed.questions import KINDS, MAX_STEPS, MAX_VALUE
+from attnlens.testbed.scenes import CELL, COLOURS, GRIDS, MARKS, MAX_OBJECTS, SHAPES, SIZES
+
+seeds = st.integers(0, 2**32 - 1)
+modes = st.sampled_from(["normal", "cot", "back", "reflection"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds)
+def test_the_picture_shows_what_the_scene_says(seed):
+    scene = random_scene(np.random.default_rng(seed))
+    pixels = np.asarray(scene.draw()).astype(int)
+    assert pixels.shape == (scene.rows * CELL, scene.columns * CELL, 3)
+    assert (scene.rows, scene.columns) in sum(GRIDS.values(), ())
+    assert 36 <= scene.rows * scene.columns <= 144
+    background = np.array(scene.background)
+    distance = np.abs(pixels[..., None, :] - np.array(list(COLOURS.values()))).sum(-1)
+    coloured = distance.min(-1) < 20
+    elsewhere = coloured.copy()
+    for o in scene.objects:
+        left, top, right, bottom = o.box
+        assert o.column * CELL <= left < right <= (o.column + 1) * CELL
+        assert o.row * CELL <= top < bottom <= (o.row + 1) * CELL
+        assert scene.visual_token(o) == o.row * scene.columns + o.column
+        cell = np.s_[o.row * CELL : (o.row + 1) * CELL, o.column * CELL : (o.column + 1) * CELL]
+        found = np.bincount(distance.argmin(-1)[cell][coloured[cell]], minlength=len(COLOURS))
+        assert list(COLOURS)[found.argmax()] == o.colour
+        y, x = np.nonzero(np.abs(pixels[cell] - background).sum(-1) > 60)
+        drawn = (o.column * CELL + x.min(), o.row * CELL + y.min())
+        reach = (o.column * CELL + x.max() + 1, o.row * CELL + y.max() + 1)
+        assert left - 1 <= drawn[0] <= reach[0] <= right + 1
+        assert top - 1 <= drawn[1] <= reach[1] <= bottom + 1
+        assert (o.size == "large") == (reach[0] - drawn[0] > (23.2 if o.shape != "square" else 21))
+        elsewhere[cell] = False
+    assert not elsewhere.any()  # clutter has no object's colour
+    assert len({o.name for o in scene.objects}) == len(scene.objects) <= MAX_OBJECTS
+    cells = [scene.visual_token(o) for o in scene.objects]
+    assert cells == sorted(set(cells))
+    for left, top, right, bottom in scene.clutter:
+        assert {left // CELL, right // CELL} == {left // CELL}
+        assert top // CELL * scene.columns + left // CELL not in cells
+        assert top // CELL == bottom // CELL
+
+
+def test_scenes_differ_in_every_way_that_is_promised():
+    scenes = [random_scene(np.random.default_rng(i)) for i in range(400)]
+    assert {len(s.objects) for s in scenes} == set(range(MAX_OBJECTS + 1))
+    assert {(s.rows, s.columns) for s in scenes} == set(sum(GRIDS.values(), ()))
+    assert 0.3 < np.mean([bool(s.clutter) for s in scenes]) < 0.7
+    for name, values in {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "mark": MARKS}.items():
+        assert {getattr(o, name) for s in scenes for o in s.objects} == set(values)
+
+
+def test_marks_look_different():
+    """In radii: how far white reaches across and up, and whether it fills the middle."""
+    for seed in range(200):
+        scene = random_scene(np.random.default_rng(seed))
+        white = np.asarray(scene.draw()).min(-1) > 200
+        for o in scene.objects:
+            if o.shape != "square":
+                continue
+            y, x = np.mgrid[: white.shape[0], : white.shape[1]] + 0.5
+            across, up = (abs(x - o.centre[0]) / o.radius, abs(y - o.centre[1]) / o.radius)
+            mark = white & (np.maximum(across, up) < 0.75)  # the square itself reaches to 0.9
+            reach = (across[mark].max(), up[mark].max())
+            middle = white[np.maximum(across, up) < 0.1].all()
+            seen = {
+                "cross": min(reach) > 0.47 and middle,
+                "dot": 0.3 < min(reach) <= max(reach) <= 0.47 and middle,
+                "bar": reach[0] > 0.47 and reach[1] < 0.3,
+                "ring": min(reach) > 0.47 and not middle,
+            }
+            assert [name for name, holds in seen.items() if holds] == [o.mark]
+
+
+def answer_from_pixels_of(scene, question):
+    """The answer once more, from the scene alone and the words of the question."""
+    text = question.text
+    counts = {
+        word: sum(word in (o.colour, o.shape) for o in scene.objects)
+        for word in (*COLOURS, *SHAPES)
+    }
+    words = re.findall("|".join(counts), text)
+    names = {f"{o.colour} {o.shape}": o for o in scene.objects}
+    if question.kind == "subtraction":
+        assert len(words) == 1
+        return str(len(scene.objects) - counts[words[0]])
+    if question.kind == "chain":
+        value = len(scene.objects)
+        for sign, word in re.findall(r"Step \d+: (subtract|add) (\w+)\.", text):
+            value += counts[word] * (1 if sign == "add" else -1)
+            assert 0 <= value <= MAX_VALUE
+        return str(value)
+    if question.kind == "comparison":
+        a, b = (counts[word] for word in words)
+        return "yes" if (a > b if " more " in text else a < b) else "no"
+    name = " ".join(words)
+    if question.kind == "existence":
+        return "yes" if name in names else "no"
+    return names[name].mark if "mark" in text else names[name].size
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=seeds, mode=modes, count=st.integers(0, MAX_OBJECTS), kind=st.sampled_from(list(KINDS)))
+def test_answers_are_true(seed, mode, count, kind):
+    sample = make_sample(np.random.default_rng(seed), mode, objects=count, kind=kind)
+    assert len(sample.scene.objects) == count
+    assert sample.question.answer == answer_from_pixels_of(sample.scene, sample.question)
+    assert sample.answer.endswith(
+        f"\\boxed{{{sample.question.answer}}}" + " </CONCLUSION>" * (mode == "reflection")
+    )
+    assert sample.answer.count("<back>") == (sample.question.looks if mode == "back" else 0)
+    for left, sign, right, result in re.findall(r"(\d+) ([-+]) (\d+) = (\d+)", sample.answer):
+        value = int(left) + int(right) if sign == "+" else int(left) - int(right)
+        assert value == int(result)
+
+
+@settings(max_examples=120, deadline=None)
+@given(seed=seeds, mode=modes, count=st.integers(1, MAX_OBJECTS))
+def test_told_words_stand_in_the_text_before_and_looked_up_ones_do_not(seed, mode, count):
+    sample = make_sample(np.random.default_rng(seed), mode, objects=count)
+    text = ""
+    for part in sample.parts:
+        word = part.text.strip()
+        if part.speaks_of is not None and word != "#":
+            o = sample.scene.objects[part.speaks_of]
+            assert word in (o.name, o.size, o.mark)
+            named = re.search(rf"#\d+ {o.name}\b", text)
+            stated = re.search(rf"\b{o.name}:(?: \w+)? {word}\b", text)
+            if word == o.name:
+                assert part.must_look == (named is None)
+            else:
+                assert part.must_look == (stated is None)
+        text += part.text
+    assert text_of(list(sample.parts)) == sample.answer
+    if mode in ("back", "reflection"):
+        tag = "<back>" if mode == "back" else "<REFLECTION>"
+        before, _, after = sample.answer.partition(tag)
+        values = "|".join([*SIZES, *MARKS])
+        assert not re.search(rf"\b({values})\b", before)
+        facts = [p for p in sample.parts if p.must_look and p.section == "verification"]
+        assert len(facts) == 2 * count
+        assert len(re.findall(rf" ({values})\b", after)) >= 2 * count
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, mode=modes)
+def test_truth_reaches_every_token(tokenizer, seed, mode):
+    from attnlens.recording.tokens import token_texts
+
+    sample = make_sample(np.random.default_rng(seed), mode)
+    ids = tokenizer(sample.answer + "<|im_end|>", add_special_tokens=False)["input_ids"]
+    truth = token_truth(sample, token_texts(tokenizer, ids))
+    assert "".join(t.text for t in truth) == sample.answer
+    assert len(truth) == len(ids) - 1
+    spoken = {}
+    for token in truth:
+        assert token.section in ("summary", "description", "reasoning", "verification", "conclusion")
+        if token.speaks_of is not None:
+            o = sample.scene.objects[token.speaks_of]
+            assert token.visual_tokens == (o.row * sample.scene.columns + o.column,)
+            assert token.box == o.box
+            if token.text.strip() != "#":
+                spoken.setdefault(token.speaks_of, set()).add(token.text.strip())
+    if mode != "normal":
+        assert set(spoken) == set(range(len(sample.scene.objects)))
+    for index, words in spoken.items():
+        o = sample.scene.objects[index]
+        assert words <= {o.colour, o.shape, o.size, o.mark}
+    with pytest.raises(InputError, match="do not spell the true answer"):
+        token_truth(sample, ["noise", *(t.text for t in truth)])
+
+
+@pytest.mark.parametrize("steps", [2, 25, MAX_STEPS])
+def test_chains_grow_to_a_thousand_steps(tokenizer, steps):
+    sample = held_out_sample(0, 0, "cot", steps=steps)
+    assert sample.question.kind == "chain"
+    assert f"Step {steps}: " in sample.answer
+    assert f"Step {steps + 1}: " not in sample.question.text
+    length = len(tokenizer(sample.answer)["input_ids"])
+    assert length > 12 * steps
+    assert steps != MAX_STEPS or length > 900
+
+
+def test_saved_samples_are_an_image_and_json(tmp_path):
+    samples = [held_out_sample(3, i, mode) for i, mode in enumerate(("back", "reflection"))]
+    save_samples(samples, tmp_path / "out", load_tokenizer())
+    for i, sample in enumerate(samples):
+        truth = json.loads((tmp_path / "out" / f"{i:04d}.json").read_text())
+        image = np.asarray(Image.open(tmp_path / "out" / f"{i:04d}.png"))
+        assert np.array_equal(image, np.asarray(sample.scene.draw()))
+        assert truth["answer"] == sample.answer == "".join(t["text"] for t in truth["tokens"])
+        assert [p["text"] for p in truth["parts"]] == [p.text for p in sample.parts]
+        looked = [t for t in truth["tokens"] if t["must_look"] and t["section"] == "verification"]
+        assert len(looked) == 2 * len(sample.scene.objects)
+        o = truth["objects"][looked[0]["speaks_of"]]
+        assert looked[0]["box"] == o["box"]
+        assert looked[0]["visual_tokens"] == [o["visual_token"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "colour"}, "'colour'"),
+        ({"steps": 0}, "0 steps"),
+        ({"steps": MAX_STEPS + 1}, f"{MAX_STEPS + 1} steps"),
+        ({"steps": 3, "kind": "existence"}, "only 'chain'"),
+        ({"looks": 3}, "3 verifications"),
+        ({"mode": "other"}, "'other'"),
+    ],
+)
+def test_bad_requests_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        make_sample(np.random.default_rng(0), **{"mode": "back", **options})
+    if "mode" in options:
+        sample = held_out_sample(0, 0, "back")
+        with pytest.raises(InputError, match=message):
+            write_answer(sample.scene, sample.question, options["mode"])
