@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 DEMO_IMAGE := demo_images/scene_1.png
-DEMO_QUESTION := Remove all purple objects. How many objects remain?
+DEMO_QUESTION := Subtract all squares. How many objects are left?
 DEMO_FOLDER := results
 
 # Two workers share the cores better when each computes with one thread.

@@ -146,9 +146,7 @@ def test_positions_follow_the_rule_of_qwen2_vl(pieces):
 
 
 def miniature(folder, steps=6, **options):
-    plan = Plan(
-        seed=1, steps=steps, perception_steps=3, long_every=5, warm_up=2, corpus_scenes=10
-    )
+    plan = Plan(seed=1, steps=steps, perception_steps=3, long_every=5, warm_up=2, corpus_scenes=10)
     return train(folder, plan, workers=0, **options)
 
 

@@ -178,7 +178,13 @@ def test_truth_reaches_every_token(tokenizer, seed, mode):
     assert len(truth) == len(ids) - 1
     spoken = {}
     for token in truth:
-        assert token.section in ("summary", "description", "reasoning", "verification", "conclusion")
+        assert token.section in (
+            "summary",
+            "description",
+            "reasoning",
+            "verification",
+            "conclusion",
+        )
         if token.speaks_of is not None:
             o = sample.scene.objects[token.speaks_of]
             assert token.visual_tokens == (o.row * sample.scene.columns + o.column,)

@@ -96,18 +96,22 @@ def forced_pass(
         seen[:, is_visual] &= ~hidden
     mask = torch.zeros((1, 1, length, length), dtype=vlm.model.dtype, device=device)
     mask.masked_fill_(~seen, torch.finfo(vlm.model.dtype).min)
-    with torch.no_grad(), _eager(vlm.model):
-        out = vlm.model(
-            input_ids=ids,
+    with torch.no_grad(), _eager(vlm.model) as text_model:
+        features = vlm.model.get_image_features(
+            inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True
+        ).pooler_output
+        embedded = vlm.model.get_input_embeddings()(ids)
+        embedded[0, is_visual] = torch.cat(tuple(features)).to(embedded.dtype)
+        out = text_model(
+            inputs_embeds=embedded,
             attention_mask={"full_attention": mask},
             position_ids=_positions(vlm.model, ids, inputs),
-            pixel_values=inputs["pixel_values"],
-            image_grid_thw=inputs["image_grid_thw"],
             output_attentions=True,
             use_cache=False,
         )
+        logits = vlm.model.lm_head(out.last_hidden_state)
     rows = slice(prompt_length - 1, length - 1)
-    right = (out.logits[0, rows].argmax(-1) == answer[0]).cpu().numpy()
+    right = (logits[0, rows].argmax(-1) == answer[0]).cpu().numpy()
     weights = torch.stack([a[0][:, rows][:, :, is_visual] for a in out.attentions]).float()
     mass = weights.sum(-1).permute(2, 0, 1).cpu().numpy()
     peak = weights.argmax(-1).permute(2, 0, 1).cpu().numpy()
@@ -124,11 +128,12 @@ def _positions(model: Any, ids: Any, inputs: Any) -> Any:
 
 
 @contextmanager
-def _eager(model: Any) -> Iterator[None]:
-    """Eager attention in the text layers for the time of a block."""
-    before = model.model.language_model.config._attn_implementation
+def _eager(model: Any) -> Iterator[Any]:
+    """Give the text layers eager attention for the time of a block."""
+    text_model = model.model.language_model
+    before = text_model.config._attn_implementation
     model.set_attn_implementation({"text_config": "eager"})
     try:
-        yield
+        yield text_model
     finally:
         model.set_attn_implementation({"text_config": before})
