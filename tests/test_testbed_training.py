@@ -221,3 +221,10 @@ def test_seeds_of_held_out_scenes_are_not_for_training(tmp_path):
     with pytest.raises(InputError, match="not a training seed"):
         train(tmp_path / "model", Plan(seed=10**9))
     assert not list(tmp_path.iterdir())
+
+
+def test_training_needs_muon(tmp_path, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(InputError, match=r"torch 2\.9"):
+        miniature(tmp_path / "model")
+    assert not list(tmp_path.iterdir())

@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
     )
     train.add_argument("--out", required=True, metavar="DIR", help="folder of the new checkpoint")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
-    train.add_argument("--steps", type=int, metavar="N", help="optimiser steps (4500)")
+    train.add_argument("--steps", type=int, metavar="N", help="optimiser steps (4000)")
     train.add_argument(
         "--perception_steps",
         type=int,
@@ -66,6 +66,8 @@ def add_parser(commands: Any) -> None:
     score.add_argument("--scenes", type=int, default=100, metavar="N", help="per mode (100)")
     score.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
     score.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help="(all)")
+    score.add_argument("--kind", metavar="KIND", help="kind of question (all)")
+    score.add_argument("--steps", type=int, metavar="N", help="steps of chain questions (2 or 3)")
     score.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     score.add_argument("--device", default="auto")
     score.add_argument(
@@ -169,6 +171,8 @@ def run_score(options: argparse.Namespace) -> int:
         options.scenes,
         options.seed,
         modes=tuple(options.modes),
+        kind=options.kind,
+        steps=options.steps,
         image=options.image,
         copy=not options.no_copy,
     )
@@ -178,6 +182,8 @@ def run_score(options: argparse.Namespace) -> int:
             "model": options.model_path,
             "seed": options.seed,
             "dtype": str(vlm.model.dtype).removeprefix("torch."),
+            "kind": options.kind,
+            "steps": options.steps,
             "image": options.image,
             "copy": not options.no_copy,
             "modes": table,

@@ -113,8 +113,9 @@ def score(
     seed: int = 0,
     *,
     modes: tuple[str, ...] = MODES,
+    kind: str | None = None,
+    steps: int | None = None,
     batch_size: int = 50,
-    max_new_tokens: int = 500,
     image: str = "true",
     copy: bool = True,
 ) -> dict[str, Any]:
@@ -130,10 +131,11 @@ def score(
         Which held-out scenes.
     modes
         The modes to score.
+    kind, steps
+        Kind of question, and steps of a ``chain``; see ``make_sample``.
     batch_size
-        How many questions are generated together.
-    max_new_tokens
-        Longest response.
+        How many questions are generated together. A response is cut 50 tokens after the length of
+        the longest true answer among them.
     image
         ``true``; ``blank``: an empty picture of the same size; ``other``: the picture of another
         scene of the same grid. What is right without the true picture was not seen.
@@ -152,9 +154,8 @@ def score(
     return {
         mode: _score_mode(
             vlm,
-            [held_out_sample(seed, i, mode) for i in range(scenes)],
+            [held_out_sample(seed, i, mode, kind=kind, steps=steps) for i in range(scenes)],
             batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
             image=image,
             copy=copy and mode == "reflection",
         )
@@ -168,7 +169,10 @@ def _score_mode(
     mode, scenes = samples[0].mode, len(samples)
     responses: list[tuple[str, int]] = []
     for start in progress(range(0, scenes, batch_size), description=f"scoring {mode}"):
-        responses += respond(vlm, samples[start : start + batch_size], **options)
+        here = samples[start : start + batch_size]
+        encoded = vlm.tokenizer([s.answer for s in here], add_special_tokens=False)["input_ids"]
+        longest = max(map(len, encoded)) + 50
+        responses += respond(vlm, here, max_new_tokens=longest, **options)
     marks = [mark_response(s, text) for s, (text, _) in zip(samples, responses, strict=True)]
     answers: dict[str, list[bool]] = defaultdict(list)
     expected: dict[str, list[str]] = defaultdict(list)
