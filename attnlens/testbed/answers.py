@@ -100,7 +100,7 @@ def _calculation(question: Question) -> list[str]:
     lines = []
     for i, step in enumerate(question.steps, start=1):
         sign = "-" if step.operation == "subtract" else "+"
-        start = f" Step {i}: {step.operation}" if question.kind == "chain" else " Subtract"
+        start = f" Step {i} {step.operation}" if question.kind == "chain" else " Subtract"
         lines.append(
             f"{start} {step.group} {step.count}, {step.before} {sign} {step.count} = {step.after}."
         )
@@ -108,16 +108,15 @@ def _calculation(question: Question) -> list[str]:
 
 
 def asked_fact(scene: Scene, question: Question, *, must_look: bool) -> list[Part]:
-    """State the size or mark that an ``attribute`` question asks for."""
+    """State size and mark of the object that an ``attribute`` question asks about."""
     name = question.subjects[0]
     index = [o.name for o in scene.objects].index(name)
-    value = getattr(scene.objects[index], question.asked)
+    stated = _stated(scene.objects[index], index, ("size", "mark"))
     return [
-        Part(f" {question.asked} of"),
         Part(f" {name}", index),
         Part(":"),
-        Part(f" {value}", index, must_look),
-        Part("."),
+        *(replace(part, must_look=must_look) for part in stated),
+        Part(f", so {question.answer}."),
     ]
 
 

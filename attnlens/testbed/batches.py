@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from attnlens.testbed.answers import Part, text_of
-from attnlens.testbed.perception import few_or_many, perception_example
+from attnlens.testbed.perception import draw_kind, few_or_many, perception_example
 from attnlens.testbed.questions import MAX_STEPS
 from attnlens.testbed.samples import HELD_OUT, make_sample
 from attnlens.testbed.scenes import GRID_SHARES, Scene
@@ -67,16 +67,12 @@ def _perception(rng: np.random.Generator, grid: str) -> Example:
 
 
 def _answer(rng: np.random.Generator, grid: str) -> Example:
-    if rng.random() < 0.15:
+    if rng.random() < 0.25:
         return _perception(rng, grid)
-    mode = _draw(rng, MODE_SHARES)
-    steps = None
-    if rng.random() < 0.06:
-        steps = int(rng.integers(1, 9))
+    mode, kind = _draw(rng, MODE_SHARES), draw_kind(rng)
+    steps = int(rng.integers(2, 9)) if kind == "chain" else None
     objects = few_or_many(rng) if rng.random() < 0.15 else None
-    sample = make_sample(
-        rng, mode, objects=objects, grid=grid, steps=steps, kind="chain" if steps else None
-    )
+    sample = make_sample(rng, mode, kind=kind, objects=objects, grid=grid, steps=steps)
     return _with_insertion(rng, sample)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attnlens.testbed.answers import Part, facts, listing, tally, working
-from attnlens.testbed.questions import KINDS
+from attnlens.testbed.questions import draw_question
 from attnlens.testbed.scenes import MAX_OBJECTS, Scene, random_scene
 from attnlens.vlm.modes import user_text
 
@@ -16,6 +16,14 @@ FACTS_QUESTION = "List all objects with size and mark."
 LIST_QUESTION = "List all objects."
 TALLY_QUESTION = "Count the objects by colour and by shape."
 WORK_SUFFIX = "\nWork it out."
+KIND_SHARES = {
+    "subtraction": 0.1,
+    "existence": 0.1,
+    "attribute": 0.2,
+    "comparison": 0.25,
+    "chain": 0.35,
+}
+"""How often training asks each kind; scoring asks all alike."""
 
 
 def few_or_many(rng: np.random.Generator) -> int:
@@ -42,16 +50,22 @@ def perception_example(
     """
     scene = random_scene(rng, objects=few_or_many(rng), grid=grid)
     draw = rng.random()
-    if draw < 0.6:
+    if draw < 0.55:
         return scene, FACTS_QUESTION, facts(scene)
-    if draw < 0.7:
+    if draw < 0.65:
         return scene, LIST_QUESTION, listing(scene)
-    if draw < 0.82:
+    if draw < 0.8:
         return scene, TALLY_QUESTION, tally(scene, must_look=True)
-    kind = list(KINDS)[int(rng.integers(len(KINDS)))]
-    question = KINDS[kind](scene, rng)
-    if draw < 0.94:
+    kind = draw_kind(rng)
+    if draw < 0.95:
+        question = draw_question(scene, rng, kind, steps=int(rng.integers(2, 11)))
         parts = [Part(f" Total {len(scene.objects)}:"), *working(scene, question, looked=True)]
         return scene, question.text + WORK_SUFFIX, parts
+    question = draw_question(scene, rng, kind)
     boxed = [Part(f"\\boxed{{{question.answer}}}", must_look=True)]
     return scene, user_text(question.text, "normal"), boxed
+
+
+def draw_kind(rng: np.random.Generator) -> str:
+    """Draw a kind of question, those that are hard to learn more often."""
+    return str(rng.choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))

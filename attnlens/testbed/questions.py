@@ -171,9 +171,17 @@ def attribute(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def comparison(scene: Scene, rng: np.random.Generator) -> Question:
-    """Ask whether one group has more, or fewer, objects than another."""
-    first, second = (GROUPS[int(i)] for i in rng.choice(len(GROUPS), size=2, replace=False))
-    a, b = len(members(scene, first)), len(members(scene, second))
+    """Ask whether one group has more, or fewer, objects than another.
+
+    More, fewer and equal numbers are equally likely where the scene allows.
+    """
+    counts = {group: len(members(scene, group)) for group in GROUPS}
+    relation = int(rng.integers(-1, 2))
+    for _ in range(12):
+        first, second = (GROUPS[int(i)] for i in rng.choice(len(GROUPS), size=2, replace=False))
+        a, b = counts[first], counts[second]
+        if (a > b) - (a < b) == relation and (a or b or rng.random() < 0.25):
+            break
     asked = _pick(rng, ("more", "fewer"))
     text = _pick(rng, _COMPARISON).format(m=asked, a=group_name(first), b=group_name(second))
     return Question(
@@ -201,7 +209,7 @@ def chain(scene: Scene, rng: np.random.Generator, length: int | None = None) -> 
         steps.append(step)
         value = step.after
     listed = " ".join(
-        f"Step {i}: {step.operation} {step.group}." for i, step in enumerate(steps, start=1)
+        f"Step {i} {step.operation} {step.group}." for i, step in enumerate(steps, start=1)
     )
     return Question(
         kind="chain",
@@ -220,3 +228,10 @@ KINDS: dict[str, Callable[[Scene, np.random.Generator], Question]] = {
     "chain": chain,
 }
 """Kinds of question: each maps (scene, rng) to a question with its true answer."""
+
+
+def draw_question(
+    scene: Scene, rng: np.random.Generator, kind: str, steps: int | None = None
+) -> Question:
+    """Ask a question of a kind; a ``chain`` of so many steps."""
+    return chain(scene, rng, steps) if kind == "chain" else KINDS[kind](scene, rng)

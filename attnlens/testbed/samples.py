@@ -13,7 +13,7 @@ import numpy as np
 from attnlens.errors import InputError
 from attnlens.files import write_folder
 from attnlens.testbed.answers import Part, text_of, write_answer
-from attnlens.testbed.questions import KINDS, MAX_STEPS, Question, chain
+from attnlens.testbed.questions import KINDS, MAX_STEPS, Question, draw_question
 from attnlens.testbed.scenes import Scene, random_scene
 from attnlens.testbed.truth import token_truth
 
@@ -120,7 +120,7 @@ def make_sample(
     scene = random_scene(rng, objects=objects, grid=grid)
     if kind is None:
         kind = list(KINDS)[int(rng.integers(len(KINDS)))] if steps is None else "chain"
-    question = chain(scene, rng, steps) if kind == "chain" else KINDS[kind](scene, rng)
+    question = draw_question(scene, rng, kind, steps)
     twice = rng.random() < 0.25 if looks is None else looks == 2
     if mode == "back" and twice:
         question = question.look_twice()

@@ -115,8 +115,8 @@ def train(
         )
     if not hasattr(torch.optim, "Muon"):
         raise InputError(
-            f"torch {torch.__version__} has no Muon optimiser: training the testbed needs torch 2.9 "
-            "or newer (everything else works without)"
+            f"torch {torch.__version__} has no Muon optimiser: "
+            "training the testbed needs torch 2.9 or newer (everything else works without)"
         )
     torch.manual_seed(plan.seed)
     if start is None:
