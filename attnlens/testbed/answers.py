@@ -6,6 +6,7 @@ it determines it ("told") or only the image does ("must look").
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from attnlens.errors import InputError
@@ -56,12 +57,27 @@ def tally(scene: Scene, *, must_look: bool = False) -> list[Part]:
     return [*parts[:-1], Part(".")]
 
 
-def facts(scene: Scene, attributes: tuple[str, ...] = ("size", "mark")) -> list[Part]:
-    """State attributes of every object, which colour and shape do not tell."""
+def facts(
+    scene: Scene,
+    attributes: tuple[str, ...] = ("size", "mark"),
+    order: Sequence[int] | None = None,
+) -> list[Part]:
+    """State attributes of objects, which colour and shape do not tell.
+
+    Parameters
+    ----------
+    scene
+        The scene.
+    attributes
+        Which attributes.
+    order
+        Indices of the objects; all of them in reading order when not given.
+    """
     if not scene.objects:
         return [Part(" no objects.")]
     parts: list[Part] = []
-    for i, o in enumerate(scene.objects):
+    for i in range(len(scene.objects)) if order is None else order:
+        o = scene.objects[i]
         parts += [Part(f" {o.name}", i), Part(":"), *_stated(o, i, attributes), Part(",")]
     return [*parts[:-1], Part(".")]
 
@@ -100,9 +116,11 @@ def _calculation(question: Question) -> list[str]:
     lines = []
     for i, step in enumerate(question.steps, start=1):
         sign = "-" if step.operation == "subtract" else "+"
-        start = f" Step {i} {step.operation}" if question.kind == "chain" else " Subtract"
+        start = ""
+        if question.kind == "chain":
+            start = f" Step {i}: {step.group} {step.operation},"
         lines.append(
-            f"{start} {step.group} {step.count}, {step.before} {sign} {step.count} = {step.after}."
+            f"{start} {step.group} {step.count}: {step.before} {sign} {step.count} = {step.after}."
         )
     return lines
 

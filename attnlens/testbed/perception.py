@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FACTS_QUESTION = "List all objects with size and mark."
+ASKED_QUESTION = "Size and mark of {names}."
 LIST_QUESTION = "List all objects."
 TALLY_QUESTION = "Count the objects by colour and by shape."
 WORK_SUFFIX = "\nWork it out."
@@ -50,8 +51,13 @@ def perception_example(
     """
     scene = random_scene(rng, objects=few_or_many(rng), grid=grid)
     draw = rng.random()
-    if draw < 0.55:
+    if draw < 0.3:
         return scene, FACTS_QUESTION, facts(scene)
+    if draw < 0.55 and scene.objects:
+        # asked for out of order, so that a fact is found by what the object is, not by its turn
+        order = rng.permutation(len(scene.objects))[: int(rng.integers(1, 9))].tolist()
+        names = ", ".join(scene.objects[i].name for i in order)
+        return scene, ASKED_QUESTION.format(names=names), facts(scene, order=order)
     if draw < 0.65:
         return scene, LIST_QUESTION, listing(scene)
     if draw < 0.8:

@@ -209,7 +209,7 @@ def chain(scene: Scene, rng: np.random.Generator, length: int | None = None) -> 
         steps.append(step)
         value = step.after
     listed = " ".join(
-        f"Step {i} {step.operation} {step.group}." for i, step in enumerate(steps, start=1)
+        f"Step {i}: {step.group} {step.operation}." for i, step in enumerate(steps, start=1)
     )
     return Question(
         kind="chain",
