@@ -58,6 +58,19 @@ def write_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_file(path: Path) -> None:
+    """Refuse, before any long work, a path at which no file can be written.
+
+    Raises
+    ------
+    InputError
+        If the path is that of a folder, has no usable name, or its folder cannot be written.
+    """
+    if not path.name or path.is_dir() or len(path.name.encode()) > 240:
+        raise InputError(f"cannot write a file {str(path)!r}: give the name of one")
+    check_writable(path.parent)
+
+
 @contextmanager
 def write_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside ``path`` and rename it when the block ends without error.

@@ -74,26 +74,58 @@ def test_scenes_differ_in_every_way_that_is_promised():
         assert {getattr(o, name) for s in scenes for o in s.objects} == set(values)
 
 
-def test_marks_look_different():
-    """In radii: how far white reaches across and up, and whether it fills the middle."""
-    for seed in range(200):
+def corners(scene, pixels, o):
+    """Which corners are inked: far and near ones above, far ones below; both sides must agree."""
+    ink = np.abs(pixels - np.array(scene.background)).sum(-1) > 150
+
+    def both(right, down):
+        x = [o.centre[0] + side * right * o.radius for side in (-1, 1)]
+        found = {bool(ink[int(o.centre[1] + down * o.radius), int(at)]) for at in x}
+        assert len(found) == 1
+        return found.pop()
+
+    return both(0.8, -0.75), both(0.6, -0.6), both(0.8, 0.75)
+
+
+CORNERS = {
+    "circle": (False, True, False),
+    "square": (True, True, True),
+    "triangle": (False, False, True),
+    "diamond": (False, False, False),
+}
+
+
+def test_shapes_and_marks_are_those_of_the_scene():
+    """Shapes by which corners are inked; marks by how far white reaches from their middle."""
+    seen = set()
+    for seed in range(120):
         scene = random_scene(np.random.default_rng(seed))
-        white = np.asarray(scene.draw()).min(-1) > 200
+        pixels = np.asarray(scene.draw()).astype(int)
+        y, x = np.mgrid[: pixels.shape[0], : pixels.shape[1]] + 0.5
         for o in scene.objects:
-            if o.shape != "square":
-                continue
-            y, x = np.mgrid[: white.shape[0], : white.shape[1]] + 0.5
-            across, up = (abs(x - o.centre[0]) / o.radius, abs(y - o.centre[1]) / o.radius)
-            mark = white & (np.maximum(across, up) < 0.75)  # the square itself reaches to 0.9
-            reach = (across[mark].max(), up[mark].max())
-            middle = white[np.maximum(across, up) < 0.1].all()
-            seen = {
-                "cross": min(reach) > 0.47 and middle,
-                "dot": 0.3 < min(reach) <= max(reach) <= 0.47 and middle,
-                "bar": reach[0] > 0.47 and reach[1] < 0.3,
-                "ring": min(reach) > 0.47 and not middle,
+            cell = np.s_[o.row * CELL : (o.row + 1) * CELL, o.column * CELL : (o.column + 1) * CELL]
+            assert corners(scene, pixels, o) == CORNERS[o.shape]
+            middle_y = o.centre[1] + (0.25 * o.radius if o.shape == "triangle" else 0)
+            across = abs(x[cell] - o.centre[0]) / o.radius
+            up = abs(y[cell] - middle_y) / o.radius
+            dx, dy = (x[cell] - o.centre[0]) / o.radius, (y[cell] - o.centre[1]) / o.radius
+            inside = (abs(dx) + abs(dy) < 0.95) | (o.shape != "diamond")
+            if o.shape == "triangle":  # its sides run from (0, -1) to (1, 0.85) and (-1, 0.85)
+                inside = abs(dx) < (dy + 1) / 1.85 - 0.05
+            unit = 0.5 if o.shape == "triangle" else 0.6  # half a mark's extent, in radii
+            near = np.maximum(across, up) < 1.15 * unit
+            white = (pixels[cell].min(-1) > 190) & near & inside
+            reach = (across[white].max() / unit, up[white].max() / unit)
+            filled = white[np.maximum(across, up) < 0.12].all()
+            found = {
+                "cross": min(reach) > 0.8 and filled,
+                "dot": max(reach) <= 0.8 and min(reach) > 0.4 and filled,
+                "bar": reach[0] > 0.8 and reach[1] < 0.5,
+                "ring": min(reach) > 0.8 and not filled,
             }
-            assert [name for name, holds in seen.items() if holds] == [o.mark]
+            assert [name for name, holds in found.items() if holds] == [o.mark], (seed, o, reach)
+            seen.add((o.shape, o.mark))
+    assert len(seen) == len(SHAPES) * len(MARKS)
 
 
 def answer_from_pixels_of(scene, question):
@@ -110,7 +142,7 @@ def answer_from_pixels_of(scene, question):
         return str(len(scene.objects) - counts[words[0]])
     if question.kind == "chain":
         value = len(scene.objects)
-        for sign, word in re.findall(r"Step \d+: (subtract|add) (\w+)\.", text):
+        for word, sign in re.findall(r"Step \d+: (\w+) (subtract|add)\.", text):
             value += counts[word] * (1 if sign == "add" else -1)
             assert 0 <= value <= MAX_VALUE
         return str(value)
@@ -139,21 +171,27 @@ def test_answers_are_true(seed, mode, count, kind):
 
 
 @settings(max_examples=120, deadline=None)
-@given(seed=seeds, mode=modes, count=st.integers(1, MAX_OBJECTS))
+@given(seed=seeds, mode=modes, count=st.integers(0, MAX_OBJECTS))
 def test_told_words_stand_in_the_text_before_and_looked_up_ones_do_not(seed, mode, count):
+    """Numbers and yes/no are told by arithmetic from the listing, which the other test checks."""
     sample = make_sample(np.random.default_rng(seed), mode, objects=count)
     text = ""
     for part in sample.parts:
         word = part.text.strip()
-        if part.speaks_of is not None and word != "#":
+        if part.speaks_of is not None:
             o = sample.scene.objects[part.speaks_of]
-            assert word in (o.name, o.size, o.mark)
+            assert word in (o.name, o.size, o.mark, "yes", "no")
             named = re.search(rf"#\d+ {o.name}\b", text)
             stated = re.search(rf"\b{o.name}:(?: \w+)? {word}\b", text)
             if word == o.name:
-                assert part.must_look == (named is None)
+                told = named is not None or part.section == "summary"
+            elif word in ("yes", "no"):
+                told = mode != "normal"
             else:
-                assert part.must_look == (stated is None)
+                told = stated is not None
+            assert part.must_look == (not told)
+        elif part.must_look:  # that there is an object at all, another one, or none
+            assert word in ("I", "There", "#", ".") or (mode == "normal" and word not in "{}")
         text += part.text
     assert text_of(list(sample.parts)) == sample.answer
     if mode in ("back", "reflection"):
@@ -174,28 +212,32 @@ def test_truth_reaches_every_token(tokenizer, seed, mode):
     sample = make_sample(np.random.default_rng(seed), mode)
     ids = tokenizer(sample.answer + "<|im_end|>", add_special_tokens=False)["input_ids"]
     truth = token_truth(sample, token_texts(tokenizer, ids))
-    assert "".join(t.text for t in truth) == sample.answer
+    text = "".join(t.text for t in truth)
+    assert text == sample.answer
     assert len(truth) == len(ids) - 1
     spoken = {}
+    assert "".join(t.text for t in truth if t.section == "verification") == "".join(
+        m[0] for m in re.finditer(r"\n<back>.*?</back>|<REFLECTION>.*?</REFLECTION>\n", text, re.S)
+    )
+    described = "".join(t.text for t in truth if t.section == "description")
+    assert described == "".join(
+        m[0] for m in re.finditer(r"<think>.*?\.(?= Total)|<CAPTION>.*?</CAPTION>\n", text, re.S)
+    )
+    concluded = "".join(t.text for t in truth if t.section == "conclusion")
+    assert text.endswith(concluded)
+    assert concluded.count("\\boxed") == 1
+    assert concluded.count("<think>") == (mode == "back")
     for token in truth:
-        assert token.section in (
-            "summary",
-            "description",
-            "reasoning",
-            "verification",
-            "conclusion",
-        )
         if token.speaks_of is not None:
             o = sample.scene.objects[token.speaks_of]
             assert token.visual_tokens == (o.row * sample.scene.columns + o.column,)
             assert token.box == o.box
-            if token.text.strip() != "#":
-                spoken.setdefault(token.speaks_of, set()).add(token.text.strip())
+            spoken.setdefault(token.speaks_of, set()).add(token.text.strip())
     if mode != "normal":
         assert set(spoken) == set(range(len(sample.scene.objects)))
     for index, words in spoken.items():
         o = sample.scene.objects[index]
-        assert words <= {o.colour, o.shape, o.size, o.mark}
+        assert words <= {o.colour, o.shape, o.size, o.mark, "yes", "no"}
     with pytest.raises(InputError, match="do not spell the true answer"):
         token_truth(sample, ["noise", *(t.text for t in truth)])
 
@@ -204,7 +246,8 @@ def test_truth_reaches_every_token(tokenizer, seed, mode):
 def test_chains_grow_to_a_thousand_steps(tokenizer, steps):
     sample = held_out_sample(0, 0, "cot", steps=steps)
     assert sample.question.kind == "chain"
-    assert f"Step {steps}: " in sample.answer
+    assert f" Step {steps}: " in sample.answer
+    assert f"Step {steps}: " in sample.question.text
     assert f"Step {steps + 1}: " not in sample.question.text
     length = len(tokenizer(sample.answer)["input_ids"])
     assert length > 12 * steps
@@ -235,12 +278,19 @@ def test_saved_samples_are_an_image_and_json(tmp_path):
         ({"steps": MAX_STEPS + 1}, f"{MAX_STEPS + 1} steps"),
         ({"steps": 3, "kind": "existence"}, "only 'chain'"),
         ({"looks": 3}, "3 verifications"),
+        ({"objects": MAX_OBJECTS + 1}, f"{MAX_OBJECTS + 1} objects"),
+        ({"objects": -1}, "-1 objects"),
+        ({"grid": "tiny"}, "'tiny'"),
         ({"mode": "other"}, "'other'"),
     ],
 )
 def test_bad_requests_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         make_sample(np.random.default_rng(0), **{"mode": "back", **options})
+    with pytest.raises(InputError, match="seed -1"):
+        held_out_sample(-1, 0, "back")
+    with pytest.raises(InputError, match="seed 3294967296"):  # would be a training seed
+        held_out_sample(2**32 - 10**9, 0, "back")
     if "mode" in options:
         sample = held_out_sample(0, 0, "back")
         with pytest.raises(InputError, match=message):

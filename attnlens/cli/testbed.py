@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attnlens.errors import InputError
-
-MODES = ("normal", "cot", "back", "reflection")
+from attnlens.vlm.modes import MODES
 
 
 def add_parser(commands: Any) -> None:
@@ -51,7 +50,7 @@ def add_parser(commands: Any) -> None:
     sample.add_argument("--out", required=True, metavar="DIR", help="a new folder")
     sample.add_argument("--count", type=int, default=10, metavar="N", help="(10)")
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
-    sample.add_argument("--mode", default="back", choices=MODES, help="(back)")
+    sample.add_argument("--mode", default="back", choices=list(MODES), help="(back)")
     sample.add_argument("--kind", metavar="KIND", help="kind of question (any)")
     sample.add_argument("--steps", type=int, metavar="N", help="steps of a chain question (2 or 3)")
     sample.set_defaults(run=run_sample)
@@ -65,7 +64,7 @@ def add_parser(commands: Any) -> None:
     score.add_argument("--model_path", default="testbed", metavar="NAME", help="(testbed)")
     score.add_argument("--scenes", type=int, default=100, metavar="N", help="per mode (100)")
     score.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
-    score.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help="(all)")
+    score.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES), help="(all)")
     score.add_argument("--kind", metavar="KIND", help="kind of question (all)")
     score.add_argument("--steps", type=int, metavar="N", help="steps of chain questions (2 or 3)")
     score.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
@@ -96,8 +95,9 @@ def add_parser(commands: Any) -> None:
     study.add_argument("--scenes", type=int, default=100, metavar="N", help="per mode (100)")
     study.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
     study.add_argument(
-        "--modes", nargs="+", default=["cot", "back"], choices=MODES[1:], help="(cot back)"
+        "--modes", nargs="+", default=["cot", "back"], choices=list(MODES)[1:], help="(cot back)"
     )
+    study.add_argument("--steps", type=int, metavar="N", help="ask chains of N steps only")
     study.add_argument("--device", default="auto")
     study.set_defaults(run=run_study)
 
@@ -156,34 +156,33 @@ def run_sample(options: argparse.Namespace) -> int:
 
 def run_score(options: argparse.Namespace) -> int:
     """Score a model and print a table."""
-    from attnlens.files import check_writable, write_file
+    from attnlens.files import check_file, write_file
 
     _at_least("scenes", options.scenes, 1)
-    _at_least("seed", options.seed, 0)
-    if options.json:
-        check_writable(Path(options.json).parent)
-    from attnlens.testbed import score
+    if options.json is not None:
+        check_file(Path(options.json))
+    from attnlens.testbed import held_out_sample, score
     from attnlens.vlm.load import load
 
+    what = {"kind": options.kind, "steps": options.steps}
+    held_out_sample(options.seed, 0, options.modes[0], **what)  # refuses what cannot be asked
     vlm = load(options.model_path, device=options.device, dtype=options.dtype)
     table = score(
         vlm,
         options.scenes,
         options.seed,
         modes=tuple(options.modes),
-        kind=options.kind,
-        steps=options.steps,
+        **what,
         image=options.image,
         copy=not options.no_copy,
     )
     _print_table(table)
-    if options.json:
+    if options.json is not None:
         record = {
             "model": options.model_path,
             "seed": options.seed,
             "dtype": str(vlm.model.dtype).removeprefix("torch."),
-            "kind": options.kind,
-            "steps": options.steps,
+            **what,
             "image": options.image,
             "copy": not options.no_copy,
             "modes": table,
@@ -196,18 +195,22 @@ def run_score(options: argparse.Namespace) -> int:
 
 def run_study(options: argparse.Namespace) -> int:
     """Compare attention with the truth."""
-    from attnlens.files import check_writable, write_file
+    from attnlens.files import check_file, write_file
 
     _at_least("scenes", options.scenes, 2)
-    _at_least("seed", options.seed, 0)
-    check_writable(Path(options.json).parent)
+    check_file(Path(options.json))
+    from attnlens.testbed import held_out_sample
     from attnlens.testbed.study import study
     from attnlens.vlm.load import load
 
+    held_out_sample(options.seed, 0, options.modes[0], steps=options.steps)
     vlm = load(options.model_path, device=options.device, dtype="float32")
     record = {
         "model": options.model_path,
-        "modes": {m: study(vlm, options.scenes, options.seed, mode=m) for m in options.modes},
+        "modes": {
+            mode: study(vlm, options.scenes, options.seed, mode=mode, steps=options.steps)
+            for mode in options.modes
+        },
     }
     with write_file(Path(options.json)) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -223,5 +226,5 @@ def _print_table(table: dict[str, dict[str, Any]]) -> None:
         cells = "".join(f"{'-' if v is None else format(v, '.1%'):>11}" for v in values)
         print(f"{mode:10}{cells}{row['steps']:>11.1f}")
     for mode, row in table.items():
-        kinds = ", ".join(f"{kind} {value:.1%}" for kind, value in row["by_kind"].items())
+        kinds = ", ".join(f"{kind} {of['answer']:.1%}" for kind, of in row["by_kind"].items())
         print(f"{mode}: {kinds}")

@@ -40,10 +40,11 @@ class Part:
 def listing(scene: Scene) -> list[Part]:
     """List the objects by number, in reading order: all of it must be looked up."""
     if not scene.objects:
-        return [Part(" There are no objects.", must_look=True)]
-    parts = [Part(" I see")]
+        return [Part(" There", must_look=True), Part(" are no objects.")]
+    parts = [Part(" I", must_look=True), Part(" see")]
     for i, o in enumerate(scene.objects):
-        parts += [Part(" #", i, True), Part(f"{i + 1}"), Part(f" {o.name}", i, True)]
+        # that there is a first object is told by the words before; that there is another is not
+        parts += [Part(" #", None, i > 0), Part(f"{i + 1}"), Part(f" {o.name}", i, True)]
     parts.append(Part(".", must_look=True))  # that there is no further object
     return parts
 
@@ -100,15 +101,17 @@ def working(scene: Scene, question: Question, *, looked: bool = False) -> list[P
     if question.kind in ("subtraction", "chain"):
         return [Part(text) for text in _calculation(question)]
     if question.kind == "existence":
-        name = question.subjects[0]
-        return [Part(f" {name} {int(name in scene.by_name)}, so {question.answer}.")]
+        there = _subject(scene, question)
+        name = Part(f" {question.subjects[0]}", there)
+        return [name, Part(f" {int(there is not None)}, so {question.answer}.")]
     if question.kind == "comparison":
         a, b = (len(members(scene, group)) for group in question.subjects)
         first, second = question.subjects
         than = "is more than" if a > b else "is fewer than" if a < b else "equals"
         return [Part(f" {first} {a}, {second} {b}: {a} {than} {b}, so {question.answer}.")]
     if not looked:
-        return [Part(f" The {question.asked} of the {question.subjects[0]} must be checked.")]
+        name = Part(f" {question.subjects[0]}", _subject(scene, question))
+        return [Part(f" The {question.asked} of the"), name, Part(" must be checked.")]
     return asked_fact(scene, question, must_look=True)
 
 
@@ -127,15 +130,23 @@ def _calculation(question: Question) -> list[str]:
 
 def asked_fact(scene: Scene, question: Question, *, must_look: bool) -> list[Part]:
     """State size and mark of the object that an ``attribute`` question asks about."""
-    name = question.subjects[0]
-    index = [o.name for o in scene.objects].index(name)
-    stated = _stated(scene.objects[index], index, ("size", "mark"))
+    index = _subject(scene, question)
+    assert index is not None  # attributes are asked of objects that are there
+    o = scene.objects[index]
     return [
-        Part(f" {name}", index),
+        Part(f" {o.name}", index),
         Part(":"),
-        *(replace(part, must_look=must_look) for part in stated),
-        Part(f", so {question.answer}."),
+        *(replace(p, must_look=must_look) for p in _stated(o, index, ("size", "mark"))),
+        Part(", so"),
+        Part(f" {question.answer}", index),
+        Part("."),
     ]
+
+
+def _subject(scene: Scene, question: Question) -> int | None:
+    """Index of the object that the question names, where it names one that is there."""
+    names = [o.name for o in scene.objects]
+    return names.index(question.subjects[0]) if question.subjects[0] in names else None
 
 
 def _think(scene: Scene, question: Question, *, looked: bool) -> list[Part]:
@@ -150,15 +161,19 @@ def _conclusion(scene: Scene, question: Question) -> list[Part]:
     return [Part(f" The answer is {question.answer}.")]
 
 
-def _boxed(question: Question) -> Part:
-    return Part(f"\\boxed{{{question.answer}}}")
+def _boxed(scene: Scene, question: Question, *, must_look: bool = False) -> list[Part]:
+    index = _subject(scene, question) if question.kind in ("existence", "attribute") else None
+    return [Part("\\boxed{"), Part(question.answer, index, must_look), Part("}")]
 
 
-def _summary(question: Question) -> Part:
-    subjects = " ".join((question.asked, *question.subjects)).strip()
+def _summary(scene: Scene, question: Question) -> list[Part]:
+    start = f" The task: {question.kind},"
     if question.kind == "chain":
-        subjects = f"{len(question.steps)} steps"
-    return Part(f" The task: {question.kind}, {subjects}.")
+        return [Part(f"{start} {len(question.steps)} steps.")]
+    if question.kind in ("existence", "attribute"):
+        name = Part(f" {question.subjects[0]}", _subject(scene, question))
+        return [Part(f"{start} {question.asked}".rstrip()), name, Part(".")]
+    return [Part(f"{start} {' '.join((question.asked, *question.subjects)).strip()}.")]
 
 
 def write_answer(scene: Scene, question: Question, mode: str) -> list[Part]:
@@ -179,9 +194,9 @@ def write_answer(scene: Scene, question: Question, mode: str) -> list[Part]:
     InputError
         If the mode is none of the four.
     """
-    closing = _as("conclusion", [Part("\n"), _boxed(question)])
     if mode == "normal":
-        return closing[1:]
+        return _as("conclusion", _boxed(scene, question, must_look=True))
+    closing = _as("conclusion", [Part("\n"), *_boxed(scene, question)])
     described = _as("description", [Part("<think>"), *listing(scene)])
     thought = _think(scene, question, looked=mode == "cot")
     reasoned = _as("reasoning", [*thought, Part(" </think>")])
@@ -199,9 +214,9 @@ def write_answer(scene: Scene, question: Question, mode: str) -> list[Part]:
             )
         return [*parts, *closing]
     if mode == "reflection":
-        concluded = [*_conclusion(scene, question), Part(" "), _boxed(question)]
+        concluded = [*_conclusion(scene, question), Part(" "), *_boxed(scene, question)]
         return [
-            *_as("summary", [*_inside("SUMMARY", [_summary(question)]), Part("\n")]),
+            *_as("summary", [*_inside("SUMMARY", _summary(scene, question)), Part("\n")]),
             *_as("description", [*_inside("CAPTION", listing(scene)), Part("\n")]),
             *_as("reasoning", [*_inside("REASONING", thought), Part("\n")]),
             *_as("verification", [*_inside("REFLECTION", facts(scene)), Part("\n")]),

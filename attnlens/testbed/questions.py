@@ -156,7 +156,7 @@ def existence(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def attribute(scene: Scene, rng: np.random.Generator) -> Question:
-    """Ask for the mark or the size of an object that is in the scene."""
+    """Ask for the mark or the size of an object that is there; ``existence`` where none is."""
     if not scene.objects:
         return existence(scene, rng)
     o = scene.objects[int(rng.integers(len(scene.objects)))]
@@ -173,7 +173,7 @@ def attribute(scene: Scene, rng: np.random.Generator) -> Question:
 def comparison(scene: Scene, rng: np.random.Generator) -> Question:
     """Ask whether one group has more, or fewer, objects than another.
 
-    More, fewer and equal numbers are equally likely where the scene allows.
+    More, fewer and equal numbers are about equally likely where the scene allows.
     """
     counts = {group: len(members(scene, group)) for group in GROUPS}
     relation = int(rng.integers(-1, 2))
@@ -196,7 +196,8 @@ def comparison(scene: Scene, rng: np.random.Generator) -> Question:
 def chain(scene: Scene, rng: np.random.Generator, length: int | None = None) -> Question:
     """Subtract and add groups one after the other, 2 to ``MAX_STEPS`` numbered steps.
 
-    Two or three steps unless ``length`` says more. No step leads below 0 or above ``MAX_VALUE``.
+    Two or three steps unless ``length`` says how many. No step leads below 0 or above
+    ``MAX_VALUE``.
     """
     value = len(scene.objects)
     steps: list[Step] = []

@@ -100,7 +100,7 @@ def respond(
         heads = [generated[i] for i in stopped]
         rests = _go_on_with_copy(vlm, inputs, heads, max_new_tokens) if stopped else []
         for i, rest in zip(stopped, rests, strict=True):
-            generated[i] = [*generated[i], *rest]
+            generated[i] = [*generated[i], *rest][:max_new_tokens]
     return [(vlm.tokenizer.decode(ids, skip_special_tokens=True), len(ids)) for ids in generated]
 
 

@@ -129,7 +129,15 @@ def make_sample(
 
 
 def held_out_sample(seed: int, index: int, mode: str, **options: Any) -> Sample:
-    """Draw a sample that training never saw; a function of its arguments alone."""
+    """Draw a sample that training never saw; a function of its arguments alone.
+
+    Raises
+    ------
+    InputError
+        If the seed is out of range, or as in ``make_sample``.
+    """
+    if not 0 <= seed < 2**32 - HELD_OUT:  # beyond, NumPy would read it as two numbers
+        raise InputError(f"seed {seed} of held-out scenes: give 0 to {2**32 - HELD_OUT - 1}")
     rng = np.random.default_rng((HELD_OUT + seed, index))
     return make_sample(rng, mode, **options)
 

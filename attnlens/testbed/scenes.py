@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from attnlens.errors import InputError
+
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
@@ -190,7 +192,16 @@ def random_scene(
         in 8, 3 to 9 in 75, 10 to ``MAX_OBJECTS`` in 15.
     grid
         (rows, columns), or a size class of ``GRIDS``; drawn when not given.
+
+    Raises
+    ------
+    InputError
+        If the number of objects is out of range or the size class unknown.
     """
+    if objects is not None and not 0 <= objects <= MAX_OBJECTS:
+        raise InputError(f"a scene of {objects} objects: give 0 to {MAX_OBJECTS}")
+    if isinstance(grid, str) and grid not in GRIDS:
+        raise InputError(f"unknown size of scene {grid!r}: use one of {', '.join(GRIDS)}")
     if grid is None:
         grid = str(rng.choice(list(GRID_SHARES), p=list(GRID_SHARES.values())))
     if isinstance(grid, str):

@@ -10,27 +10,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attnlens.boxed import boxed_answer
+from attnlens.errors import InputError
 from attnlens.progress import progress
 from attnlens.testbed.respond import respond
 from attnlens.testbed.samples import Sample, held_out_sample
 from attnlens.testbed.scenes import COLOURS, MARKS, SHAPES, SIZES
+from attnlens.vlm.modes import MODES
 
 if TYPE_CHECKING:
     from attnlens.vlm.load import VLM
 
-MODES = ("normal", "cot", "back", "reflection")
 CHANCE = {"size": 1 / len(SIZES), "mark": 1 / len(MARKS)}
 """Chance of naming a size or a mark at random; scenes draw them evenly."""
 
 _NAME = rf"(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})"
 _FACT = re.compile(rf"({_NAME}):(?: ({'|'.join(SIZES)}))?(?: ({'|'.join(MARKS)}))?")
-_SEEN = re.compile(rf"#\d+ ({_NAME})")
+_SEEN = re.compile(rf"#(\d+) ({_NAME})")
 _BOX = r"\\boxed\{[^{}]+\}"
-_VERIFICATION = re.compile(r"<(back|REFLECTION)>(.*?)(?:</\1>|$)", re.DOTALL)
+_VERIFICATION = {
+    "back": re.compile(r"<back>(.*?)(?:</back>|$)", re.DOTALL),
+    "reflection": re.compile(r"<REFLECTION>(.*?)(?:</REFLECTION>|$)", re.DOTALL),
+}
+
+
+_TAG = r"</?(?:think|back|SUMMARY|CAPTION|REASONING|REFLECTION|CONCLUSION)>"
+_INSIDE = rf"(?:(?!{_TAG}|\\boxed).)"
 
 
 def _section(tag: str) -> str:
-    return rf"<{tag}>(?:(?!</?{tag}>).)+</{tag}>\s*"
+    return rf"<{tag}>{_INSIDE}+</{tag}>\s*"
 
 
 _THINK, _BACK = _section("think"), _section("back")
@@ -42,7 +50,7 @@ def _format(mode: str, looks: int) -> re.Pattern[str]:
         return re.compile(_BOX)
     if mode == "reflection":
         first = "".join(map(_section, ("SUMMARY", "CAPTION", "REASONING", "REFLECTION")))
-        conclusion = rf"<CONCLUSION>(?:(?!</?CONCLUSION>).)*{_BOX}\s*</CONCLUSION>"
+        conclusion = rf"<CONCLUSION>{_INSIDE}*{_BOX}\s*</CONCLUSION>"
         return re.compile(first + conclusion, re.DOTALL)
     verified = f"(?:{_BACK}{_THINK}){{{looks}}}" if mode == "back" else ""
     return re.compile(_THINK + verified + _BOX, re.DOTALL)
@@ -57,11 +65,11 @@ class Marks:
     answer, format
         Whether the boxed answer is the true one, and the format that of the mode.
     described
-        Objects named in the first description that are there and named once, of those that are
-        named or there; (right, all).
+        Objects named in the first description with the right number in reading order, of those
+        that are named or there; (right, all).
     size, mark
-        Sizes and marks stated inside ``<back>`` or ``<REFLECTION>`` that are true, of those stated
-        or due; (right, all).
+        Objects whose size, or mark, is stated inside ``<back>`` or ``<REFLECTION>`` and is true,
+        every time that it is stated, of the objects named there or due; (right, all).
     """
 
     answer: bool
@@ -81,30 +89,32 @@ def mark_response(sample: Sample, text: str) -> Marks:
     text
         What the model wrote.
     """
-    objects = sample.scene.by_name
-    stated = [f for _, part in _VERIFICATION.findall(text) for f in _FACT.findall(part)]
-    sizes = [(name, size) for name, size, _ in stated if size]
-    marks = [(name, mark) for name, _, mark in stated if mark]
-    verifies = sample.mode in ("back", "reflection")
-    seen = _SEEN.findall(text.split(" Total ")[0])
-    due = len(objects) if verifies else 0
     describes = sample.mode != "normal"
+    named = [f"{i} {o.name}" for i, o in enumerate(sample.scene.objects, start=1)]
+    seen = [f"{i} {name}" for i, name in _SEEN.findall(text.split(" Total ")[0])]
+    right = sum(seen.count(name) == 1 for name in named)
     return Marks(
         answer=boxed_answer(text) == sample.question.answer,
         format=bool(_format(sample.mode, sample.question.looks).fullmatch(text.strip())),
-        described=(
-            len(set(seen) & set(objects)) if describes else 0,
-            max(len(seen), len(objects)) if describes else 0,
-        ),
-        size=(
-            len({n for n, value in sizes if n in objects and objects[n].size == value}),
-            max(len(sizes), due),
-        ),
-        mark=(
-            len({n for n, value in marks if n in objects and objects[n].mark == value}),
-            max(len(marks), due),
-        ),
+        described=(right, max(len(seen), len(named))) if describes else (0, 0),
+        size=_verified(sample, text, "size"),
+        mark=_verified(sample, text, "mark"),
     )
+
+
+def _verified(sample: Sample, text: str, attribute: str) -> tuple[int, int]:
+    """Count the objects of which a verification says what is true, and nothing else."""
+    if sample.mode not in _VERIFICATION:
+        return (0, 0)
+    stated: dict[str, set[str]] = {}
+    for part in _VERIFICATION[sample.mode].findall(text):
+        for name, size, mark in _FACT.findall(part):
+            value = size if attribute == "size" else mark
+            if value:
+                stated.setdefault(name, set()).add(value)
+    true = {o.name: {getattr(o, attribute)} for o in sample.scene.objects}
+    right = sum(stated.get(name) == value for name, value in true.items())
+    return (right, len(set(stated) | set(true)))
 
 
 def score(
@@ -112,7 +122,7 @@ def score(
     scenes: int,
     seed: int = 0,
     *,
-    modes: tuple[str, ...] = MODES,
+    modes: tuple[str, ...] = tuple(MODES),
     kind: str | None = None,
     steps: int | None = None,
     batch_size: int = 50,
@@ -148,9 +158,13 @@ def score(
     dict
         By mode: ``answer``, ``format``, ``described``, ``verified`` as fractions (None where
         nothing was due), ``verified_by`` (size and mark), ``steps`` (mean length of responses),
-        ``by_kind`` (``answer`` by kind of question), and ``chance``: the fraction right of always
-        giving the commonest answer of each kind, and of naming sizes and marks at random.
+        ``by_kind`` (``answer``, ``verified`` and ``format`` by kind of question), and ``chance``:
+        the fraction right of always giving the commonest answer of each kind (and of each
+        attribute), and of naming sizes and marks of the right objects at random (None without the
+        true picture, where other objects are named: ``study`` measures those facts).
     """
+    if scenes < 1:
+        raise InputError(f"{scenes} scenes: give at least 1")
     return {
         mode: _score_mode(
             vlm,
@@ -166,38 +180,51 @@ def score(
 def _score_mode(
     vlm: VLM, samples: list[Sample], *, batch_size: int, **options: Any
 ) -> dict[str, Any]:
-    mode, scenes = samples[0].mode, len(samples)
+    scenes = len(samples)
     responses: list[tuple[str, int]] = []
-    for start in progress(range(0, scenes, batch_size), description=f"scoring {mode}"):
+    for start in progress(range(0, scenes, batch_size), description=f"scoring {samples[0].mode}"):
         here = samples[start : start + batch_size]
         encoded = vlm.tokenizer([s.answer for s in here], add_special_tokens=False)["input_ids"]
         longest = max(map(len, encoded)) + 50
         responses += respond(vlm, here, max_new_tokens=longest, **options)
     marks = [mark_response(s, text) for s, (text, _) in zip(samples, responses, strict=True)]
-    answers: dict[str, list[bool]] = defaultdict(list)
-    expected: dict[str, list[str]] = defaultdict(list)
+    expected: dict[tuple[str, str], list[str]] = defaultdict(list)
+    by_kind: dict[str, list[Marks]] = defaultdict(list)
     for sample, mark in zip(samples, marks, strict=True):
-        answers[sample.question.kind].append(mark.answer)
-        expected[sample.question.kind].append(sample.question.answer)
+        question = sample.question
+        by_kind[question.kind].append(mark)
+        # the question says whether a size or a mark is asked for, not which is counted
+        asked = question.asked if question.kind == "attribute" else ""
+        expected[question.kind, asked].append(question.answer)
     commonest = sum(max(map(values.count, values)) for values in expected.values())
-    by = {name: [getattr(m, name) for m in marks] for name in ("described", "size", "mark")}
-    sums = {name: (sum(r for r, _ in v), sum(n for _, n in v)) for name, v in by.items()}
-    verified = (sums["size"][0] + sums["mark"][0], sums["size"][1] + sums["mark"][1])
+    true_picture = options.get("image", "true") == "true"
     return {
         "scenes": scenes,
-        "answer": _fraction(sum(m.answer for m in marks), scenes),
-        "format": _fraction(sum(m.format for m in marks), scenes),
-        "described": _fraction(*sums["described"]),
-        "verified": _fraction(*verified),
-        "verified_by": {name: _fraction(*sums[name]) for name in ("size", "mark")},
+        **_fractions(marks),
+        "described": _fraction(*_sum(marks, "described")),
+        "verified_by": {name: _fraction(*_sum(marks, name)) for name in ("size", "mark")},
         "steps": float(np.mean([steps for _, steps in responses])),
-        "by_kind": {kind: _fraction(sum(v), len(v)) for kind, v in sorted(answers.items())},
+        "by_kind": {kind: _fractions(of_kind) for kind, of_kind in sorted(by_kind.items())},
         "chance": {
             "answer": _fraction(commonest, scenes),
-            "verified": float(np.mean(list(CHANCE.values()))),
-            "verified_by": CHANCE,
+            "verified": float(np.mean(list(CHANCE.values()))) if true_picture else None,
+            "verified_by": CHANCE if true_picture else dict.fromkeys(CHANCE),
         },
     }
+
+
+def _fractions(marks: list[Marks]) -> dict[str, float | None]:
+    sizes, mark = _sum(marks, "size"), _sum(marks, "mark")
+    return {
+        "answer": _fraction(sum(m.answer for m in marks), len(marks)),
+        "format": _fraction(sum(m.format for m in marks), len(marks)),
+        "verified": _fraction(sizes[0] + mark[0], sizes[1] + mark[1]),
+    }
+
+
+def _sum(marks: list[Marks], name: str) -> tuple[int, int]:
+    pairs = [getattr(m, name) for m in marks]
+    return sum(right for right, _ in pairs), sum(total for _, total in pairs)
 
 
 def _fraction(right: int, total: int) -> float | None:

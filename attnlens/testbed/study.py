@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from attnlens.errors import InputError
 from attnlens.measures import decay, refocus, visual_share
+from attnlens.measures.inputs import owned_token
 from attnlens.measures.statistics import bootstrap_mean
 from attnlens.progress import progress
 from attnlens.recording.run import run
@@ -27,7 +29,9 @@ SECTIONS = ("description", "reasoning", "verification", "conclusion")
 DEFINITIONS = ("look-back", "mass")
 
 
-def study(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -> dict[str, Any]:
+def study(
+    vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back", steps: int | None = None
+) -> dict[str, Any]:
     """Compare attention with the truth over held-out scenes.
 
     Parameters
@@ -40,6 +44,8 @@ def study(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -> dict[s
         Which ones.
     mode
         ``cot``, ``back`` or ``reflection`` (nothing is inserted).
+    steps
+        Ask chains of so many steps, for long reasoning; questions of all kinds when not given.
 
     Returns
     -------
@@ -47,15 +53,25 @@ def study(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -> dict[s
         ``sections``, ``decay``, ``refocus``: from recorded greedy generations
         (``recorded_shares``); ``looking``, ``pointing``, ``hiding``: from passes over the true
         answers (see the functions of those names).
+
+    Raises
+    ------
+    InputError
+        If the mode has no description, or the number of scenes or steps is out of range.
     """
-    samples = [held_out_sample(seed, i, mode) for i in range(scenes)]
+    if mode not in ("cot", "back", "reflection") or scenes < 2:
+        raise InputError(
+            f"a study of {scenes} scenes in mode {mode!r}: "
+            "give at least 2, in 'cot', 'back' or 'reflection'"
+        )
+    samples = [held_out_sample(seed, i, mode, steps=steps) for i in range(scenes)]
     passes = [forced_pass(vlm, s) for s in progress(samples, description=f"forcing {mode}")]
     table = {
         "mode": mode,
         "scenes": scenes,
         "seed": seed,
         **recorded_shares(vlm, samples),
-        "looking": looking(passes),
+        "looking": {section: looking(passes, section) for section in ("all", *SECTIONS)},
         "pointing": {
             section: pointing(passes, section) for section in ("description", "verification")
         },
@@ -72,7 +88,8 @@ def recorded_shares(vlm: VLM, samples: list[Sample]) -> dict[str, Any]:
     -------
     dict
         ``sections``: by definition and section, the mean over scenes of the mean visual share over
-        the steps that predict the section's tokens, with a 95% bootstrap interval over scenes.
+        the section's steps, with a 95% bootstrap interval over scenes. A step belongs to the
+        section of its query token or of its predicted token, as the definition has it.
         ``decay``: within the first ``<think>`` (not in mode ``reflection``). ``refocus``: rise
         inside the first verification.
         ``responses_true``: how many responses are the true answer, word for word; the others are
@@ -82,7 +99,7 @@ def recorded_shares(vlm: VLM, samples: list[Sample]) -> dict[str, Any]:
     for sample in progress(samples, description="recording"):
         prompt = vlm.prompt(picture(sample), sample.question.text, sample.mode)
         trace = run(vlm, prompt, len(sample.answer))
-        if "".join(trace.tokens).startswith(sample.answer):
+        if trace.text == sample.answer:
             traces.append(trace)
             kept.append(sample)
     result: dict[str, Any] = {"responses_true": len(kept), "sections": {}}
@@ -114,19 +131,32 @@ def _by_section(trace: Trace, sample: Sample, definition: str) -> dict[str, floa
     share = visual_share(trace, definition)
     sections = [t.section for t in token_truth(sample, trace.tokens)]
     found: dict[str, list[float]] = defaultdict(list)
-    for step, value in zip(share["step"].values.tolist(), share.values.tolist(), strict=True):
-        if step < len(sections) and np.isfinite(value):
-            found[sections[step]].append(value)
+    tokens = owned_token(share["step"].values, share.attrs["step_owner"]).tolist()
+    for token, value in zip(tokens, share.values.tolist(), strict=True):
+        if 0 <= token < len(sections) and np.isfinite(value):
+            found[sections[token]].append(value)
     return {name: float(np.mean(v)) for name, v in found.items()}
 
 
-def _with_interval(values: list[float]) -> dict[str, float]:
+def _with_interval(values: list[float]) -> dict[str, float | None]:
+    if len(values) < 2:
+        return {"mean": float(np.mean(values)) if values else None, "low": None, "high": None}
     low, high = bootstrap_mean(np.array(values), confidence=0.95, resamples=9999, seed=0)
     return {"mean": float(np.mean(values)), "low": low, "high": high}
 
 
-def looking(passes: list[Forced]) -> dict[str, Any]:
+def looking(passes: list[Forced], section: str = "all") -> dict[str, Any] | None:
     """Compare visual mass at tokens that must be looked up with that at told ones.
+
+    Over the whole answer the two differ by where they stand, too: early tokens have fewer keys to
+    share with. Inside one section that is not so.
+
+    Parameters
+    ----------
+    passes
+        Passes over true answers.
+    section
+        Use only the tokens of this section; ``all`` uses every one.
 
     Returns
     -------
@@ -134,15 +164,20 @@ def looking(passes: list[Forced]) -> dict[str, Any]:
         ``must_look``, ``told``: mass on visual tokens, mean over layers, heads and steps, then over
         scenes, with 95% bootstrap intervals over scenes. ``auc``: probability that a must-look
         step has more mass than a told one (ties count half), of the mean over layers and heads;
-        ``auc_by_head`` [layer][head]; ``best``: the best layer and head.
+        ``auc_by_head`` [layer][head]; ``best``: the head with the highest (chosen on these very
+        scenes). None where no answer has tokens of both sorts there.
     """
     from scipy.stats import rankdata
 
-    must = [np.array([t.must_look for t in p.truth]) for p in passes]
+    kept = [np.array([section in ("all", t.section) for t in p.truth]) for p in passes]
+    must = [np.array([t.must_look for t in p.truth])[k] for p, k in zip(passes, kept, strict=True)]
+    mass = [p.mass[k] for p, k in zip(passes, kept, strict=True)]
     both = [i for i, m in enumerate(must) if m.any() and not m.all()]
-    mean = [passes[i].mass.mean((1, 2)) for i in both]
+    if not both:
+        return None
+    mean = [mass[i].mean((1, 2)) for i in both]
     labels = np.concatenate([must[i] for i in both])
-    masses = np.concatenate([passes[i].mass for i in both])
+    masses = np.concatenate([mass[i] for i in both])
 
     def auc(values: np.ndarray) -> float:
         positive, negative = int(labels.sum()), int((~labels).sum())
@@ -181,7 +216,7 @@ def pointing(passes: list[Forced], section: str) -> dict[str, Any]:
     -------
     dict
         ``hit`` [layer][head]: fraction of steps; ``chance``: the mean of 1 / visual tokens;
-        ``best``: layer and head with the highest fraction; ``steps``.
+        ``best``: layer and head with the highest fraction (chosen on these very scenes); ``steps``.
     """
     hits, chances = [], []
     for p in passes:
@@ -228,8 +263,12 @@ def hiding(vlm: VLM, samples: list[Sample]) -> dict[str, Any]:
         both = [*right["size"], *right["mark"]]
         facts = len(both)
         result[name] = {
-            **{kind: float(np.mean(values)) for kind, values in right.items()},
-            "both": float(np.mean(both)),
+            **{kind: _mean(values) for kind, values in right.items()},
+            "both": _mean(both),
         }
     chance = {**CHANCE, "both": float(np.mean(list(CHANCE.values())))}
     return {"facts": facts, "right": result, "chance": chance}
+
+
+def _mean(values: list[bool]) -> float | None:
+    return float(np.mean(values)) if values else None

@@ -20,7 +20,8 @@ from attnlens.testbed.architecture import build_model, build_processor, initiali
 from attnlens.testbed.batches import IGNORED, Batches
 from attnlens.testbed.samples import HELD_OUT
 from attnlens.testbed.tokenizer import corpus, train_tokenizer
-from attnlens.vlm.load import load
+from attnlens.text import one_line
+from attnlens.vlm.load import TESTBED, load
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class Plan:
         Highest learning rate of the matrices: reached after ``warm_up`` steps, kept, and brought
         down to 0 along a straight line in the last ``decay_share`` of the steps. So two plans that
         differ in ``steps`` alone do the same until the shorter one starts to come down.
+    warm_up
+        Steps until the highest learning rate.
+    weight_decay
+        Weight decay of the matrices.
+    corpus_scenes
+        Scenes in the tokenizer's corpus.
     adam_share
         Learning rate of embeddings, norms and biases, in parts of that of the matrices.
     start_sha256
@@ -105,6 +112,7 @@ def train(
     """
     folder = Path(folder).absolute()
     check_writable(folder)
+    check_writable(folder.parent)  # checkpoints stand beside the folder
     if folder.exists() and any(folder.iterdir()) and not (folder / "training.json").is_file():
         raise InputError(
             f"{str(folder)!r} holds something that is no testbed checkpoint: give a new folder"
@@ -125,9 +133,10 @@ def train(
         model = build_model(tokenizer)
         initialise(model)
     else:
-        vlm = load(start, device="cpu", dtype="float32")
+        source = TESTBED if str(start) == "testbed" else Path(start)
+        vlm = load(source, device="cpu", dtype="float32")
         processor, model = vlm.processor, vlm.model
-        digest = hashlib.sha256((Path(start) / "model.safetensors").read_bytes())
+        digest = hashlib.sha256((source / "model.safetensors").read_bytes())
         plan = dataclasses.replace(plan, start_sha256=digest.hexdigest())
     model.train()
     optimisers = build_optimisers(model, plan)
@@ -137,7 +146,7 @@ def train(
         processor, plan.seed, plan.steps, plan.perception_steps, plan.long_every, first
     )
     loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=workers)
-    begun = time.monotonic()
+    begun = time.monotonic() - (log[-1]["seconds"] if log else 0.0)
     bar = progress(loader, total=plan.steps, initial=first, description="training")
     losses, rights, looks = [], 0, 0
     for step, pieces in enumerate(bar, start=first):
@@ -249,7 +258,13 @@ def _resume(path: Path, plan: Plan, model: Any, optimisers: list[Any]) -> tuple[
     """Load a checkpoint where there is one; the step to go on from, and the log so far."""
     if not path.exists():
         return 0, []
-    state = torch.load(path, weights_only=True)
+    try:
+        state = torch.load(path, weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"the checkpoint {str(path)!r} is damaged ({one_line(str(error))[:100]}): "
+            "remove the file to start anew"
+        ) from error
     if json.loads(state["plan"]) != asdict(plan):
         raise InputError(
             f"{str(path)!r} is the checkpoint of another plan ({state['plan']}): "

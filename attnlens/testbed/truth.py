@@ -77,6 +77,8 @@ def token_truth(sample: Sample, tokens: Sequence[str]) -> list[TokenTruth]:
     for start, stop in zip([0, *ends], ends, strict=False):
         if start >= len(answer):
             break
+        if start == stop:  # bytes that wait for the rest of their character
+            continue
         parts = [sample.parts[i] for i in dict.fromkeys(owner[start:stop])]
         index = next((p.speaks_of for p in parts if p.speaks_of is not None), None)
         o = None if index is None else sample.scene.objects[index]
