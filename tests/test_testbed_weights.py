@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import attnlens
+from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.testbed import held_out_sample, mark_response, respond, score
 from attnlens.testbed.batches import IGNORED, Example, collate
@@ -31,6 +36,14 @@ def test_wrong_responses_are_marked_wrong():
     fact = f"{o.name}: {o.size} "
     wrong = mark_response(sample, sample.answer.replace(fact + o.mark, fact + other))
     assert wrong.mark == (count - 1, count)
+    # said twice, rightly and wrongly: not right
+    both = sample.answer.replace(" </back>", f" {fact}{other}. </back>")
+    assert mark_response(sample, both).mark == (count - 1, count)
+    # facts count inside the verification alone, and a tag inside another is no format
+    nested = sample.answer.replace("<think> I", f"<think> <back> {fact}{o.mark} </back> I", 1)
+    assert not mark_response(sample, nested).format
+    swapped = sample.answer.replace("#1 ", "#9 ", 1)
+    assert mark_response(sample, swapped).described == (count - 1, count)
     assert wrong.size == (count, count)
     assert wrong.answer
     assert not mark_response(sample, sample.answer.replace("\\boxed{", "\\boxed{1")).answer
@@ -88,11 +101,15 @@ def test_the_shipped_weights_reach_the_bars_on_a_hundred_scenes(scored):
     assert scored["back"]["steps"] >= 100
 
 
-def test_bfloat16_answers_as_well(testbed, scored):
+def test_bfloat16_answers_as_well(testbed):
+    """On the same scenes; one answer of 30 may differ."""
     vlm = attnlens.load("testbed", device="cpu", dtype="bfloat16")
-    table = score(vlm, 30, seed=5, modes=("back",))["back"]
-    assert table["answer"] >= 0.9
-    assert table["verified"] >= 0.96
+    samples = [held_out_sample(5, i, "back") for i in range(30)]
+    answers = []
+    for model in (testbed, vlm):
+        texts = [text for text, _ in respond(model, samples)]
+        answers.append(sum(mark_response(s, t).answer for s, t in zip(samples, texts, strict=True)))
+    assert abs(answers[0] - answers[1]) <= 1
 
 
 def test_a_copied_image_stands_where_training_put_it(testbed):
@@ -200,7 +217,11 @@ def test_must_look_words_are_told_apart_and_pointed_at(testbed, samples):
     passes = [forced_pass(testbed, sample) for sample in samples]
     table = looking(passes)
     assert table["must_look"]["low"] > table["told"]["high"]
-    assert table["best"]["auc"] > 0.8
+    assert table["auc"] > 0.7
+    # inside the verification, where all tokens stand about equally late, single heads tell
+    inside = looking(passes, "verification")
+    assert inside["best"]["auc"] > 0.65
+    assert looking(passes, "summary") is None
     facts = pointing(passes, "verification")
     assert facts["chance"] < 0.03
     assert facts["best"]["hit"] > 0.8
@@ -232,3 +253,93 @@ def test_the_shipped_checkpoint_is_a_plain_hub_folder(testbed):
     assert len(testbed.model.config.vision_config.fullatt_block_indexes) == 1
     plan = json.loads((TESTBED / "training.json").read_text())["plan"]
     assert plan["start_sha256"] == ""  # one run, from nothing
+
+
+def test_the_table_of_scores_says_what_chance_is(testbed):
+    table = score(testbed, 12, seed=9, modes=("back",), kind="attribute")["back"]
+    asked = [held_out_sample(9, i, "back", kind="attribute").question for i in range(12)]
+    by_asked = [[q.answer for q in asked if q.asked == name] for name in ("size", "mark")]
+    commonest = sum(max(map(v.count, v)) for v in by_asked if v) + sum(
+        q.kind == "existence" for q in asked
+    )
+    assert table["chance"]["answer"] == pytest.approx(commonest / 12)
+    assert table["by_kind"]["attribute"]["answer"] is not None
+    blank = score(testbed, 6, seed=9, modes=("back",), image="blank")["back"]
+    assert blank["chance"]["verified"] is None
+    assert blank["described"] < 0.2
+    with pytest.raises(InputError, match="0 scenes"):
+        score(testbed, 0)
+
+
+def test_the_commands_write_their_tables(tmp_path, capsys):
+    out = tmp_path / "score.json"
+    command = ["testbed", "score", "--scenes", "2", "--modes", "cot", "--json", str(out)]
+    assert main([*command, "--steps", "2"]) == 0
+    record = json.loads(out.read_text())
+    assert record["steps"] == 2
+    assert record["modes"]["cot"]["scenes"] == 2
+    assert set(record["modes"]["cot"]["by_kind"]) == {"chain"}
+    assert "chain" in capsys.readouterr().out
+    out = tmp_path / "study.json"
+    assert main(["testbed", "study", "--scenes", "2", "--modes", "back", "--json", str(out)]) == 0
+    table = json.loads(out.read_text())["modes"]["back"]
+    assert {"sections", "looking", "pointing", "hiding"} <= set(table)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score", "--steps", "0"], "0 steps"),
+        (["score", "--kind", "nonsense"], "'nonsense'"),
+        (["score", "--json", ""], "cannot write"),
+        (["score", "--json", "{folder}"], "cannot write"),
+        (["score", "--seed", "-1"], "seed -1"),
+        (["study", "--json", "{folder}"], "cannot write"),
+        (["study", "--json", "x.json", "--scenes", "1"], "--scenes 1"),
+        (["study", "--json", "x.json", "--steps", "99"], "99 steps"),
+    ],
+)
+def test_bad_options_are_refused_before_a_model_is_loaded(
+    arguments, message, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("attnlens.vlm.load.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["testbed", *(a.format(folder=tmp_path) for a in arguments)]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_loading_and_answering_need_no_network(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    vlm = attnlens.load("testbed")
+    sample = held_out_sample(0, 0, "normal")
+    assert respond(vlm, [sample], max_new_tokens=3)[0][1] <= 3
+
+
+def test_demo_images_are_what_their_list_says(testbed):
+    root = Path(__file__).parent.parent / "demo_images"
+    rows = re.findall(
+        r"\| \[(scene_(\d+)\.png)\]\(\1\) \| `(\w+)` \| (.+?) \| (\w+) \| (\w+)(?: \((\w+)=(\d)\))?"
+        r" \| (\d+) x (\d+) \| (\d+) \|",
+        (root / "questions.md").read_text(),
+    )
+    assert len(rows) == len(list(root.glob("*.png"))) >= 6
+    for name, n, mode, question, answer, kind, option, value, rows_, columns, objects in rows:
+        more = {"looks": 1} if mode == "back" else {}
+        more |= {option: int(value)} if option else {}
+        sample = held_out_sample(
+            2026,
+            int(n) - 1,
+            mode,
+            kind=kind,
+            objects=int(objects),
+            grid=(int(rows_), int(columns)),
+            **more,
+        )
+        assert sample.question.text == question
+        assert sample.question.answer == answer
+        shown = np.asarray(Image.open(root / name))
+        assert np.array_equal(shown, np.asarray(sample.scene.draw()))
