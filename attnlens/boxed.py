@@ -2,7 +2,52 @@ r"""The final answer of a response, as ``\boxed{...}`` holds it."""
 
 from __future__ import annotations
 
-OPENING = "\\boxed{"
+import re
+from typing import NamedTuple
+
+_OPENING = re.compile(r"\\boxed\s*\{")
+
+
+class Boxed(NamedTuple):
+    r"""A ``\boxed{...}`` in a text.
+
+    Attributes
+    ----------
+    start, stop
+        Half-open span of its characters; one that is not closed reaches to the end of the text.
+    inside
+        Where its content begins.
+    closed
+        Whether its closing brace is there.
+    """
+
+    start: int
+    inside: int
+    stop: int
+    closed: bool
+
+
+def boxed_spans(text: str) -> list[Boxed]:
+    r"""Find every ``\boxed{...}``, inner braces counted; space before the brace is allowed.
+
+    Parameters
+    ----------
+    text
+        A response.
+
+    Returns
+    -------
+    list of Boxed
+        In order of their start. One inside another is listed after it.
+    """
+    spans = []
+    for opening in _OPENING.finditer(text):
+        depth, at = 1, opening.end()
+        while at < len(text) and depth:
+            depth += {"{": 1, "}": -1}.get(text[at], 0)
+            at += 1
+        spans.append(Boxed(opening.start(), opening.end(), at, depth == 0))
+    return spans
 
 
 def boxed_answer(text: str) -> str | None:
@@ -18,13 +63,5 @@ def boxed_answer(text: str) -> str | None:
     str or None
         With inner braces kept and outer spaces removed; None where there is no closed one.
     """
-    start = text.rfind(OPENING)
-    while start >= 0:
-        begin = start + len(OPENING)
-        depth = 1
-        for at in range(begin, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
-            if depth == 0:
-                return text[begin:at].strip()
-        start = text.rfind(OPENING, 0, start)
-    return None
+    closed = [box for box in boxed_spans(text) if box.closed]
+    return text[closed[-1].inside : closed[-1].stop - 1].strip() if closed else None

@@ -122,6 +122,45 @@ def test_a_broken_picture_does_not_lose_the_generation(tmp_path, scene, monkeypa
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["scene"]
 
 
+def test_an_answer_of_one_token_is_kept(tmp_path, scene, monkeypatch, capsys):
+    """Under look-back it has no step to draw, and under mass it has one."""
+    from attnlens.reports import trend as report
+
+    def one_token(vlm, prompt, settings, show):
+        return attnlens.run(vlm, prompt, 1)
+
+    monkeypatch.setattr(report, "_generate", one_token)
+    assert trend(image=scene, folder=tmp_path / "none") == 0
+    captured = capsys.readouterr()
+    written = {p.name for p in (tmp_path / "none" / "scene").iterdir()}
+    assert written == {"back_trace.zarr", "summary.json"}
+    assert captured.err.count("\n") == 1
+    assert "left out back_step_attention, " in captured.err
+    assert "'look-back' has no step" in captured.err
+    assert "written to" in captured.out
+    assert trend("--definition", "mass", image=scene, folder=tmp_path / "one") == 0
+    written = {p.name for p in (tmp_path / "one" / "scene").iterdir()}
+    assert written == PICTURES | {"back_trace.zarr", "summary.json"}
+    assert capsys.readouterr().err == ""
+
+
+def test_checking_many_images_shows_how_far_it_is(scene, monkeypatch):
+    from attnlens.reports import jobs
+
+    bars = []
+
+    def bar(items, *, description):
+        bars.append((list(items), description))
+        return items
+
+    monkeypatch.setattr(jobs, "progress", bar)
+    many = [jobs.Job(str(scene), "How many?", line=n) for n in (1, 2, 3)]
+    assert jobs.check_jobs(many) == (many, 0)
+    assert bars == [(many, "images")]
+    assert jobs.check_jobs([jobs.Job(str(scene), "How many?")])[1] == 0
+    assert len(bars) == 1
+
+
 def _text_named_png(folder: Path) -> Path:
     path = folder / "text.png"
     path.write_text("this is no picture")

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import pickle
 import shutil
+import types
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from conftest import picture
-from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 import attnlens
 from attnlens.errors import InputError
@@ -117,6 +125,48 @@ def test_the_processor_loads_without_torchvision(tiny, checkpoint, monkeypatch):
     assert isinstance(vlm.processor, ImageTextProcessor)
     assert processor.chat_template == tiny.processor.chat_template
     assert processor.image_token_id == tiny.model.config.image_token_id
+
+
+class Stock:
+    """Stands for the stock processor, which needs torchvision to be imported."""
+
+    def __init__(self, folder, chat_template, options) -> None:
+        self.folder, self.options = folder, options
+        self.chat_template = chat_template
+        self.tokenizer = types.SimpleNamespace(chat_template="of the tokenizer")
+
+
+@pytest.mark.parametrize(("template", "used"), [("own", "own"), (None, "of the tokenizer")])
+def test_the_stock_processor_is_used_with_torchvision(monkeypatch, template, used):
+    stock = types.SimpleNamespace(
+        from_pretrained=lambda folder, **options: Stock(folder, template, options)
+    )
+    monkeypatch.setattr(transformers, "Qwen2_5_VLProcessor", stock)
+    monkeypatch.setattr(processors, "is_torchvision_available", lambda: True)
+    processor = load_processor("owner/model", revision="main")
+    assert type(processor) is Stock
+    assert (processor.folder, processor.options) == ("owner/model", {"revision": "main"})
+    assert processor.chat_template == used
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, TypeError])
+def test_ours_is_used_where_the_stock_one_finds_no_settings_for_videos(
+    tiny, checkpoint, monkeypatch, error
+):
+    asked = []
+
+    def fail(folder, **_):
+        asked.append(folder)
+        raise error("Can't load video processor: there is no video_preprocessor_config.json")
+
+    monkeypatch.setattr(
+        transformers, "Qwen2_5_VLProcessor", types.SimpleNamespace(from_pretrained=fail)
+    )
+    monkeypatch.setattr(processors, "is_torchvision_available", lambda: True)
+    processor = load_processor(checkpoint)
+    assert asked == [checkpoint]
+    assert isinstance(processor, ImageTextProcessor)
+    assert processor.chat_template == tiny.processor.chat_template
 
 
 @pytest.mark.parametrize("template", ["chat_template.json", "chat_template.jinja"])
@@ -236,6 +286,44 @@ def test_weights_that_are_not_all_there(tiny, folder):
     config["text_config"].pop("layer_types", None)
     (folder / "config.json").write_text(json.dumps(config))
     refuse(folder, "12 of its weights are missing, such as model.language_model.layers.3")
+
+
+@pytest.fixture
+def loaded(tiny, monkeypatch):
+    """Make transformers report what a checkpoint lacks and what nothing asked for."""
+
+    def stub(missing, unexpected, quantised):
+        model = copy.deepcopy(tiny.model)
+        if quantised:
+            model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+        report = {"missing_keys": set(missing), "unexpected_keys": set(unexpected)}
+        monkeypatch.setattr(
+            Qwen2_5_VLForConditionalGeneration,
+            "from_pretrained",
+            classmethod(lambda *_, **__: (model, report)),
+        )
+
+    return stub
+
+
+LAYER = "model.language_model.layers.0.self_attn."
+
+
+def test_a_quantised_checkpoint_stores_weights_under_other_names(checkpoint, loaded):
+    packed = [LAYER + "q_proj.qweight", LAYER + "q_proj.scales"]
+    loaded([LAYER + "q_proj.weight"], packed, quantised=True)
+    assert attnlens.load(checkpoint, device="cpu").model.config.quantization_config
+    # the packed weight is the layer's own, and what its form leaves open is not in the file
+    loaded([LAYER + "o_proj.weight_scale"], [], quantised=True)
+    attnlens.load(checkpoint, device="cpu")
+    loaded([LAYER + "q_proj.weight"], packed, quantised=False)
+    refuse(checkpoint, "1 of its weights are missing", device="cpu")
+
+
+def test_a_quantised_checkpoint_that_lacks_a_layer(checkpoint, loaded):
+    # the bias of q_proj is there, and says nothing of the weight
+    loaded([LAYER + "q_proj.weight"], [LAYER + "k_proj.qweight"], quantised=True)
+    refuse(checkpoint, r"1 of its weights are missing, such as .*q_proj\.weight", device="cpu")
 
 
 def test_devices_that_are_not_there(checkpoint):

@@ -131,6 +131,35 @@ def test_chunks_and_groups_equal_a_plain_softmax(seed, rows, chunk):
                 np.testing.assert_allclose(got[b, r, h].numpy(), np.array(want, float), atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [1, 130, 10**6])
+@pytest.mark.parametrize("visual", [[[4, 5, 6], [4, 5, 6]], [[4, 6, 7], [5, 6, -1]]])
+def test_visual_weights_of_the_rows_that_are_wanted(monkeypatch, chunk, visual):
+    monkeypatch.setattr(mass_module, "CHUNK_ELEMENTS", chunk)
+    queries, keys = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 9, 8)
+    columns = torch.zeros(2, 9, dtype=torch.int64)
+    positions = torch.arange(2, 9)
+    want = attention_rows(queries, keys, positions, 0.3).mean(1)
+    for without in (0, 3, 7):
+        got = attention_mass(
+            queries,
+            keys,
+            columns,
+            1,
+            positions,
+            0.3,
+            visual=torch.tensor(visual),
+            want_visual=True,
+            without_visual=without,
+        )
+        assert got.by_column.shape == (2, 7, 4, 1)
+        assert got.visual_weight.shape == (2, 7 - without, 3)
+        for b, row in enumerate(visual):
+            for v, slot in enumerate(row):
+                expected = want[b, without:, slot] if slot >= 0 else torch.zeros(7 - without)
+                np.testing.assert_allclose(got.visual_weight[b, :, v], expected, atol=1e-6)
+        np.testing.assert_array_equal(got.visual_nonzero, (got.visual_weight > 0).sum(-1))
+
+
 def test_rows_do_not_see_what_comes_after_them():
     queries, keys = torch.randn(1, 2, 3, 8), torch.randn(1, 1, 6, 8)
     rows = attention_rows(queries, keys, torch.tensor([0, 2, 5]), 1.0)
@@ -161,8 +190,11 @@ def visual_log_odds(trace):
     return np.log(share) - np.log1p(-share)
 
 
-def with_mask(tiny, prompt, layer, change):
-    """Record while one layer's attention mask is replaced by ``change(queries, keys)``."""
+def with_mask(tiny, prompt, layer, change, run=None):
+    """Record while one layer's attention mask is replaced by ``change(queries, keys)``.
+
+    What is recorded is ``run()``, or else a generation of 36 tokens.
+    """
     attention = tiny.model.model.language_model.layers[layer].self_attn
 
     def hook(_module, args, options):
@@ -173,10 +205,13 @@ def with_mask(tiny, prompt, layer, change):
 
     handle = attention.register_forward_pre_hook(hook, with_kwargs=True)
     try:
-        with attnlens.record(tiny, prompt) as recorder:
-            tiny.model.generate(
-                **prompt.inputs, max_new_tokens=36, min_new_tokens=36, do_sample=False
-            )
+        with attnlens.record(tiny, prompt) as recorder, torch.no_grad():
+            if run is None:
+                tiny.model.generate(
+                    **prompt.inputs, max_new_tokens=36, min_new_tokens=36, do_sample=False
+                )
+            else:
+                run()
     finally:
         handle.remove()
     return recorder.trace
@@ -204,6 +239,37 @@ def test_a_planted_bias_moves_the_log_odds_by_itself(tiny, prompt, layer, bias):
     moved = visual_log_odds(planted)[0, layer] - visual_log_odds(plain)[0, layer]
     np.testing.assert_allclose(moved, bias, atol=1e-3)
     assert planted.tokens != plain.tokens or abs(bias) < 1
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_a_planted_bias_moves_the_log_odds_at_every_step(tiny, prompt, layer):
+    """Teacher-forced: a layer's queries and keys do not depend on its own bias."""
+    delta = 1.3
+    visual = torch.from_numpy(prompt.segments == "visual")
+    tokens = [300 + 7 * (i % 11) for i in range(40)]  # more than one flush
+
+    def plant(amount):
+        def change(count, keys):
+            hidden = torch.arange(keys)[None, :] > torch.arange(keys - count, keys)[:, None]
+            added = torch.zeros(count, keys).masked_fill(hidden, -torch.inf)
+            added[:, : len(visual)] += amount * visual
+            return added[None, None]
+
+        def run():
+            output = tiny.model(**prompt.inputs, use_cache=True)
+            for token in tokens:
+                output = tiny.model(
+                    input_ids=torch.tensor([[token]]), past_key_values=output.past_key_values
+                )
+
+        return visual_log_odds(with_mask(tiny, prompt, layer, change, run))
+
+    moved = plant(delta) - plant(0.0)
+    assert len(moved) == 41
+    np.testing.assert_allclose(moved[:, layer], delta, atol=1e-3)
+    np.testing.assert_allclose(moved[:, :layer], 0, atol=1e-3)
+    # and the model felt it: what lies above has moved otherwise
+    assert (np.abs(moved[:, layer + 1 :]).max(axis=(0, 2)) > 0.01).all()
 
 
 def test_hidden_keys_have_no_mass(tiny, prompt):

@@ -75,6 +75,12 @@ def test_a_wider_level_gives_a_wider_interval():
     assert wide.slope == narrow.slope
 
 
+@pytest.mark.parametrize("confidence", [0.05, 0.49, 1, 1.5, 0, -0.95, float("nan")])
+def test_levels_that_are_none_or_that_scipy_would_turn_round(confidence):
+    with pytest.raises(InputError, match=f"Confidence {confidence}"):
+        decay(exact_dataset(np.linspace(0.6, 0.3, 9)), confidence=confidence)
+
+
 def test_interval_of_the_half_life_follows_from_that_of_the_slope():
     noise = np.exp(0.02 * np.random.default_rng(3).normal(size=60))
     result = decay(exact_dataset(0.6 * 0.5 ** (np.arange(60) / 20) * noise))

@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ElementTree
 import matplotlib as mpl
 import numpy as np
 import pytest
+import seaborn
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -169,7 +170,7 @@ def test_a_definition_without_text_curves_gives_one_curve(trace, definition):
 def test_colours_and_line_styles_differ(trace):
     (axes,) = plots.trend(trace).axes
     lines = [line for line in axes.get_lines() if not line.get_label().startswith("_")]
-    assert [line.get_color() for line in lines] == ["#0072B2", "#E69F00", "#009E73"]
+    assert [line.get_color() for line in lines] == seaborn.color_palette("colorblind").as_hex()[:3]
     assert len({str(line._unscaled_dash_pattern) for line in lines}) == 3
 
 
@@ -179,6 +180,31 @@ def test_caption_states_formula_and_source(trace):
         words = " ".join(texts_of(figure).split())
         assert attrs["formula"] in words
         assert attrs["source"] in words
+
+
+@pytest.mark.parametrize(
+    ("definition", "reduction"),
+    [
+        ("mass", "keys, per layer and head; then mean over heads and layers."),
+        ("look-back", "heads averaged first; then mean over layers."),
+        ("reflection-v", "keys with weight; then mean over layers."),
+    ],
+)
+def test_caption_states_the_reduction(trace, definition, reduction):
+    assert reduction in " ".join(texts_of(plots.trend(trace, definition)).split())
+    # the panels of heat maps name what each of them shows
+    assert "then mean" not in " ".join(texts_of(plots.layers(trace, definition)).split())
+
+
+def test_the_axis_of_mean_weight_is_a_weight_per_token(trace):
+    (axes,) = plots.trend(trace, "mean-weight").axes
+    label = axes.get_ylabel().replace("\n", " ")
+    assert label == "mean attention weight per visual, query or generated token"
+    bars = [axes for axes in plots.layers(trace, "mean-weight").axes if axes.get_label()]
+    assert len(bars) == 2
+    for bar in bars:
+        label = bar.get_ylabel().replace("\n", " ")
+        assert label == "mean attention weight per visual token"
 
 
 @pytest.mark.parametrize(("definition", "shift"), [("look-back", 1), ("mass", 0)])
@@ -359,18 +385,37 @@ def test_readable_text_is_always_harmless(token):
     assert readable.__wrapped__(token) == shown
 
 
+def cells_of(axes):
+    """Return the cells of a heat map."""
+    (cells,) = axes.collections
+    return cells
+
+
+def corners_of(axes) -> tuple[float, ...]:
+    """Where the cells of a heat map lie (left, right, bottom, top), within the axes' limits."""
+    cells = cells_of(axes)
+    places = (cells.get_transform() - axes.transData).transform(
+        np.asarray(cells.get_coordinates()).reshape(-1, 2)
+    )
+    corners = (*np.sort(places[[0, -1], 0]), *np.sort(places[[0, -1], 1]))
+    np.testing.assert_allclose(corners, (*axes.get_xlim(), *axes.get_ylim()))
+    return tuple(np.round(corners, 9).tolist())
+
+
 def test_layers_holds_the_measure(trace):
     figure = plots.layers(trace, "mass")
     top, bottom = (axes for axes in figure.axes if axes.get_label() != "<colorbar>")
     full = visual_share(trace, "mass", reduction="none")
-    np.testing.assert_allclose(top.images[0].get_array(), full.mean("head").T, rtol=1e-12)
-    np.testing.assert_allclose(bottom.images[0].get_array(), full.mean("layer").T, rtol=1e-12)
+    np.testing.assert_allclose(cells_of(top).get_array(), full.mean("head").T, rtol=1e-12)
+    np.testing.assert_allclose(cells_of(bottom).get_array(), full.mean("layer").T, rtol=1e-12)
     # Lines are named by the model's layer indices 0, 2 and 5, from the bottom up.
     with style():
         figure.draw_without_rendering()
     names = {label.get_position()[1]: label.get_text() for label in top.get_yticklabels()}
     assert [names[line] for line in (0, 1, 2)] == ["0", "2", "5"]
-    assert tuple(top.images[0].get_extent()) == (-0.5, 119.5, -0.5, 2.5)
+    assert corners_of(top) == (-0.5, 119.5, -0.5, 2.5)
+    # step 0, which look-back leaves out, is left out of the axis
+    assert corners_of(plots.layers(trace, "look-back").axes[0]) == (0.5, 119.5, -0.5, 2.5)
     bars = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
     assert all("fraction of attention mass" in bar.get_ylabel().replace("\n", " ") for bar in bars)
 
@@ -378,7 +423,7 @@ def test_layers_holds_the_measure(trace):
 def test_layers_of_one_layer(trace):
     bottom = plots.layers(trace, "no-sink", layer=5).axes[1]
     expected = visual_share(trace, "no-sink", reduction="none").sel(layer=5).T
-    np.testing.assert_array_equal(bottom.images[0].get_array(), expected)
+    np.testing.assert_array_equal(cells_of(bottom).get_array(), expected)
     assert "layer 5" in bottom.get_ylabel()
 
 
@@ -589,6 +634,24 @@ def test_notebooks_get_a_picture(trace):
     assert plots.trend(trace)._repr_png_().startswith(b"\x89PNG")
 
 
-def test_pyplot_is_never_imported():
-    code = "import sys, attnlens.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+def test_seaborn_and_pyplot_are_imported_with_the_first_figure():
+    code = (
+        "import sys, attnlens.plots; sys.exit(bool({'matplotlib.pyplot', 'seaborn'} "
+        "& set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_figures_stay_outside_pyplot(trace):
+    """And the parameters that seaborn keeps for its reset_orig() are the user's."""
+    plots.layers(trace)
+    from matplotlib import pyplot
+
+    assert pyplot.get_fignums() == []
+    code = (
+        "import matplotlib as mpl; mpl.rcParams['font.size'] = 31\n"
+        "from attnlens.plots.style import style\n"
+        "with style():\n    import seaborn\n"
+        "seaborn.reset_orig(); assert mpl.rcParams['font.size'] == 31"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -310,6 +310,33 @@ TAGS = {
 }
 
 
+def deep_grey(mode: str) -> Image.Image:
+    """Grey that rises from black to white in 16-bit steps, from left to right."""
+    values = np.tile(np.arange(256) * 257, (112, 1))
+    if mode == "I":
+        return Image.fromarray(values.astype(np.int32))
+    order = ">u2" if mode.endswith("B") else "<u2"
+    return Image.frombytes(mode, (256, 112), values.astype(order).tobytes())
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_greys_of_16_bits_keep_their_gradient(mode):
+    image = deep_grey(mode)
+    assert image.mode == mode
+    expected = np.repeat(np.tile(np.arange(256), (112, 1))[..., None], 3, axis=2)
+    np.testing.assert_array_equal(np.asarray(open_image(image)[0]), expected)
+
+
+def test_a_png_of_16_bits(tmp_path):
+    deep_grey("I;16").save(tmp_path / "deep.png")
+    opened, _ = open_image(tmp_path / "deep.png")
+    assert Image.open(tmp_path / "deep.png").mode == "I;16"
+    assert np.asarray(opened)[0, :, 0].tolist() == list(range(256))
+    image = deep_grey("I;16")
+    image.info["transparency"] = 3 * 257
+    assert np.asarray(open_image(image)[0])[0, :5, 0].tolist() == [0, 1, 2, 255, 4]
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_each_mode_asks_for_its_tags(tiny, mode):
     prompt = tiny.prompt(picture(), f"  {QUESTION}\n", mode)

@@ -10,6 +10,9 @@ import torch
 from conftest import picture
 
 import attnlens
+from attnlens.recording import mass as mass_module
+from attnlens.recording import recorder as recorder_module
+from attnlens.recording.mass import attention_mass
 from attnlens.segments import SEGMENTS
 
 NEW = 40  # more than one flush
@@ -157,6 +160,34 @@ def test_prompt_rows(tiny, several, rows):
         keys = np.flatnonzero(several.segments == name)
         want = weights[:, :, slots][..., keys].sum(-1).transpose(2, 0, 1)
         np.testing.assert_allclose(data["prompt_mass"].values[..., s], want, atol=1e-5)
+
+
+def test_prompt_rows_keep_no_visual_map(tiny, several, monkeypatch):
+    """And they are cut into pieces once, whether the pass has a mask or not."""
+    with attnlens.record(tiny, several, visual_map=True) as plain:
+        generate(tiny, several)
+    whole = plain.trace.data
+    calls = []
+
+    def counted(*args, **options):
+        calls.append(args[0].shape[2])
+        return attention_mass(*args, **options)
+
+    monkeypatch.setattr(recorder_module, "attention_mass", counted)
+    monkeypatch.setattr(mass_module, "CHUNK_ELEMENTS", 5000)
+    for implementation in ("sdpa", "eager"):
+        vlm = attnlens.VLM(copy.deepcopy(tiny.model), tiny.processor, "tiny", tiny.family)
+        vlm.model.set_attn_implementation(implementation)
+        calls.clear()
+        with attnlens.record(vlm, several, visual_map=True, prompt_rows="all") as recorder:
+            sequences = generate(vlm, several)
+        check(vlm, several, recorder.trace, sequences)
+        assert calls[:3] == [len(several.segments)] * 3  # one call for each layer's prompt rows
+        for rows in recorder._recorder.rows().values():
+            assert len(rows.positions) == len(several.segments) - 1 + NEW
+            assert rows.visual_weight.shape[1] == rows.visual_nonzero.shape[1] == NEW
+        for name in ("visual_map", "visual_nonzero"):
+            np.testing.assert_allclose(recorder.trace.data[name], whole[name], atol=1e-5)
 
 
 def test_prompt_rows_of_a_padded_batch(tiny, one, several):

@@ -213,6 +213,19 @@ def test_writing_that_fails_leaves_the_old_trace(tmp_path, monkeypatch, error):
     assert contents(path) == before
 
 
+@pytest.mark.parametrize(
+    "value", [{1, 2}, object(), np.int64(3), [np.zeros(2)], {"a": {(1, 2): 3}}, b"x"]
+)
+def test_attributes_that_json_cannot_hold(tmp_path, value):
+    trace = attnlens.Trace(dataset())
+    trace.attrs["plain"] = [1, "two"]
+    trace.attrs["odd one"] = value
+    with pytest.raises(attnlens.InputError, match="the attribute 'odd one'") as refused:
+        trace.save(tmp_path / "run.zarr")
+    assert len(str(refused.value).splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_trace_is_replaced_only_when_asked(tmp_path):
     path = tmp_path / "run.zarr"
     old, new = attnlens.Trace(dataset()), attnlens.Trace(dataset(seed=1))

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import re
 import subprocess
 import sys
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attnlens.benchmark.model import Shape
+
+WARM_UP = (4, 2)
+"""Visual and new tokens of the generation that loads code and libraries before measuring."""
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
 
 
-def peak_memory(size: str, device: str, visual: int, new: int, way: str) -> dict[str, float]:
+def peak_memory(shape: Shape, device: str, visual: int, new: int, way: str) -> dict[str, float]:
     """Run one way in a new process and return its peak memory.
+
+    Building the model and a short generation come first and do not count, so that what is measured
+    is the generation itself.
 
     Parameters
     ----------
-    size, device, visual, new
+    shape
+        Shape of the model.
+    device, visual, new
         As in ``attnlens.benchmark.recording.compare``.
     way
         ``plain``, ``recorded`` or ``eager``.
@@ -21,10 +40,17 @@ def peak_memory(size: str, device: str, visual: int, new: int, way: str) -> dict
     Returns
     -------
     dict
-        ``peak_mib``: the highest resident memory of the process on a CPU, or the highest allocated
-        memory on a GPU, weights included; ``base_mib``: the same before generation.
+        ``peak_mib``: the highest resident memory of the process during generation on a CPU, or the
+        highest allocated memory on a GPU, weights included; ``base_mib``: what was held right
+        before it; ``rise_mib``: the difference. Where the system does not let a process reset its
+        peak, ``peak_mib`` is that of the whole run.
+
+    Raises
+    ------
+    RuntimeError
+        If the process fails.
     """
-    arguments = json.dumps([size, device, visual, new, way])
+    arguments = json.dumps([asdict(shape), device, visual, new, way])
     finished = subprocess.run(
         [sys.executable, "-m", "attnlens.benchmark.memory", arguments],
         capture_output=True,
@@ -36,29 +62,68 @@ def peak_memory(size: str, device: str, visual: int, new: int, way: str) -> dict
     return json.loads(finished.stdout.strip().splitlines()[-1])
 
 
-def _peak_mib(device: str) -> float:
+def reset_peak(device: str) -> float:
+    """Forget the highest memory so far, and return what is held now, in MiB.
+
+    On a CPU under Linux the kernel's high-water mark is reset; elsewhere nothing is, and the
+    highest so far is returned.
+    """
+    gc.collect()
     if device.startswith("cuda"):
         import torch
 
-        return torch.cuda.max_memory_allocated() / 2**20
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device) / 2**20
+    try:
+        _CLEAR.write_text(_RESET_PEAK)
+    except OSError:
+        return peak_mib(device)
+    return _status_mib("VmRSS") or peak_mib(device)
+
+
+def peak_mib(device: str) -> float:
+    """Return the highest memory since ``reset_peak``, in MiB.
+
+    On a CPU the highest resident memory: the kernel's high-water mark (``VmHWM``) under Linux, else
+    ``ru_maxrss``, which under Linux a process inherits from the one that started it.
+    """
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if (mark := _status_mib("VmHWM")) is not None:
+        return mark
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def _main(size: str, device: str, visual: int, new: int, way: str) -> None:
+def _status_mib(name: str) -> float | None:
+    """Read a line of ``/proc/self/status``; None where there is none."""
+    try:
+        found = re.search(rf"^{name}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) / 2**10 if found else None
+
+
+def _main(given: dict[str, Any], device: str, visual: int, new: int, way: str) -> None:
     import torch
 
-    from attnlens.benchmark import recording
-    from attnlens.benchmark.model import SHAPES, build, build_inputs
+    import attnlens.recording.record  # noqa: F401 (loaded for every way, so that none pays for it)
+    from attnlens.benchmark.model import Shape, build, build_inputs
+    from attnlens.benchmark.recording import ways
 
-    shape = SHAPES[size]
+    shape = Shape(**given)
+    dtype = getattr(torch, shape.dtype)
     model: Any = build(shape, device)
-    inputs, segments = build_inputs(visual, device, getattr(torch, shape.dtype))
-    base = _peak_mib(device)
-    recording._ways(model, inputs, segments, new)[way]()
-    print(json.dumps({"peak_mib": _peak_mib(device), "base_mib": base}))
+    ways(model, *build_inputs(WARM_UP[0], device, dtype), WARM_UP[1])[way]()
+    call = ways(model, *build_inputs(visual, device, dtype), new)[way]
+    base = reset_peak(device)
+    call()
+    peak = peak_mib(device)
+    print(json.dumps({"peak_mib": peak, "base_mib": base, "rise_mib": peak - base}))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -27,7 +26,19 @@ def _generate(model: Any, inputs: dict[str, Any], new: int, **options: Any) -> A
     )
 
 
-def _ways(model: Any, inputs: dict[str, Any], segments: Any, new: int) -> dict[str, Callable]:
+def ways(model: Any, inputs: dict[str, Any], segments: Any, new: int) -> dict[str, Callable]:
+    """Return the call that generates ``new`` tokens in each of ``WAYS``, giving the tokens.
+
+    Parameters
+    ----------
+    model
+        From ``attnlens.benchmark.model.build``.
+    inputs, segments
+        From ``build_inputs``.
+    new
+        Tokens to generate.
+    """
+
     def plain() -> Any:
         return _generate(model, inputs, new)
 
@@ -84,37 +95,35 @@ def compare(
     visual, new
         Visual tokens of the prompt, and tokens to generate.
     repeats
-        Timed runs of each way, after one that is not counted.
+        Timed runs of each way, after a plain one that is not counted.
 
     Returns
     -------
     dict
-        ``seconds`` (medians) and ``all_seconds``, ``peak_mib`` (one run each, weights included),
-        ``time_ratio`` and ``memory_ratio`` of each way to ``plain``, and ``same_tokens``: whether
-        all ``plain`` and ``recorded`` runs gave the same tokens.
+        ``seconds`` (medians) and ``all_seconds``; ``peak_mib`` (one run each, weights included) and
+        ``rise_mib`` (over what was held right before generation), as in ``peak_memory``;
+        ``time_ratio`` and ``memory_ratio`` (of the peaks) of each way to ``plain``; and
+        ``same_tokens``: whether all ``plain`` and ``recorded`` runs gave the same tokens.
     """
     shape = SHAPES[size]
+    # first, while this process is small: a new one may inherit the peak of its parent
+    memory = {
+        way: peak_memory(shape, device, visual, new, way)
+        for way in progress(WAYS, description="memory")
+    }
     model = build(shape, device)
     inputs, segments = build_inputs(visual, device, getattr(torch, shape.dtype))
-    ways = _ways(model, inputs, segments, new)
+    calls = ways(model, inputs, segments, new)
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     same = True
-    reference = ways["plain"]()
+    reference = calls["plain"]()
     rounds = [way for round_ in range(repeats) for way in _rotated(list(WAYS), round_)]
     for way in progress(rounds, description="timing"):
-        taken, tokens = _seconds(ways[way], device)
+        taken, tokens = _seconds(calls[way], device)
         seconds[way].append(taken)
         if way != "eager":
             same = same and torch.equal(tokens, reference)
     medians = {way: statistics.median(values) for way, values in seconds.items()}
-    del model, ways, inputs
-    gc.collect()
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    memory = {
-        way: peak_memory(size, device, visual, new, way)
-        for way in progress(WAYS, description="memory")
-    }
     plain = memory["plain"]["peak_mib"]
     return {
         "size": size,
@@ -127,6 +136,7 @@ def compare(
         "all_seconds": seconds,
         "time_ratio": {way: medians[way] / medians["plain"] for way in WAYS},
         "peak_mib": {way: memory[way]["peak_mib"] for way in WAYS},
+        "rise_mib": {way: memory[way]["rise_mib"] for way in WAYS},
         "memory_ratio": {way: memory[way]["peak_mib"] / plain for way in WAYS},
         "same_tokens": same,
     }
@@ -163,7 +173,7 @@ def by_context(
     for visual in progress(visuals, description="context"):
         inputs, segments = build_inputs(visual, device, getattr(torch, shape.dtype))
         calls = {
-            (way, length): _ways(model, inputs, segments, length)[way]
+            (way, length): ways(model, inputs, segments, length)[way]
             for way in ("plain", "recorded")
             for length in (1, new)
         }

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from attnlens.cli.arguments import at_least, write_json
 from attnlens.errors import InputError
 
 
@@ -47,12 +47,11 @@ def add_parser(commands: Any) -> None:
 
 def run_bench(options: argparse.Namespace) -> int:
     """Measure and print."""
-    from attnlens.files import check_writable, write_file
+    from attnlens.files import check_writable
 
-    for name in ("visual", "new", "repeats"):
-        least = 2 if name == "new" else 1
-        if getattr(options, name) < least:
-            raise InputError(f"--{name} {getattr(options, name)}: give at least {least}")
+    at_least("visual", options.visual, 1)
+    at_least("new", options.new, 2)
+    at_least("repeats", options.repeats, 1)
     if any(n < 1 for n in options.context):
         raise InputError(f"--context {min(options.context)}: give at least 1 visual token")
     if options.json:
@@ -72,11 +71,12 @@ def run_bench(options: argparse.Namespace) -> int:
         f"{options.visual} visual tokens, {options.new} new tokens, {device}, "
         f"{result['threads']} threads, median of {options.repeats}"
     )
-    print(f"{'':10}{'seconds':>10}{'ratio':>8}{'peak MiB':>10}{'ratio':>8}")
+    print(f"{'':10}{'seconds':>10}{'ratio':>8}{'peak MiB':>10}{'ratio':>8}{'rise MiB':>10}")
     for way in WAYS:
         print(
             f"{way:10}{result['seconds'][way]:>10.2f}{result['time_ratio'][way]:>8.3f}"
             f"{result['peak_mib'][way]:>10.0f}{result['memory_ratio'][way]:>8.3f}"
+            f"{result['rise_mib'][way]:>10.0f}"
         )
     print(
         "tokens with recording equal tokens without: " + ("yes" if result["same_tokens"] else "NO")
@@ -95,6 +95,5 @@ def run_bench(options: argparse.Namespace) -> int:
                 f"{row['ratio']:>8.3f}"
             )
     if options.json:
-        with write_file(Path(options.json)) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, result)
     return 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from attnlens.cli.arguments import at_least, write_json
 from attnlens.errors import InputError
 from attnlens.vlm.modes import MODES
 
@@ -102,11 +102,6 @@ def add_parser(commands: Any) -> None:
     study.set_defaults(run=run_study)
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise InputError(f"--{name} {value}: give at least {least}")
-
-
 def run_train(options: argparse.Namespace) -> int:
     """Train a model."""
     import dataclasses
@@ -119,10 +114,10 @@ def run_train(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None
     }
     plan = dataclasses.replace(Plan(), **given)
-    _at_least("seed", plan.seed, 0)
-    _at_least("steps", plan.steps, 1)
-    _at_least("perception_steps", plan.perception_steps, 0)
-    _at_least("checkpoint_every", options.checkpoint_every, 1)
+    at_least("seed", plan.seed, 0)
+    at_least("steps", plan.steps, 1)
+    at_least("perception_steps", plan.perception_steps, 0)
+    at_least("checkpoint_every", options.checkpoint_every, 1)
     if not 0 < plan.peak_rate < 1:
         raise InputError(f"--peak_rate {plan.peak_rate}: give a number between 0 and 1")
     record = train(
@@ -143,8 +138,8 @@ def run_sample(options: argparse.Namespace) -> int:
     """Write samples with their truth."""
     from attnlens.testbed import held_out_sample, load_tokenizer, save_samples
 
-    _at_least("count", options.count, 1)
-    _at_least("seed", options.seed, 0)
+    at_least("count", options.count, 1)
+    at_least("seed", options.seed, 0)
     samples = [
         held_out_sample(options.seed, i, options.mode, kind=options.kind, steps=options.steps)
         for i in range(options.count)
@@ -156,9 +151,9 @@ def run_sample(options: argparse.Namespace) -> int:
 
 def run_score(options: argparse.Namespace) -> int:
     """Score a model and print a table."""
-    from attnlens.files import check_file, write_file
+    from attnlens.files import check_file
 
-    _at_least("scenes", options.scenes, 1)
+    at_least("scenes", options.scenes, 1)
     if options.json is not None:
         check_file(Path(options.json))
     from attnlens.testbed import held_out_sample, score
@@ -187,17 +182,16 @@ def run_score(options: argparse.Namespace) -> int:
             "copy": not options.no_copy,
             "modes": table,
         }
-        with write_file(Path(options.json)) as temporary:
-            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, record)
         print(f"written to {options.json}", file=sys.stderr)
     return 0
 
 
 def run_study(options: argparse.Namespace) -> int:
     """Compare attention with the truth."""
-    from attnlens.files import check_file, write_file
+    from attnlens.files import check_file
 
-    _at_least("scenes", options.scenes, 2)
+    at_least("scenes", options.scenes, 2)
     check_file(Path(options.json))
     from attnlens.testbed import held_out_sample
     from attnlens.testbed.study import study
@@ -212,8 +206,7 @@ def run_study(options: argparse.Namespace) -> int:
             for mode in options.modes
         },
     }
-    with write_file(Path(options.json)) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(options.json, record)
     print(f"written to {options.json}")
     return 0
 

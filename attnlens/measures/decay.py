@@ -87,7 +87,7 @@ def decay(
     include_copied : bool
         Whether visual tokens that were inserted again count as visual.
     confidence : float
-        Level of the intervals.
+        Level of the intervals, from 0.5 to below 1.
     resamples, seed : int
         Bootstrap samples and seed, for the interval over several traces.
 
@@ -100,9 +100,10 @@ def decay(
     ------
     InputError
         If the window is empty or outside the run, the region is not in the trace (the message
-        names those that are), the list is empty, or as in :func:`attnlens.measures.visual_share`.
+        names those that are), the list is empty, `confidence` is out of range, or as in
+        :func:`attnlens.measures.visual_share`.
     """
-    check_confidence(confidence)
+    check_confidence(confidence, least=0.5)  # below, SciPy takes 0.05 for 0.95 without a word
     if region is not None and steps is not None:
         raise InputError(f"Both region={region!r} and steps={steps!r} were given; give one.")
     single = not isinstance(trace, (list, tuple))

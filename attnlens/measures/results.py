@@ -189,13 +189,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def check_confidence(confidence: float) -> None:
+def check_confidence(confidence: float, least: float = 0.0) -> None:
     """Refuse a confidence level that is no probability strictly between 0 and 1.
 
     Parameters
     ----------
     confidence : float
         Level of an interval, such as 0.95.
+    least : float
+        Lowest level that is taken, where it is more than 0.
 
     Raises
     ------
@@ -206,3 +208,5 @@ def check_confidence(confidence: float) -> None:
         raise InputError(
             f"Confidence {confidence!r} is not between 0 and 1; give a level such as 0.95."
         )
+    if confidence < least:
+        raise InputError(f"Confidence {confidence!r} is below {least}; give a level such as 0.95.")

@@ -129,7 +129,7 @@ def shares(
     curves = [_reduce(chosen.compute(data, segments), "mean") for segments in groups.values()]
     stacked = xr.concat(curves, dim="curve").transpose("step", "curve")
     stacked = _label_steps(stacked.assign_coords(curve=list(groups)), data, chosen)
-    stacked.attrs = _attributes(chosen, "share of attention", "mean", include_copied)
+    stacked.attrs = _attributes(chosen, chosen.curves_name, "mean", include_copied)
     return stacked.rename(definition)
 
 

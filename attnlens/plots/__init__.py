@@ -1,6 +1,6 @@
 """Figures of traces: pure functions that return a Matplotlib figure.
 
-Nothing here touches pyplot or Matplotlib's global parameters.
+Figures stay outside pyplot's bookkeeping, and Matplotlib's global parameters as they are.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from attnlens.measures.definitions import get_definition
 from attnlens.measures.inputs import regions_of
 from attnlens.plots.labels import NO_GLYPH, NOTHING, readable
 from attnlens.plots.spans import shade_regions
-from attnlens.plots.style import CURVE_COLOURS, CURVE_LINES, CURVE_NAMES, LONE_COLOUR
+from attnlens.plots.style import CURVE_LINES, CURVE_NAMES, LONE_COLOUR, colours
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -114,14 +114,22 @@ def owner_text(array: xr.DataArray) -> str:
 
 
 def measure_text(array: xr.DataArray) -> str:
-    """Name and unit of a measure, for an axis."""
-    return f"{array.attrs['long_name']} ({array.attrs['units']})"
+    """Name of a measure, and its unit where the name does not say it, for an axis."""
+    name, units = array.attrs["long_name"], array.attrs["units"]
+    return name if units in name else f"{name} ({units})"
 
 
 def caption_text(array: xr.DataArray) -> str:
-    """Definition, formula and source of a measure, for a caption."""
+    """Definition, formula, reduction and source of a measure, for a caption.
+
+    A measure by layer or head is not reduced to one number a step; its panels name what they show.
+    """
     attrs = array.attrs
-    return f"{attrs['definition']} = {attrs['formula']}. Source: {attrs['source']}."
+    per_head = get_definition(attrs["definition"]).per_head
+    text = f"{attrs['definition']} = {attrs['formula']}" + ", per layer and head" * per_head
+    if attrs["reduction"] == "mean":
+        text += "; then mean over " + ("heads and layers" if per_head else "layers")
+    return f"{text}. Source: {attrs['source']}."
 
 
 def label_note(labels: list[str]) -> str:
@@ -155,7 +163,7 @@ def _look(name: str, share: xr.DataArray) -> dict[str, Any]:
     if name == LONE:
         return {"color": LONE_COLOUR, "linestyle": "-", "label": share.attrs["long_name"]}
     return {
-        "color": CURVE_COLOURS[name],
+        "color": colours()[name],
         "linestyle": CURVE_LINES[name],
         "label": CURVE_NAMES[name],
     }

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.transforms import Affine2D
 
 from attnlens.errors import InputError
 from attnlens.measures import visual_share
@@ -107,25 +108,31 @@ def layers(
 
 def _heat_map(axes: Axes, array: xr.DataArray, dim: str, name: str) -> None:
     """Draw ``[dim, step]`` with one line for each layer or head, and its colour bar."""
+    import seaborn
+
     steps, lines = array["step"].values, array[dim].values
     finite = array.values[np.isfinite(array.values)]
-    picture = axes.imshow(
+    first = steps[0] - 0.5
+    seaborn.heatmap(
         array.values,
+        ax=axes,
         cmap=COLOUR_MAP,
         vmin=0,
         vmax=finite.max() if finite.size and finite.max() > 0 else 1,
-        aspect="auto",
-        origin="lower",
-        extent=(steps[0] - 0.5, steps[-1] + 0.5, -0.5, len(lines) - 0.5),
+        xticklabels=False,
+        yticklabels=False,
+        cbar_kws={"pad": 0.01, "aspect": 18, "label": textwrap.fill(measure_text(array), 28)},
+        rasterized=True,  # thousands of cells would swell a PDF
+        # seaborn counts the corners of cells from 0
+        transform=Affine2D().translate(first, -0.5) + axes.transData,
     )
+    axes.set(xlim=(first, steps[-1] + 0.5), ylim=(-0.5, len(lines) - 0.5))
     axes.set_ylabel(f"{dim}\n({name})")
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     # Lines stand in the order recorded; their labels are indices in the model.
     axes.yaxis.set_major_formatter(lambda value, _: _line_label(lines, value))
-    bar = axes.figure.colorbar(picture, ax=axes, pad=0.01, aspect=18)
-    bar.set_label(textwrap.fill(measure_text(array), 28))
-    bar.outline.set_linewidth(0.4)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
 
 
 def _line_label(lines: Any, value: float) -> str:

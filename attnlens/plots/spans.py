@@ -10,12 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from attnlens.plots.labels import readable
-from attnlens.plots.style import (
-    BACK_FILL,
-    CLOSING_LINE,
-    OPENING_LINE,
-    REGION_FILLS,
-)
+from attnlens.plots.style import BACK_FILL, REGION_FILLS, tag_line
 
 if TYPE_CHECKING:
     from attnlens.measures.inputs import RegionLike
@@ -64,9 +59,9 @@ def shade_regions(axes: Axes, regions: Sequence[RegionLike], shift: int) -> None
         axes.axvspan(start, stop, facecolor=fill, edgecolor="none", zorder=0, gid="region")
         if region.name != "back":
             continue
-        axes.axvline(start, zorder=1, **OPENING_LINE)
+        axes.axvline(start, zorder=1, **tag_line("opening tag"))
         if region.closed:
-            axes.axvline(stop, zorder=1, **CLOSING_LINE)
+            axes.axvline(stop, zorder=1, **tag_line("closing tag"))
 
 
 def mark_regions(axes: Axes, regions: Sequence[RegionLike], shift: int) -> None:
@@ -104,9 +99,9 @@ def tag_handles(regions: Sequence[RegionLike]) -> list[Line2D]:
     back = [region for region in regions if region.name == "back"]
     handles = []
     if back:
-        handles.append(Line2D([], [], label="<back>", **OPENING_LINE))
+        handles.append(Line2D([], [], label="<back>", **tag_line("opening tag")))
     if any(region.closed for region in back):
-        handles.append(Line2D([], [], label="</back>", **CLOSING_LINE))
+        handles.append(Line2D([], [], label="</back>", **tag_line("closing tag")))
     return handles
 
 

@@ -1,8 +1,8 @@
 """The one style of every figure: colours, line styles, widths, fonts.
 
-Colours are those of Okabe and Ito (2008), which stay apart for colour-blind readers; each curve
+Colours are seaborn's "colorblind" palette, which stays apart for colour-blind readers; each curve
 also has a line style of its own, for print without colour. The same thing has the same colour in
-every figure.
+every figure. seaborn is imported with the first figure, since it brings pyplot with it.
 """
 
 from __future__ import annotations
@@ -24,23 +24,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from attnlens.errors import InputError
 from attnlens.files import check_writable, write_file
 
-SEGMENT_COLOURS = {
-    "visual": "#0072B2",  # blue
-    "query": "#E69F00",  # orange
-    "response": "#009E73",  # green
-    "copied": "#56B4E9",  # sky blue
-    "sink": "#000000",  # black
-    "system": "#999999",  # grey
-    "vision_end": "#F0E442",  # yellow
-}
-"""Colour of each segment of a trace."""
-
-CURVE_COLOURS = {
-    "image": SEGMENT_COLOURS["visual"],
-    "query": SEGMENT_COLOURS["query"],
-    "generated": SEGMENT_COLOURS["response"],
-}
-"""Colour of each curve of `attnlens.measures.shares`."""
+_PLACES = {"image": 0, "query": 1, "generated": 2, "opening tag": 3, "closing tag": 4}
+"""Place of each coloured thing in the palette: blue, orange, green, vermilion, purple."""
 
 LONE_COLOUR = "#444444"
 """Colour of a measure that has no counterpart for text."""
@@ -55,14 +40,8 @@ BACK_FILL = "#FBF3B9"
 """Shade of a ``<back>`` region: the yellow of the palette, lightened."""
 REGION_FILLS = ("#F2F2F2", "#E7E7E7", "#DBDBDB")
 """Shades of the other regions, in turn."""
-OPENING_LINE: dict[str, Any] = {"color": "#D55E00", "linestyle": "-", "linewidth": 1}
-"""Look of the line at an opening tag: vermilion."""
-CLOSING_LINE: dict[str, Any] = {
-    "color": "#CC79A7",
-    "linestyle": (0, (5, 1, 1, 1)),
-    "linewidth": 1,
-}
-"""Look of the line at a closing tag: reddish purple."""
+TAG_LINES: dict[str, Any] = {"opening tag": "-", "closing tag": (0, (5, 1, 1, 1))}
+"""Line style of the line at a tag."""
 
 COLOUR_MAP = "cividis"
 """Perceptually uniform, and the same to colour-blind eyes."""
@@ -137,12 +116,28 @@ def _parameters() -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=1)
+def colours() -> dict[str, str]:
+    """Colour of each curve of `attnlens.measures.shares` and of the lines at tags."""
+    import seaborn
+
+    palette = seaborn.color_palette("colorblind").as_hex()
+    return {name: palette[place] for name, place in _PLACES.items()}
+
+
+def tag_line(tag: str) -> dict[str, Any]:
+    """Look of the line at an "opening tag" or a "closing tag"."""
+    return {"color": colours()[tag], "linestyle": TAG_LINES[tag], "linewidth": 1}
+
+
 @contextmanager
 def style() -> Iterator[None]:
     """Apply the style to what is made and drawn inside the block.
 
     The user's own parameters neither show through nor change.
     """
+    import seaborn  # noqa: F401 (keeps a copy of the parameters it finds: it must find the user's)
+
     with mpl.style.context(_parameters(), after_reset=True):
         yield
 

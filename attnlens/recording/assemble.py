@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 
 from attnlens.recording.layout import KeyLayout
-from attnlens.recording.recorder import RecordedRows
 from attnlens.recording.regions import find_regions, region_of_steps
+from attnlens.recording.rows import RecordedRows
 from attnlens.segments import SEGMENTS
 
 UNKNOWN = -1
@@ -127,11 +127,11 @@ def assemble(
     first_query = texts(stream.query[:1].tolist())
     query_texts = (first_query + predicted_texts)[: len(steps)]
     regions = region_of_steps(find_regions(predicted_texts), len(steps))
-    nonzero = np.stack([rows[i].visual_nonzero[row] for i in layers], axis=1)
+    nonzero = np.stack([rows[i].visual_nonzero[row] for i in layers], axis=1)  # steps, layers
     variables: dict[str, Any] = {
         "mass": (("step", "layer", "head", "segment"), by_segment[at_step]),
         "keys": (("step", "segment"), _key_counts(layout, prompt_row, steps)),
-        "visual_nonzero": (("step", "layer"), nonzero[at_step]),
+        "visual_nonzero": (("step", "layer"), nonzero[: len(steps)]),
     }
     coordinates: dict[str, Any] = {
         "step": steps - (layout.prompt_length - 1),
@@ -159,7 +159,7 @@ def assemble(
     if first.visual_weight is not None:
         visual = layout.visual[prompt_row] >= 0
         weights = np.stack([rows[i].visual_weight[row] for i in layers], axis=1)  # type: ignore[index]
-        variables["visual_map"] = (("step", "layer", "visual"), weights[at_step][..., visual])
+        variables["visual_map"] = (("step", "layer", "visual"), weights[: len(steps), :, visual])
         coordinates.update(_visual_places(layout, prompt_row, images, grids))
     own = layout.segments[prompt_row] != "padding"
     extra = np.flatnonzero(first.positions < layout.prompt_length)

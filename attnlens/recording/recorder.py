@@ -1,23 +1,27 @@
 """The recorder: queries are kept as they come, attention is computed later.
 
-At each decoding pass a layer's query (after rotary embedding) is copied into a small buffer, and
-the layer's newest keys are remembered. When the buffer is full, and at the end, one batched
-product per layer turns the waiting queries and the keys into mass by segment. Keys are only ever
+At each decoding pass a layer's query (after rotary embedding) is copied into a queue, and the
+layer's newest keys are remembered. When the queue is full, and at the end, one batched product per
+layer turns the waiting queries and the keys into mass by segment. Keys are only ever
 appended to a cache, so the keys of an earlier step are the first part of the keys of a later one;
 the recorder checks that this holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
 from attnlens.recording.layout import KeyLayout
 from attnlens.recording.masks import as_bias, select_rows, stack_biases
-from attnlens.recording.mass import CHUNK_ELEMENTS, Mass, attention_mass
+from attnlens.recording.mass import Mass, attention_mass
+from attnlens.recording.rows import RecordedRows, join_rows
+
+_ONLY_ROW = torch.zeros(1, dtype=torch.int64)
 
 
 @dataclass
@@ -29,7 +33,7 @@ class _Pass:
     rows: list[int]
     """Their places within the pass."""
     waits: bool
-    """Whether the queries wait in the buffer; else mass is computed at once."""
+    """Whether the queries wait in the queue; else mass is computed at once."""
     end: int
     """Key slot after the last token of the pass."""
 
@@ -38,33 +42,11 @@ class _Pass:
 class _LayerQueue:
     """The queries of one layer that wait for their keys."""
 
-    queries: torch.Tensor
+    queries: list[torch.Tensor] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     masks: list[torch.Tensor | None] = field(default_factory=list)
     key: torch.Tensor | None = None
     scaling: float = 1.0
-
-
-@dataclass(frozen=True)
-class RecordedRows:
-    """What was recorded of one layer, in the order of recording.
-
-    Attributes
-    ----------
-    positions
-        int64 [rows]: key slot of each query.
-    mass
-        float32 [batch, rows, heads, columns].
-    visual_weight
-        float32 [batch, rows, visual] or None.
-    visual_nonzero
-        int32 [batch, rows].
-    """
-
-    positions: np.ndarray
-    mass: np.ndarray
-    visual_weight: np.ndarray | None
-    visual_nonzero: np.ndarray
 
 
 class QueryRecorder:
@@ -106,6 +88,7 @@ class QueryRecorder:
         self._queues: dict[int, _LayerQueue] = {}
         self._results: dict[int, list[tuple[list[int], Mass]]] = {i: [] for i in self.layers}
         self._first_keys: dict[int, torch.Tensor] = {}
+        self._shared_columns: tuple[Any, Any] = (None, None)
 
     # Listener interface
 
@@ -161,15 +144,16 @@ class QueryRecorder:
             if layer == self.layers[0]:
                 self._first_keys[slot] = key[:, 0, slot].clone()
         else:
-            # in pieces, so that neither weights nor masks of a whole prompt are held
-            size = max(1, CHUNK_ELEMENTS // (query.shape[0] * query.shape[1] * key.shape[2]))
-            for start in range(0, len(current.rows), size):
-                piece = slice(start, start + size)
-                rows = torch.tensor(current.rows[piece], device=query.device)
-                selected = select_rows(mask, rows)
-                bias = None if selected is None else as_bias(selected)
-                positions = current.positions[piece]
-                self._keep(layer, positions, query[:, :, rows], key, bias, scaling)
+            rows = torch.tensor(current.rows)
+
+            def bias(piece: slice) -> torch.Tensor | None:
+                selected = select_rows(mask, rows[piece])
+                return None if selected is None else as_bias(selected)
+
+            first, last = current.rows[0], current.rows[-1]
+            gapless = last - first + 1 == len(rows)
+            queries = query[:, :, first : last + 1] if gapless else query[:, :, rows]
+            self._keep(layer, current.positions, queries, key, bias, scaling)
 
     def _enqueue(
         self,
@@ -182,12 +166,11 @@ class QueryRecorder:
     ) -> None:
         queue = self._queues.get(layer)
         if queue is None:
-            batch, heads, _, dimension = query.shape
-            queue = _LayerQueue(query.new_empty(batch, heads, self._every, dimension))
-            self._queues[layer] = queue
-        queue.queries[:, :, len(queue.positions)] = query[:, :, -1]
+            queue = self._queues[layer] = _LayerQueue()
+        # a copy: compiled decoding writes the next step's query over this one
+        queue.queries.append(query.clone())
         queue.positions.append(slot)
-        queue.masks.append(select_rows(mask, torch.zeros(1, dtype=torch.long)))
+        queue.masks.append(select_rows(mask, _ONLY_ROW))
         queue.key, queue.scaling = key, scaling
 
     @torch.no_grad()
@@ -210,9 +193,9 @@ class QueryRecorder:
             if shared not in biases:
                 biases[shared] = stack_biases(queue.masks, length, device)
             bias = biases[shared]
-            queries = queue.queries[:, :, : len(queue.positions)]
+            queries = torch.cat(queue.queries, dim=2)
             self._keep(layer, queue.positions, queries, queue.key, bias, queue.scaling)
-            queue.positions, queue.masks, queue.key = [], [], None
+            queue.queries, queue.positions, queue.masks, queue.key = [], [], [], None
 
     def _check_cache(self, key: torch.Tensor) -> None:
         """Compare the cached keys of every step with those that the step itself wrote."""
@@ -231,23 +214,24 @@ class QueryRecorder:
         positions: list[int],
         queries: torch.Tensor,
         key: torch.Tensor,
-        bias: torch.Tensor | None,
+        bias: torch.Tensor | Callable[[slice], torch.Tensor | None] | None,
         scaling: float,
     ) -> None:
         device = key.device
-        repeats = key.shape[0] // self.layout.batch
-        columns, visual = self._columns(key.shape[2], device)
+        columns, visual = self._columns(key.shape[2], key.shape[0], device)
+        prompt_rows = sum(p < self.layout.prompt_length - 1 for p in positions)  # the first ones
         with torch.autocast(device.type, enabled=False):  # float32 whatever the model runs in
             mass = attention_mass(
                 queries,
                 key,
-                columns.repeat_interleave(repeats, dim=0),
+                columns,
                 len(self.layout.names),
-                torch.tensor(positions, device=device),
+                torch.tensor(positions),
                 scaling,
-                visual=visual.repeat_interleave(repeats, dim=0),
+                visual=visual,
                 bias=bias,
                 want_visual=self._visual_map,
+                without_visual=prompt_rows,
             )
         weight = mass.visual_weight
         kept = Mass(
@@ -257,16 +241,27 @@ class QueryRecorder:
         )
         self._results[layer].append((list(positions), kept))
 
-    def _columns(self, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def _columns(
+        self, length: int, batch: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Columns [batch, length] of the keys that there are now, and slots of the visual ones.
 
         In a chunked prefill the last visual keys may not be there yet: their slots become -1.
+        Layers share what is made here.
         """
+        if self._shared_columns[0] == (length, batch, device):
+            return self._shared_columns[1]
         known = self.layout.columns[:, :length]
         rest = length - known.shape[1]
         columns = np.pad(known, ((0, 0), (0, rest)), constant_values=self.layout.response_column)
         visual = np.where(self.layout.visual < length, self.layout.visual, -1)
-        return torch.from_numpy(columns).to(device), torch.from_numpy(visual).to(device)
+        repeats = batch // self.layout.batch
+        made = (
+            torch.from_numpy(columns).to(device).repeat_interleave(repeats, dim=0),
+            torch.from_numpy(visual).repeat_interleave(repeats, dim=0),
+        )
+        self._shared_columns = ((length, batch, device), made)
+        return made
 
     # What was recorded
 
@@ -275,20 +270,7 @@ class QueryRecorder:
         complete = set.intersection(
             *({p for positions, _ in parts for p in positions} for parts in self._results.values())
         )
-        return {layer: _join(parts, complete) for layer, parts in self._results.items()}
-
-
-def _join(parts: list[tuple[list[int], Mass]], complete: set[int]) -> RecordedRows:
-    positions = np.array([p for here, _ in parts for p in here], dtype=np.int64)
-    order = np.argsort(positions, kind="stable")
-    order = order[[int(p) in complete for p in positions[order]]]
-    if not len(order):
-        empty = np.zeros((0, 0, 0, 0), np.float32)
-        return RecordedRows(positions[order], empty, None, np.zeros((0, 0), np.int32))
-    maps = [m.visual_weight for _, m in parts if m.visual_weight is not None]
-    return RecordedRows(
-        positions=positions[order],
-        mass=torch.cat([m.by_column for _, m in parts], dim=1).numpy()[:, order],
-        visual_weight=torch.cat(maps, dim=1).numpy()[:, order] if maps else None,
-        visual_nonzero=torch.cat([m.visual_nonzero for _, m in parts], dim=1).numpy()[:, order],
-    )
+        first_step = self.layout.prompt_length - 1
+        return {
+            layer: join_rows(parts, complete, first_step) for layer, parts in self._results.items()
+        }

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from attnlens.boxed import boxed_spans
+
 TAGS = ("think", "back", "summary", "caption", "reasoning", "reflection", "conclusion", "answer")
 """Tag names that open a region, in any case; ``\\boxed{...}`` is the region ``answer`` too."""
 
 _TAG = re.compile(rf"<(/?)({'|'.join(TAGS)})>", re.IGNORECASE | re.ASCII)
-_BOXED = re.compile(r"\\boxed\s*\{")
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,13 @@ def find_regions(texts: Sequence[str]) -> list[Region]:
 
 
 def _boxed_spans(text: str) -> list[tuple[str, int, int, bool]]:
-    r"""Find the character spans of ``\boxed{...}``, braces counted; whether each is closed."""
+    r"""Character spans of ``\boxed{...}``; one that is not closed ends at the next tag."""
     spans = []
-    for match in _BOXED.finditer(text):
-        depth, at = 1, match.end()
-        while at < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
-            at += 1
-        if depth and (tag := _TAG.search(text, match.end())):
-            at = tag.start()
-        spans.append(("answer", match.start(), at, depth == 0))
+    for box in boxed_spans(text):
+        stop = box.stop
+        if not box.closed and (tag := _TAG.search(text, box.inside)):
+            stop = tag.start()
+        spans.append(("answer", box.start, stop, box.closed))
     return spans
 
 

@@ -34,7 +34,7 @@ def save_trace(trace: Trace, path: Path, *, replace: bool) -> None:
     if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
         raise InputError(f"{str(path)!r} holds something else than a trace: give a new folder")
     data = trace.data.copy()
-    data.attrs = {"attnlens": json.dumps(trace.attrs)}
+    data.attrs = {"attnlens": _attributes_as_json(trace.attrs)}
     for name in list(data.variables):
         # by way of objects, texts may differ in length; an empty array of objects has no type
         if data[name].dtype.kind == "U" and data[name].size:
@@ -44,6 +44,18 @@ def save_trace(trace: Trace, path: Path, *, replace: bool) -> None:
         files = {name: _digest(temporary / name) for name in _files(temporary)}
         manifest = {"format": FORMAT, "version": FORMAT_VERSION, "files": files}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _attributes_as_json(attrs: dict[str, Any]) -> str:
+    for name, value in attrs.items():
+        try:
+            json.dumps({name: value})
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"the attribute {name!r} of the trace cannot be saved ({one_line(str(error))}): "
+                "give it numbers, texts, lists and dictionaries of these"
+            ) from error
+    return json.dumps(attrs)
 
 
 def load_trace(path: Path) -> xr.Dataset:

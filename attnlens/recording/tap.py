@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +24,7 @@ from attnlens.recording.generation import GenerateWatch
 from attnlens.vlm.family import Parts
 
 _numbers = itertools.count(1)
+_NO_CHANGE = nullcontext()
 
 
 class Listener(Protocol):
@@ -175,7 +177,7 @@ class Tap:
         if layer is None:  # another model that shares this configuration object
             return
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-        with torch.no_grad():
+        with torch.no_grad() if torch.is_grad_enabled() else _NO_CHANGE:
             for listener in tuple(self._listeners):
                 listener.attention(layer, query, key, mask, factor)
 

@@ -109,7 +109,8 @@ class Trace:
         ------
         InputError
             If the folder exists, is not empty, and ``replace`` is not set or it holds something
-            else than a trace; or nothing can be written there.
+            else than a trace; nothing can be written there; or an attribute is nothing that JSON
+            can hold.
         """
         from attnlens.recording.store import save_trace
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnlens.errors import InputError
+from attnlens.progress import progress
 
 LONGEST_NAME = 200
 """Longest name of a results folder, in bytes; temporary names beside it are a little longer."""
@@ -119,7 +120,8 @@ def check_jobs(jobs: list[Job]) -> tuple[list[Job], int]:
 
     good: list[Job] = []
     problems = []
-    for job in jobs:
+    # large pictures take long to decode
+    for job in progress(jobs, description="images") if len(jobs) > 1 else jobs:
         problem = job.problem
         if not problem:
             try:

@@ -118,12 +118,14 @@ def run_job(vlm: VLM, job: Job, settings: Settings, *, show: bool) -> Path:
     trace = _generate(vlm, prompt, settings, show)
     folder = Path(settings.save_folder) / job.folder
     try:
-        _write(folder, trace, job, settings, pictures=True)
+        left_out = _write(folder, trace, job, settings, pictures=True)
     except Exception:
         # the generation may have taken an hour: keep it, whatever is wrong with a picture
         _write(folder, trace, job, settings, pictures=False)
         print(f"attnlens trend: no pictures; trace and summary are in {folder}", file=sys.stderr)
         raise
+    if left_out:
+        print(f"attnlens trend: left out {one_line(left_out)}", file=sys.stderr)
     return folder
 
 
@@ -152,8 +154,10 @@ def _generate(vlm: VLM, prompt: Any, settings: Settings, show: bool) -> Trace:
     )
 
 
-def _write(folder: Path, trace: Trace, job: Job, settings: Settings, *, pictures: bool) -> None:
+def _write(folder: Path, trace: Trace, job: Job, settings: Settings, *, pictures: bool) -> str:
+    """Write the folder; which pictures were left out, and why."""
     mode = settings.mode
+    left_out = ""
     with write_folder(folder, replace=True) as temporary:
         if folder.is_dir():
             own = (f"{mode}_*", "Step_attention_all_tokens.*", "summary.json")
@@ -168,10 +172,11 @@ def _write(folder: Path, trace: Trace, job: Job, settings: Settings, *, pictures
         text = json.dumps(summary(trace, job, settings), indent=2, ensure_ascii=False)
         (temporary / "summary.json").write_text(text + "\n", encoding="utf-8")
         if pictures:
-            _draw(temporary, trace, settings)
+            left_out = _draw(temporary, trace, settings)
+    return left_out
 
 
-def _draw(folder: Path, trace: Trace, settings: Settings) -> None:
+def _draw(folder: Path, trace: Trace, settings: Settings) -> str:
     from attnlens import plots
 
     definition = settings.definition
@@ -182,10 +187,16 @@ def _draw(folder: Path, trace: Trace, settings: Settings) -> None:
         ),
         "Step_attention_all_tokens": lambda: plots.tokens(trace, definition),
     }
+    missing: dict[str, str] = {}
     for name, draw in progress(figures.items(), total=len(figures), description="drawing"):
-        figure = draw()
+        try:
+            figure = draw()
+        except InputError as error:  # an answer of one token has no step under some definitions
+            missing[name] = str(error)
+            continue
         for suffix in settings.formats:
             plots.save(figure, folder / f"{name}.{suffix}")
+    return f"{', '.join(missing)}: {next(iter(missing.values()))}" if missing else ""
 
 
 def summary(trace: Trace, job: Job, settings: Settings) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def open_image(source: Any) -> tuple[Image.Image, ImageInfo]:
     Parameters
     ----------
     source
-        A path or a ``PIL.Image.Image``. Transparent parts are laid on white.
+        A path or a ``PIL.Image.Image``. Transparent parts are laid on white. Greys of 16 bits are
+        scaled to 8; so are whole-number pixels (mode ``I``) where one of them is beyond 255.
 
     Raises
     ------
@@ -114,8 +115,21 @@ def _read(path: Path) -> Image.Image:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = _grey_of_16_bits(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _grey_of_16_bits(image: Image.Image) -> Image.Image:
+    """Scale 0 to 65,535 to 0 to 255, where Pillow's own conversion cuts all above 255 to white."""
+    values = np.asarray(image)
+    if image.mode == "I" and values.max() <= 255:
+        return image
+    grey = np.round(values.clip(0, 65535) / 257).astype(np.uint8)
+    if "transparency" in image.info:  # one grey, which is as if it were not there
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey)

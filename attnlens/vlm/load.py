@@ -146,13 +146,33 @@ def load(
         processor = load_processor(source, **hub)
     except Exception as error:  # readers of damaged files raise errors of all kinds
         raise InputError(f"{given!r} cannot be loaded: {_first_line(error)}") from error
-    if missing := sorted(report["missing_keys"]):
+    if missing := _missing_weights(model, report):
         # transformers fills them with random numbers and goes on
         raise InputError(
             f"{given!r} cannot be loaded: {len(missing)} of its weights are missing, such as "
             f"{missing[0]}"
         )
     return VLM(model=model.eval(), processor=processor, name=given, family=family)
+
+
+def _missing_weights(model: Any, report: dict[str, Any]) -> list[str]:
+    """Names of weights that the checkpoint lacks, in order.
+
+    A quantised checkpoint stores a layer's weight under other names (``qweight``,
+    ``weight_packed``, scales): there, a layer counts as found once any of its tensors but the bias
+    is in the checkpoint.
+    """
+    missing = set(report["missing_keys"])
+    if missing and getattr(model.config, "quantization_config", None):
+        found = {*report["unexpected_keys"], *model.state_dict()} - missing
+        modules = {_module(name) for name in found if not name.endswith(".bias")}
+        missing = {name for name in missing if _module(name) not in modules}
+    return sorted(missing)
+
+
+def _module(name: str) -> str:
+    """Name of the module that a weight belongs to."""
+    return name.rpartition(".")[0]
 
 
 def _config(source: str | Path, given: str, hub: dict[str, Any]) -> Any:

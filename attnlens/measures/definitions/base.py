@@ -27,7 +27,7 @@ class Definition:
     units : str
         Units of the values.
     long_name : str
-        Axis label.
+        Axis label of attention to the image.
     step_owner : {"predicted", "query"}
         The token that a step stands for: the one it predicts or the one it is fed.
     compute : callable
@@ -41,6 +41,8 @@ class Definition:
         of the visual segments.
     counts_copied : bool
         Whether copied visual tokens can be counted as visual.
+    curves_name : str
+        Axis label of curves for the image, the query text and the generated text together.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Definition:
     per_head: bool = True
     has_curves: bool = True
     counts_copied: bool = True
+    curves_name: str = "share of attention"
 
 
 def segment_mass(data: xr.Dataset, segments: Sequence[str]) -> xr.DataArray:

@@ -38,7 +38,7 @@ def mass(data: xr.Dataset, visual: Segments) -> xr.DataArray:
 DEFINITION = Definition(
     name="mass",
     description="Sum of the attention weights on the visual keys.",
-    formula="visual",
+    formula="sum of attention weights on visual keys",
     source="softmax attention",
     units="fraction of attention mass",
     long_name="attention mass on the image",

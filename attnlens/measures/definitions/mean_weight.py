@@ -29,7 +29,7 @@ def mean_weight(data: xr.Dataset, visual: Segments) -> xr.DataArray:
     Returns
     -------
     xarray.DataArray, float64, (step, layer, head)
-        Attention weight per key, per layer and head, at one step; NaN where there is no key.
+        Mean attention weight per key, per layer and head, at one step; NaN where there is no key.
     """
     return segment_mass(data, visual) / segment_keys(data, visual)
 
@@ -39,8 +39,9 @@ DEFINITION = Definition(
     description="Mean attention weight of a visual key.",
     formula="visual / number of visual keys",
     source="Qwen-LookAgain (arXiv 2505.23558)",
-    units="attention weight per key",
-    long_name="mean attention weight of a visual key",
+    units="attention weight",
+    long_name="mean attention weight per visual token",
     step_owner="predicted",
     compute=mean_weight,
+    curves_name="mean attention weight per visual, query or generated token",
 )
