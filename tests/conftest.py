@@ -75,7 +75,16 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def tiny(tokenizer) -> VLM:
-    return VLM(tiny_model(tokenizer), build_processor(tokenizer), "tiny", QWEN2_5_VL)
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+        Qwen2VLImageProcessorPil,
+    )
+
+    processor = build_processor(tokenizer)
+    # 16 to 36 visual tokens: small pictures keep the tests quick
+    processor.image_processor = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 16 * 28**2, "longest_edge": 36 * 28**2}
+    )
+    return VLM(tiny_model(tokenizer), processor, "tiny", QWEN2_5_VL)
 
 
 @pytest.fixture(scope="session")
