@@ -194,7 +194,8 @@ def build_optimisers(model: Any, plan: Plan) -> list[torch.optim.Optimizer]:
     step size that matches AdamW's (arXiv 2502.16982, section 2.2). On the first perception steps
     its loss after 140 was what AdamW had after 220 (rates 2e-3 and 1.5e-3).
     """
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         hidden = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
         (matrices if hidden else others).append(parameter)
