@@ -53,6 +53,8 @@ def test_eager_attention_shows_in_the_peak_and_recording_does_not():
     kept = 2 * 8 * 1090**2 * 4 / MIB  # the matrices of the prefill, float32
     assert memory["eager"]["rise_mib"] > memory["plain"]["rise_mib"] + kept
     assert memory["recorded"]["rise_mib"] < memory["plain"]["rise_mib"] + kept / 2
+    # the vision tower has windows only: one matrix of all 4,096 patches is 256 MiB
+    assert memory["eager"]["rise_mib"] < memory["plain"]["rise_mib"] + kept + 200
 
 
 def test_a_failing_measurement_says_why():
