@@ -255,7 +255,9 @@ def test_chains_grow_to_a_thousand_steps(tokenizer, steps):
 
 
 def test_saved_samples_are_an_image_and_json(tmp_path):
-    samples = [held_out_sample(3, i, mode, objects=5) for i, mode in enumerate(("back", "reflection"))]
+    samples = [
+        held_out_sample(3, i, mode, objects=5) for i, mode in enumerate(("back", "reflection"))
+    ]
     save_samples(samples, tmp_path / "out", load_tokenizer())
     for i, sample in enumerate(samples):
         truth = json.loads((tmp_path / "out" / f"{i:04d}.json").read_text())
