@@ -105,7 +105,8 @@ def compare(
     -------
     dict
         ``seconds`` (medians) and ``all_seconds``; ``peak_mib`` (weights included; of the process
-        with the median peak) and its ``rise_mib`` (over what was held right before generation), as in ``peak_memory``;
+        with the median peak) and its ``rise_mib`` (over what was held right before generation),
+        as in ``peak_memory``;
         ``time_ratio`` and ``memory_ratio`` (of the peaks) of each way to ``plain``; and
         ``same_tokens``: whether all ``plain`` and ``recorded`` runs gave the same tokens.
     """
