@@ -293,6 +293,7 @@ def test_a_folder_that_may_not_be_written(tmp_path, scene, capsys, monkeypatch):
         (["bench", "--new", "1"], "--new 1"),
         (["bench", "--visual", "0"], "--visual 0"),
         (["bench", "--device", "cuda:9"], "'cuda:9' is not there"),
+        (["bench", "--json", "."], "cannot write a file '.'"),
     ],
 )
 def test_bad_input_of_the_other_commands(arguments, words, tmp_path, capsys, monkeypatch):

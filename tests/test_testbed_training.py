@@ -61,7 +61,7 @@ def reflection_example(index, kept=None):
     count = sample.scene.rows * sample.scene.columns
     kept = tuple(range(count)) if kept is None else tuple(kept)
     text = user_text(sample.question.text, "reflection")
-    return Example(sample.scene, text, list(sample.parts), ("<REFLECTION>",), kept)
+    return Example(sample.scene, text, list(sample.parts), kept)
 
 
 def test_inserted_images_are_what_transformers_makes_of_the_stitched_sequence(tiny):

@@ -122,7 +122,7 @@ def test_a_copied_image_stands_where_training_put_it(testbed):
         count = sample.scene.rows * sample.scene.columns
         text = user_text(sample.question.text, "reflection")
         parts = list(sample.parts)
-        example = Example(sample.scene, text, parts, ("<REFLECTION>",), tuple(range(count)))
+        example = Example(sample.scene, text, parts, tuple(range(count)))
         batch = collate(testbed.processor, [example])
         ids = batch["input_ids"]
         assert int((ids == testbed.processor.image_token_id).sum()) == 2 * count

@@ -47,15 +47,15 @@ def add_parser(commands: Any) -> None:
 
 def run_bench(options: argparse.Namespace) -> int:
     """Measure and print."""
-    from attnlens.files import check_writable
+    from attnlens.files import check_file
 
     at_least("visual", options.visual, 1)
     at_least("new", options.new, 2)
     at_least("repeats", options.repeats, 1)
     if any(n < 1 for n in options.context):
         raise InputError(f"--context {min(options.context)}: give at least 1 visual token")
-    if options.json:
-        check_writable(Path(options.json).parent)
+    if options.json is not None:
+        check_file(Path(options.json))
     from attnlens.benchmark.recording import WAYS, by_context, compare
     from attnlens.vlm.load import find_device
 
@@ -94,6 +94,6 @@ def run_bench(options: argparse.Namespace) -> int:
                 f"{row['visual']:>8}{row['plain']:>10.2f}{row['recorded']:>10.2f}"
                 f"{row['ratio']:>8.3f}"
             )
-    if options.json:
+    if options.json is not None:
         write_json(options.json, result)
     return 0

@@ -1,4 +1,4 @@
-"""``attnlens testbed``: train the small model that ships, draw its scenes, score it."""
+"""``attnlens testbed``: train the small model that ships, draw its scenes, score and study it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand's options."""
     parser = commands.add_parser(
         "testbed",
-        help="train, sample or score the small model that ships with attnlens",
+        help="train, sample, score or study the small model that ships with attnlens",
         description="The testbed: a small Qwen2.5-VL trained on generated scenes of coloured "
         "shapes, where the truth is known.",
     )
     actions = parser.add_subparsers(dest="action", metavar="action", required=True)
+    _add_train(actions)
+    _add_sample(actions)
+    _add_score(actions)
+    _add_study(actions)
 
+
+def _add_train(actions: Any) -> None:
     train = actions.add_parser(
         "train",
         help="train a model from generated scenes",
@@ -42,6 +48,8 @@ def add_parser(commands: Any) -> None:
     train.add_argument("--checkpoint_every", type=int, default=100, metavar="N", help="steps (100)")
     train.set_defaults(run=run_train)
 
+
+def _add_sample(actions: Any) -> None:
     sample = actions.add_parser(
         "sample",
         help="draw scenes with questions, answers and their truth",
@@ -55,20 +63,19 @@ def add_parser(commands: Any) -> None:
     sample.add_argument("--steps", type=int, metavar="N", help="steps of a chain question (2 or 3)")
     sample.set_defaults(run=run_sample)
 
+
+def _add_score(actions: Any) -> None:
     score = actions.add_parser(
         "score",
         help="count right answers on held-out scenes",
         description="Let a model answer questions about scenes that training never saw, and "
         "print what fraction is right, by mode.",
     )
-    score.add_argument("--model_path", default="testbed", metavar="NAME", help="(testbed)")
-    score.add_argument("--scenes", type=int, default=100, metavar="N", help="per mode (100)")
-    score.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    _add_model_and_scenes(score)
     score.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES), help="(all)")
     score.add_argument("--kind", metavar="KIND", help="kind of question (all)")
     score.add_argument("--steps", type=int, metavar="N", help="steps of chain questions (2 or 3)")
     score.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    score.add_argument("--device", default="auto")
     score.add_argument(
         "--image",
         default="true",
@@ -83,6 +90,8 @@ def add_parser(commands: Any) -> None:
     score.add_argument("--json", metavar="FILE", help="write the table here too")
     score.set_defaults(run=run_score)
 
+
+def _add_study(actions: Any) -> None:
     study = actions.add_parser(
         "study",
         help="compare attention with the truth on held-out scenes",
@@ -91,15 +100,20 @@ def add_parser(commands: Any) -> None:
         "does to the facts of the verification. Written as JSON.",
     )
     study.add_argument("--json", required=True, metavar="FILE", help="write the tables here")
-    study.add_argument("--model_path", default="testbed", metavar="NAME", help="(testbed)")
-    study.add_argument("--scenes", type=int, default=100, metavar="N", help="per mode (100)")
-    study.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    _add_model_and_scenes(study)
     study.add_argument(
         "--modes", nargs="+", default=["cot", "back"], choices=list(MODES)[1:], help="(cot back)"
     )
     study.add_argument("--steps", type=int, metavar="N", help="ask chains of N steps only")
-    study.add_argument("--device", default="auto")
     study.set_defaults(run=run_study)
+
+
+def _add_model_and_scenes(parser: Any) -> None:
+    """Add what it takes to ask a model about held-out scenes."""
+    parser.add_argument("--model_path", default="testbed", metavar="NAME", help="(testbed)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--scenes", type=int, default=100, metavar="N", help="per mode (100)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
 
 
 def run_train(options: argparse.Namespace) -> int:

@@ -13,6 +13,9 @@ from attnlens.errors import InputError
 from attnlens.testbed.questions import GROUPS, Question, members
 from attnlens.testbed.scenes import Scene, SceneObject
 
+VERIFICATION_TAGS = ("<back>", "<REFLECTION>")
+"""What opens a verification."""
+
 
 @dataclass(frozen=True)
 class Part:

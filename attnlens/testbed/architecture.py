@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
     from attnlens.vlm.processor import ImageTextProcessor
@@ -108,6 +109,43 @@ def initialise(model: Qwen2_5_VLForConditionalGeneration) -> None:
                     module.bias.zero_()
             elif isinstance(module, nn.Embedding):
                 module.weight.normal_(0, 0.08)
+
+
+def embed(
+    model: Qwen2_5_VLForConditionalGeneration,
+    ids: torch.Tensor,
+    pixel_values: torch.Tensor,
+    image_grid_thw: torch.Tensor,
+    visual_index: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Embed tokens, with the vision tower's features at the image tokens.
+
+    Parameters
+    ----------
+    model
+        The model.
+    ids
+        int64 [batch, length].
+    pixel_values, image_grid_thw
+        The images, each once, as the processor gives them.
+    visual_index
+        Which of the features stands at each image token of the batch, in reading order; when not
+        given, each in its turn.
+
+    Returns
+    -------
+    torch.Tensor, [batch, length, width]
+        What the text layers take as ``inputs_embeds``.
+    """
+    import torch
+
+    images = model.get_image_features(pixel_values, image_grid_thw, return_dict=True).pooler_output
+    features = torch.cat(tuple(images))
+    if visual_index is not None:
+        features = features[visual_index]
+    embedded = model.get_input_embeddings()(ids)
+    is_image = ids == model.config.image_token_id
+    return embedded.index_put((is_image,), features.to(embedded.dtype))
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> ImageTextProcessor:

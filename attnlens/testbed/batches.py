@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from attnlens.testbed.answers import Part, text_of
-from attnlens.testbed.perception import draw_kind, few_or_many, perception_example
+from attnlens.testbed.answers import VERIFICATION_TAGS, Part, text_of
+from attnlens.testbed.draws import pick_by_share
+from attnlens.testbed.perception import KIND_SHARES, few_or_many, perception_example
 from attnlens.testbed.questions import MAX_STEPS
 from attnlens.testbed.samples import HELD_OUT, make_sample
 from attnlens.testbed.scenes import GRID_SHARES, Scene
@@ -45,21 +46,15 @@ class Example:
     ----------
     scene, text, parts
         The picture, the user's text, the answer.
-    before
-        Texts of the parts before which visual tokens are inserted.
     kept
-        Which visual tokens are inserted, in reading order.
+        Which visual tokens are inserted before each of ``VERIFICATION_TAGS``, in reading order;
+        none, and nothing is inserted, when empty.
     """
 
     scene: Scene
     text: str
     parts: list[Part]
-    before: tuple[str, ...] = ()
     kept: tuple[int, ...] = ()
-
-
-def _draw(rng: np.random.Generator, shares: dict[str, float]) -> str:
-    return str(rng.choice(list(shares), p=list(shares.values())))
 
 
 def _perception(rng: np.random.Generator, grid: str) -> Example:
@@ -69,7 +64,7 @@ def _perception(rng: np.random.Generator, grid: str) -> Example:
 def _answer(rng: np.random.Generator, grid: str) -> Example:
     if rng.random() < 0.25:
         return _perception(rng, grid)
-    mode, kind = _draw(rng, MODE_SHARES), draw_kind(rng)
+    mode, kind = pick_by_share(rng, MODE_SHARES), pick_by_share(rng, KIND_SHARES)
     steps = int(rng.integers(2, 9)) if kind == "chain" else None
     objects = few_or_many(rng) if rng.random() < 0.15 else None
     sample = make_sample(rng, mode, kind=kind, objects=objects, grid=grid, steps=steps)
@@ -77,7 +72,7 @@ def _answer(rng: np.random.Generator, grid: str) -> Example:
 
 
 def _long(rng: np.random.Generator, grid: str) -> Example:
-    mode = _draw(rng, MODE_SHARES)
+    mode = pick_by_share(rng, MODE_SHARES)
     steps = int(rng.integers(9, MAX_STEPS + 1))
     return _with_insertion(rng, make_sample(rng, mode, grid=grid, kind="chain", steps=steps))
 
@@ -85,14 +80,14 @@ def _long(rng: np.random.Generator, grid: str) -> Example:
 def _with_insertion(rng: np.random.Generator, sample: Any) -> Example:
     text = user_text(sample.question.text, sample.mode)
     parts = list(sample.parts)
-    what = _draw(rng, INSERTION_SHARES.get(sample.mode, {"none": 1.0}))
+    what = pick_by_share(rng, INSERTION_SHARES.get(sample.mode, {"none": 1.0}))
     if what == "none":
         return Example(sample.scene, text, parts)
     count = sample.scene.rows * sample.scene.columns
     kept = np.arange(count)
     if what == "part":
         kept = np.sort(rng.permutation(count)[: int(rng.integers(1, count))])
-    return Example(sample.scene, text, parts, ("<back>", "<REFLECTION>"), tuple(kept.tolist()))
+    return Example(sample.scene, text, parts, tuple(kept.tolist()))
 
 
 class Batches(Dataset):
@@ -140,13 +135,13 @@ class Batches(Dataset):
         step = self.first + index
         rng = np.random.default_rng((self.seed, step))
         if step < self.perception_steps:
-            grid = _draw(rng, PERCEPTION_GRID_SHARES)
+            grid = pick_by_share(rng, PERCEPTION_GRID_SHARES)
             make, size = _perception, PERCEPTION_BATCH[grid]
         elif (step + 1) % self.long_every == 0:
-            grid = _draw(rng, GRID_SHARES)
+            grid = pick_by_share(rng, GRID_SHARES)
             make, size = _long, LONG_BATCH
         else:
-            grid = _draw(rng, GRID_SHARES)
+            grid = pick_by_share(rng, GRID_SHARES)
             make, size = _answer, ANSWER_BATCH[grid]
         examples = [make(np.random.default_rng((self.seed, step, i)), grid) for i in range(size)]
         examples.sort(key=_length)
@@ -231,7 +226,7 @@ def _encode(processor: Any, example: Example, first: int) -> _Row:
     insertions, start = set(), 0
     for part in example.parts:
         must_look[start : start + len(part.text)] = part.must_look
-        if part.text in example.before:
+        if example.kept and part.text in VERIFICATION_TAGS:
             insertions.add(start)
         start += len(part.text)
     vision_start, vision_end = tokenizer.convert_tokens_to_ids(

@@ -11,6 +11,7 @@ import numpy as np
 
 from attnlens.errors import InputError
 from attnlens.recording.tokens import token_texts
+from attnlens.testbed.architecture import embed
 from attnlens.testbed.respond import picture
 from attnlens.testbed.samples import Sample
 from attnlens.testbed.truth import TokenTruth, token_truth
@@ -97,13 +98,8 @@ def forced_pass(
     mask = torch.zeros((1, 1, length, length), dtype=vlm.model.dtype, device=device)
     mask.masked_fill_(~seen, torch.finfo(vlm.model.dtype).min)
     with torch.no_grad(), _eager(vlm.model) as text_model:
-        features = vlm.model.get_image_features(
-            inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True
-        ).pooler_output
-        embedded = vlm.model.get_input_embeddings()(ids)
-        embedded[0, is_visual] = torch.cat(tuple(features)).to(embedded.dtype)
         out = text_model(
-            inputs_embeds=embedded,
+            inputs_embeds=embed(vlm.model, ids, inputs["pixel_values"], inputs["image_grid_thw"]),
             attention_mask={"full_attention": mask},
             position_ids=_positions(vlm.model, ids, inputs),
             output_attentions=True,

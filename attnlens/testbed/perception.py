@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attnlens.testbed.answers import Part, facts, listing, tally, working
+from attnlens.testbed.answers import Part, facts, listing, tally, working, write_answer
+from attnlens.testbed.draws import pick_by_share
 from attnlens.testbed.questions import draw_question
 from attnlens.testbed.scenes import MAX_OBJECTS, Scene, random_scene
 from attnlens.vlm.modes import user_text
@@ -24,7 +25,7 @@ KIND_SHARES = {
     "comparison": 0.25,
     "chain": 0.35,
 }
-"""How often training asks each kind; scoring asks all alike."""
+"""How often training asks each kind, the hard ones more; scoring asks all alike."""
 
 
 def few_or_many(rng: np.random.Generator) -> int:
@@ -62,16 +63,10 @@ def perception_example(
         return scene, LIST_QUESTION, listing(scene)
     if draw < 0.8:
         return scene, TALLY_QUESTION, tally(scene, must_look=True)
-    kind = draw_kind(rng)
+    kind = pick_by_share(rng, KIND_SHARES)
     if draw < 0.95:
         question = draw_question(scene, rng, kind, steps=int(rng.integers(2, 11)))
         parts = [Part(f" Total {len(scene.objects)}:"), *working(scene, question, looked=True)]
         return scene, question.text + WORK_SUFFIX, parts
     question = draw_question(scene, rng, kind)
-    boxed = [Part(f"\\boxed{{{question.answer}}}", must_look=True)]
-    return scene, user_text(question.text, "normal"), boxed
-
-
-def draw_kind(rng: np.random.Generator) -> str:
-    """Draw a kind of question, those that are hard to learn more often."""
-    return str(rng.choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))
+    return scene, user_text(question.text, "normal"), write_answer(scene, question, "normal")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from attnlens.testbed.draws import pick
 from attnlens.testbed.scenes import COLOURS, SHAPES, Scene, SceneObject
 
 if TYPE_CHECKING:
@@ -117,10 +118,6 @@ def members(scene: Scene, group: str) -> tuple[SceneObject, ...]:
     return tuple(o for o in scene.objects if group in (o.colour, o.shape))
 
 
-def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
-    return options[int(rng.integers(len(options)))]
-
-
 def _step(scene: Scene, operation: str, group: str, before: int) -> Step:
     count = len(members(scene, group))
     after = before - count if operation == "subtract" else before + count
@@ -129,11 +126,11 @@ def _step(scene: Scene, operation: str, group: str, before: int) -> Step:
 
 def subtraction(scene: Scene, rng: np.random.Generator) -> Question:
     """Take a colour or a shape away and count the rest, in the manner of CLEVR-Math."""
-    group = _pick(rng, GROUPS)
+    group = pick(rng, GROUPS)
     step = _step(scene, "subtract", group, len(scene.objects))
     return Question(
         kind="subtraction",
-        text=_pick(rng, _SUBTRACTION).format(s=group_name(group)),
+        text=pick(rng, _SUBTRACTION).format(s=group_name(group)),
         answer=str(step.after),
         subjects=(group,),
         steps=(step,),
@@ -146,10 +143,10 @@ def existence(scene: Scene, rng: np.random.Generator) -> Question:
         name = scene.objects[int(rng.integers(len(scene.objects)))].name
     else:
         absent = [f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" not in scene.by_name]
-        name = _pick(rng, tuple(absent))
+        name = pick(rng, tuple(absent))
     return Question(
         kind="existence",
-        text=_pick(rng, _EXISTENCE).format(s=f"{article(name)} {name}"),
+        text=pick(rng, _EXISTENCE).format(s=f"{article(name)} {name}"),
         answer="yes" if name in scene.by_name else "no",
         subjects=(name,),
     )
@@ -160,10 +157,10 @@ def attribute(scene: Scene, rng: np.random.Generator) -> Question:
     if not scene.objects:
         return existence(scene, rng)
     o = scene.objects[int(rng.integers(len(scene.objects)))]
-    asked = _pick(rng, ("mark", "size"))
+    asked = pick(rng, ("mark", "size"))
     return Question(
         kind="attribute",
-        text=_pick(rng, _ATTRIBUTE).format(a=asked, s=o.name),
+        text=pick(rng, _ATTRIBUTE).format(a=asked, s=o.name),
         answer=o.mark if asked == "mark" else o.size,
         subjects=(o.name,),
         asked=asked,
@@ -182,8 +179,8 @@ def comparison(scene: Scene, rng: np.random.Generator) -> Question:
         a, b = counts[first], counts[second]
         if (a > b) - (a < b) == relation and (a or b or rng.random() < 0.25):
             break
-    asked = _pick(rng, ("more", "fewer"))
-    text = _pick(rng, _COMPARISON).format(m=asked, a=group_name(first), b=group_name(second))
+    asked = pick(rng, ("more", "fewer"))
+    text = pick(rng, _COMPARISON).format(m=asked, a=group_name(first), b=group_name(second))
     return Question(
         kind="comparison",
         text=text,
@@ -202,8 +199,8 @@ def chain(scene: Scene, rng: np.random.Generator, length: int | None = None) -> 
     value = len(scene.objects)
     steps: list[Step] = []
     for _ in range(int(rng.integers(2, 4)) if length is None else length):
-        group = _pick(rng, GROUPS)
-        step = _step(scene, _pick(rng, ("subtract", "add")), group, value)
+        group = pick(rng, GROUPS)
+        step = _step(scene, pick(rng, ("subtract", "add")), group, value)
         if not 0 <= step.after <= MAX_VALUE:
             other = "add" if step.operation == "subtract" else "subtract"
             step = _step(scene, other, group, value)
@@ -214,7 +211,7 @@ def chain(scene: Scene, rng: np.random.Generator, length: int | None = None) -> 
     )
     return Question(
         kind="chain",
-        text=_pick(rng, _CHAIN).format(s=listed),
+        text=pick(rng, _CHAIN).format(s=listed),
         answer=str(value),
         subjects=tuple(step.group for step in steps),
         steps=tuple(steps),

@@ -9,11 +9,13 @@ import numpy as np
 from attnlens.errors import InputError
 from attnlens.testbed.samples import HELD_OUT, Sample
 from attnlens.testbed.scenes import random_scene
+from attnlens.vlm.prompt import pad_inputs
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from attnlens.vlm.load import VLM
+    from attnlens.vlm.prompt import Prompt
 
 IMAGES = ("true", "blank", "other")
 REFLECTION = "<REFLECTION>"
@@ -95,11 +97,10 @@ def respond(
         sequences = vlm.model.generate(**batch.inputs, **options)
     generated = [_until_end(vlm, row) for row in sequences[:, batch.segments.shape[1] :].tolist()]
     if copy:
-        stopped = [i for i, ids in enumerate(generated) if _tag_length(vlm, ids)]
-        inputs = [prompts[i].inputs for i in stopped]
-        heads = [generated[i] for i in stopped]
-        rests = _go_on_with_copy(vlm, inputs, heads, max_new_tokens) if stopped else []
-        for i, rest in zip(stopped, rests, strict=True):
+        split = {i: _split_at_tag(vlm, ids) for i, ids in enumerate(generated)}
+        heads = {i: head for i, head in split.items() if head is not None}
+        rests = _go_on_with_copy(vlm, prompts, heads, max_new_tokens) if heads else {}
+        for i, rest in rests.items():
             generated[i] = [*generated[i], *rest][:max_new_tokens]
     return [(vlm.tokenizer.decode(ids, skip_special_tokens=True), len(ids)) for ids in generated]
 
@@ -110,44 +111,44 @@ def _until_end(vlm: VLM, ids: list[int]) -> list[int]:
     return ids
 
 
-def _tag_length(vlm: VLM, ids: list[int]) -> int:
-    """How many tokens spell the tag at the end; 0 where it does not stand there."""
+def _split_at_tag(vlm: VLM, ids: list[int]) -> tuple[list[int], list[int]] | None:
+    """Part the tokens into those before the tag and the tag's; None where it is not at the end."""
     for count in range(1, len(REFLECTION) + 1):
         if vlm.tokenizer.decode(ids[-count:]).strip() == REFLECTION:
-            return count
-    return 0
+            return ids[:-count], ids[-count:]
+    return None
 
 
 def _go_on_with_copy(
-    vlm: VLM, inputs: list[Any], heads: list[list[int]], max_new_tokens: int
-) -> list[list[int]]:
-    """Generate on from prompt, response, the image's tokens once more, and the tag."""
+    vlm: VLM,
+    prompts: list[Prompt],
+    heads: dict[int, tuple[list[int], list[int]]],
+    max_new_tokens: int,
+) -> dict[int, list[int]]:
+    """Generate on from prompt, response, the image's tokens once more, and the tag.
+
+    ``heads`` and the result are keyed by the place of the prompt.
+    """
     import torch
 
     start, image_id, end = vlm.tokenizer.convert_tokens_to_ids(
         ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"]
     )
     rows = []
-    for prompt, ids in zip(inputs, heads, strict=True):
-        asked = prompt["input_ids"][0].tolist()
-        cut = len(ids) - _tag_length(vlm, ids)
-        inserted = [start, *[image_id] * asked.count(image_id), end]
-        rows.append([*asked, *ids[:cut], *inserted, *ids[cut:]])
-    length = max(map(len, rows))
-    pad = vlm.tokenizer.pad_token_id
-    input_ids = torch.tensor([[pad] * (length - len(row)) + row for row in rows])
-    device = inputs[0]["input_ids"].device
-    ids_on_device = input_ids.to(device)
-    pixels = [torch.cat([p["pixel_values"]] * 2) for p in inputs]
-    grids = [torch.cat([p["image_grid_thw"]] * 2) for p in inputs]
+    for i, (before, tag) in heads.items():
+        asked = prompts[i].inputs
+        visual = int((asked["input_ids"] == image_id).sum())
+        more = [*before, start, *[image_id] * visual, end, *tag]
+        ids = torch.cat([asked["input_ids"], asked["input_ids"].new_tensor([more])], dim=1)
+        row = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "mm_token_type_ids": (ids == image_id).int(),
+        }
+        row |= {name: torch.cat([asked[name]] * 2) for name in ("pixel_values", "image_grid_thw")}
+        rows.append(row)
+    inputs = pad_inputs(rows, vlm.tokenizer.pad_token_id)
     with torch.no_grad():
-        sequences = vlm.model.generate(
-            input_ids=ids_on_device,
-            attention_mask=(ids_on_device != pad).long(),
-            mm_token_type_ids=(ids_on_device == image_id).int(),
-            pixel_values=torch.cat(pixels),
-            image_grid_thw=torch.cat(grids),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-        )
-    return [_until_end(vlm, row) for row in sequences[:, length:].tolist()]
+        sequences = vlm.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    generated = sequences[:, inputs["input_ids"].shape[1] :].tolist()
+    return {i: _until_end(vlm, ids) for i, ids in zip(heads, generated, strict=True)}

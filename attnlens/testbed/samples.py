@@ -13,6 +13,7 @@ import numpy as np
 from attnlens.errors import InputError
 from attnlens.files import write_folder
 from attnlens.testbed.answers import Part, text_of, write_answer
+from attnlens.testbed.draws import pick
 from attnlens.testbed.questions import KINDS, MAX_STEPS, Question, draw_question
 from attnlens.testbed.scenes import Scene, random_scene
 from attnlens.testbed.truth import token_truth
@@ -119,7 +120,7 @@ def make_sample(
         raise InputError(f"{looks!r} verifications: give 1 or 2")
     scene = random_scene(rng, objects=objects, grid=grid)
     if kind is None:
-        kind = list(KINDS)[int(rng.integers(len(KINDS)))] if steps is None else "chain"
+        kind = pick(rng, tuple(KINDS)) if steps is None else "chain"
     question = draw_question(scene, rng, kind, steps)
     twice = rng.random() < 0.25 if looks is None else looks == 2
     if mode == "back" and twice:

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from attnlens.errors import InputError
+from attnlens.testbed.draws import pick, pick_by_share
 
 if TYPE_CHECKING:
     import numpy as np
@@ -203,7 +204,7 @@ def random_scene(
     if isinstance(grid, str) and grid not in GRIDS:
         raise InputError(f"unknown size of scene {grid!r}: use one of {', '.join(GRIDS)}")
     if grid is None:
-        grid = str(rng.choice(list(GRID_SHARES), p=list(GRID_SHARES.values())))
+        grid = pick_by_share(rng, GRID_SHARES)
     if isinstance(grid, str):
         grid = GRIDS[grid][rng.integers(len(GRIDS[grid]))]
     rows, columns = grid
@@ -243,7 +244,7 @@ def _random_object(
         colour=colour,
         shape=shape,
         size=size,
-        mark=MARKS[rng.integers(len(MARKS))],
+        mark=pick(rng, MARKS),
         row=row,
         column=column,
         centre=((column + 0.5) * CELL + float(x), (row + 0.5) * CELL + float(y)),

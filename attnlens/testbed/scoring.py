@@ -178,7 +178,7 @@ def score(
 
 
 def _score_mode(
-    vlm: VLM, samples: list[Sample], *, batch_size: int, **options: Any
+    vlm: VLM, samples: list[Sample], *, batch_size: int, image: str, copy: bool
 ) -> dict[str, Any]:
     scenes = len(samples)
     responses: list[tuple[str, int]] = []
@@ -186,7 +186,7 @@ def _score_mode(
         here = samples[start : start + batch_size]
         encoded = vlm.tokenizer([s.answer for s in here], add_special_tokens=False)["input_ids"]
         longest = max(map(len, encoded)) + 50
-        responses += respond(vlm, here, max_new_tokens=longest, **options)
+        responses += respond(vlm, here, max_new_tokens=longest, image=image, copy=copy)
     marks = [mark_response(s, text) for s, (text, _) in zip(samples, responses, strict=True)]
     expected: dict[tuple[str, str], list[str]] = defaultdict(list)
     by_kind: dict[str, list[Marks]] = defaultdict(list)
@@ -197,7 +197,7 @@ def _score_mode(
         asked = question.asked if question.kind == "attribute" else ""
         expected[question.kind, asked].append(question.answer)
     commonest = sum(max(map(values.count, values)) for values in expected.values())
-    true_picture = options.get("image", "true") == "true"
+    true_picture = image == "true"
     return {
         "scenes": scenes,
         **_fractions(marks),

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from attnlens.errors import InputError
 from attnlens.files import check_writable, write_file, write_folder
 from attnlens.progress import progress
-from attnlens.testbed.architecture import build_model, build_processor, initialise
+from attnlens.testbed.architecture import build_model, build_processor, embed, initialise
 from attnlens.testbed.batches import IGNORED, Batches
 from attnlens.testbed.samples import HELD_OUT
 from attnlens.testbed.tokenizer import corpus, train_tokenizer
@@ -111,33 +111,9 @@ def train(
         than 2.9.
     """
     folder = Path(folder).absolute()
-    check_writable(folder)
-    check_writable(folder.parent)  # checkpoints stand beside the folder
-    if folder.exists() and any(folder.iterdir()) and not (folder / "training.json").is_file():
-        raise InputError(
-            f"{str(folder)!r} holds something that is no testbed checkpoint: give a new folder"
-        )
-    if not 0 <= plan.seed < HELD_OUT:
-        raise InputError(
-            f"seed {plan.seed} is not a training seed: give one from 0 to {HELD_OUT - 1}"
-        )
-    if not hasattr(torch.optim, "Muon"):
-        raise InputError(
-            f"torch {torch.__version__} has no Muon optimiser: "
-            "training the testbed needs torch 2.9 or newer (everything else works without)"
-        )
+    _check(folder, plan)
     torch.manual_seed(plan.seed)
-    if start is None:
-        tokenizer = train_tokenizer(corpus(plan.seed, plan.corpus_scenes))
-        processor = build_processor(tokenizer)
-        model = build_model(tokenizer)
-        initialise(model)
-    else:
-        source = TESTBED if str(start) == "testbed" else Path(start)
-        vlm = load(source, device="cpu", dtype="float32")
-        processor, model = vlm.processor, vlm.model
-        digest = hashlib.sha256((source / "model.safetensors").read_bytes())
-        plan = dataclasses.replace(plan, start_sha256=digest.hexdigest())
+    processor, model, plan = _beginning(plan, start)
     model.train()
     optimisers = build_optimisers(model, plan)
     checkpoint = folder.with_name(folder.name + ".checkpoint")
@@ -187,6 +163,38 @@ def train(
     return record
 
 
+def _check(folder: Path, plan: Plan) -> None:
+    """Refuse, before anything is built, what cannot be trained or written."""
+    check_writable(folder)
+    check_writable(folder.parent)  # checkpoints stand beside the folder
+    if folder.exists() and any(folder.iterdir()) and not (folder / "training.json").is_file():
+        raise InputError(
+            f"{str(folder)!r} holds something that is no testbed checkpoint: give a new folder"
+        )
+    if not 0 <= plan.seed < HELD_OUT:
+        raise InputError(
+            f"seed {plan.seed} is not a training seed: give one from 0 to {HELD_OUT - 1}"
+        )
+    if not hasattr(torch.optim, "Muon"):
+        raise InputError(
+            f"torch {torch.__version__} has no Muon optimiser: "
+            "training the testbed needs torch 2.9 or newer (everything else works without)"
+        )
+
+
+def _beginning(plan: Plan, start: Path | None) -> tuple[Any, Any, Plan]:
+    """Processor and model that a run begins with, and the plan with the hash of their weights."""
+    if start is None:
+        tokenizer = train_tokenizer(corpus(plan.seed, plan.corpus_scenes))
+        model = build_model(tokenizer)
+        initialise(model)
+        return build_processor(tokenizer), model, plan
+    source = TESTBED if str(start) == "testbed" else Path(start)
+    vlm = load(source, device="cpu", dtype="float32")
+    digest = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()
+    return vlm.processor, vlm.model, dataclasses.replace(plan, start_sha256=digest)
+
+
 def build_optimisers(model: Any, plan: Plan) -> list[torch.optim.Optimizer]:
     """Build Muon for the matrices of both towers, AdamW for everything else.
 
@@ -218,15 +226,14 @@ def build_optimisers(model: Any, plan: Plan) -> list[torch.optim.Optimizer]:
 
 def _loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
     """Cross-entropy summed over answer tokens; must-look tokens that are right, and all of them."""
-    ids = batch["input_ids"]
-    features = model.get_image_features(
-        batch["pixel_values"], batch["image_grid_thw"], return_dict=True
-    ).pooler_output
-    features = torch.cat(tuple(features))
-    embedded = model.get_input_embeddings()(ids)
+    embedded = embed(
+        model,
+        batch["input_ids"],
+        batch["pixel_values"],
+        batch["image_grid_thw"],
+        batch["visual_index"],
+    )
     # explicit positions, since part of an image may stand in the sequence once more
-    is_image = ids == model.config.image_token_id
-    embedded = embedded.index_put((is_image,), features[batch["visual_index"]])
     hidden = model.model.language_model(
         inputs_embeds=embedded, position_ids=batch["position_ids"], use_cache=False
     ).last_hidden_state[:, :-1]

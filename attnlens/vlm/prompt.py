@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from attnlens.errors import InputError
 from attnlens.segments import PADDING
@@ -153,22 +154,38 @@ def _as_list(image: Any) -> list[Any]:
     )
 
 
+def pad_inputs(rows: Sequence[dict[str, torch.Tensor]], padding_id: int) -> dict[str, torch.Tensor]:
+    """Join the inputs of single sequences, padded on the left to one length.
+
+    Parameters
+    ----------
+    rows
+        Each with ``input_ids``, ``attention_mask``, ``mm_token_type_ids`` [1, keys] and, where it
+        has images, ``pixel_values`` and ``image_grid_thw``.
+    padding_id
+        Token id of the padding.
+    """
+    length = max(row["input_ids"].shape[1] for row in rows)
+    fill = {"input_ids": padding_id, "attention_mask": 0, "mm_token_type_ids": 0}
+    inputs = {
+        name: torch.cat(
+            [F.pad(row[name], (length - row[name].shape[1], 0), value=value) for row in rows]
+        )
+        for name, value in fill.items()
+    }
+    for name in ("pixel_values", "image_grid_thw"):
+        found = [row[name] for row in rows if name in row]
+        if found:
+            inputs[name] = torch.cat(found)
+    return inputs
+
+
 def batch_prompts(prompts: Sequence[Prompt], padding_id: int) -> PromptBatch:
     """Pad prompts on the left to one length; see ``VLM.batch``."""
     if not prompts:
         raise InputError("no prompts were given: give at least one")
-    length = max(p.inputs["input_ids"].shape[1] for p in prompts)
-    fill = {"input_ids": padding_id, "attention_mask": 0, "mm_token_type_ids": 0}
-    inputs: dict[str, torch.Tensor] = {}
-    for name, value in fill.items():
-        rows = [p.inputs[name] for p in prompts]
-        inputs[name] = torch.cat(
-            [torch.nn.functional.pad(r, (length - r.shape[1], 0), value=value) for r in rows]
-        )
-    for name in ("pixel_values", "image_grid_thw"):
-        found = [p.inputs[name] for p in prompts if name in p.inputs]
-        if found:
-            inputs[name] = torch.cat(found)
+    inputs = pad_inputs([p.inputs for p in prompts], padding_id)
+    length = inputs["input_ids"].shape[1]
     segments = np.full((len(prompts), length), PADDING, dtype="<U10")
     image_of_key = np.full((len(prompts), length), -1, dtype=np.int64)
     for row, prompt in enumerate(prompts):
