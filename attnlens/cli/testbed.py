@@ -36,12 +36,12 @@ def _add_train(actions: Any) -> None:
     )
     train.add_argument("--out", required=True, metavar="DIR", help="folder of the new checkpoint")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
-    train.add_argument("--steps", type=int, metavar="N", help="optimiser steps (4000)")
+    train.add_argument("--steps", type=int, metavar="N", help="optimiser steps (5000)")
     train.add_argument(
         "--perception_steps",
         type=int,
         metavar="N",
-        help="how many of them come first with short perception questions (700)",
+        help="how many of them come first with short perception questions (600)",
     )
     train.add_argument("--start", metavar="DIR", help="go on from this testbed checkpoint")
     train.add_argument("--peak_rate", type=float, metavar="R", help="highest learning rate")

@@ -86,6 +86,20 @@ def facts(
     return [*parts[:-1], Part(".")]
 
 
+def presence(scene: Scene, names: Sequence[str]) -> list[Part]:
+    """State of each name whether such an object is there: all of it must be looked up."""
+    there = {o.name: i for i, o in enumerate(scene.objects)}
+    parts: list[Part] = []
+    for name in names:
+        parts += [*_presence(name, there.get(name), must_look=True), Part(",")]
+    return [*parts[:-1], Part(".")]
+
+
+def _presence(name: str, index: int | None, *, must_look: bool = False) -> list[Part]:
+    word = " absent" if index is None else " present"
+    return [Part(f" {name}", index), Part(":"), Part(word, index, must_look)]
+
+
 def _stated(o: SceneObject, index: int, attributes: tuple[str, ...]) -> list[Part]:
     return [Part(f" {getattr(o, name)}", index, True) for name in attributes]
 
@@ -105,8 +119,7 @@ def working(scene: Scene, question: Question, *, looked: bool = False) -> list[P
         return [Part(text) for text in _calculation(question)]
     if question.kind == "existence":
         there = _subject(scene, question)
-        name = Part(f" {question.subjects[0]}", there)
-        return [name, Part(f" {int(there is not None)}, so {question.answer}.")]
+        return [*_presence(question.subjects[0], there), Part(f", so {question.answer}.")]
     if question.kind == "comparison":
         a, b = (len(members(scene, group)) for group in question.subjects)
         first, second = question.subjects
@@ -124,7 +137,7 @@ def _calculation(question: Question) -> list[str]:
         sign = "-" if step.operation == "subtract" else "+"
         start = ""
         if question.kind == "chain":
-            start = f" Step {i}: {step.group} {step.operation},"
+            start = f" Step {i}: {step.words},"
         lines.append(
             f"{start} {step.group} {step.count}: {step.before} {sign} {step.count} = {step.after}."
         )
@@ -170,13 +183,18 @@ def _boxed(scene: Scene, question: Question, *, must_look: bool = False) -> list
 
 
 def _summary(scene: Scene, question: Question) -> list[Part]:
-    start = f" The task: {question.kind},"
+    subjects = question.subjects
     if question.kind == "chain":
-        return [Part(f"{start} {len(question.steps)} steps.")]
-    if question.kind in ("existence", "attribute"):
-        name = Part(f" {question.subjects[0]}", _subject(scene, question))
-        return [Part(f"{start} {question.asked}".rstrip()), name, Part(".")]
-    return [Part(f"{start} {' '.join((question.asked, *question.subjects)).strip()}.")]
+        what = [Part(f" {len(question.steps)} steps")]
+    elif question.kind == "comparison":
+        what = [Part(f" {question.asked} {subjects[0]} than {subjects[1]}")]
+    elif question.kind == "subtraction":
+        what = [Part(f" {subjects[0]}")]
+    else:
+        what = [Part(f" {subjects[0]}", _subject(scene, question))]
+        if question.asked:
+            what.insert(0, Part(f" {question.asked} of"))
+    return [Part(f" The task is {question.kind}:"), *what, Part(".")]
 
 
 def write_answer(scene: Scene, question: Question, mode: str) -> list[Part]:

@@ -143,7 +143,9 @@ class Batches(Dataset):
         else:
             grid = pick_by_share(rng, GRID_SHARES)
             make, size = _answer, ANSWER_BATCH[grid]
-        examples = [make(np.random.default_rng((self.seed, step, i)), grid) for i in range(size)]
+        # rows from 1: to NumPy, (seed, step, 0) is the batch's own (seed, step)
+        seeds = [(self.seed, step, row) for row in range(1, size + 1)]
+        examples = [make(np.random.default_rng(s), grid) for s in seeds]
         examples.sort(key=_length)
         rows = LONG_PIECE if make is _long else PIECE
         return [collate(self.processor, examples[i : i + rows]) for i in range(0, size, rows)]

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attnlens.testbed.answers import Part, facts, listing, tally, working, write_answer
+from attnlens.testbed.answers import (
+    Part,
+    facts,
+    listing,
+    presence,
+    tally,
+    working,
+    write_answer,
+)
 from attnlens.testbed.draws import pick_by_share
 from attnlens.testbed.questions import draw_question
-from attnlens.testbed.scenes import MAX_OBJECTS, Scene, random_scene
+from attnlens.testbed.scenes import COLOURS, MAX_OBJECTS, SHAPES, Scene, random_scene
 from attnlens.vlm.modes import user_text
 
 if TYPE_CHECKING:
@@ -15,15 +23,16 @@ if TYPE_CHECKING:
 
 FACTS_QUESTION = "List all objects with size and mark."
 ASKED_QUESTION = "Size and mark of {names}."
+PRESENCE_QUESTION = "Present or absent: {names}."
 LIST_QUESTION = "List all objects."
 TALLY_QUESTION = "Count the objects by colour and by shape."
 WORK_SUFFIX = "\nWork it out."
 KIND_SHARES = {
     "subtraction": 0.1,
-    "existence": 0.1,
-    "attribute": 0.2,
-    "comparison": 0.25,
-    "chain": 0.35,
+    "existence": 0.2,
+    "attribute": 0.25,
+    "comparison": 0.2,
+    "chain": 0.25,
 }
 """How often training asks each kind, the hard ones more; scoring asks all alike."""
 
@@ -52,14 +61,17 @@ def perception_example(
     """
     scene = random_scene(rng, objects=few_or_many(rng), grid=grid)
     draw = rng.random()
-    if draw < 0.3:
+    if draw < 0.25:
         return scene, FACTS_QUESTION, facts(scene)
-    if draw < 0.55 and scene.objects:
+    if draw < 0.5 and scene.objects:
         # asked for out of order, so that a fact is found by what the object is, not by its turn
         order = rng.permutation(len(scene.objects))[: int(rng.integers(1, 9))].tolist()
         names = ", ".join(scene.objects[i].name for i in order)
         return scene, ASKED_QUESTION.format(names=names), facts(scene, order=order)
-    if draw < 0.65:
+    if draw < 0.6:
+        named = _some_there(rng, scene)
+        return scene, PRESENCE_QUESTION.format(names=", ".join(named)), presence(scene, named)
+    if draw < 0.67:
         return scene, LIST_QUESTION, listing(scene)
     if draw < 0.8:
         return scene, TALLY_QUESTION, tally(scene, must_look=True)
@@ -70,3 +82,15 @@ def perception_example(
         return scene, question.text + WORK_SUFFIX, parts
     question = draw_question(scene, rng, kind)
     return scene, user_text(question.text, "normal"), write_answer(scene, question, "normal")
+
+
+def _some_there(rng: np.random.Generator, scene: Scene) -> list[str]:
+    """Draw two to eight names, each of an object that is there half of the time."""
+    there = list(scene.by_name)
+    absent = [n for n in (f"{c} {s}" for c in COLOURS for s in SHAPES) if n not in scene.by_name]
+    there, absent = (list(rng.permutation(names)) for names in (there, absent))
+    names = []
+    for _ in range(int(rng.integers(2, 9))):
+        source = there if there and rng.random() < 0.5 else absent
+        names.append(str(source.pop()))
+    return names

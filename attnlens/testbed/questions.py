@@ -44,6 +44,11 @@ class Step:
     before: int
     after: int
 
+    @property
+    def words(self) -> str:
+        """What is done: "reds subtracted", "circles added"."""
+        return f"{self.group}s {'added' if self.operation == 'add' else 'subtracted'}"
+
 
 @dataclass(frozen=True)
 class Question:
@@ -88,7 +93,7 @@ _SUBTRACTION = (
 _EXISTENCE = ("Is there {s}?", "Does the image show {s}?", "Can you see {s}?")
 _ATTRIBUTE = (
     "What {a} does the {s} have?",
-    "Which {a} has the {s}?",
+    "What is the {a} of the {s}?",
     "Name the {a} of the {s}.",
 )
 _COMPARISON = (
@@ -193,22 +198,22 @@ def comparison(scene: Scene, rng: np.random.Generator) -> Question:
 def chain(scene: Scene, rng: np.random.Generator, length: int | None = None) -> Question:
     """Subtract and add groups one after the other, 2 to ``MAX_STEPS`` numbered steps.
 
-    Two or three steps unless ``length`` says how many. No step leads below 0 or above
-    ``MAX_VALUE``.
+    Two or three steps unless ``length`` says how many. No group comes again before all have
+    come. No step leads below 0 or above ``MAX_VALUE``.
     """
     value = len(scene.objects)
     steps: list[Step] = []
-    for _ in range(int(rng.integers(2, 4)) if length is None else length):
-        group = pick(rng, GROUPS)
+    for i in range(int(rng.integers(2, 4)) if length is None else length):
+        if i % len(GROUPS) == 0:  # each group once before one comes again
+            order = rng.permutation(len(GROUPS))
+        group = GROUPS[int(order[i % len(GROUPS)])]
         step = _step(scene, pick(rng, ("subtract", "add")), group, value)
         if not 0 <= step.after <= MAX_VALUE:
             other = "add" if step.operation == "subtract" else "subtract"
             step = _step(scene, other, group, value)
         steps.append(step)
         value = step.after
-    listed = " ".join(
-        f"Step {i}: {step.group} {step.operation}." for i, step in enumerate(steps, start=1)
-    )
+    listed = " ".join(f"Step {i}: {step.words}." for i, step in enumerate(steps, start=1))
     return Question(
         kind="chain",
         text=pick(rng, _CHAIN).format(s=listed),
