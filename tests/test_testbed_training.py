@@ -12,7 +12,16 @@ import attnlens
 from attnlens.errors import InputError
 from attnlens.testbed import held_out_sample, make_sample
 from attnlens.testbed.answers import text_of
-from attnlens.testbed.batches import IGNORED, Batches, Example, collate
+from attnlens.testbed.architecture import build_model, initialise
+from attnlens.testbed.batches import (
+    IGNORED,
+    INSERTION_SHARES,
+    Batches,
+    Example,
+    _with_insertion,
+    collate,
+)
+from attnlens.testbed.muon import Muon, orthogonalise
 from attnlens.testbed.training import Plan, _loss, build_optimisers, train
 from attnlens.vlm.modes import user_text
 from attnlens.vlm.positions import ImagePiece, multimodal_positions
@@ -223,8 +232,81 @@ def test_seeds_of_held_out_scenes_are_not_for_training(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_training_needs_muon(tmp_path, monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(InputError, match=r"torch 2\.9"):
-        miniature(tmp_path / "model")
-    assert not list(tmp_path.iterdir())
+def test_muon_is_that_of_torch_but_for_its_bfloat16():
+    torch.manual_seed(0)
+    for shape in ((64, 128), (384, 128), (96, 96)):
+        ours = torch.nn.Parameter(torch.randn(shape))
+        theirs = torch.nn.Parameter(ours.detach().clone())
+        start = ours.detach().clone()
+        optimisers = (
+            Muon([ours], lr=0.01, weight_decay=0.1),
+            torch.optim.Muon(
+                [theirs],
+                lr=0.01,
+                momentum=0.95,
+                weight_decay=0.1,
+                adjust_lr_fn="match_rms_adamw",
+            ),
+        )
+        for _ in range(4):
+            ours.grad = torch.randn(shape)
+            theirs.grad = ours.grad.clone()
+            for optimiser in optimisers:
+                optimiser.step()
+        moved = (theirs - start).norm()
+        assert (ours - theirs).norm() / moved < 0.02  # bfloat16 has eight bits
+
+
+def test_orthogonalised_matrices_keep_their_singular_vectors():
+    torch.manual_seed(1)
+    for shape in ((3, 20, 50), (2, 50, 20), (1, 30, 30)):
+        left = torch.linalg.qr(torch.randn(shape[0], shape[1], shape[1])).Q
+        right = torch.linalg.qr(torch.randn(shape[0], shape[2], shape[2])).Q
+        rank = min(shape[1:])
+        values = torch.linspace(0.3, 1.0, rank).expand(shape[0], rank)
+        given_matrices = left[..., :rank] * values[:, None] @ right[..., :rank].mT
+        made = orthogonalise(given_matrices)
+        inside = left[..., :rank].mT @ made @ right[..., :rank]
+        diagonal = inside.diagonal(dim1=1, dim2=2)
+        assert ((diagonal > 0.6) & (diagonal < 1.3)).all()
+        assert torch.allclose(inside, torch.diag_embed(diagonal), atol=1e-4)
+
+
+def test_first_weights_are_set_by_fan_in(tokenizer):
+    torch.manual_seed(0)
+    model = build_model(tokenizer)
+    initialise(model)
+    found = dict(model.named_parameters())
+    width = model.config.text_config.hidden_size
+    embedding = found["model.language_model.embed_tokens.weight"]
+    assert embedding.std().item() == pytest.approx(0.08, rel=0.02)
+    assert model.lm_head.weight is embedding
+    layers = model.config.text_config.num_hidden_layers
+    for name, fan_in, blocks in (
+        ("layers.1.self_attn.q_proj", width, None),
+        ("layers.0.mlp.gate_proj", width, None),
+        ("layers.2.mlp.down_proj", 3 * width, layers),
+        ("layers.3.self_attn.o_proj", width, layers),
+    ):
+        weight = found[f"model.language_model.{name}.weight"]
+        expected = fan_in**-0.5 / (1 if blocks is None else (2 * blocks) ** 0.5)
+        assert weight.std().item() == pytest.approx(expected, rel=0.03), name
+    patches = found["model.visual.patch_embed.proj.weight"]
+    assert patches.std().item() == pytest.approx(patches[0].numel() ** -0.5, rel=0.03)
+    assert all((p == 0).all() for n, p in found.items() if n.endswith("bias"))
+
+
+def test_images_are_inserted_as_often_as_is_said():
+    """In the mode's share of cases none, all, or a part of the visual tokens."""
+    rng = np.random.default_rng(0)
+    for mode, shares in INSERTION_SHARES.items():
+        sample = make_sample(rng, mode, grid="small")
+        count = sample.scene.rows * sample.scene.columns
+        kept = [len(_with_insertion(rng, sample).kept) for _ in range(600)]
+        found = {
+            "none": np.mean([k == 0 for k in kept]),
+            "all": np.mean([k == count for k in kept]),
+            "part": np.mean([0 < k < count for k in kept]),
+        }
+        for name, share in shares.items():
+            assert found[name] == pytest.approx(share, abs=0.06), (mode, name)

@@ -21,7 +21,8 @@ from attnlens.testbed import (
     token_truth,
 )
 from attnlens.testbed.answers import text_of, write_answer
-from attnlens.testbed.questions import KINDS, MAX_STEPS, MAX_VALUE
+from attnlens.testbed.perception import perception_example
+from attnlens.testbed.questions import GROUPS, KINDS, MAX_STEPS, MAX_VALUE
 from attnlens.testbed.scenes import CELL, COLOURS, GRIDS, MARKS, MAX_OBJECTS, SHAPES, SIZES
 
 seeds = st.integers(0, 2**32 - 1)
@@ -142,8 +143,10 @@ def answer_from_pixels_of(scene, question):
         return str(len(scene.objects) - counts[words[0]])
     if question.kind == "chain":
         value = len(scene.objects)
-        for word, sign in re.findall(r"Step \d+: (\w+) (subtract|add)\.", text):
-            value += counts[word] * (1 if sign == "add" else -1)
+        named = re.findall(r"Step \d+: (\w+)s (subtracted|added)\.", text)
+        assert len(named) == len(question.steps)
+        for word, sign in named:
+            value += counts[word] * (1 if sign == "added" else -1)
             assert 0 <= value <= MAX_VALUE
         return str(value)
     if question.kind == "comparison":
@@ -180,12 +183,12 @@ def test_told_words_stand_in_the_text_before_and_looked_up_ones_do_not(seed, mod
         word = part.text.strip()
         if part.speaks_of is not None:
             o = sample.scene.objects[part.speaks_of]
-            assert word in (o.name, o.size, o.mark, "yes", "no")
+            assert word in (o.name, o.size, o.mark, "yes", "no", "present")
             named = re.search(rf"#\d+ {o.name}\b", text)
             stated = re.search(rf"\b{o.name}:(?: \w+)? {word}\b", text)
             if word == o.name:
                 told = named is not None or part.section == "summary"
-            elif word in ("yes", "no"):
+            elif word in ("yes", "no", "present"):  # by the listing
                 told = mode != "normal"
             else:
                 told = stated is not None
@@ -237,9 +240,64 @@ def test_truth_reaches_every_token(tokenizer, seed, mode):
         assert set(spoken) == set(range(len(sample.scene.objects)))
     for index, words in spoken.items():
         o = sample.scene.objects[index]
-        assert words <= {o.colour, o.shape, o.size, o.mark, "yes", "no"}
+        assert words <= {o.colour, o.shape, o.size, o.mark, "yes", "no", "present"}
     with pytest.raises(InputError, match="do not spell the true answer"):
         token_truth(sample, ["noise", *(t.text for t in truth)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, kind=st.sampled_from(list(KINDS)))
+def test_every_paraphrase_asks_the_same(seed, kind):
+    """Drawn again for one scene, a question has other words and, by its words, its answer."""
+    rng = np.random.default_rng(seed)
+    scene = random_scene(rng, objects=int(rng.integers(1, MAX_OBJECTS + 1)))
+    for _ in range(8):
+        question = KINDS[kind](scene, rng)
+        assert question.answer == answer_from_pixels_of(scene, question)
+
+
+def test_each_kind_is_asked_in_three_ways():
+    scene = random_scene(np.random.default_rng(0), objects=7)
+    content = "|".join([*COLOURS, *SHAPES, "more", "fewer", "size", "mark", "an?", "objects"])
+    for kind, make in KINDS.items():
+        texts = {make(scene, np.random.default_rng(i)).text for i in range(200)}
+        steps = {re.sub(r"Step .*\.", "...", text) for text in texts}
+        frames = {re.sub(rf"\b({content})s?\b", "", text).replace("  ", " ") for text in steps}
+        frames = {re.sub(r"\s+", " ", frame) for frame in frames}
+        assert len(frames) == 3, (kind, frames)
+
+
+def test_no_group_of_a_chain_comes_again_before_all_have_come():
+    for index in range(20):
+        steps = held_out_sample(0, index, "cot", steps=25).question.steps
+        groups = [step.group for step in steps]
+        assert set(groups[:10]) == set(groups[10:20]) == {*COLOURS, *SHAPES}
+        assert len(set(groups[20:])) == 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds)
+def test_perception_questions_have_true_answers(seed):
+    """Each against the scene, by the words of question and answer alone."""
+    scene, text, parts = perception_example(np.random.default_rng(seed))
+    answer = text_of(parts)
+    if text.startswith("Present or absent"):
+        named = re.findall(r"(\w+ \w+)(?=[,.])", text.partition(": ")[2])
+        assert 2 <= len(named) == len(set(named)) <= 8
+        stated = dict(re.findall(r"(\w+ \w+): (present|absent)", answer))
+        assert list(stated) == named
+        for name, word in stated.items():
+            assert (name in scene.by_name) == (word == "present")
+    elif text.startswith("Size and mark"):
+        named = re.findall(r"(\w+ \w+)(?=[,.])", text.partition(" of ")[2])
+        expected = [f"{n}: {scene.by_name[n].size} {scene.by_name[n].mark}" for n in named]
+        assert answer == f" {', '.join(expected)}."
+    elif text.startswith("List all objects with"):
+        expected = [f"{o.name}: {o.size} {o.mark}" for o in scene.objects]
+        assert answer == f" {', '.join(expected) or 'no objects'}."
+    elif text.startswith("Count the objects by"):
+        counts = {g: sum(g in (o.colour, o.shape) for o in scene.objects) for g in GROUPS}
+        assert answer == " " + ", ".join(f"{g} {n}" for g, n in counts.items()) + "."
 
 
 @pytest.mark.parametrize("steps", [2, 25, MAX_STEPS])

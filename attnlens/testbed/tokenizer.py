@@ -22,7 +22,7 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-VOCABULARY_SIZE = 768
+VOCABULARY_SIZE = 1024
 
 # numbers below 100 whole, tags cut at their brackets, words with the space before them
 _PIECES = r" ?</?|>| ?\p{N}{1,2}| ?\p{L}+| ?[^\s\p{L}\p{N}<>]+|\s+"
