@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attnlens import measures, plots, testbed
+    from attnlens import interventions, measures, plots, testbed
     from attnlens.errors import InputError
     from attnlens.recording.record import record
     from attnlens.recording.run import run
@@ -28,13 +28,14 @@ _HOMES = {
     "record": "attnlens.recording.record",
     "run": "attnlens.recording.run",
 }
-_MODULES = ("measures", "plots", "testbed")
+_MODULES = ("interventions", "measures", "plots", "testbed")
 
 __all__ = [
     "VLM",
     "InputError",
     "Prompt",
     "Trace",
+    "interventions",
     "load",
     "measures",
     "plots",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from attnlens.recording.insertions import InsertedKeys
 from attnlens.recording.layout import KeyLayout
 from attnlens.recording.regions import find_regions, region_of_steps
 from attnlens.recording.rows import RecordedRows
@@ -89,6 +90,7 @@ def assemble(
     attrs: dict[str, Any],
     *,
     whole_prompt: bool = True,
+    inserted: InsertedKeys | None = None,
 ) -> xr.Dataset:
     """Build the dataset of one generation.
 
@@ -112,7 +114,10 @@ def assemble(
         Where the trace comes from.
     whole_prompt
         Whether every prompt row was asked for, or those of the user's text alone.
+    inserted
+        Keys that were inserted during the generation.
     """
+    inserted = inserted or InsertedKeys()
     layers = list(rows)
     first = rows[layers[0]]
     is_step = first.positions >= layout.prompt_length - 1
@@ -130,11 +135,11 @@ def assemble(
     nonzero = np.stack([rows[i].visual_nonzero[row] for i in layers], axis=1)  # steps, layers
     variables: dict[str, Any] = {
         "mass": (("step", "layer", "head", "segment"), by_segment[at_step]),
-        "keys": (("step", "segment"), _key_counts(layout, prompt_row, steps)),
+        "keys": (("step", "segment"), _key_counts(layout, prompt_row, steps, inserted)),
         "visual_nonzero": (("step", "layer"), nonzero[: len(steps)]),
     }
     coordinates: dict[str, Any] = {
-        "step": steps - (layout.prompt_length - 1),
+        "step": steps - inserted.before(steps) - (layout.prompt_length - 1),
         "layer": layers,
         "head": np.arange(mass.shape[2]),
         "segment": list(SEGMENTS),
@@ -190,11 +195,15 @@ def assemble(
     return data
 
 
-def _key_counts(layout: KeyLayout, prompt_row: int, positions: np.ndarray) -> np.ndarray:
+def _key_counts(
+    layout: KeyLayout, prompt_row: int, positions: np.ndarray, inserted: InsertedKeys
+) -> np.ndarray:
     """Count the keys [steps, segments] that each step sees."""
     counts = [int((layout.segments[prompt_row] == s).sum()) for s in SEGMENTS]
     table = np.tile(np.array(counts, dtype=np.int32), (len(positions), 1))
-    table[:, SEGMENTS.index("response")] = positions - (layout.prompt_length - 1)
+    copied = inserted.before(positions, "copied")
+    table[:, SEGMENTS.index("copied")] = copied
+    table[:, SEGMENTS.index("response")] = positions - copied - (layout.prompt_length - 1)
     return table
 
 

@@ -7,7 +7,7 @@ a row add up to 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,6 +96,7 @@ def attention_mass(
     bias: torch.Tensor | Callable[[slice], torch.Tensor | None] | None = None,
     want_visual: bool = False,
     without_visual: int = 0,
+    visual_heads: Sequence[int] | None = None,
 ) -> Mass:
     """Attention mass by column (segment, with each image apart) of query rows.
 
@@ -118,6 +119,8 @@ def attention_mass(
         Whether the weight of each visual key is wanted.
     without_visual
         Number of rows at the beginning for which nothing is wanted of single visual keys.
+    visual_heads
+        Heads that the weight of each visual key is the mean over; all when not given.
 
     Returns
     -------
@@ -145,7 +148,10 @@ def attention_mass(
         mass = torch.matmul(weights, one_hot[:, None])
         wanted = weights[:, :, max(0, without_visual - start) :]
         visual_mean = _visual_mean(wanted, visual)
-        parts.append((mass.transpose(1, 2), visual_mean, (visual_mean > 0).sum(-1).int()))
+        nonzero = (visual_mean > 0).sum(-1).int()
+        if visual_heads is not None:
+            visual_mean = _visual_mean(wanted[:, list(visual_heads)], visual)
+        parts.append((mass.transpose(1, 2), visual_mean, nonzero))
     masses, visuals, nonzeros = zip(*parts, strict=True)
     return Mass(
         by_column=torch.cat(masses, dim=1),

@@ -115,13 +115,19 @@ class Recorder:
             )
         batch = first.mass.shape[0]
         repeats = batch // self._layout.batch
-        fed = {slot: ids.tolist() for slot, ids in self._recorder.ids.items()}
+        inserted = self._recorder.inserted
+        # the response's tokens are counted without inserted ones
+        places = steps - inserted.before(steps)
+        fed = {
+            slot - int(inserted.before(np.array([slot]))[0]): ids.tolist()
+            for slot, ids in self._recorder.ids.items()
+        }
         watch = self._watch
         traces = []
         for row in range(batch):
             prompt_row = row // repeats
             stream = token_stream(
-                steps,
+                places,
                 {slot: ids[row % len(ids)] for slot, ids in fed.items()},
                 None if watch.sequences is None else watch.sequences[row].tolist(),
                 self._layout.prompt_length,
@@ -140,6 +146,7 @@ class Recorder:
                 () if prompt is None else prompt.grids,
                 as_plain(self._provenance(prompt)),
                 whole_prompt=self._whole_prompt,
+                inserted=inserted,
             )
             traces.append(Trace(data))
         return traces

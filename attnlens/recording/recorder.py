@@ -9,17 +9,18 @@ the recorder checks that this holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from attnlens.recording.insertions import InsertedKeys
 from attnlens.recording.layout import KeyLayout
 from attnlens.recording.masks import as_bias, select_rows, stack_biases
 from attnlens.recording.mass import Mass, attention_mass
-from attnlens.recording.rows import RecordedRows, join_rows
+from attnlens.recording.rows import RecordedRows, join_rows, rows_before
 
 _ONLY_ROW = torch.zeros(1, dtype=torch.int64)
 
@@ -64,6 +65,9 @@ class QueryRecorder:
         Prompt slots whose rows are recorded beside the last one.
     every
         How many decoding passes wait before mass is computed.
+    map_heads
+        Heads, by layer, that the weight of each visual key is the mean over; all where a layer is
+        not named.
     """
 
     def __init__(
@@ -74,8 +78,11 @@ class QueryRecorder:
         visual_map: bool = False,
         prompt_positions: Sequence[int] = (),
         every: int = 32,
+        map_heads: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
         self.layout = layout
+        self.inserted = InsertedKeys()
+        self._map_heads = dict(map_heads or {})
         self.layers = tuple(layers)
         self.ids: dict[int, torch.Tensor] = {}
         """Token ids [batch] fed in at a key slot, for response slots and the last prompt slot."""
@@ -101,7 +108,9 @@ class QueryRecorder:
         first_step = self.layout.prompt_length - 1
         repeated = past == 0 and tokens == max(self._done, default=-1) + 2
         wanted = [
-            p for p in range(past, past + tokens) if p >= first_step or p in self._prompt_positions
+            p
+            for p in range(past, past + tokens)
+            if (p >= first_step or p in self._prompt_positions) and p not in self.inserted
         ]
         if repeated:  # generation without a cache feeds everything again, and one token more
             wanted = [p for p in wanted if p not in self._done]
@@ -154,6 +163,17 @@ class QueryRecorder:
             gapless = last - first + 1 == len(rows)
             queries = query[:, :, first : last + 1] if gapless else query[:, :, rows]
             self._keep(layer, current.positions, queries, key, bias, scaling)
+
+    def step_back(self, start: int, segments: Sequence[str | None]) -> None:
+        """Forget what was recorded from a slot on; see ``Listener``."""
+        self.flush()
+        for layer, parts in self._results.items():
+            self._results[layer] = rows_before(parts, start)
+        self._done = {p for p in self._done if p < start}
+        self._first_keys = {p: key for p, key in self._first_keys.items() if p < start}
+        self.ids = {p: ids for p, ids in self.ids.items() if p < start}
+        self.inserted.add(start, segments)
+        self._shared_columns = (None, None)
 
     def _enqueue(
         self,
@@ -232,6 +252,7 @@ class QueryRecorder:
                 bias=bias,
                 want_visual=self._visual_map,
                 without_visual=prompt_rows,
+                visual_heads=self._map_heads.get(layer),
             )
         weight = mass.visual_weight
         kept = Mass(
@@ -254,6 +275,9 @@ class QueryRecorder:
         known = self.layout.columns[:, :length]
         rest = length - known.shape[1]
         columns = np.pad(known, ((0, 0), (0, rest)), constant_values=self.layout.response_column)
+        for slot, segment in self.inserted.items():
+            if slot < length:
+                columns[:, slot] = self.layout.names.index(segment)
         visual = np.where(self.layout.visual < length, self.layout.visual, -1)
         repeats = batch // self.layout.batch
         made = (
@@ -264,6 +288,29 @@ class QueryRecorder:
         return made
 
     # What was recorded
+
+    def latest(self, count: int) -> np.ndarray:
+        """Mass of the last rows recorded: float32 [batch, rows, layers, heads, columns].
+
+        At most ``count`` rows; fewer at the beginning. Computes what still waits.
+        """
+        self.flush()
+        if not all(self._results.values()):
+            return np.zeros((0, 0, 0, 0, 0), np.float32)
+        by_layer = []
+        for parts in self._results.values():
+            tail: list[torch.Tensor] = []
+            for _, mass in reversed(parts):
+                tail.insert(0, mass.by_column)
+                if sum(t.shape[1] for t in tail) >= count:
+                    break
+            by_layer.append(torch.cat(tail, dim=1)[:, -count:].numpy())
+        return np.stack(by_layer, axis=2)
+
+    @property
+    def recorded_steps(self) -> int:
+        """Number of steps that have been seen so far."""
+        return sum(p >= self.layout.prompt_length - 1 for p in self._done)
 
     def rows(self) -> dict[int, RecordedRows]:
         """Everything recorded so far, by layer; passes that were interrupted are left out."""

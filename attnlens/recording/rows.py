@@ -65,3 +65,21 @@ def _in_order(positions: np.ndarray, complete: set[int]) -> np.ndarray:
     """Find the indices that sort positions and leave out those that are not complete."""
     order = np.argsort(positions, kind="stable")
     return order[[int(p) in complete for p in positions[order]]]
+
+
+def rows_before(parts: list[tuple[list[int], Mass]], slot: int) -> list[tuple[list[int], Mass]]:
+    """Leave out the rows whose queries stand at a slot or after it."""
+    kept = []
+    for positions, mass in parts:
+        wanted = [i for i, p in enumerate(positions) if p < slot]
+        without_visual = len(positions) - mass.visual_nonzero.shape[1]  # prompt rows come first
+        visual = [i - without_visual for i in wanted if i >= without_visual]
+        weight = mass.visual_weight
+        if wanted:
+            left = Mass(
+                by_column=mass.by_column[:, wanted],
+                visual_weight=None if weight is None else weight[:, visual],
+                visual_nonzero=mass.visual_nonzero[:, visual],
+            )
+            kept.append(([positions[i] for i in wanted], left))
+    return kept

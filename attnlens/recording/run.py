@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from attnlens.errors import InputError
 from attnlens.recording.record import record
+from attnlens.recording.store import as_plain
 from attnlens.recording.trace import Trace
 from attnlens.vlm.load import VLM
 from attnlens.vlm.prompt import Prompt
+
+if TYPE_CHECKING:
+    from attnlens.interventions.base import Intervention
 
 _RECORDING = ("layers", "visual_map", "prompt_rows", "every")
 
@@ -19,7 +25,7 @@ def run(
     vlm: VLM,
     prompt: Prompt,
     max_new_tokens: int = 256,
-    intervention: None = None,
+    intervention: Intervention | None = None,
     *,
     seed: int | None = None,
     **options: Any,
@@ -33,7 +39,9 @@ def run(
     max_new_tokens
         Longest response, in tokens.
     intervention
-        None: interventions are not part of this version.
+        One of ``attnlens.interventions``, or several joined by ``+``; None leaves the run
+        untouched. What was done stands in ``trace.attrs["interventions"]`` (one entry for each
+        time that one acted) and ``trace.attrs["never_fired"]``.
     seed
         Seed for sampled generation. Torch's generators are set back afterwards.
     options
@@ -51,10 +59,6 @@ def run(
         If ``max_new_tokens`` is less than 1, or ``record`` or ``generate`` is given something
         that it cannot use.
     """
-    if intervention is not None:
-        raise InputError(
-            f"intervention={intervention!r}: this version records untouched runs; give None"
-        )
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens={max_new_tokens}: give at least 1")
     if not isinstance(prompt, Prompt) or options.get("num_return_sequences", 1) != 1:
@@ -63,12 +67,20 @@ def run(
             "and recorder.traces"
         )
     recording = {k: options.pop(k) for k in _RECORDING if k in options}
+    from attnlens.interventions.session import intervene
+
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with (
         torch.random.fork_rng(devices=devices, enabled=seed is not None),
         record(vlm, prompt, seed=seed, **recording) as recorder,
+        nullcontext() if intervention is None else intervene(vlm, prompt, intervention) as session,
     ):
         if seed is not None:
             torch.manual_seed(seed)
         vlm.model.generate(**prompt.inputs, max_new_tokens=max_new_tokens, **options)
-    return recorder.trace
+    trace = recorder.trace
+    if session is not None:
+        trace.attrs["intervention"] = repr(intervention)
+        trace.attrs["interventions"] = [as_plain(asdict(event)) for event in session.events]
+        trace.attrs["never_fired"] = session.never_fired
+    return trace

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -50,6 +50,30 @@ class Listener(Protocol):
     def tokens(self, input_ids: torch.Tensor) -> None:
         """See the token ids that are fed into the pass that comes next: [batch, tokens]."""
 
+    def step_back(self, start: int, segments: Sequence[str | None]) -> None:
+        """See that the cache is stepped back to a slot, and the segments of what is inserted there.
+
+        Called before it is done. None stands for a token of the response that was cached after the
+        slot and is fed again.
+        """
+
+
+class Editor(Protocol):
+    """What changes the attention of every pass; its changes are shown to the listeners."""
+
+    def begin_pass(self, tokens: int, past: int) -> None:
+        """Start a forward pass over ``tokens`` new tokens on top of ``past`` cached ones."""
+
+    def edit(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float,
+    ) -> torch.Tensor | None:
+        """Return the mask that one layer's attention is computed with; see ``Listener``."""
+
 
 class Tap:
     """The tap of one model; listeners come and go in any order.
@@ -64,6 +88,7 @@ class Tap:
         self._parts = parts
         self._layers = {id(module): i for i, module in enumerate(parts.attention)}
         self._listeners: dict[Listener, GenerateWatch] = {}
+        self._editors: list[Editor] = []
         self._generate: Any = None
         self._shadowed: Any = None
         self._handles: list[Any] = []
@@ -73,20 +98,38 @@ class Tap:
 
     def add(self, listener: Listener, watch: GenerateWatch) -> None:
         """Show every pass and call from now on to a listener; the first installs the tap."""
-        if not self._listeners:
+        if self.idle:
             self._install()
         self._listeners[listener] = watch
 
     def remove(self, listener: Listener) -> None:
         """Take a listener away; the last one removes the tap."""
         del self._listeners[listener]
-        if not self._listeners:
+        if self.idle:
             self._uninstall()
+
+    def add_editor(self, editor: Editor) -> None:
+        """Let an editor change every pass from now on; the first to come installs the tap."""
+        if self.idle:
+            self._install()
+        self._editors.append(editor)
+
+    def remove_editor(self, editor: Editor) -> None:
+        """Take an editor away; the last to go removes the tap."""
+        self._editors.remove(editor)
+        if self.idle:
+            self._uninstall()
+
+    def step_back(self, start: int, segments: Sequence[str | None]) -> None:
+        """Tell the listeners of an insertion; see ``Listener``."""
+        self._counted = (None, 0)
+        for listener in tuple(self._listeners):
+            listener.step_back(start, segments)
 
     @property
     def idle(self) -> bool:
-        """Whether nobody listens, and so nothing is installed."""
-        return not self._listeners
+        """Whether nobody listens or edits, and so nothing is installed."""
+        return not self._listeners and not self._editors
 
     def _install(self) -> None:
         config = self._parts.text.config
@@ -141,6 +184,7 @@ class Tap:
 
     def _function(self, base_function: Callable) -> Callable:
         show = torch.compiler.disable(self._show)
+        edited = torch.compiler.disable(self._edited)
         name, base = self._name, self.base
         loads_by_name = "flash" in base
 
@@ -152,6 +196,7 @@ class Tap:
             attention_mask: torch.Tensor | None,
             **options: Any,
         ) -> tuple[torch.Tensor, torch.Tensor | None]:
+            attention_mask = edited(module, query, key, attention_mask, options.get("scaling"))
             if loads_by_name:
                 # FlashAttention picks its kernel by the name in the configuration
                 module.config._attn_implementation = base
@@ -164,6 +209,21 @@ class Tap:
             return output
 
         return tapped
+
+    def _edited(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float | None,
+    ) -> torch.Tensor | None:
+        layer = self._layers.get(id(module))
+        if layer is not None:
+            factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+            for editor in self._editors:
+                mask = editor.edit(layer, query, key, mask, factor)
+        return mask
 
     def _show(
         self,
@@ -191,6 +251,8 @@ class Tap:
         past = self._past(cache)
         self._counted = (cache, past + fed.shape[1])
         offloaded = bool(getattr(cache, "offloading", False))
+        for editor in self._editors:
+            editor.begin_pass(fed.shape[1], past)
         for listener in tuple(self._listeners):
             listener.begin_pass(fed.shape[1], past, offloaded)
 
@@ -228,9 +290,7 @@ def attach(parts: Parts, listener: Listener, watch: GenerateWatch) -> Tap:
 
     The module-level table holds only taps that are installed at the moment.
     """
-    tap = _taps.get(id(parts.text))
-    if tap is None:
-        tap = Tap(parts)
+    tap = _taps.get(id(parts.text)) or Tap(parts)
     tap.add(listener, watch)
     _taps[id(parts.text)] = tap
     return tap
@@ -242,5 +302,33 @@ def detach(parts: Parts, listener: Listener) -> None:
     try:
         tap.remove(listener)
     finally:
-        if tap.idle:
-            _taps.pop(id(parts.text), None)
+        _drop_idle(parts, tap)
+
+
+def attach_editor(parts: Parts, editor: Editor) -> Tap:
+    """Add an editor to the tap of a model, which is made where there is none."""
+    tap = _taps.get(id(parts.text)) or Tap(parts)
+    tap.add_editor(editor)
+    _taps[id(parts.text)] = tap
+    return tap
+
+
+def detach_editor(parts: Parts, editor: Editor) -> None:
+    """Take an editor off the tap of a model."""
+    tap = _taps[id(parts.text)]
+    try:
+        tap.remove_editor(editor)
+    finally:
+        _drop_idle(parts, tap)
+
+
+def tell_of_step_back(parts: Parts, start: int, segments: Sequence[str | None]) -> None:
+    """Tell whoever listens to a model that its cache is stepped back; see ``Listener``."""
+    tap = _taps.get(id(parts.text))
+    if tap is not None:
+        tap.step_back(start, segments)
+
+
+def _drop_idle(parts: Parts, tap: Tap) -> None:
+    if tap.idle:
+        _taps.pop(id(parts.text), None)

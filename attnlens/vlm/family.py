@@ -24,6 +24,8 @@ class Parts:
         The module whose ``generate`` is called.
     multimodal
         The module that receives ``input_ids`` together with images.
+    vision
+        The vision tower.
     text
         The text model: one call is one forward pass over the key-value cache.
     attention
@@ -32,6 +34,7 @@ class Parts:
 
     generator: Any
     multimodal: nn.Module
+    vision: nn.Module
     text: Any
     attention: tuple[nn.Module, ...]
 
@@ -86,6 +89,7 @@ class Family:
         return Parts(
             generator=generator,
             multimodal=generator.model,
+            vision=generator.model.visual,
             text=text,
             attention=tuple(layer.self_attn for layer in text.layers),
         )

@@ -1,0 +1,30 @@
+"""Ways of looking again: what is done to a generation, when, and against which control."""
+
+from attnlens.interventions.base import Intervention
+from attnlens.interventions.blocks import POSITIONS
+from attnlens.interventions.boost import Boost
+from attnlens.interventions.close import InsertAndClose
+from attnlens.interventions.copy import Copy
+from attnlens.interventions.inject import Inject
+from attnlens.interventions.knockout import Knockout
+from attnlens.interventions.route import Route
+from attnlens.interventions.session import Session, intervene
+from attnlens.interventions.triggers import At, AtStep, Every, Trigger, WhenVisualBelow
+
+__all__ = [
+    "POSITIONS",
+    "At",
+    "AtStep",
+    "Boost",
+    "Copy",
+    "Every",
+    "Inject",
+    "InsertAndClose",
+    "Intervention",
+    "Knockout",
+    "Route",
+    "Session",
+    "Trigger",
+    "WhenVisualBelow",
+    "intervene",
+]

@@ -1,0 +1,207 @@
+"""What all interventions share: a trigger, a reach, and how they are joined."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attnlens.errors import InputError
+from attnlens.interventions.triggers import Trigger
+
+if TYPE_CHECKING:
+    import torch
+
+    from attnlens.interventions.blocks import Piece
+    from attnlens.interventions.session import Session
+    from attnlens.vlm.prompt import Prompt
+
+Heads = Iterable[int] | Iterable[tuple[int, int]] | None
+"""Heads of all layers in reach, or (layer, head) pairs; all when None."""
+
+
+class Intervention(ABC):
+    """Something done to a generation when a trigger fires; join several by ``+``.
+
+    Attributes
+    ----------
+    when
+        The trigger.
+    """
+
+    when: Trigger
+
+    @property
+    def parts(self) -> tuple[Intervention, ...]:
+        """The interventions that this one is joined of; itself where it is a single one."""
+        return (self,)
+
+    @property
+    def name(self) -> str:
+        """Short name for tables, such as ``route:50``."""
+        return type(self).__name__.lower()
+
+    @abstractmethod
+    def check(self, prompt: Prompt, layers: int, heads: int) -> None:
+        """Refuse what cannot be done to a prompt.
+
+        Parameters
+        ----------
+        prompt
+            The prompt.
+        layers, heads
+            How many the model has.
+
+        Raises
+        ------
+        InputError
+            If something of the intervention does not fit the prompt or the model.
+        """
+
+    def __add__(self, other: Intervention) -> Intervention:
+        """Do both, each at its own trigger."""
+        return Joined((*self.parts, *other.parts))
+
+
+class Insertion(Intervention):
+    """Puts tokens into the cache before the trigger."""
+
+    def check(self, prompt: Prompt, layers: int, heads: int) -> None:
+        """See ``Intervention``."""
+        if self.when.first_step < 1:
+            raise InputError(
+                f"{self.name} at step {self.when.first_step} would insert before the last prompt "
+                "token, which is part of the prompt: use a step of at least 1"
+            )
+
+    def prepare(self, session: Session) -> None:
+        """Do what must be done before the generation starts (open a picture, listen)."""
+
+    @abstractmethod
+    def pieces(self, session: Session, step: int) -> list[Piece]:
+        """Choose what is inserted before the query token of a step."""
+
+    def kept_of(self, pieces: Sequence[Piece]) -> tuple[int, ...]:
+        """Which visual tokens of the image stand in the pieces, for the record."""
+        return ()
+
+
+class Edit(Intervention):
+    """Changes attention scores from the trigger on.
+
+    Attributes
+    ----------
+    until
+        Trigger that ends it, with the token that makes it fire; None: never.
+    """
+
+    until: Trigger | None
+
+    @abstractmethod
+    def bias(self, layer: int, scores: torch.Tensor, columns: torch.Tensor) -> torch.Tensor | None:
+        """Return what is added to the scores of the keys in reach; None for a layer out of reach.
+
+        Parameters
+        ----------
+        layer
+            The layer.
+        scores
+            float32 [1, heads, rows, keys in reach]: scaled scores.
+        columns
+            int64 [keys in reach]: their slots.
+        """
+
+    def reach(self, prompt: Prompt) -> Sequence[int]:
+        """Slots of the prompt keys in reach."""
+        return [i for i, segment in enumerate(prompt.segments) if segment == "visual"]
+
+
+class Joined(Intervention):
+    """Several interventions in one generation, each at its own trigger."""
+
+    def __init__(self, parts: tuple[Intervention, ...]) -> None:
+        self._parts = parts
+        self.when = parts[0].when
+
+    @property
+    def parts(self) -> tuple[Intervention, ...]:
+        """See ``Intervention``."""
+        return self._parts
+
+    @property
+    def name(self) -> str:
+        """See ``Intervention``."""
+        return "+".join(part.name for part in self._parts)
+
+    def __repr__(self) -> str:
+        """Show the parts."""
+        return " + ".join(map(repr, self._parts))
+
+    def check(self, prompt: Prompt, layers: int, heads: int) -> None:
+        """See ``Intervention``."""
+        for part in self._parts:
+            part.check(prompt, layers, heads)
+
+
+def check_visual(name: str, prompt: Prompt) -> None:
+    """Refuse a prompt without an image."""
+    if not prompt.images:
+        raise InputError(f"{name} needs visual tokens, and the prompt has no image")
+
+
+def which_image(name: str, prompt: Prompt, image: int | None) -> int:
+    """Return the image that is meant.
+
+    Raises
+    ------
+    InputError
+        If the prompt has no image, not that many, or several and none is named.
+    """
+    check_visual(name, prompt)
+    count = len(prompt.images)
+    if image is None:
+        if count > 1:
+            raise InputError(f"the prompt has {count} images: say which by image=0 to {count - 1}")
+        return 0
+    if not isinstance(image, int) or not 0 <= image < count:
+        raise InputError(f"there is no image {image!r}: the prompt has images 0 to {count - 1}")
+    return image
+
+
+def select_heads(
+    layers: Iterable[int] | None, heads: Heads, layer_count: int, head_count: int
+) -> dict[int, tuple[int, ...]]:
+    """Return the heads in reach by layer.
+
+    Raises
+    ------
+    InputError
+        If a layer or a head is not there, or nothing is left.
+    """
+    chosen_layers = range(layer_count) if layers is None else list(layers)
+    for layer in chosen_layers:
+        if not isinstance(layer, int) or not -layer_count <= layer < layer_count:
+            raise InputError(
+                f"there is no layer {layer!r}: the model has layers 0 to {layer_count - 1}"
+            )
+    named: list[Any] = list(range(head_count)) if heads is None else list(heads)
+    reach: dict[int, list[int]] = {}
+    for entry in named:
+        pairs = (
+            [entry]
+            if isinstance(entry, tuple)
+            else [(layer % layer_count, entry) for layer in chosen_layers]
+        )
+        for layer, head in pairs:
+            if not isinstance(layer, int) or not 0 <= layer < layer_count:
+                raise InputError(
+                    f"there is no layer {layer!r}: the model has layers 0 to {layer_count - 1}"
+                )
+            if not isinstance(head, int) or not 0 <= head < head_count:
+                raise InputError(
+                    f"there is no head {head!r}: a layer has heads 0 to {head_count - 1}"
+                )
+            reach.setdefault(layer, []).append(head)
+    if not reach:
+        raise InputError("no head is in reach: name at least one layer and head")
+    return {layer: tuple(sorted(set(found))) for layer, found in sorted(reach.items())}

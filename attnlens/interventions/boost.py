@@ -1,0 +1,104 @@
+"""Attention scores of visual keys, raised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from attnlens.errors import InputError
+from attnlens.interventions.base import Edit, Heads, check_visual, select_heads, which_image
+from attnlens.interventions.triggers import Trigger
+
+if TYPE_CHECKING:
+    from attnlens.vlm.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Boost(Edit):
+    """Raise the scores of the prompt's visual keys, from the trigger on.
+
+    Parameters
+    ----------
+    when
+        The trigger.
+    log_odds
+        Added to every score in reach: in the first layer it raises the log-odds of visual mass by
+        itself, exactly (later layers see changed queries, too). Negative numbers lower it.
+    alpha
+        In place of ``log_odds``: scores are raised by ``alpha`` times their absolute value, the
+        rule of PAI (arXiv 2407.21771, Eq. 5).
+    layers, heads
+        What is boosted; all when not given. Heads are numbers, or (layer, head) pairs.
+    image
+        Which image of the prompt; all when not given.
+    until
+        Trigger that ends it: the step after the one that predicts the trigger's last token is the
+        first that is untouched again.
+    """
+
+    when: Trigger
+    log_odds: float | None = None
+    alpha: float | None = None
+    layers: Iterable[int] | None = None
+    heads: Heads = None
+    image: int | None = None
+    until: Trigger | None = None
+
+    @property
+    def name(self) -> str:
+        """See ``Intervention``."""
+        return f"pai:{self.alpha:g}" if self.log_odds is None else f"boost:{self.log_odds:g}"
+
+    def check(self, prompt: Prompt, layers: int, heads: int) -> None:
+        """See ``Intervention``."""
+        if (self.log_odds is None) == (self.alpha is None):
+            raise InputError(
+                f"Boost(log_odds={self.log_odds!r}, alpha={self.alpha!r}): give one of the two"
+            )
+        check_visual("a boost", prompt)
+        if self.image is not None:
+            which_image("a boost", prompt, self.image)
+        self._reach(layers, heads)
+
+    def _reach(self, layers: int, heads: int) -> dict[int, tuple[int, ...]]:
+        return select_heads(self.layers, self.heads, layers, heads)
+
+    def reach(self, prompt: Prompt) -> Sequence[int]:
+        """See ``Edit``."""
+        chosen = prompt.image_of_key >= 0
+        if self.image is not None:
+            chosen = prompt.image_of_key == self.image
+        return chosen.nonzero()[0].tolist()
+
+    def bias(self, layer: int, scores: torch.Tensor, columns: torch.Tensor) -> torch.Tensor | None:
+        """See ``Edit``."""
+        heads = self.heads_of(layer, scores.shape[1])
+        if heads is None:
+            return None
+        bias = torch.zeros_like(scores)
+        if self.log_odds is not None:
+            bias[:, heads] = self.log_odds
+        else:
+            assert self.alpha is not None
+            bias[:, heads] = self.alpha * scores[:, heads].abs()
+        return bias
+
+    def heads_of(self, layer: int, count: int) -> list[int] | None:
+        """Heads of a layer in reach; None where there are none."""
+        return heads_in_reach(self.layers, self.heads, layer, count)
+
+
+def heads_in_reach(
+    layers: Iterable[int] | None, heads: Heads, layer: int, count: int
+) -> list[int] | None:
+    """Heads of a layer that were named; None where there are none."""
+    named = list(range(count)) if heads is None else list(heads)
+    pairs = [entry for entry in named if isinstance(entry, tuple)]
+    single = [entry for entry in named if not isinstance(entry, tuple)]
+    found = {head for at, head in pairs if at == layer}
+    if layers is None or layer in layers:
+        found |= set(single)
+    return sorted(found) or None

@@ -1,0 +1,139 @@
+"""Visual Token COPY: an image's visual tokens are inserted again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from attnlens.errors import InputError
+from attnlens.interventions.base import Insertion, which_image
+from attnlens.interventions.blocks import (
+    POSITIONS,
+    CachedPiece,
+    Piece,
+    TextPiece,
+    VisualPiece,
+)
+from attnlens.interventions.triggers import Trigger
+
+if TYPE_CHECKING:
+    from attnlens.interventions.session import Session
+    from attnlens.vlm.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Copy(Insertion):
+    """Insert all visual tokens of an image again, before the trigger.
+
+    Visual Token COPY of Qwen-LookAgain (arXiv 2505.23558, section 3.3).
+
+    Parameters
+    ----------
+    when
+        The trigger.
+    image
+        Which image of the prompt, counted from 0; needed where there are several.
+    source
+        What is inserted: None, the image itself; ``"blank"``, a plain picture of its size in its
+        mean colour; ``"text"``, as many tokens of plain text (the question's, over and over); or
+        another image (a path or a ``PIL.Image``). All but the first are controls.
+    positions
+        ``fresh``, ``original`` or ``frozen-cache``; see ``attnlens.interventions.POSITIONS``.
+    wrap
+        Whether vision-start and vision-end tokens stand around the image, as in a prompt.
+    repeat
+        How many copies, one after the other.
+    """
+
+    when: Trigger
+    image: int | None = None
+    source: Any = None
+    positions: str = "fresh"
+    wrap: bool = True
+    repeat: int = 1
+
+    @property
+    def name(self) -> str:
+        """See ``Intervention``."""
+        if self.source is None:
+            return "copy"
+        return f"copy:{self.source}" if self.source in ("blank", "text") else "copy:other"
+
+    def check(self, prompt: Prompt, layers: int, heads: int) -> None:
+        """See ``Intervention``."""
+        super().check(prompt, layers, heads)
+        which_image(self.name, prompt, self.image)
+        if self.positions not in POSITIONS:
+            raise InputError(
+                f"unknown positions {self.positions!r}: use one of {', '.join(POSITIONS)}"
+            )
+        if self.source is not None and self.positions != "fresh":
+            raise InputError(
+                f"{self.name} with positions={self.positions!r}: only the prompt's own image has "
+                "a place in the prompt; use 'fresh'"
+            )
+        if not isinstance(self.repeat, int) or self.repeat < 1:
+            raise InputError(f"repeat={self.repeat!r}: give a whole number of at least 1")
+        if self.source not in (None, "blank", "text"):
+            from attnlens.vlm.images import open_image
+
+            open_image(self.source)
+
+    def chosen(self, session: Session, step: int, image: int) -> tuple[int, ...]:
+        """Which visual tokens of the image are inserted before a step."""
+        rows, columns = session.prompt.grids[image]
+        return tuple(range(rows * columns))
+
+    def kept_of(self, pieces: Sequence[Piece]) -> tuple[int, ...]:
+        """Which visual tokens of the image stand in the pieces, for the record."""
+        return next((p.kept for p in pieces if isinstance(p, VisualPiece)), ())
+
+    def pieces(self, session: Session, step: int) -> list[Piece]:
+        """See ``Insertion``."""
+        image = which_image(self.name, session.prompt, self.image)
+        kept = self.chosen(session, step, image)
+        if not kept:
+            return []
+        inner = self._inner(session, image, kept)
+        if self.wrap and self.source != "text":
+            config = session.vlm.model.config
+            start = TextPiece((config.vision_start_token_id,))
+            end = TextPiece((config.vision_end_token_id,))
+            return [start, inner, end] * self.repeat
+        return [inner] * self.repeat
+
+    def _inner(self, session: Session, image: int, kept: tuple[int, ...]) -> Piece:
+        if self.source == "text":
+            ids = session.vlm.tokenizer(session.prompt.question, add_special_tokens=False)
+            return TextPiece(tuple(np.resize(ids["input_ids"], len(kept)).tolist()))
+        if self.source is not None:
+            features, grid = self._foreign(session, image)
+            return VisualPiece(features, grid, tuple(range(len(features))))
+        if self.positions == "frozen-cache":
+            slots = session.visual_slots(image)
+            return CachedPiece(tuple(slots[i] for i in kept))
+        original = session.prompt_positions(image) if self.positions == "original" else None
+        return VisualPiece(session.features(image), session.prompt.grids[image], kept, original)
+
+    def _foreign(self, session: Session, image: int) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Vision features and grid of a picture that the prompt does not hold."""
+        from PIL import Image
+
+        shown: Any = self.source
+        if shown == "blank":
+            own = session.prompt.pictures[image]
+            mean = np.asarray(own).reshape(-1, 3).mean(0).round().astype(int)
+            shown = Image.new("RGB", own.size, tuple(int(c) for c in mean))
+        elif isinstance(shown, str):
+            shown = Path(shown)
+        prompt = session.vlm.prompt(shown, session.prompt.question)
+        with torch.no_grad():
+            found = session.vlm.model.get_image_features(
+                prompt.inputs["pixel_values"], prompt.inputs["image_grid_thw"], return_dict=True
+            ).pooler_output
+        return torch.cat(tuple(found)), prompt.grids[0]

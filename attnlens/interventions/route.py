@@ -1,0 +1,118 @@
+"""Visual Token ROUTE: the most attended visual tokens are inserted again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from attnlens.errors import InputError
+from attnlens.interventions.base import Heads, select_heads
+from attnlens.interventions.copy import Copy
+
+if TYPE_CHECKING:
+    from attnlens.interventions.session import Session
+    from attnlens.vlm.prompt import Prompt
+
+SELECTIONS = ("top", "random", "bottom")
+
+
+@dataclass(frozen=True)
+class Route(Copy):
+    """Insert part of an image's visual tokens again, before the trigger, in reading order.
+
+    Visual Token ROUTE of Qwen-LookAgain (arXiv 2505.23558, Eq. 5): by attention so far,
+    ``a_j = (1 / L_y) sum_i A_ij`` over the ``L_y`` response tokens before the trigger, A being the
+    mean over layers and heads. Where the response has no token before the trigger, the last prompt
+    row stands in.
+
+    Parameters
+    ----------
+    when, image, positions, wrap, repeat
+        As in ``Copy``. A chosen token keeps its place in the grid of its image.
+    percent
+        How many of the tokens, 0 to 100, rounded up; 0 inserts nothing, 100 is ``Copy``.
+    select
+        ``top``: the most attended (of equals, the first in reading order); the controls
+        ``bottom``: the least attended, and ``random``: as many, drawn evenly.
+    layers, heads
+        Which layers and heads are averaged; all when not given.
+    seed
+        Seed of ``random``.
+    """
+
+    percent: float = 50.0
+    select: str = "top"
+    layers: Iterable[int] | None = None
+    heads: Heads = None
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """See ``Intervention``."""
+        return f"route:{self.percent:g}" + ("" if self.select == "top" else f":{self.select}")
+
+    def check(self, prompt: Prompt, layers: int, heads: int) -> None:
+        """See ``Intervention``."""
+        super().check(prompt, layers, heads)
+        if not isinstance(self.percent, int | float) or not 0 <= self.percent <= 100:
+            raise InputError(f"Route(percent={self.percent!r}): give 0 to 100")
+        if self.select not in SELECTIONS:
+            raise InputError(f"select={self.select!r}: use one of {', '.join(SELECTIONS)}")
+        if self.source is not None:
+            raise InputError("Route inserts tokens of the prompt's image: source is for Copy")
+        select_heads(self.layers, self.heads, layers, heads)
+
+    def prepare(self, session: Session) -> None:
+        """Record the visual map, from which the choice is made."""
+        if self.select == "random" or self.percent in (0, 100):
+            return
+        text = session.vlm.model.config.text_config
+        reach = select_heads(
+            self.layers, self.heads, text.num_hidden_layers, text.num_attention_heads
+        )
+        recorder = session.new_recorder(layers=list(reach), visual_map=True, map_heads=reach)
+        session.listen(recorder, self)
+
+    def chosen(self, session: Session, step: int, image: int) -> tuple[int, ...]:
+        """See ``Copy``."""
+        rows, columns = session.prompt.grids[image]
+        total = rows * columns
+        count = math.ceil(total * self.percent / 100)
+        if count in (0, total):
+            return tuple(range(count))
+        if self.select == "random":
+            rng = np.random.default_rng((self.seed, step))
+            return tuple(sorted(rng.permutation(total)[:count].tolist()))
+        weights = self._weights(session, step, image)
+        order = np.argsort(-weights if self.select == "top" else weights, kind="stable")
+        return tuple(sorted(order[:count].tolist()))
+
+    def _weights(self, session: Session, step: int, image: int) -> np.ndarray:
+        """Mean weight of each visual token over the response tokens before a step's query."""
+        recorder = session.recorder_of(self)
+        recorder.flush()
+        recorded = recorder.rows()
+        first = next(iter(recorded.values()))
+        slots = first.positions[first.positions >= recorder.layout.prompt_length - 1]
+        steps = slots - recorder.inserted.before(slots) - (recorder.layout.prompt_length - 1)
+        wanted = (steps >= 1) & (steps < step)
+        if not wanted.any():
+            wanted = steps == 0
+        reach = select_heads(
+            self.layers,
+            self.heads,
+            session.vlm.model.config.text_config.num_hidden_layers,
+            session.vlm.model.config.text_config.num_attention_heads,
+        )
+        sums, heads = np.zeros(recorder.layout.visual.shape[1]), 0
+        for layer, rows in recorded.items():
+            assert rows.visual_weight is not None
+            share = len(reach[layer])  # layers weigh by their number of heads in reach
+            sums += share * rows.visual_weight[0, wanted].astype(np.float64).mean(0)
+            heads += share
+        of_visual = recorder.layout.image[0][recorder.layout.visual[0]]
+        return (sums / heads)[of_visual == image]

@@ -1,0 +1,479 @@
+"""One generation under an intervention, scoped to a ``with`` block.
+
+``model.generate`` is called as always and knows nothing of it: its sequence, processors, criteria
+and streamers see the response alone. Hooks on the model look at each token that is fed in. When a
+trigger fires, the cache is stepped back to the trigger, the insertion goes in by one pass on top of
+the cache, what was cached after the trigger is fed again, and from then on positions and mask are
+moved by what was inserted.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from attnlens.errors import InputError
+from attnlens.interventions.base import Edit, Insertion, Intervention
+from attnlens.interventions.blocks import (
+    CachedPiece,
+    Piece,
+    TextPiece,
+    VisualPiece,
+    capacity,
+    piece_positions,
+    repeat_cached,
+    step_back,
+)
+from attnlens.interventions.editor import Reach, ScoreEditor
+from attnlens.interventions.inject import Inject
+from attnlens.interventions.online import online_share
+from attnlens.interventions.triggers import Moment
+from attnlens.recording.generation import GenerateWatch
+from attnlens.recording.layout import key_layout
+from attnlens.recording.recorder import QueryRecorder
+from attnlens.recording.tap import (
+    attach,
+    attach_editor,
+    detach,
+    detach_editor,
+    tell_of_step_back,
+)
+from attnlens.vlm.load import VLM
+from attnlens.vlm.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Event:
+    """One time that an intervention acted.
+
+    Attributes
+    ----------
+    intervention
+        Its name.
+    step
+        The first step that it acts on.
+    known_at
+        The step that came next when the trigger fired; steps from ``step`` to here were run again.
+    inserted
+        Number of inserted tokens, with those that wrap an image.
+    kept
+        Which visual tokens of the image were inserted, in reading order.
+    forced
+        Number of response tokens that are forced.
+    """
+
+    intervention: str
+    step: int
+    known_at: int
+    inserted: int = 0
+    kept: tuple[int, ...] = ()
+    forced: int = 0
+
+
+@dataclass
+class _State:
+    """How far one intervention has come."""
+
+    part: Intervention
+    fired: int = 0
+    reach: Reach | None = None
+    counts: dict[int, int] = field(default_factory=dict)
+    """How often each of its triggers has fired, by id."""
+
+
+@dataclass
+class _Clock:
+    """What insertions have moved."""
+
+    inserted: int = 0
+    rope: int = 0
+    first_free: int = 1
+    """Steps before this one lie before an insertion: nothing is stepped back over one."""
+
+
+@dataclass
+class _Plan:
+    """What goes into the cache from one slot on."""
+
+    pieces: list[tuple[Piece, bool]] = field(default_factory=list)
+    """Pieces in order, and whether they are inserted (or fed again)."""
+
+    def segments(self) -> list[str | None]:
+        return [
+            piece.segment if inserted else None
+            for piece, inserted in self.pieces
+            for _ in range(piece.count)
+        ]
+
+
+class Session:
+    """Intervenes in one generation; made by ``attnlens.interventions.intervene``.
+
+    Attributes
+    ----------
+    events
+        What has been done so far, in order.
+    """
+
+    def __init__(self, vlm: VLM, prompt: Prompt, intervention: Intervention) -> None:
+        if not isinstance(intervention, Intervention):
+            raise InputError(
+                f"{intervention!r} is no intervention: give one of attnlens.interventions, such as "
+                "Copy(when=At('<back>'))"
+            )
+        if not isinstance(prompt, Prompt):
+            raise InputError(
+                f"interventions act on one prompt, not on a {type(prompt).__name__}: "
+                "run the prompts one after the other"
+            )
+        self.vlm = vlm
+        self.prompt = prompt
+        self.events: list[Event] = []
+        self._family = vlm.family.parts(vlm.model)
+        text = self._family.text.config
+        intervention.check(prompt, len(self._family.attention), text.num_attention_heads)
+        self._states = [_State(part) for part in intervention.parts]
+        self._stack = ExitStack()
+        self._used = False
+        self._started = False
+        self._ids: list[int] = []
+        self._forced: list[int] = []
+        self._clock = _Clock()
+        self._features: torch.Tensor | None = None
+        self._recorders: dict[int, QueryRecorder] = {}
+        self._editor: ScoreEditor | None = None
+
+    # The block
+
+    def __enter__(self) -> Session:
+        """Attach to the model."""
+        if self._used:
+            raise RuntimeError("a session is used once: call intervene(...) again")
+        self._used = True
+        with ExitStack() as stack:  # unwound if anything below fails
+            self._stack = stack
+            if any(isinstance(s.part, Edit) for s in self._states):
+                self._editor = ScoreEditor(self._attention_name())
+                attach_editor(self._family, self._editor)
+                stack.callback(detach_editor, self._family, self._editor)
+            if any(s.part.when.definitions for s in self._states):
+                self.listen(self.new_recorder(every=1), self)
+            for state in self._states:
+                if isinstance(state.part, Insertion):
+                    state.part.prepare(self)
+            model, visual = self._family.generator, self._family.vision
+            handles = [
+                model.register_forward_pre_hook(self._before, with_kwargs=True),
+                model.register_forward_hook(self._after),
+                visual.register_forward_hook(self._keep_features),
+            ]
+            for handle in handles:
+                stack.callback(handle.remove)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        """Leave the model as it was found."""
+        self._stack.close()
+        self._features = None
+        self._recorders.clear()
+
+    def listen(self, recorder: QueryRecorder, owner: object) -> None:
+        """Let a recorder see every pass, for ``recorder_of`` its owner."""
+        attach(self._family, recorder, GenerateWatch(len(self.prompt.segments)))
+        self._stack.callback(detach, self._family, recorder)
+        self._recorders[id(owner)] = recorder
+
+    def recorder_of(self, owner: object) -> QueryRecorder:
+        """Return the recorder that listens for an owner."""
+        return self._recorders[id(owner)]
+
+    @property
+    def never_fired(self) -> list[str]:
+        """Names of the interventions whose trigger has not fired."""
+        return [state.part.name for state in self._states if not state.fired]
+
+    def new_recorder(self, **options: Any) -> QueryRecorder:
+        """Make a recorder for this prompt; options as in ``QueryRecorder``."""
+        layers = options.pop("layers", self._layers())
+        return QueryRecorder(self._layout(), layers, **options)
+
+    def _layout(self) -> Any:
+        return key_layout(self.prompt.segments, np.atleast_2d(self.prompt.image_of_key))
+
+    def _layers(self) -> list[int]:
+        return list(range(len(self._family.attention)))
+
+    def _attention_name(self) -> str:
+        name = self._family.text.config._attn_implementation or "eager"
+        base = name.rsplit("_", 1)[-1] if name.startswith("attnlens_") else name
+        if base not in ("sdpa", "eager"):
+            raise InputError(
+                f"scores cannot be changed under the attention implementation {base!r}: "
+                "load the model with attn_implementation='sdpa' or 'eager'"
+            )
+        return base
+
+    # Visual tokens
+
+    def features(self, image: int) -> torch.Tensor:
+        """Vision features of an image of the prompt, [visual tokens, width]; computed once."""
+        if self._features is None:
+            with torch.no_grad():
+                self._features = self.vlm.model.get_image_features(
+                    self.prompt.inputs["pixel_values"],
+                    self.prompt.inputs["image_grid_thw"],
+                    return_dict=True,
+                ).pooler_output
+            if not isinstance(self._features, torch.Tensor):
+                self._features = torch.cat(tuple(self._features))
+        counts = [rows * columns for rows, columns in self.prompt.grids]
+        start = sum(counts[:image])
+        return self._features[start : start + counts[image]]
+
+    def visual_slots(self, image: int) -> list[int]:
+        """Slots of an image's visual keys in the prompt."""
+        return np.flatnonzero(self.prompt.image_of_key == image).tolist()
+
+    def prompt_positions(self, image: int) -> np.ndarray:
+        """Rotary positions of an image's visual tokens in the prompt, int64 [3, tokens]."""
+        inputs = self.prompt.inputs
+        positions, _ = self._family.generator.model.get_rope_index(
+            inputs["input_ids"],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            image_grid_thw=inputs["image_grid_thw"],
+            attention_mask=inputs["attention_mask"],
+        )
+        return positions[:, 0, self.visual_slots(image)].cpu().numpy()
+
+    def _keep_features(self, _module: Any, _args: tuple, output: Any) -> None:
+        if self._started and self._features is None:
+            self._features = output.pooler_output
+
+    # The hooks
+
+    def _before(self, _module: Any, args: tuple, options: dict[str, Any]) -> tuple:
+        ids, cache = options.get("input_ids"), options.get("past_key_values")
+        if ids is None or cache is None:
+            raise InputError(
+                "interventions need token ids and a cache: call model.generate(**prompt.inputs) "
+                "with use_cache on"
+            )
+        if not self._started:
+            if tuple(ids.shape) != (1, len(self.prompt.segments)):
+                raise InputError(
+                    f"generate was called with {ids.shape[0]} sequences of {ids.shape[1]} tokens, "
+                    f"and the intervention was made for one prompt of {len(self.prompt.segments)}: "
+                    "generate one response to that prompt"
+                )
+            self._started = True
+        elif tuple(ids.shape) != (1, 1):
+            raise InputError(
+                f"a pass over {tuple(ids.shape)} tokens came after the prompt: interventions act "
+                "on one generation, one token at a time"
+            )
+        else:
+            self._ids.append(int(ids[0, 0]))
+        acting = self._fire()
+        if acting:
+            self._act(acting, cache, options)
+        if self._clock.inserted:
+            self._move(cache, options)
+        return args, options
+
+    def _after(self, _module: Any, _args: tuple, output: Any) -> Any:
+        if self._forced:
+            token = self._forced.pop(0)
+            logits = torch.full_like(output.logits[:, -1:], float("-inf"))
+            logits[..., token] = 0.0
+            output.logits = torch.cat([output.logits[:, :-1], logits], dim=1)
+        return output
+
+    def _fire(self) -> list[tuple[int, _State]]:
+        """Ask the triggers; the step to act on and the intervention, in order of steps."""
+        step = len(self._ids)
+        acting = []
+        for state in self._states:
+            part = state.part
+            moment = Moment(step, self._ids, self.vlm.tokenizer, self._shares, state.counts)
+            if isinstance(part, Edit) and state.reach is not None and state.reach.stop is None:
+                if part.until is not None and part.until.fires(moment) is not None:
+                    state.reach.stop = self._slot(step)
+                continue  # a second time would change nothing
+            answer = part.when.answer(moment)
+            if answer is None:
+                continue
+            part.when.count(moment)
+            state.fired += 1
+            at = step if isinstance(part, Inject) else max(answer, self._clock.first_free)
+            acting.append((min(at, step) if step else 0, state))
+        return sorted(acting, key=lambda pair: pair[0])
+
+    def _shares(self, definition: str, count: int) -> list[float]:
+        return online_share(self.recorder_of(self), definition, count)
+
+    def _slot(self, step: int) -> int:
+        """Slot of a step's query token, with what has been inserted so far."""
+        return len(self.prompt.segments) - 1 + step + self._clock.inserted
+
+    def _act(self, acting: list[tuple[int, _State]], cache: Any, options: dict[str, Any]) -> None:
+        step = len(self._ids)
+        first = acting[0][0]
+        start = self._slot(first)
+        plan, at, slot = _Plan(), first, start
+        inserted = 0
+        for act, state in acting:
+            again = self._ids[at - 1 : act - 1] if act > at else []
+            if again:
+                plan.pieces.append((TextPiece(tuple(again)), False))
+                slot += len(again)
+                at = act
+            pieces: list[Piece] = []
+            kept: tuple[int, ...] = ()
+            forced = 0
+            if isinstance(state.part, Insertion):
+                pieces = [p for p in state.part.pieces(self, act) if p.count]
+                kept = state.part.kept_of(pieces)
+                self._clock.first_free = max(act, self._clock.first_free)
+            elif isinstance(state.part, Edit):
+                assert self._editor is not None
+                state.reach = self._editor.add(state.part, self.prompt, slot)
+            elif isinstance(state.part, Inject):
+                ids = state.part.token_ids(self.vlm.tokenizer)
+                self._forced += ids
+                forced = len(ids)
+            count = sum(p.count for p in pieces)
+            plan.pieces += [(p, True) for p in pieces]
+            slot += count
+            inserted += count
+            self.events.append(Event(state.part.name, act, step, count, kept, forced))
+        again = self._ids[at - 1 : step - 1] if at and at < step else []
+        if again:
+            plan.pieces.append((TextPiece(tuple(again)), False))
+        if plan.pieces:
+            self._apply(plan, start, step - first, inserted, cache, options)
+
+    def _apply(
+        self,
+        plan: _Plan,
+        start: int,
+        back: int,
+        inserted: int,
+        cache: Any,
+        options: dict[str, Any],
+    ) -> None:
+        """Step the cache back, and feed what is inserted and what comes again."""
+        room = capacity(cache)
+        needed = start + sum(piece.count for piece, _ in plan.pieces) + 1
+        if room is not None and needed > room:
+            raise InputError(
+                f"the static cache holds {room} tokens, and {needed} are needed with "
+                f"{inserted} inserted ones: pass a larger one, "
+                "past_key_values=StaticCache(config, max_cache_len=...)"
+            )
+        now = options["position_ids"]
+        rope = int(now[-1, 0, -1]) - back + self._clock.rope
+        tell_of_step_back(self._family, start, plan.segments())
+        step_back(cache, back)
+        slot = start
+        run: list[tuple[Any, np.ndarray]] = []
+        for piece, _ in plan.pieces:
+            positions, after = piece_positions(piece, rope)
+            if isinstance(piece, CachedPiece):
+                self._feed(run, slot, cache)
+                slot += sum(p.count for p, _ in run) + piece.count
+                run = []
+                repeat_cached(cache, piece.slots)
+            else:
+                run.append((piece, positions))
+            rope = after
+        self._feed(run, slot, cache)
+        self._clock.inserted += inserted
+        self._clock.rope = rope - int(now[-1, 0, -1])
+
+    def _feed(self, run: list[tuple[Any, np.ndarray]], start: int, cache: Any) -> None:
+        """One pass over pieces that stand side by side, on top of the cache."""
+        if not run:
+            return
+        embed = self.vlm.model.get_input_embeddings()
+        device = embed.weight.device
+        parts = []
+        for piece, _ in run:
+            if isinstance(piece, VisualPiece):
+                chosen = piece.features[list(piece.kept)]
+                parts.append(chosen.to(device=device, dtype=embed.weight.dtype))
+            else:
+                parts.append(embed(torch.tensor(piece.ids, device=device)))
+        block = torch.cat(parts)[None]
+        rope = np.concatenate([positions for _, positions in run], axis=1)
+        text = start + np.arange(block.shape[1])[None]
+        positions = torch.from_numpy(np.concatenate([text, rope]))[:, None].to(device)
+        mask = torch.ones((1, start + block.shape[1]), dtype=torch.int64, device=device)
+        with torch.no_grad():
+            self._family.text(
+                inputs_embeds=block,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+            )
+
+    def _move(self, cache: Any, options: dict[str, Any]) -> None:
+        """Move positions and mask of the pass that comes next by what was inserted."""
+        positions = options["position_ids"].clone()
+        rope = 1 if positions.shape[0] == 4 else 0
+        positions[:rope] += self._clock.inserted
+        positions[rope:] += self._clock.rope
+        options["position_ids"] = positions
+        length = self._slot(len(self._ids)) + 1
+        room = capacity(cache)
+        if room is not None and length > room:
+            raise InputError(
+                f"the static cache of {room} tokens is full after {len(self._ids)} response "
+                f"tokens, since {self._clock.inserted} were inserted: pass a larger one"
+            )
+        options["attention_mask"] = torch.ones(
+            (1, length), dtype=torch.int64, device=positions.device
+        )
+
+
+def intervene(vlm: VLM, prompt: Prompt, intervention: Intervention) -> Session:
+    """Intervene in the generation of a ``with`` block.
+
+    Parameters
+    ----------
+    vlm, prompt
+        From ``attnlens.load`` and ``vlm.prompt``; one response to one prompt.
+    intervention
+        One of ``attnlens.interventions``, or several joined by ``+``.
+
+    Returns
+    -------
+    Session
+        A context manager; ``events`` says what was done, ``never_fired`` what was not.
+        ``model.generate`` inside the block keeps all it offers (sampling, processors, criteria,
+        streamers), and where no trigger fires its tokens are those without. A recording
+        (``attnlens.record``) around or inside sees the inserted keys as segment ``copied``.
+
+    Raises
+    ------
+    InputError
+        If something of the intervention does not fit the prompt or the model, before anything is
+        run; or, when the generation starts, if it is no single one with a cache.
+
+    Examples
+    --------
+    >>> with attnlens.interventions.intervene(vlm, prompt, Copy(when=At("<back>"))) as session:
+    ...     vlm.model.generate(**prompt.inputs, max_new_tokens=256)  # doctest: +SKIP
+    """
+    return Session(vlm, prompt, intervention)
