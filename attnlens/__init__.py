@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attnlens import interventions, measures, plots, testbed
     from attnlens.errors import InputError
+    from attnlens.experiments.dependence import dependence
+    from attnlens.experiments.recover import recover
     from attnlens.recording.record import record
     from attnlens.recording.run import run
     from attnlens.recording.trace import Trace
@@ -24,7 +26,9 @@ _HOMES = {
     "Prompt": "attnlens.vlm.prompt",
     "Trace": "attnlens.recording.trace",
     "VLM": "attnlens.vlm.load",
+    "dependence": "attnlens.experiments.dependence",
     "load": "attnlens.vlm.load",
+    "recover": "attnlens.experiments.recover",
     "record": "attnlens.recording.record",
     "run": "attnlens.recording.run",
 }
@@ -35,11 +39,13 @@ __all__ = [
     "InputError",
     "Prompt",
     "Trace",
+    "dependence",
     "interventions",
     "load",
     "measures",
     "plots",
     "record",
+    "recover",
     "run",
     "testbed",
 ]

@@ -65,3 +65,24 @@ def boxed_answer(text: str) -> str | None:
     """
     closed = [box for box in boxed_spans(text) if box.closed]
     return text[closed[-1].inside : closed[-1].stop - 1].strip() if closed else None
+
+
+def final_answer(text: str) -> str | None:
+    r"""Return the boxed answer; without one, what stands inside the last ``<CONCLUSION>``.
+
+    Parameters
+    ----------
+    text
+        A response. The five parts of Qwen-LookAgain (arXiv 2505.23558) end in a conclusion, and
+        nothing in them asks for a box.
+
+    Returns
+    -------
+    str or None
+        None where there is neither.
+    """
+    boxed = boxed_answer(text)
+    if boxed is not None:
+        return boxed
+    parts = re.findall(r"<CONCLUSION>(.*?)(?:</CONCLUSION>|$)", text, re.DOTALL | re.IGNORECASE)
+    return parts[-1].strip() or None if parts else None

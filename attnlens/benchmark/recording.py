@@ -20,7 +20,7 @@ WAYS = ("plain", "recorded", "eager")
 Look-Back (arXiv 2507.03019) does."""
 
 
-MEMORY_RUNS = 3
+MEMORY_RUNS = 5
 """Processes per way whose median peak is reported: one alone varies by some 50 MiB."""
 
 

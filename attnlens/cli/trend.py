@@ -119,12 +119,13 @@ def run_trend(options: argparse.Namespace) -> int:
         formats=tuple(dict.fromkeys(options.format)),
     )
     settings.check()
-    jobs, skipped = check_jobs(_jobs(options))
+    jobs, skipped = check_jobs(questions_of(options))
     failed = run_jobs(jobs, settings)
     return 1 if skipped or failed else 0
 
 
-def _jobs(options: argparse.Namespace) -> list[Job]:
+def questions_of(options: argparse.Namespace) -> list[Job]:
+    """Read the questions from the options ``image_path``, ``question`` and ``batch``."""
     from attnlens.reports.jobs import Job, read_jobs
 
     if options.batch is not None:

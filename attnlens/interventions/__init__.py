@@ -5,7 +5,7 @@ from attnlens.interventions.blocks import POSITIONS
 from attnlens.interventions.boost import Boost
 from attnlens.interventions.close import InsertAndClose
 from attnlens.interventions.copy import Copy
-from attnlens.interventions.inject import Inject
+from attnlens.interventions.inject import ForceTokens, Inject
 from attnlens.interventions.knockout import Knockout
 from attnlens.interventions.route import Route
 from attnlens.interventions.session import Session, intervene
@@ -18,6 +18,7 @@ __all__ = [
     "Boost",
     "Copy",
     "Every",
+    "ForceTokens",
     "Inject",
     "InsertAndClose",
     "Intervention",

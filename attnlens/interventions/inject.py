@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,16 @@ if TYPE_CHECKING:
     from attnlens.vlm.prompt import Prompt
 
 
+class Forcing(Intervention):
+    """Decides the response's next tokens, whatever the model would say."""
+
+    @abstractmethod
+    def token_ids(self, tokenizer: Any) -> list[int]:
+        """Ids of the tokens that are forced."""
+
+
 @dataclass(frozen=True)
-class Inject(Intervention):
+class Inject(Forcing):
     """Force text into the response, such as ``<back>`` or "Let me look at the image again.".
 
     The text's tokens are the response's next ones, whatever the model would say; nothing of the
@@ -42,5 +51,35 @@ class Inject(Intervention):
             raise InputError("Inject(''): give the text to force in, such as '<back>'")
 
     def token_ids(self, tokenizer: Any) -> list[int]:
-        """Ids of the text's tokens."""
+        """See ``Forcing``."""
         return list(tokenizer(self.text, add_special_tokens=False)["input_ids"])
+
+
+@dataclass(frozen=True)
+class ForceTokens(Forcing):
+    """Force a continuation by its token ids (teacher forcing).
+
+    Parameters
+    ----------
+    ids
+        The tokens, in order.
+    when
+        The trigger.
+    """
+
+    ids: tuple[int, ...]
+    when: Trigger
+
+    @property
+    def name(self) -> str:
+        """See ``Intervention``."""
+        return f"force:{len(self.ids)}"
+
+    def check(self, prompt: Prompt, layers: int, heads: int) -> None:
+        """See ``Intervention``."""
+        if not self.ids:
+            raise InputError("ForceTokens(()): give at least one token id")
+
+    def token_ids(self, tokenizer: Any) -> list[int]:
+        """See ``Forcing``."""
+        return list(self.ids)

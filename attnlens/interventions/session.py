@@ -30,7 +30,7 @@ from attnlens.interventions.blocks import (
     step_back,
 )
 from attnlens.interventions.editor import Reach, ScoreEditor
-from attnlens.interventions.inject import Inject
+from attnlens.interventions.inject import Forcing
 from attnlens.interventions.online import online_share
 from attnlens.interventions.triggers import Moment
 from attnlens.recording.generation import GenerateWatch
@@ -315,7 +315,7 @@ class Session:
                 continue
             part.when.count(moment)
             state.fired += 1
-            at = step if isinstance(part, Inject) else max(answer, self._clock.first_free)
+            at = step if isinstance(part, Forcing) else max(answer, self._clock.first_free)
             acting.append((min(at, step) if step else 0, state))
         return sorted(acting, key=lambda pair: pair[0])
 
@@ -348,7 +348,7 @@ class Session:
             elif isinstance(state.part, Edit):
                 assert self._editor is not None
                 state.reach = self._editor.add(state.part, self.prompt, slot)
-            elif isinstance(state.part, Inject):
+            elif isinstance(state.part, Forcing):
                 ids = state.part.token_ids(self.vlm.tokenizer)
                 self._forced += ids
                 forced = len(ids)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from attnlens.plots.layers import layers
 from attnlens.plots.overlay import overlay
+from attnlens.plots.recovery import recovery
 from attnlens.plots.style import save
 from attnlens.plots.tokens import tokens
 from attnlens.plots.trend import trend
 
-__all__ = ["layers", "overlay", "save", "tokens", "trend"]
+__all__ = ["layers", "overlay", "recovery", "save", "tokens", "trend"]

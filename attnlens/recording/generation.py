@@ -6,6 +6,7 @@ The last generated token is never fed back to the model, so attention alone cann
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,9 +21,13 @@ class GenerateWatch:
     ----------
     prompt_length
         Number of prompt keys that the recording expects.
+    prompts
+        Token ids of the prompts that the recording was opened for, [1, keys] each, without their
+        padding; empty where they are not known.
     """
 
-    def __init__(self, prompt_length: int) -> None:
+    def __init__(self, prompt_length: int, prompts: Sequence[torch.Tensor] = ()) -> None:
+        self._prompts = tuple(prompts)
         self._prompt_length = prompt_length
         self._called = False
         self._given_ids = False
@@ -48,7 +53,9 @@ class GenerateWatch:
         given = options.get("generation_config", args[1] if len(args) > 1 else None)
         # what the caller's configuration leaves open comes from the model's own
         settings = [c.to_diff_dict() for c in (config, given) if c is not None]
-        in_force = {k: v for part in (*settings, options) for k, v in part.items() if v is not None}
+        in_force = {k: v for part in settings for k, v in part.items() if v is not None}
+        # an option that is None takes the setting away: eos_token_id=None goes on past the end
+        in_force = {k: v for k, v in (in_force | options).items() if v is not None}
         self._refuse(in_force)
         ids = options.get("input_ids", options.get("inputs", args[0] if args else None))
         if ids is not None and ids.shape[1] != self._prompt_length:
@@ -56,6 +63,14 @@ class GenerateWatch:
                 f"generate was called with a prompt of {ids.shape[1]} tokens, but the recording "
                 f"was opened for one of {self._prompt_length}: record the prompt that you generate"
             )
+        if ids is not None:
+            for row, prompt in enumerate(self._prompts):
+                given_row = ids[row, ids.shape[1] - prompt.shape[1] :].cpu()
+                if not torch.equal(given_row, prompt[0].cpu()):
+                    raise InputError(
+                        "generate was called with another prompt than the one that the recording "
+                        f"was opened for (row {row}): record the prompt that you generate"
+                    )
         if self._called:
             raise RuntimeError(
                 "a recording holds one generation, and this is a second one: "
@@ -79,8 +94,14 @@ class GenerateWatch:
                 f"beam search (num_beams={beams}) reorders the cache and cannot be recorded: "
                 "use greedy or sampled generation (num_beams=1)"
             )
-        for name in ("assistant_model", "prompt_lookup_num_tokens", "penalty_alpha"):
-            if in_force.get(name) is not None:
+        for name in (
+            "assistant_model",
+            "assistant_early_exit",
+            "prompt_lookup_num_tokens",
+            "penalty_alpha",
+            "use_mtp",
+        ):
+            if in_force.get(name):
                 raise InputError(
                     f"generation with {name} crops the cache and cannot be recorded: "
                     "use greedy or sampled generation"

@@ -22,7 +22,7 @@ from attnlens.recording.store import as_plain
 from attnlens.recording.tap import attach, detach
 from attnlens.recording.tokens import special_ids, token_texts
 from attnlens.recording.trace import Trace
-from attnlens.vlm.family import FAMILIES, Parts
+from attnlens.vlm.family import Parts, parts_of
 from attnlens.vlm.load import VLM
 from attnlens.vlm.prompt import Prompt, PromptBatch
 
@@ -54,7 +54,8 @@ class Recorder:
         self._prompts = tuple(prompts)
         self._name = name
         self._seed = seed
-        self._watch = GenerateWatch(layout.prompt_length)
+        ids = [p.inputs["input_ids"] for p in self._prompts]
+        self._watch = GenerateWatch(layout.prompt_length, ids)
         self._base = ""
         self._open = False
         self._traces: list[Trace] | None = None
@@ -243,7 +244,7 @@ def record(
     """
     is_vlm = isinstance(model, VLM)
     bare = model.model if is_vlm else model
-    parts = FAMILIES["qwen2_5_vl"].parts(bare)
+    parts = parts_of(bare)
     if isinstance(prompt, Prompt | PromptBatch):
         layout = key_layout(prompt.segments, np.atleast_2d(prompt.image_of_key))
     else:
@@ -261,7 +262,7 @@ def record(
         raise InputError(f"every={every}: give a number of steps of at least 1")
     recorder = QueryRecorder(
         layout,
-        _layers(layers, len(parts.attention)),
+        choose_layers(layers, len(parts.attention)),
         visual_map=visual_map,
         prompt_positions=_prompt_positions(layout, prompt_rows),
         every=every,
@@ -280,7 +281,14 @@ def record(
     )
 
 
-def _layers(layers: Iterable[int] | None, count: int) -> list[int]:
+def choose_layers(layers: Iterable[int] | None, count: int) -> list[int]:
+    """Return the layers to record, in order; all of ``count`` when none are named.
+
+    Raises
+    ------
+    InputError
+        If a layer is not there, or the list is empty.
+    """
     if layers is None:
         return list(range(count))
     chosen = list(layers)

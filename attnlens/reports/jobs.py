@@ -140,5 +140,5 @@ def check_jobs(jobs: list[Job]) -> tuple[list[Job], int]:
     if not good:
         raise InputError(f"no line can be used; {problems[0]}")
     for text in problems:
-        print(f"attnlens trend: skipped {text}", file=sys.stderr)
+        print(f"attnlens: skipped {text}", file=sys.stderr)
     return good, len(problems)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from attnlens.boxed import boxed_answer
+from attnlens.boxed import final_answer
 from attnlens.errors import InputError
 from attnlens.files import check_writable, write_folder
 from attnlens.progress import progress
@@ -52,7 +52,7 @@ class Settings:
         get_definition(self.definition)
         if self.max_new_tokens < 1:
             raise InputError(f"--max_new_tokens {self.max_new_tokens}: give at least 1")
-        if self.max_new_tokens < 2 and get_definition(self.definition).step_owner == "query":
+        if self.max_new_tokens <= get_definition(self.definition).first_step:
             raise InputError(
                 f"--max_new_tokens {self.max_new_tokens}: {self.definition} leaves the first step "
                 "out, so give at least 2"
@@ -71,7 +71,10 @@ def run_jobs(jobs: list[Job], settings: Settings) -> int:
     """
     from attnlens.vlm.load import load
 
+    for job in jobs:
+        check_writable(Path(settings.save_folder) / job.folder)
     vlm = load(settings.model, device=settings.device, dtype=settings.dtype)
+    check_layers(settings.layers, vlm)
     failed = 0
     many = len(jobs) > 1
     bar = progress(jobs, description="questions") if many else None
@@ -86,6 +89,13 @@ def run_jobs(jobs: list[Job], settings: Settings) -> int:
         else:
             _say(bar, f"written to {folder}", sys.stdout)
     return failed
+
+
+def check_layers(layers: list[int] | None, vlm: VLM) -> None:
+    """Refuse layers that the model lacks, before the first question is asked."""
+    from attnlens.recording.record import choose_layers
+
+    choose_layers(layers, len(vlm.family.parts(vlm.model).attention))
 
 
 def _say(bar: Any, text: str, stream: TextIO) -> None:
@@ -160,13 +170,12 @@ def _write(folder: Path, trace: Trace, job: Job, settings: Settings, *, pictures
     left_out = ""
     with write_folder(folder, replace=True) as temporary:
         if folder.is_dir():
-            own = (f"{mode}_*", "Step_attention_all_tokens.*", "summary.json")
             shutil.copytree(
                 folder,
                 temporary,
                 dirs_exist_ok=True,
                 symlinks=True,
-                ignore=shutil.ignore_patterns(*own),
+                ignore=functools.partial(_own_files, folder, mode),
             )
         trace.save(temporary / f"{mode}_trace.zarr", replace=True)
         text = json.dumps(summary(trace, job, settings), indent=2, ensure_ascii=False)
@@ -174,6 +183,17 @@ def _write(folder: Path, trace: Trace, job: Job, settings: Settings, *, pictures
         if pictures:
             left_out = _draw(temporary, trace, settings)
     return left_out
+
+
+def _own_files(folder: Path, mode: str, here: str, names: list[str]) -> set[str]:
+    """Which names in a folder an earlier run of the mode has written: they give way."""
+    if Path(here) != folder:
+        return set()
+    pictures = (f"{mode}_step_attention", f"{mode}_step_attention_with_tokens")
+    own = {f"{mode}_trace.zarr", "summary.json"}
+    for suffix in ("png", "pdf", "svg"):
+        own |= {f"{name}.{suffix}" for name in (*pictures, "Step_attention_all_tokens")}
+    return own.intersection(names)
 
 
 def _draw(folder: Path, trace: Trace, settings: Settings) -> str:
@@ -217,7 +237,7 @@ def summary(trace: Trace, job: Job, settings: Settings) -> dict[str, Any]:
         "question": job.question,
         "mode": settings.mode,
         "response": trace.text,
-        "answer": boxed_answer(trace.text),
+        "answer": final_answer(trace.text),
         "expected": job.answer,
         "steps": int(trace.data.sizes["step"]),
         "definition": definition,

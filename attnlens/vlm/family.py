@@ -54,6 +54,12 @@ class Family:
     model_type: str
     name: str
 
+    def model_class(self) -> Any:
+        """Class of transformers that loads and generates."""
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
+        return Qwen2_5_VLForConditionalGeneration
+
     def special_ids(self, config: Any) -> dict[str, int]:
         """Ids of the image, video and vision-end tokens."""
         return {
@@ -71,13 +77,11 @@ class Family:
             If the model does not contain one of this family, or its layers use sliding-window
             attention, whose caches drop keys.
         """
-        from transformers import Qwen2_5_VLForConditionalGeneration
-
-        found = [m for m in model.modules() if isinstance(m, Qwen2_5_VLForConditionalGeneration)]
+        kind = self.model_class()
+        found = [m for m in model.modules() if isinstance(m, kind)]
         if not found:
             raise InputError(
-                f"{type(model).__name__} is not a {self.name} model: "
-                "give a Qwen2_5_VLForConditionalGeneration"
+                f"{type(model).__name__} is not a {self.name} model: give a {kind.__name__}"
             )
         generator = found[0]
         text = generator.model.language_model
@@ -122,3 +126,18 @@ def family_of(config: Any, given: str) -> Family:
             f"{', '.join(f.name for f in FAMILIES.values())} checkpoints"
         )
     return FAMILIES[model_type]
+
+
+def parts_of(model: Any) -> Parts:
+    """Find the parts of a model of any supported family; see ``Family.parts``.
+
+    Raises
+    ------
+    InputError
+        If it is of none of them.
+    """
+    for family in FAMILIES.values():
+        if any(isinstance(module, family.model_class()) for module in model.modules()):
+            return family.parts(model)
+    classes = ", ".join(family.model_class().__name__ for family in FAMILIES.values())
+    raise InputError(f"{type(model).__name__} is no supported model: give a {classes}")

@@ -76,8 +76,8 @@ def open_image(source: Any) -> tuple[Image.Image, ImageInfo]:
         what the image processor takes.
     """
     if isinstance(source, Image.Image):
-        image, path = source, None
-        digest = hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes())
+        image, path = _upright(source, "the image"), None
+        digest = hashlib.sha256(f"{source.mode} {source.size}".encode() + source.tobytes())
     elif isinstance(source, str | Path):
         image, path = _read(Path(source)), str(source)
         digest = hashlib.sha256(Path(source).read_bytes())
@@ -85,7 +85,6 @@ def open_image(source: Any) -> tuple[Image.Image, ImageInfo]:
         raise InputError(
             f"an image is given as {type(source).__name__}: give a path or a PIL.Image"
         )
-    image = ImageOps.exif_transpose(image)  # as a viewer shows it
     width, height = image.size
     named = path or "the image"
     if min(width, height) == 0 or max(width, height) / min(width, height) > MAX_ASPECT_RATIO:
@@ -103,15 +102,27 @@ def _read(path: Path) -> Image.Image:
         raise InputError(f"{str(path)!r} is not a file: give the path of a picture")
     try:
         image = Image.open(path)
-        image.load()
     except UnidentifiedImageError as error:
         raise InputError(
             f"{str(path)!r} is not a picture that can be read: give a PNG, JPEG or WebP file"
         ) from error
     except Exception as error:  # decoders of damaged files raise errors of all kinds
-        reason = one_line(str(error))
-        raise InputError(f"{str(path)!r} cannot be read as a picture ({reason})") from error
-    return image
+        raise _unreadable(repr(str(path)), error) from error
+    return _upright(image, repr(str(path)))
+
+
+def _upright(image: Image.Image, named: str) -> Image.Image:
+    """Decode a picture, and turn it as its EXIF block says, as a viewer shows it."""
+    try:
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # as above
+        raise _unreadable(named, error) from error
+
+
+def _unreadable(named: str, error: Exception) -> InputError:
+    reason = one_line(str(error)) or type(error).__name__
+    return InputError(f"{named} cannot be read as a picture ({reason})")
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig
 
 from attnlens.errors import InputError
 from attnlens.progress import transformers_bars_on_terminal_only
@@ -130,15 +130,18 @@ def load(
     source = TESTBED if given == "testbed" else given
     if isinstance(source, str) and Path(source).is_dir():
         source = Path(source)
-    if isinstance(source, Path) and not (source / "config.json").is_file():
-        raise InputError(f"{given!r} holds no model: there is no config.json in it")
+    inside = options.get("subfolder", "")
+    if isinstance(source, Path) and not (source / inside / "config.json").is_file():
+        raise InputError(f"{str(Path(given) / inside)!r} holds no model: no config.json is in it")
     hub: dict[str, Any] = {
-        k: options[k] for k in ("revision", "token", "cache_dir") if k in options
+        k: options[k]
+        for k in ("revision", "token", "cache_dir", "subfolder", "local_files_only")
+        if k in options
     }
     family = family_of(_config(source, given, hub), given)
     try:
         with transformers_bars_on_terminal_only():
-            model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            model, report = family.model_class().from_pretrained(
                 source, dtype=chosen, device_map=device_map, output_loading_info=True, **options
             )
         if target is not None:
@@ -202,7 +205,7 @@ def find_device(device: str) -> torch.device:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
         target = torch.device(device)
-        torch.empty(0, device=target)
+        torch.zeros(1, device=target).item()  # the meta device holds no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise InputError(

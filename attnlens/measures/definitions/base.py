@@ -41,6 +41,8 @@ class Definition:
         of the visual segments.
     counts_copied : bool
         Whether copied visual tokens can be counted as visual.
+    first_step : int
+        First step that has a value.
     curves_name : str
         Axis label of curves for the image, the query text and the generated text together.
     """
@@ -56,6 +58,7 @@ class Definition:
     per_head: bool = True
     has_curves: bool = True
     counts_copied: bool = True
+    first_step: int = 0
     curves_name: str = "share of attention"
 
 

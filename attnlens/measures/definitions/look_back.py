@@ -49,6 +49,7 @@ DEFINITION = Definition(
     units="fraction of attention mass from the image on",
     long_name="visual share from the image on",
     step_owner="query",
+    first_step=1,
     compute=look_back,
     per_head=False,
 )

@@ -51,6 +51,7 @@ DEFINITION = Definition(
     units="ratio",
     long_name="lookback ratio",
     step_owner="predicted",
+    first_step=1,
     compute=lookback_ratio,
     has_curves=False,
 )

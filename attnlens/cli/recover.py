@@ -1,0 +1,92 @@
+"""``attnlens recover``: what looking again brings back, against an untouched twin."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from attnlens.cli.arguments import at_least
+from attnlens.cli.trend import questions_of
+from attnlens.vlm.modes import MODES
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand's options."""
+    parser = commands.add_parser(
+        "recover",
+        help="measure how much visual attention an intervention brings back",
+        description="Generate an answer untouched and under each intervention, freely and with the "
+        "untouched answer's tokens forced, and write into SAVE_FOLDER/<image name>_recovery/ a "
+        "table of recoveries with intervals (table.csv), every number (recovery.nc), a figure and "
+        "summary.json. Options are spelled with _ or -.",
+    )
+    what = parser.add_argument_group("what to ask")
+    what.add_argument("--image_path", metavar="FILE", help="the picture")
+    what.add_argument("--question", help="the question")
+    what.add_argument(
+        "--batch",
+        metavar="FILE.jsonl",
+        help='many questions, measured together: a line each, {"image": ..., "question": ...} '
+        'and, where the true answer is known, "answer"',
+    )
+    what.add_argument(
+        "--mode", default="back", choices=tuple(MODES), help="format of the answer (back)"
+    )
+    do = parser.add_argument_group("what to do")
+    do.add_argument(
+        "--intervention",
+        action="append",
+        required=True,
+        metavar="WHAT",
+        help="once for each: copy, copy:blank, copy:text, copy:FILE, route:PERCENT, "
+        "route:PERCENT:random, route:PERCENT:bottom, inject:TEXT, close:TEXT, boost:LOG_ODDS, "
+        "pai:ALPHA, knockout; join by + what is done together",
+    )
+    do.add_argument(
+        "--when",
+        default="<back>",
+        help="trigger: a text in the answer (<back>), step:N, every:N or below:SHARE",
+    )
+    do.add_argument(
+        "--positions",
+        default="fresh",
+        choices=("fresh", "original", "frozen-cache"),
+        help="where inserted visual tokens stand (fresh)",
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--model_path", default="testbed", metavar="NAME", help="(testbed)")
+    model.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
+    model.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16")
+    )
+    out = parser.add_argument_group("generation, measure and output")
+    out.add_argument("--max_new_tokens", type=int, default=2048, metavar="N", help="(2048)")
+    out.add_argument("--definition", default="mass", help="definition of attention (mass)")
+    out.add_argument("--save_folder", default="results", metavar="DIR", help="(results)")
+    out.add_argument("--format", nargs="+", default=["png"], choices=("png", "pdf", "svg"))
+    parser.set_defaults(run=run_recover)
+
+
+def run_recover(options: argparse.Namespace) -> int:
+    """Check everything that can be checked, then load, run, measure, draw and write."""
+    from attnlens.reports.jobs import check_jobs
+    from attnlens.reports.recovery import Settings, run_recovery
+
+    at_least("max_new_tokens", options.max_new_tokens, 2)
+    settings = Settings(
+        mode=options.mode,
+        model=options.model_path,
+        device=options.device,
+        dtype=options.dtype,
+        interventions=tuple(options.intervention),
+        when=options.when,
+        positions=options.positions,
+        max_new_tokens=options.max_new_tokens,
+        definition=options.definition,
+        save_folder=options.save_folder,
+        formats=tuple(dict.fromkeys(options.format)),
+    )
+    settings.check()
+    jobs, skipped = check_jobs(questions_of(options))
+    run_recovery(jobs, settings)
+    return 1 if skipped else 0

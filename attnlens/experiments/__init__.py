@@ -1,0 +1,1 @@
+"""What runs a VLM more than once and compares."""

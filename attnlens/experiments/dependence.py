@@ -1,0 +1,221 @@
+"""``attnlens.dependence``: what each token's distribution loses without the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from PIL import Image
+from scipy import stats
+
+from attnlens.errors import InputError
+from attnlens.measures.recovery import divergences
+from attnlens.measures.share import visual_share
+from attnlens.recording.trace import Trace
+from attnlens.vlm.load import VLM
+from attnlens.vlm.prompt import Prompt
+
+REFERENCES = ("removed", "blank")
+"""What stands in the image's place: nothing (a prompt of text alone), or a plain picture of its
+size in its mean colour. Another image may be given beside them."""
+
+
+def dependence(
+    vlm: VLM,
+    trace: Trace,
+    *,
+    prompt: Prompt | None = None,
+    references: Sequence[str] = REFERENCES,
+    other: Any = None,
+) -> xr.Dataset:
+    """Measure how much each response token depends on the image, by teacher forcing.
+
+    The recorded response is fed to the model with the image, and with a reference in the image's
+    place: one forward pass each. Step t is the pass that predicts response token t, as in the
+    trace.
+
+    Parameters
+    ----------
+    vlm
+        The model that made the trace.
+    trace
+        A recorded generation, untouched by interventions.
+    prompt
+        What was asked. When not given, it is built again from what the trace notes of image file,
+        question and mode.
+    references
+        Some of ``REFERENCES``.
+    other
+        Another image (a path or a ``PIL.Image``), as a further reference ``other``; resized to the
+        size of the image where the prompt has one.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``kl[reference, step]`` (nats, of the distribution with the image from the one without),
+        ``hellinger`` (0 to 1), ``log_ratio`` (nats: log-probability of the response token with the
+        image minus without); ``log_probability[step]`` with the image; and ``mass[step]``,
+        ``look_back[step]``: visual share of the same step, so that one sees where attention and
+        use part ways. Coordinates of the tokens as in the trace.
+
+    Raises
+    ------
+    InputError
+        If a reference is unknown, the prompt cannot be built again or is not that of the trace, or
+        the trace was made under an intervention.
+    """
+    if trace.attrs.get("interventions"):
+        raise InputError("the trace was made under an intervention: give one of an untouched run")
+    unknown = [name for name in references if name not in REFERENCES]
+    if unknown:
+        raise InputError(f"unknown reference {unknown[0]!r}: use {', '.join(REFERENCES)}")
+    asked = _same_prompt(vlm, trace) if prompt is None else prompt
+    if asked.text != trace.attrs.get("prompt"):
+        raise InputError("the prompt is not that of the trace: give the one that was generated")
+    ids = trace.data["predicted_token_id"].values.tolist()
+    without = {name: _without(vlm, asked, name) for name in references}
+    if other is not None:
+        without["other"] = _with_pictures(vlm, asked, [_opened(other)] * len(asked.pictures))
+    if not without:
+        raise InputError("no reference was given: name one, or give another image")
+    log_p = _log_probabilities(vlm, asked, ids)
+    chosen = log_p[np.arange(len(ids)), ids]
+    variables: dict[str, Any] = {"log_probability": (("step",), chosen)}
+    rows: dict[str, list[np.ndarray]] = {"kl": [], "hellinger": [], "log_ratio": []}
+    for reference in without.values():
+        log_q = _log_probabilities(vlm, reference, ids)
+        kl, hellinger = divergences(log_p, log_q)
+        rows["kl"].append(kl)
+        rows["hellinger"].append(hellinger)
+        rows["log_ratio"].append(chosen - log_q[np.arange(len(ids)), ids])
+    for name, values in rows.items():
+        variables[name] = (("reference", "step"), np.stack(values))
+    data = xr.Dataset(variables, {"reference": list(without), "step": trace.data["step"].values})
+    for name, definition in (("mass", "mass"), ("look_back", "look-back")):
+        share = visual_share(trace, definition)
+        data[name] = share.reindex(step=data["step"]).drop_vars(
+            [c for c in share.coords if c != "step"]
+        )
+        data[name].attrs = {"definition": definition}
+    tokens = ("query_token", "predicted_token", "predicted_token_id", "region")
+    return data.assign_coords({name: trace.data[name] for name in tokens})
+
+
+def correlation(
+    data: xr.Dataset,
+    dependence_name: str = "kl",
+    share: str = "mass",
+    *,
+    reference: str = "blank",
+    confidence: float = 0.95,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Spearman correlation over steps of a step's dependence with its visual share.
+
+    Parameters
+    ----------
+    data
+        What ``dependence`` returns.
+    dependence_name
+        ``kl``, ``hellinger`` or ``log_ratio``.
+    share
+        ``mass`` or ``look_back``.
+    reference
+        One of the references measured.
+    confidence, resamples, seed
+        Of the bootstrap interval: steps are drawn as pairs. Neighbouring steps are alike, so the
+        interval is narrower than that of as many independent steps.
+
+    Returns
+    -------
+    dict
+        ``rho``, ``low``, ``high``, ``steps``; NaN where fewer than four steps are defined or one
+        of the two is constant.
+    """
+    a = data[dependence_name].sel(reference=reference).values
+    b = data[share].values
+    known = np.isfinite(a) & np.isfinite(b)
+    a, b = a[known], b[known]
+    nan = float("nan")
+    if len(a) < 4 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return {"rho": nan, "low": nan, "high": nan, "steps": len(a)}
+    rng = np.random.default_rng(seed)
+    ranks = []
+    for _ in range(resamples):
+        at = rng.integers(0, len(a), len(a))
+        ranks.append(_spearman(a[at], b[at]))
+    low, high = np.nanquantile(ranks, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return {"rho": _spearman(a, b), "low": float(low), "high": float(high), "steps": len(a)}
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    x, y = stats.rankdata(a), stats.rankdata(b)
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _same_prompt(vlm: VLM, trace: Trace) -> Prompt:
+    paths = [image.get("path") for image in trace.attrs.get("images", [])]
+    if not paths or not all(paths):
+        raise InputError("the trace notes no image file: give the prompt that was generated")
+    built = vlm.prompt([Path(p) for p in paths], trace.attrs["question"], trace.attrs["mode"])
+    for info, noted in zip(built.images, trace.attrs["images"], strict=True):
+        if info.as_dict().get("sha256") != noted.get("sha256"):
+            raise InputError(
+                f"the image {noted.get('path')!r} has changed since the trace was made: "
+                "give the prompt that was generated"
+            )
+    if built.text != trace.attrs.get("prompt"):
+        raise InputError(
+            "the trace was made with a system prompt or template of its own: "
+            "give the prompt that was generated"
+        )
+    return built
+
+
+def _without(vlm: VLM, prompt: Prompt, reference: str) -> Prompt:
+    if reference == "blank":
+        plain = []
+        for picture in prompt.pictures:
+            mean = np.asarray(picture).reshape(-1, 3).mean(0).round().astype(int)
+            plain.append(Image.new("RGB", picture.size, tuple(int(c) for c in mean)))
+        return _with_pictures(vlm, prompt, plain)
+    return _with_pictures(vlm, prompt, [])
+
+
+def _with_pictures(vlm: VLM, prompt: Prompt, pictures: list[Image.Image]) -> Prompt:
+    sized = [
+        picture.resize(own.size) if picture.size != own.size else picture
+        for picture, own in zip(pictures, prompt.pictures, strict=False)
+    ]
+    return vlm.prompt(sized or None, prompt.question, prompt.mode)
+
+
+def _opened(image: Any) -> Image.Image:
+    from attnlens.vlm.images import open_image
+
+    return open_image(image)[0]
+
+
+def _log_probabilities(vlm: VLM, prompt: Prompt, ids: list[int]) -> np.ndarray:
+    """Log-probabilities [steps, vocabulary] of a forced response."""
+    inputs = dict(prompt.inputs)
+    device = inputs["input_ids"].device
+    forced = torch.tensor([ids[:-1]], dtype=inputs["input_ids"].dtype, device=device)
+    length = forced.shape[1]
+    pad = torch.nn.functional.pad
+    first = inputs["input_ids"].shape[1] - 1
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], forced], dim=1)
+    inputs["attention_mask"] = pad(inputs["attention_mask"], (0, length), value=1)
+    if "mm_token_type_ids" in inputs:
+        inputs["mm_token_type_ids"] = pad(inputs["mm_token_type_ids"], (0, length))
+    with torch.no_grad():
+        logits = vlm.model(**inputs, use_cache=False, logits_to_keep=length + 1).logits
+    assert logits.shape[1] == inputs["input_ids"].shape[1] - first
+    return logits[0].float().log_softmax(-1).cpu().numpy()

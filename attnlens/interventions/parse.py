@@ -1,0 +1,100 @@
+"""Interventions and triggers from the words of a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attnlens.errors import InputError
+from attnlens.interventions.base import Intervention
+from attnlens.interventions.boost import Boost
+from attnlens.interventions.close import InsertAndClose
+from attnlens.interventions.copy import Copy
+from attnlens.interventions.inject import Inject
+from attnlens.interventions.knockout import Knockout
+from attnlens.interventions.route import SELECTIONS, Route
+from attnlens.interventions.triggers import At, AtStep, Every, Trigger, WhenVisualBelow
+
+FORMS = (
+    "copy, copy:blank, copy:text, copy:FILE, route:PERCENT, route:PERCENT:random, "
+    "route:PERCENT:bottom, inject:TEXT, close:TEXT, boost:LOG_ODDS, pai:ALPHA, knockout"
+)
+"""What ``parse_intervention`` reads; several are joined by ``+``."""
+
+
+def parse_trigger(text: str) -> Trigger:
+    """Read a trigger.
+
+    Parameters
+    ----------
+    text
+        ``step:N``, ``every:N``, ``below:SHARE`` (look-back share), or any other text, which is
+        looked for in the response (``<back>``).
+
+    Raises
+    ------
+    InputError
+        If a number is wanted and is none, or the trigger refuses it.
+    """
+    kind, colon, value = text.partition(":")
+    if colon and kind in ("step", "every"):
+        number = _number(text, value, int)
+        return AtStep(int(number)) if kind == "step" else Every(int(number))
+    if colon and kind == "below":
+        return WhenVisualBelow(_number(text, value, float))
+    return At(text)
+
+
+def parse_intervention(text: str, when: Trigger, positions: str = "fresh") -> Intervention:
+    """Read an intervention in one of ``FORMS``.
+
+    Parameters
+    ----------
+    text
+        The words.
+    when
+        The trigger of all its parts.
+    positions
+        Of inserted visual tokens; see ``attnlens.interventions.POSITIONS``.
+
+    Raises
+    ------
+    InputError
+        If it is in none of the forms.
+    """
+    if not text.startswith(("inject:", "close:")) and "+" in text:
+        first, *others = [parse_intervention(part, when, positions) for part in text.split("+")]
+        for other in others:
+            first = first + other
+        return first
+    name, colon, value = text.partition(":")
+    if name == "copy":
+        source = value or None
+        return Copy(when=when, source=source, positions="fresh" if source else positions)
+    if name == "route" and colon:
+        percent, _, select = value.partition(":")
+        if select and select not in SELECTIONS:
+            raise InputError(f"intervention {text!r}: select one of {', '.join(SELECTIONS)}")
+        return Route(
+            when=when,
+            percent=_number(text, percent, float),
+            select=select or "top",
+            positions=positions,
+        )
+    if name == "inject" and value:
+        return Inject(value, when=when)
+    if name == "close" and value:
+        return InsertAndClose(when, close=value)
+    if name == "boost" and colon:
+        return Boost(when=when, log_odds=_number(text, value, float))
+    if name == "pai" and colon:
+        return Boost(when=when, alpha=_number(text, value, float))
+    if text == "knockout":
+        return Knockout(when=when)
+    raise InputError(f"unknown intervention {text!r}: give {FORMS}")
+
+
+def _number(text: str, value: str, kind: Callable[[str], float]) -> float:
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise InputError(f"{text!r}: {value!r} is no number that fits") from error

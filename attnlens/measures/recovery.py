@@ -1,0 +1,66 @@
+"""What an intervention changes against its untouched twin: pure functions of arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def divergences(log_p: np.ndarray, log_q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compare two next-token distributions at each step.
+
+    Parameters
+    ----------
+    log_p, log_q
+        [steps, vocabulary]: natural logarithms of probabilities.
+
+    Returns
+    -------
+    kl, hellinger : numpy.ndarray, [steps]
+        Kullback-Leibler divergence ``sum p log(p / q)`` in nats, and Hellinger distance
+        ``sqrt(1 - sum sqrt(p q))``, 0 to 1.
+    """
+    log_p, log_q = log_p.astype(np.float64), log_q.astype(np.float64)
+    p = np.exp(log_p)
+    # where p is 0 the term is 0, whatever q is
+    terms = np.where(p > 0, p * (log_p - np.where(p > 0, log_q, 0.0)), 0.0)
+    overlap = np.exp((log_p + log_q) / 2).sum(-1)
+    return np.maximum(terms.sum(-1), 0.0), np.sqrt(np.clip(1.0 - overlap, 0.0, 1.0))
+
+
+def mean_from(values: np.ndarray, start: int) -> float:
+    """Return the mean of a series from a step on, undefined steps left out; NaN without any."""
+    kept = values[start:]
+    kept = kept[np.isfinite(kept)]
+    return float(kept.mean()) if len(kept) else float("nan")
+
+
+def area_from(values: np.ndarray, start: int) -> float:
+    """Return the sum of a series from a step on (unit x steps), undefined steps left out."""
+    kept = values[start:]
+    kept = kept[np.isfinite(kept)]
+    return float(kept.sum()) if len(kept) else float("nan")
+
+
+def half_life(values: np.ndarray, start: int) -> float:
+    """Count the steps from the peak of a rise until it first lies at or under half of it.
+
+    Parameters
+    ----------
+    values
+        [steps]: rise at each step; undefined ones are passed over.
+    start
+        First step that counts.
+
+    Returns
+    -------
+    float
+        NaN where the series has no positive value, infinity where it never comes down so far.
+    """
+    kept = values[start:]
+    defined = np.flatnonzero(np.isfinite(kept))
+    if not len(defined) or kept[defined].max() <= 0:
+        return float("nan")
+    peak = int(defined[np.argmax(kept[defined])])
+    later = defined[defined > peak]
+    low = later[kept[later] <= kept[peak] / 2]
+    return float(low[0] - peak) if len(low) else float("inf")

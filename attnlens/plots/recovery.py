@@ -1,0 +1,130 @@
+"""Recovery: how far each intervention lifts visual attention over its untouched twin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from attnlens.errors import InputError
+from attnlens.measures.definitions import get_definition
+from attnlens.plots.style import (
+    Figure,
+    add_caption,
+    new_figure,
+    set_height,
+    style,
+    width_in_inches,
+)
+
+if TYPE_CHECKING:
+    from attnlens.experiments.recovery import Recovery
+
+ROW = 0.2
+"""Height of one intervention, in inches."""
+HEIGHT = 2.3
+"""Least height of the figure without caption, in inches."""
+LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (7, 2)))
+MARKERS = "osD^vP*X"
+
+
+def recovery(
+    result: Recovery,
+    definition: str = "mass",
+    *,
+    width: str | float = "two-column",
+    steps: int = 60,
+) -> Figure:
+    """Draw the rise of visual share by step since the trigger, and its mean with interval.
+
+    Parameters
+    ----------
+    result
+        What ``attnlens.recover`` returns.
+    definition
+        Name of a definition of `attnlens.measures`.
+    width
+        "one-column" (3.35 inches), "two-column" (6.9 inches) or a number of inches.
+    steps
+        How many steps after the trigger the left panel shows.
+
+    Returns
+    -------
+    Figure
+        Left: rise over the untouched twin at the same step, mean over samples, inserted tokens
+        not counted as image. Right: its mean over all steps from the trigger on with a 95%
+        bootstrap interval over samples (filled), and the same with inserted tokens counted
+        (hollow).
+
+    Raises
+    ------
+    InputError
+        If the definition or the width is unknown, or no intervention has a forced twin that it
+        acted in.
+    """
+    import seaborn
+
+    chosen = get_definition(definition)
+    inches = width_in_inches(width)
+    curves = {run: _aligned(result, definition, run, steps) for run in result.interventions}
+    curves = {run: curve for run, curve in curves.items() if len(curve)}
+    if not curves:
+        raise InputError("no intervention acted in a forced twin: there is no rise to draw")
+    palette = seaborn.color_palette("colorblind").as_hex()
+    height = max(HEIGHT, 0.7 + ROW * len(curves))
+    own = result.table(definition).set_index("intervention")
+    both = None
+    if chosen.counts_copied:
+        both = result.table(definition, include_copied=True).set_index("intervention")
+    with style():
+        figure = new_figure(inches, height)
+        left, right = figure.subplots(1, 2)
+        for place, (run, curve) in enumerate(curves.items()):
+            look = {"color": palette[place % len(palette)], "marker": MARKERS[place % len(MARKERS)]}
+            line = LINES[place // len(palette) % len(LINES)]
+            left.plot(np.arange(len(curve)), curve, ls=line, markevery=max(1, steps // 6), **look)
+            row = own.loc[run]
+            at = len(curves) - 1 - place
+            interval = np.nan_to_num(
+                [[row["rise"] - row["rise_low"]], [row["rise_high"] - row["rise"]]]
+            )
+            right.errorbar(row["rise"], at, xerr=np.abs(interval), ls="", capsize=2, **look)
+            if both is not None:
+                right.plot(both.loc[run, "rise"], at, ls="", mfc="none", **look)
+        for axes in (left, right):
+            spine = axes.axhline if axes is left else axes.axvline
+            spine(0, color="0.6", linewidth=0.6, zorder=0)
+        left.xaxis.set_major_locator(MaxNLocator(integer=True))
+        left.set_xlabel("steps since the trigger")
+        left.set_ylabel(f"rise ({chosen.units})")
+        right.set_yticks(range(len(curves)), list(curves)[::-1])
+        right.set_xlabel(f"mean rise ({chosen.units})")
+        caption = (
+            f"Rise of visual share under each intervention over the untouched twin, with the same "
+            f"tokens forced; definition {definition}: {chosen.formula}. Mean over "
+            f"{result.data.sizes['sample']} samples; bars: 95% bootstrap interval over samples. "
+            "Filled: inserted tokens not counted as image; hollow: counted."
+        )
+        room = add_caption(figure, caption)
+        set_height(figure, height, room)
+        figure.draw_without_rendering()
+    return figure
+
+
+def _aligned(result: Recovery, definition: str, run: str, steps: int) -> np.ndarray:
+    """Mean rise over samples, by step since the trigger; as long as some sample has one."""
+    one = result.data.sel(run=run)
+    rises = one["rise"].sel(definition=definition).values
+    table = []
+    for sample, first in enumerate(one["first_step"].values):
+        if np.isfinite(first):
+            row = rises[sample, int(first) : int(first) + steps]
+            table.append(np.pad(row, (0, steps - len(row)), constant_values=np.nan))
+    if not table:
+        return np.zeros(0)
+    stacked = np.array(table)
+    known = np.isfinite(stacked).any(0)
+    stop = int(np.flatnonzero(known)[-1]) + 1 if known.any() else 0
+    counts = np.isfinite(stacked[:, :stop]).sum(0)
+    return np.where(counts > 0, np.nansum(stacked[:, :stop], 0) / np.maximum(counts, 1), np.nan)

@@ -1,0 +1,153 @@
+"""What ``attnlens recover`` writes: runs, tables, figure, summary."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attnlens
+from attnlens.errors import InputError
+from attnlens.files import check_writable, write_folder
+from attnlens.reports.jobs import Job
+from attnlens.text import one_line
+
+if TYPE_CHECKING:
+    from attnlens.experiments.recovery import Recovery
+    from attnlens.interventions.base import Intervention
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of ``attnlens recover``."""
+
+    mode: str
+    interventions: tuple[str, ...]
+    when: str = "<back>"
+    positions: str = "fresh"
+    model: str = "testbed"
+    device: str = "auto"
+    dtype: str = "auto"
+    max_new_tokens: int = 2048
+    definition: str = "mass"
+    save_folder: str = "results"
+    formats: tuple[str, ...] = ("png",)
+
+    def check(self) -> None:
+        """Refuse what can be refused without loading anything.
+
+        Raises
+        ------
+        InputError
+            If an intervention, the trigger or the definition cannot be read, or the folder cannot
+            be written.
+        """
+        from attnlens.measures.definitions import get_definition
+
+        get_definition(self.definition)
+        self.parsed()
+        check_writable(Path(self.save_folder))
+
+    def parsed(self) -> list[Intervention]:
+        """Read the interventions."""
+        from attnlens.interventions.parse import parse_intervention, parse_trigger
+
+        when = parse_trigger(self.when)
+        return [parse_intervention(text, when, self.positions) for text in self.interventions]
+
+
+def run_recovery(jobs: list[Job], settings: Settings) -> Path:
+    """Run all questions, print the table, and write the folder whole or not at all.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    InputError
+        If the model cannot be loaded, or an intervention does not fit a prompt, before anything
+        is generated.
+    """
+    from attnlens.experiments.recover import recover
+    from attnlens.vlm.load import load
+
+    name = "batch" if len(jobs) > 1 or jobs[0].line is not None else jobs[0].folder
+    folder = Path(settings.save_folder) / f"{name}_recovery"
+    if folder.exists() and not (folder / "summary.json").is_file():
+        raise InputError(f"{str(folder)!r} holds something else than a recovery: move it away")
+    check_writable(folder)
+    vlm = load(settings.model, device=settings.device, dtype=settings.dtype)
+    prompts = [vlm.prompt(job.image, job.question, settings.mode) for job in jobs]
+    answers = [job.answer for job in jobs]
+    known: Any = answers if all(answer is not None for answer in answers) else None
+    result = recover(vlm, prompts, settings.parsed(), settings.max_new_tokens, expected=known)
+    table = result.table(settings.definition)
+    with write_folder(folder, replace=True) as temporary:
+        table.to_csv(temporary / "table.csv", index=False)
+        result.save(temporary / "recovery.nc")
+        text = json.dumps(_summary(result, jobs, settings), indent=2, ensure_ascii=False)
+        (temporary / "summary.json").write_text(text + "\n", encoding="utf-8")
+        _draw(result, temporary, settings)
+    print(as_text(result, settings.definition))
+    for run in result.interventions:
+        if not (result.data["fired"].sel(run=run) > 0).any():
+            print(one_line(f"{run}: the trigger {settings.when!r} never fired"))
+    print(one_line(f"written to {folder}"))
+    return folder
+
+
+def as_text(result: Recovery, definition: str) -> str:
+    """Lay the table out for a terminal."""
+    own = result.table(definition)
+    lines = [
+        f"rise of visual share ({definition}), mean over the steps from the trigger on, "
+        f"{result.data.sizes['sample']} prompts",
+        f"{'intervention':24}{'rise':>9}{'95% interval':>20}{'KL (nats)':>12}{'changed':>9}"
+        f"{'right':>7}{'tokens':>8}",
+    ]
+    for row in own.to_dict("records"):
+        interval = f"[{row['rise_low']:.3f}, {row['rise_high']:.3f}]"
+        lines.append(
+            f"{one_line(row['intervention'])[:23]:24}{row['rise']:9.3f}{interval:>20}"
+            f"{row['kl']:12.4f}{row['answer_changed']:9.0%}"
+            + (f"{row['right']:7.0%}" if row["right"] == row["right"] else f"{'-':>7}")
+            + f"{row['inserted']:8.0f}"
+        )
+    return "\n".join(lines)
+
+
+def _summary(result: Recovery, jobs: list[Job], settings: Settings) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    data = result.data
+    return {
+        **result.summary(settings.definition),
+        "questions": [
+            {
+                "image": job.image,
+                "question": job.question,
+                "expected": job.answer,
+                "answers": {
+                    str(run): str(data["answer"].values[i, j])
+                    for j, run in enumerate(data["run"].values)
+                },
+            }
+            for i, job in enumerate(jobs)
+        ],
+        "settings": asdict(settings),
+        "versions": {
+            "attnlens": attnlens.__version__,
+            **{name: version(name) for name in ("torch", "transformers")},
+        },
+    }
+
+
+def _draw(result: Recovery, folder: Path, settings: Settings) -> None:
+    from attnlens import plots
+
+    figure = plots.recovery(result, settings.definition)
+    for suffix in settings.formats:
+        plots.save(figure, folder / f"recovery.{suffix}")
