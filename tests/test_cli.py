@@ -14,6 +14,7 @@ import attnlens
 from attnlens.cli.main import main, spell_options
 from attnlens.testbed import held_out_sample
 
+ASKED = ("--image_path", "scene.png", "--question", "How many?")
 QUESTION = "Subtract all red objects. How many objects are left?"
 PICTURES = {
     "back_step_attention.png",
@@ -66,6 +67,24 @@ def test_trend_writes_pictures_trace_and_summary(tmp_path, scene, capsys):
     assert now >= written - {"Step_attention_all_tokens.png"}
     assert {"normal_step_attention.pdf", "normal_step_attention.svg", "normal_trace.zarr"} <= now
     assert {p.name for p in folder.iterdir()} == {"scene"}
+
+
+def test_what_is_not_this_runs_stays_in_the_folder(tmp_path, scene):
+    """Also where it has the name of something that a run writes, one folder further down."""
+    folder = tmp_path / "results" / "scene"
+    assert trend("--max_new_tokens", "4", image=scene, folder=folder.parent) == 0
+    kept = {
+        "run_A/summary.json": "old",
+        "run_A/back_trace.zarr/attnlens.json": "old",
+        "run_A/Step_attention_all_tokens.png": "old",
+        "back_notes.txt": "mine",
+    }
+    for name, text in kept.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    assert trend("--max_new_tokens", "5", image=scene, folder=folder.parent) == 0
+    assert {name: (folder / name).read_text() for name in kept} == kept
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 5
 
 
 def test_tokens_are_those_of_plain_generation(tmp_path, scene, testbed):
@@ -230,6 +249,8 @@ BAD = {
     "absent device": (lambda d: {"options": ["--device", "cuda:7"]}, "'cuda:7' is not there"),
     "odd device": (lambda d: {"options": ["--device", "toaster"]}, "'toaster' is not there"),
     "folder behind a file": (lambda d: {"folder": _file_in_the_way(d)}, "is not a folder"),
+    "file for results": (lambda d: {"folder": _results_are_a_file(d)}, "is not a folder"),
+    "device without values": (lambda d: {"options": ["--device", "meta"]}, "'meta' is not there"),
     "no new tokens": (lambda d: {"options": ["--max_new_tokens", "0"]}, "give at least 1"),
     "negative temperature": (lambda d: {"options": ["--temperature", "-1"]}, "--temperature -1"),
     "one token alone": (lambda d: {"options": ["--max_new_tokens", "1"]}, "give at least 2"),
@@ -241,6 +262,12 @@ BAD = {
     "unknown option": (lambda d: {"options": ["--colour", "red"]}, "unrecognized arguments"),
     "special token": (lambda d: {"question": "<|image_pad|>?"}, "special token"),
 }
+
+
+def _results_are_a_file(folder: Path) -> Path:
+    (folder / "out").mkdir()
+    (folder / "out" / "scene").write_text("a file where the results go")
+    return folder / "out"
 
 
 def run_bad(make, tmp_path, scene):
@@ -272,6 +299,26 @@ def test_bad_input_is_one_line_and_writes_nothing(name, tmp_path, scene, capsys)
     assert captured.out == ""
 
 
+def test_layers_that_are_not_there_are_one_error_for_a_whole_file(tmp_path, scene, capsys):
+    lines = [json.dumps({"image": scene.name, "question": QUESTION}) for _ in range(3)]
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    options = ("--batch", tmp_path / "q.jsonl", "--layers", "9")
+    assert trend(*options, question=None, folder=tmp_path / "results") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_conclusion_without_a_box_is_the_answer():
+    from attnlens.boxed import final_answer
+
+    text = "<CAPTION>a cat</CAPTION><CONCLUSION> Two cats. </CONCLUSION>"
+    assert final_answer(text) == "Two cats."
+    assert final_answer(text + " \\boxed{2}") == "2"
+    assert final_answer("<CONCLUSION>cut sho") == "cut sho"
+    assert final_answer("<think>2</think>") is None
+    assert final_answer("<CONCLUSION> </CONCLUSION>") is None
+
+
 def test_a_folder_that_may_not_be_written(tmp_path, scene, capsys, monkeypatch):
     import os
 
@@ -291,6 +338,12 @@ def test_a_folder_that_may_not_be_written(tmp_path, scene, capsys, monkeypatch):
         (["testbed", "train", "--out", "x", "--steps", "0"], "--steps 0"),
         (["testbed", "train", "--out", "x", "--seed", "-1"], "--seed -1"),
         (["bench", "--new", "1"], "--new 1"),
+        (["recover", "--intervention", "copy"], "--image_path is missing"),
+        (["recover", "--intervention", "glue", *ASKED], "unknown intervention 'glue'"),
+        (["recover", "--intervention", "route:x", *ASKED], "'x' is no number"),
+        (["recover", "--intervention", "copy", "--when", "step:-1", *ASKED], "inside the prompt"),
+        (["recover", "--intervention", "copy", "--definition", "gaze", *ASKED], "'gaze'"),
+        (["recover", "--intervention", "copy", "--max_new_tokens", "1", *ASKED], "at least 2"),
         (["bench", "--visual", "0"], "--visual 0"),
         (["bench", "--device", "cuda:9"], "'cuda:9' is not there"),
         (["bench", "--json", "."], "cannot write a file '.'"),

@@ -100,6 +100,42 @@ def test_dtype(checkpoint, dtype, expected):
     assert {p.dtype for p in vlm.model.parameters()} == {expected}
 
 
+def test_weights_under_their_older_names_and_in_shards(tiny, folder):
+    """As published checkpoints have them: ``visual.*``, ``model.layers.*``, several files."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / WEIGHTS)
+    older = {
+        name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): value
+        for name, value in weights.items()
+    }
+    assert any(name.startswith("visual.") for name in older)
+    assert any(name.startswith("model.layers.") for name in older)
+    (folder / WEIGHTS).unlink()
+    names = sorted(older)
+    index = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        shard = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: older[name] for name in part}, folder / shard, {"format": "pt"})
+        index |= dict.fromkeys(part, shard)
+    (folder / f"{WEIGHTS}.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": index})
+    )
+    config = json.loads((folder / "config.json").read_text())
+    flat = {**config, **config.pop("text_config")}  # the text model's settings beside the rest
+    flat |= {"model_type": "qwen2_5_vl", "architectures": config["architectures"]}
+    (folder / "config.json").write_text(json.dumps(flat))
+    assert tokens(attnlens.load(folder, device="cpu")) == tokens(tiny)
+
+
+def test_a_folder_inside_the_one_that_is_named(tiny, checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "all" / "step_100")
+    vlm = attnlens.load(tmp_path / "all", subfolder="step_100", device="cpu")
+    assert tokens(vlm) == tokens(tiny)
+    with pytest.raises(InputError, match="step_200"):
+        attnlens.load(tmp_path / "all", subfolder="step_200")
+
+
 def test_auto_keeps_the_type_of_the_checkpoint(tiny, folder):
     model = attnlens.load(folder, device="cpu", dtype="bfloat16").model
     model.save_pretrained(folder)

@@ -503,6 +503,12 @@ def encoded() -> dict[str, bytes]:
         buffer = io.BytesIO()
         picture(30, 20).save(buffer, kind)
         pictures[kind] = buffer.getvalue()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side
+    for kind in ("PNG", "WEBP"):
+        buffer = io.BytesIO()
+        picture(30, 20).save(buffer, kind, exif=exif)
+        pictures[f"{kind} with EXIF"] = buffer.getvalue()
     return pictures
 
 
@@ -518,6 +524,32 @@ def test_decoders_that_fail_in_their_own_way(tmp_path, monkeypatch, error):
     monkeypatch.setattr(Image, "open", fails)
     message = one_line_error(path, open_image, path)
     assert "Failed to decode image" in message
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "block", [b"Exif\0\0not a block", b"II*\0\xff\xff", b"MM\0*\0\0\0\x08\0\x09"]
+)
+def test_a_damaged_exif_block_is_refused_or_passed_over(tmp_path, kind, block):
+    path = tmp_path / "picture.png"
+    picture().save(path, kind, exif=block)
+    try:
+        image, _ = open_image(path)
+    except InputError as error:
+        message = str(error)
+    else:
+        assert image.size == picture().size
+        return
+    assert str(path) in message
+    assert len(message.splitlines()) == 1
+
+
+def test_an_opened_picture_that_cannot_be_decoded(tiny, tmp_path):
+    path = tmp_path / "picture.png"
+    picture(200, 200).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(InputError, match="the image cannot be read"):
+        tiny.prompt(Image.open(path), "How many?", "cot")
 
 
 @settings(max_examples=60, deadline=None)

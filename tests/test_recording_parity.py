@@ -123,6 +123,106 @@ def test_left_padded_batch(tiny, one, several):
         np.testing.assert_array_equal(trace.data["keys"].values, alone.trace.data["keys"].values)
 
 
+def test_visual_maps_of_a_left_padded_batch(tiny, one, several):
+    """Grids of other sizes in each row; each map is that of its prompt alone."""
+    batch = tiny.batch([one, several])
+    with attnlens.record(tiny, batch, visual_map=True) as recorder:
+        generate(tiny, batch)
+    for row, trace in enumerate(recorder.traces):
+        with attnlens.record(tiny, batch.prompts[row], visual_map=True) as alone:
+            generate(tiny, batch.prompts[row])
+        for name in ("visual_map", "visual_nonzero", "visual_image", "visual_row"):
+            np.testing.assert_allclose(
+                trace.data[name].values, alone.trace.data[name].values, atol=1e-5, err_msg=name
+            )
+
+
+def test_steps_know_their_tokens(tiny, one):
+    """Step t is fed response token t - 1, step 0 the last prompt token; each predicts the next."""
+    with attnlens.record(tiny, one) as recorder:
+        sequences = generate(tiny, one)
+    data, ids = recorder.trace.data, sequences[0].tolist()
+    first = len(one.segments) - 1
+    assert data["step"].values.tolist() == list(range(NEW))
+    assert data["query_token_id"].values.tolist() == ids[first:-1]
+    assert data["predicted_token_id"].values.tolist() == ids[first + 1 :]
+    texts = [tiny.tokenizer.decode([i]) for i in ids[first:]]
+    whole = [n for n, text in enumerate(texts) if "\ufffd" not in text]
+    for n in whole[1:]:
+        if n - 1 in whole:  # a cut character belongs to its last token
+            assert data["predicted_token"].values[n - 1] == texts[n]
+    assert data["query_token"].values[1:].tolist() == data["predicted_token"].values[:-1].tolist()
+
+
+def test_a_trace_says_where_it_comes_from(tiny, one):
+    trace = attnlens.run(tiny, one, 3, seed=5, do_sample=True, temperature=0.7)
+    attrs = trace.attrs
+    assert attrs["device"] == str(tiny.model.device)
+    assert (attrs["mode"], attrs["question"]) == ("back", one.question)
+    assert attrs["prompt"] == one.text
+    (image,) = attrs["images"]
+    assert image["sha256"] == one.images[0].sha256
+    assert (image["rows"], image["columns"]) == one.grids[0]
+    assert attrs["generation"]["temperature"] == 0.7
+    assert attrs["seed"] == 5
+    again = attnlens.run(tiny, one, 3).attrs["config_hash"]
+    other = attnlens.VLM(copy.deepcopy(tiny.model), tiny.processor, "tiny", tiny.family)
+    other.model.config.text_config.rms_norm_eps = 1e-3
+    assert len(again) == 16
+    assert attrs["config_hash"] == again != attnlens.run(other, one, 3).attrs["config_hash"]
+
+
+def test_a_response_without_an_end_is_recorded_past_it(tiny, one):
+    """With eos_token_id=None transformers goes on past the end token, and so does the trace."""
+    bare = tiny.model.generate(**one.inputs, max_new_tokens=NEW, do_sample=False)
+    end = int(bare[0, len(one.segments) + 3])  # a token that does come is made the end
+    config = copy.deepcopy(tiny.model.generation_config)
+    tiny.model.generation_config.eos_token_id = end
+    try:
+        with attnlens.record(tiny, one) as cut:
+            tiny.model.generate(**one.inputs, max_new_tokens=NEW, do_sample=False)
+        with attnlens.record(tiny, one) as recorder:
+            sequences = tiny.model.generate(
+                **one.inputs, max_new_tokens=NEW, do_sample=False, eos_token_id=None
+            )
+    finally:
+        tiny.model.generation_config = config
+    assert cut.trace.data.sizes["step"] <= 4
+    assert sequences.shape[1] == len(one.segments) + NEW
+    assert recorder.trace.data.sizes["step"] == NEW
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rows_are_the_softmax_of_its_own_queries_and_keys(tiny, one, dtype):
+    """In float32 from what the layer was given, not from the half-precision weights."""
+    vlm = attnlens.VLM(copy.deepcopy(tiny.model).to(dtype), tiny.processor, "tiny", tiny.family)
+    prompt = vlm.prompt(picture(), "Is there a red circle?", "back")
+    seen = []
+
+    def spy(module, query, key, value, attention_mask, scaling=None, **options):
+        if hasattr(module, "layer_idx") and query.shape[2] == 1:
+            grouped = key.float().repeat_interleave(query.shape[1] // key.shape[1], 1)
+            scores = (query.float() @ grouped.mT) * scaling
+            seen.append((module.layer_idx, scores.softmax(-1)[0, :, 0].numpy()))
+        return real(module, query, key, value, attention_mask, scaling=scaling, **options)
+
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    real = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", spy)
+        with attnlens.record(vlm, prompt) as recorder:
+            generate(vlm, prompt)
+    mass = recorder.trace.data["mass"].sel(segment="visual").values
+    visual = np.flatnonzero(prompt.segments == "visual")
+    steps = {layer: 0 for layer in range(3)}
+    assert len(seen) == 3 * (NEW - 1)
+    for layer, weights in seen:
+        steps[layer] += 1
+        want = weights[:, visual].sum(-1)
+        np.testing.assert_allclose(mass[steps[layer], layer], want, atol=1e-5)
+
+
 def test_static_cache_and_no_cache(tiny, one):
     for options in ({"cache_implementation": "static"}, {"use_cache": False}):
         with attnlens.record(tiny, one) as recorder:

@@ -104,6 +104,23 @@ def test_another_prompt_than_the_recorded_one(tiny, prompt):
         generate(tiny, longer)
 
 
+def test_another_prompt_of_the_same_length(tiny, prompt):
+    """Segments and images would be those of the wrong question, without a sign of it."""
+    a = tiny.prompt(picture(112, 140, 3), "Is there a red circle?", "back")
+    b = tiny.prompt(picture(140, 112, 4), "Is there a red square?", "back")
+    assert len(a.segments) == len(b.segments)
+    with (
+        pytest.raises(InputError, match="another prompt"),
+        attnlens.record(tiny, a),
+    ):
+        generate(tiny, b)
+    with (
+        pytest.raises(InputError, match=r"another prompt .* \(row 0\)"),
+        attnlens.record(tiny, tiny.batch([prompt, a])),
+    ):
+        generate(tiny, tiny.batch([a, prompt]))
+
+
 def test_another_batch_than_the_recorded_one(tiny, prompt):
     recorder = attnlens.record(tiny, tiny.batch([prompt, prompt]))
     with pytest.raises(RuntimeError, match="batch of 1 where the prompt has 2"), recorder:
@@ -149,7 +166,7 @@ def test_unusable_segments(tiny, segments, words):
 
 
 def test_models_that_are_not_supported(tiny, prompt):
-    with pytest.raises(InputError, match=r"Linear is not a Qwen2\.5-VL model"):
+    with pytest.raises(InputError, match=r"Linear is no supported model: give a Qwen2_5_VL"):
         attnlens.record(torch.nn.Linear(2, 2), prompt.segments)
     model = copy.deepcopy(tiny.model)
     model.model.language_model.config.layer_types[1] = "sliding_attention"
@@ -157,10 +174,10 @@ def test_models_that_are_not_supported(tiny, prompt):
         attnlens.record(model, prompt.segments)
 
 
-def test_run_refuses_no_tokens_and_interventions(tiny, prompt):
+def test_run_refuses_no_tokens_and_what_is_no_intervention(tiny, prompt):
     with pytest.raises(InputError, match="max_new_tokens=0"):
         attnlens.run(tiny, prompt, 0)
-    with pytest.raises(InputError, match="intervention='copy'"):
+    with pytest.raises(InputError, match="'copy' is no intervention"):
         attnlens.run(tiny, prompt, 4, intervention="copy")
 
 

@@ -1,0 +1,320 @@
+"""Recovery against untouched twins, and dependence on the image."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from conftest import picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+import attnlens
+from attnlens.cli.main import main
+from attnlens.errors import InputError
+from attnlens.experiments.dependence import correlation
+from attnlens.experiments.recovery import holm, mcnemar
+from attnlens.interventions import At, AtStep, Boost, Copy, Inject, Knockout, Route
+from attnlens.interventions.parse import parse_intervention, parse_trigger
+from attnlens.measures import visual_share
+from attnlens.measures.recovery import divergences, half_life, mean_from
+
+NEW = 14
+OPTIONS = {"min_new_tokens": NEW}
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny):
+    return [
+        tiny.prompt(picture(140, 112, seed), f"Is there a {c} circle?", "back")
+        for seed, c in ((1, "red"), (2, "blue"), (3, "green"))
+    ]
+
+
+@pytest.fixture(scope="module")
+def result(tiny, prompts):
+    chosen = [
+        Copy(when=AtStep(5)),
+        Boost(when=AtStep(5), log_odds=1.0),
+        Boost(when=AtStep(5), log_odds=0.0),
+        Inject("red", when=AtStep(3)),
+        Knockout(when=At("<nowhere>")),
+    ]
+    return attnlens.recover(tiny, prompts, chosen, NEW, expected=["yes", "no", "yes"], **OPTIONS)
+
+
+def test_the_forced_twin_has_the_untouched_runs_tokens(tiny, prompts, result):
+    """Each step against a recording of its own and the model's own logits."""
+    for sample, prompt in enumerate(prompts):
+        trace = attnlens.run(tiny, prompt, NEW, do_sample=False, **OPTIONS)
+        untouched = result.data.sel(run="untouched").isel(sample=sample)
+        want = trace.data["mass"].sel(segment="visual").values
+        assert np.array_equal(untouched["visual"].values[:NEW].astype(np.float32), want)
+        ids = trace.data["predicted_token_id"].values.tolist()
+        twin = result.data.sel(run="boost:1").isel(sample=sample)
+        # the boost's own law, in the first layer at its first step
+        odds = np.log(twin["visual"].values / (1 - twin["visual"].values))
+        base = np.log(want / (1 - want))
+        assert np.allclose(odds[5, 0] - base[5, 0], 1.0, atol=1e-5)
+        assert np.array_equal(odds[:5], np.log(untouched["visual"] / (1 - untouched["visual"]))[:5])
+        # the distribution of the untouched run, from one full pass
+        whole = torch.cat([prompt.inputs["input_ids"], torch.tensor([ids[:-1]])], 1)
+        with torch.no_grad():
+            logits = tiny.model(
+                input_ids=whole,
+                attention_mask=torch.ones_like(whole),
+                mm_token_type_ids=(whole == tiny.model.config.image_token_id).int(),
+                pixel_values=prompt.inputs["pixel_values"],
+                image_grid_thw=prompt.inputs["image_grid_thw"],
+            ).logits[0, len(prompt.segments) - 1 :]
+        assert logits.argmax(-1).tolist()[0] == ids[0]
+        nothing = result.data.sel(run="boost:0").isel(sample=sample)
+        assert np.allclose(nothing["kl"].values, 0, atol=1e-6)
+        assert (nothing["mass_rise"].values == 0).all()
+        assert (result.data.sel(run="copy").isel(sample=sample)["kl"].values[:5] == 0).all()
+        assert (result.data.sel(run="copy").isel(sample=sample)["kl"].values[5:] > 0).any()
+
+
+def test_shares_are_those_of_the_measures(tiny, prompts, result):
+    trace = attnlens.run(tiny, prompts[0], NEW, do_sample=False, **OPTIONS)
+    for name in attnlens.measures.definitions():
+        share = visual_share(trace, name)
+        got = result.data["share"].sel(run="untouched", definition=name).isel(sample=0)
+        assert np.allclose(got.values[share["step"].values], share.values, equal_nan=True)
+    both = result.data["share_with_copied"].sel(run="copy", definition="mass").isel(sample=1)
+    one = result.data.sel(run="copy").isel(sample=1)
+    assert np.allclose(both, (one["visual"] + one["copied"]).mean(("layer", "head")), atol=1e-6)
+
+
+def test_tables_say_what_acted_and_what_did_not(result):
+    table = result.table("mass", resamples=500).set_index("intervention")
+    assert table.loc["copy", "samples"] == 3
+    assert table.loc["knockout", "samples"] == table.loc["inject:red", "samples"] == 0
+    assert np.isnan(table.loc["knockout", "rise"])
+    assert table.loc["copy", "inserted"] == 22
+    assert table.loc["boost:1", "inserted"] == 0
+    assert table.loc["boost:1", "rise"] > 0
+    assert table.loc["boost:1", "rise_low"] <= table.loc["boost:1", "rise"]
+    assert table.loc["boost:0", "rise"] == 0
+    per_sample = result.per_sample("mass")
+    rises = per_sample[per_sample["run"] == "copy"]["rise"].to_numpy()
+    by_hand = result.data["rise"].sel(run="copy", definition="mass").values[:, 5:NEW].mean(1)
+    assert np.allclose(rises, by_hand)
+    assert table.loc["copy", "rise"] == pytest.approx(by_hand.mean())
+    per_token = 2 * 3 * 2 * 16 * 4  # keys and values, layers, key heads, dimension, bytes
+    assert table.loc["copy", "cache_bytes"] == 22 * per_token
+    heads = result.by_head("boost:1")
+    assert len(heads) == 12
+    assert (heads["p_adjusted"] >= heads["p_value"]).all()
+    with pytest.raises(InputError, match="no intervention 'glue'"):
+        result.by_head("glue")
+    with pytest.raises(InputError, match="'gaze'"):
+        result.table("gaze")
+    assert json.loads(json.dumps(result.summary()))["samples"] == 3
+
+
+def test_results_are_saved_whole(result, tmp_path):
+    result.save(tmp_path / "r.nc")
+    back = xr.load_dataset(tmp_path / "r.nc", engine="scipy")
+    for name in ("rise", "kl", "copied"):
+        assert np.array_equal(back[name].values, result.data[name].values, equal_nan=True)
+
+
+def test_the_figure_is_drawn(result, tmp_path):
+    figure = attnlens.plots.recovery(result)
+    left, right = figure.axes
+    assert len([line for line in left.lines if len(line.get_xdata()) > 2]) == 3
+    labels = [t.get_text() for t in right.get_yticklabels()]
+    assert labels == ["boost:0", "boost:1", "copy"]
+    attnlens.plots.save(figure, tmp_path / "recovery.pdf")
+    with pytest.raises(InputError, match="'gaze'"):
+        attnlens.plots.recovery(result, "gaze")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: {"prompt": []}, "no prompt"),
+        (lambda p: {"interventions": []}, "no intervention"),
+        (lambda p: {"interventions": [Copy(when=AtStep(3)), Copy(when=AtStep(4))]}, "'copy'"),
+        (lambda p: {"expected": ["1"] * 2}, "2 true answers for 1 prompts"),
+        (lambda p: {"max_new_tokens": 1}, "max_new_tokens=1"),
+        (lambda p: {"interventions": [Route(when=AtStep(3), percent=200)]}, "percent=200"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_first(tiny, prompts, change, message, monkeypatch):
+    monkeypatch.setattr(tiny.model, "generate", lambda *_, **__: pytest.fail("ran"), raising=False)
+    given_ = {
+        "prompt": prompts[0],
+        "interventions": [Copy(when=AtStep(3))],
+        "max_new_tokens": 8,
+        **change(prompts),
+    }
+    with pytest.raises(InputError, match=message):
+        attnlens.recover(tiny, **given_)
+
+
+# Measures
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), spread=st.floats(0.1, 40))
+def test_divergences_are_those_of_scipy(seed, spread):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, spread, (2, 4, 9))
+    p, q = (np.exp(a - np.logaddexp.reduce(a, -1)[:, None]) for a in logits)
+    with np.errstate(divide="ignore"):
+        kl, hellinger = divergences(np.log(p), np.log(q))
+    assert np.allclose(kl, stats.entropy(p, q, axis=-1), rtol=1e-6, atol=1e-9)
+    by_hand = np.sqrt(((np.sqrt(p) - np.sqrt(q)) ** 2).sum(-1) / 2)
+    assert np.allclose(hellinger, by_hand, atol=1e-6)
+    same, none = divergences(np.log(p), np.log(p))
+    assert np.allclose(same, 0)
+    assert np.allclose(none, 0, atol=1e-6)
+
+
+def test_half_lives_and_means():
+    series = np.array([9.0, 0.0, 1.0, 4.0, 3.0, 2.0, 1.0, np.nan])
+    assert half_life(series, 1) == 2.0
+    assert half_life(series, 6) == float("inf")
+    assert np.isnan(half_life(-series, 1))
+    assert np.isnan(half_life(series, 8))
+    assert mean_from(series, 3) == 2.5
+    assert np.isnan(mean_from(series, 7))
+
+
+def test_adjusted_p_values_and_mcnemar():
+    # Holm's own procedure by hand: 0.01 x 3, 0.02 x 2, 0.9 x 1
+    got = holm(np.array([0.02, np.nan, 0.9, 0.01]))
+    assert np.allclose(got[[0, 2, 3]], [0.04, 0.9, 0.03])
+    assert np.isnan(got[1])
+    before = np.array([1, 1, 0, 0, 0, 0, 0, np.nan])
+    after = np.array([1, 0, 1, 1, 1, 1, 1, 1.0])
+    assert mcnemar(before, after) == pytest.approx(2 * (1 + 6) / 2**6)
+    assert mcnemar(after, after) == 1.0
+
+
+# Dependence
+
+
+def test_dependence_is_the_difference_of_two_full_passes(tiny, prompts):
+    prompt = prompts[0]
+    trace = attnlens.run(tiny, prompt, NEW, do_sample=False, **OPTIONS)
+    other = picture(60, 60, 8)
+    data = attnlens.dependence(tiny, trace, prompt=prompt, other=other)
+    assert data["reference"].values.tolist() == ["removed", "blank", "other"]
+    ids = trace.data["predicted_token_id"].values
+    shown = other.resize((140, 112))
+    for name, image in (("other", shown), ("removed", None)):
+        alone = tiny.prompt(image, prompt.question, "back")
+        log_p = []
+        for asked in (prompt, alone):
+            kept = asked.inputs["input_ids"].shape[1]
+            whole = torch.cat([asked.inputs["input_ids"], torch.tensor(ids[None, :-1])], 1)
+            inputs = {**asked.inputs, "input_ids": whole, "attention_mask": torch.ones_like(whole)}
+            inputs["mm_token_type_ids"] = (whole == tiny.model.config.image_token_id).int()
+            with torch.no_grad():
+                log_p.append(tiny.model(**inputs).logits[0, kept - 1 :].log_softmax(-1).numpy())
+        p, q = np.exp(log_p[0]), np.exp(log_p[1])
+        row = data.sel(reference=name)
+        assert np.allclose(row["kl"], stats.entropy(p, q, axis=-1), rtol=1e-3, atol=1e-5)
+        at = np.arange(NEW), ids
+        assert np.allclose(row["log_ratio"], log_p[0][at] - log_p[1][at], atol=1e-4)
+        assert np.allclose(data["log_probability"], log_p[0][at], atol=1e-4)
+    assert np.allclose(data["mass"], visual_share(trace, "mass"), atol=1e-7)
+    assert np.isnan(data["look_back"].values[0])
+    assert np.allclose(data["look_back"][1:], visual_share(trace, "look-back"))
+    found = correlation(data, "kl", "mass", resamples=200)
+    known = stats.spearmanr(data["kl"].sel(reference="blank"), data["mass"]).statistic
+    assert found["rho"] == pytest.approx(known)
+    assert found["low"] <= found["rho"] <= found["high"]
+
+
+def test_the_prompt_is_built_again_from_a_file(tiny, tmp_path):
+    path = tmp_path / "scene.png"
+    picture(140, 112, 4).save(path)
+    prompt = tiny.prompt(path, "How many?", "cot")
+    trace = attnlens.run(tiny, prompt, 6, do_sample=False, min_new_tokens=6)
+    by_file = attnlens.dependence(tiny, trace)
+    assert by_file.equals(attnlens.dependence(tiny, trace, prompt=prompt))
+    picture(140, 112, 5).save(path)
+    with pytest.raises(InputError, match="has changed"):
+        attnlens.dependence(tiny, trace)
+
+
+def test_dependence_refuses_what_does_not_fit(tiny, prompts):
+    trace = attnlens.run(tiny, prompts[0], 4, do_sample=False, min_new_tokens=4)
+    with pytest.raises(InputError, match="no image file"):
+        attnlens.dependence(tiny, trace)
+    with pytest.raises(InputError, match="not that of the trace"):
+        attnlens.dependence(tiny, trace, prompt=prompts[1])
+    with pytest.raises(InputError, match="'noise'"):
+        attnlens.dependence(tiny, trace, prompt=prompts[0], references=["noise"])
+    with pytest.raises(InputError, match="no reference"):
+        attnlens.dependence(tiny, trace, prompt=prompts[0], references=[])
+    moved = attnlens.run(tiny, prompts[0], 4, Copy(when=AtStep(2)), min_new_tokens=4)
+    with pytest.raises(InputError, match="under an intervention"):
+        attnlens.dependence(tiny, moved, prompt=prompts[0])
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("copy", "copy"),
+        ("copy:blank", "copy:blank"),
+        ("copy:some/cat.png", "copy:other"),
+        ("route:25", "route:25"),
+        ("route:25:random", "route:25:random"),
+        ("inject:Let me look + see", "inject:Let me look + see"),
+        ("close: </back>", "insert-and-close"),
+        ("boost:-1.5", "boost:-1.5"),
+        ("pai:0.2", "pai:0.2"),
+        ("knockout", "knockout"),
+        ("copy+boost:2", "copy+boost:2"),
+    ],
+)
+def test_words_of_the_command_line(text, name):
+    assert parse_intervention(text, At("<back>")).name == name
+
+
+def test_triggers_of_the_command_line():
+    assert parse_trigger("<back>") == At("<back>")
+    assert parse_trigger("step:7") == AtStep(7)
+    assert parse_trigger("every:7").steps == 7
+    assert parse_trigger("below:0.2").share == 0.2
+    assert parse_trigger("note: see") == At("note: see")
+
+
+def test_recover_writes_table_numbers_figure_and_summary(tmp_path, capsys):
+    from attnlens.testbed import held_out_sample
+
+    sample = held_out_sample(0, 0, "back", grid=(6, 6), objects=2, kind="existence", looks=1)
+    path = tmp_path / "scene.png"
+    sample.scene.draw().save(path)
+    command = [
+        "recover", "--image_path", str(path), "--question", sample.question.text,
+        "--intervention", "copy", "--intervention", "route:50", "--when", "<back>",
+        "--save_folder", str(tmp_path / "out"), "--max_new_tokens", "120",
+    ]  # fmt: skip
+    assert main(command) == 0
+    folder = tmp_path / "out" / "scene_recovery"
+    names = {p.name for p in folder.iterdir()}
+    assert names == {"table.csv", "recovery.nc", "recovery.png", "summary.json"}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [row["intervention"] for row in summary["interventions"]] == ["copy", "route:50"]
+    assert summary["interventions"][0]["rise"] is not None
+    assert set(summary["questions"][0]["answers"]) == {"untouched", "copy", "route:50"}
+    printed = capsys.readouterr().out
+    assert "route:50" in printed
+    # again: it gives way to the new run; something else does not
+    assert main(command) == 0
+    (folder / "summary.json").unlink()
+    assert main(command) == 2
+    assert "holds something else" in capsys.readouterr().err
