@@ -74,7 +74,7 @@ def test_the_forced_twin_has_the_untouched_runs_tokens(tiny, prompts, result):
         assert logits.argmax(-1).tolist()[0] == ids[0]
         nothing = result.data.sel(run="boost:0").isel(sample=sample)
         assert np.allclose(nothing["kl"].values, 0, atol=1e-6)
-        assert (nothing["mass_rise"].values == 0).all()
+        assert np.allclose(nothing["mass_rise"].values, 0, atol=1e-6)
         assert (result.data.sel(run="copy").isel(sample=sample)["kl"].values[:5] == 0).all()
         assert (result.data.sel(run="copy").isel(sample=sample)["kl"].values[5:] > 0).any()
 
@@ -99,7 +99,7 @@ def test_tables_say_what_acted_and_what_did_not(result):
     assert table.loc["boost:1", "inserted"] == 0
     assert table.loc["boost:1", "rise"] > 0
     assert table.loc["boost:1", "rise_low"] <= table.loc["boost:1", "rise"]
-    assert table.loc["boost:0", "rise"] == 0
+    assert table.loc["boost:0", "rise"] == pytest.approx(0, abs=1e-6)
     per_sample = result.per_sample("mass")
     rises = per_sample[per_sample["run"] == "copy"]["rise"].to_numpy()
     by_hand = result.data["rise"].sel(run="copy", definition="mass").values[:, 5:NEW].mean(1)

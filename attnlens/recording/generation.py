@@ -63,7 +63,7 @@ class GenerateWatch:
                 f"generate was called with a prompt of {ids.shape[1]} tokens, but the recording "
                 f"was opened for one of {self._prompt_length}: record the prompt that you generate"
             )
-        if ids is not None:
+        if ids is not None and len(ids) == len(self._prompts):
             for row, prompt in enumerate(self._prompts):
                 given_row = ids[row, ids.shape[1] - prompt.shape[1] :].cpu()
                 if not torch.equal(given_row, prompt[0].cpu()):
