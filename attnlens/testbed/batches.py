@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,12 @@ from torch.utils.data import Dataset
 
 from attnlens.testbed.answers import VERIFICATION_TAGS, Part, text_of
 from attnlens.testbed.draws import pick_by_share
-from attnlens.testbed.perception import KIND_SHARES, few_or_many, perception_example
+from attnlens.testbed.perception import (
+    KIND_SHARES,
+    LATE_KIND_SHARES,
+    few_or_many,
+    perception_example,
+)
 from attnlens.testbed.questions import MAX_STEPS
 from attnlens.testbed.samples import HELD_OUT, make_sample
 from attnlens.testbed.scenes import GRID_SHARES, Scene
@@ -25,6 +31,9 @@ PERCEPTION_BATCH = {"small": 48, "medium": 32, "large": 16}
 ANSWER_BATCH = {"small": 24, "medium": 20, "large": 14}
 LONG_BATCH = 6
 """Examples of a batch, by size class, so that batches cost about the same."""
+
+LATE_LONG_EVERY = 4
+"""Late in training, every such batch has long chained questions."""
 
 PIECE, LONG_PIECE = 8, 2
 """Rows that go through the model together; a batch is sorted by length and cut, to pad less."""
@@ -57,21 +66,25 @@ class Example:
     kept: tuple[int, ...] = ()
 
 
-def _perception(rng: np.random.Generator, grid: str) -> Example:
-    return Example(*perception_example(rng, grid))
+Kinds = Mapping[str, float]
+"""How often each kind of question is asked."""
 
 
-def _answer(rng: np.random.Generator, grid: str) -> Example:
+def _perception(rng: np.random.Generator, grid: str, kinds: Kinds) -> Example:
+    return Example(*perception_example(rng, grid, kinds))
+
+
+def _answer(rng: np.random.Generator, grid: str, kinds: Kinds) -> Example:
     if rng.random() < 0.25:
-        return _perception(rng, grid)
-    mode, kind = pick_by_share(rng, MODE_SHARES), pick_by_share(rng, KIND_SHARES)
+        return _perception(rng, grid, kinds)
+    mode, kind = pick_by_share(rng, MODE_SHARES), pick_by_share(rng, kinds)
     steps = int(rng.integers(2, 9)) if kind == "chain" else None
     objects = few_or_many(rng) if rng.random() < 0.15 else None
     sample = make_sample(rng, mode, kind=kind, objects=objects, grid=grid, steps=steps)
     return _with_insertion(rng, sample)
 
 
-def _long(rng: np.random.Generator, grid: str) -> Example:
+def _long(rng: np.random.Generator, grid: str, kinds: Kinds) -> Example:
     mode = pick_by_share(rng, MODE_SHARES)
     steps = int(rng.integers(9, MAX_STEPS + 1))
     return _with_insertion(rng, make_sample(rng, mode, grid=grid, kind="chain", steps=steps))
@@ -105,6 +118,9 @@ class Batches(Dataset):
         How many of them come first with short perception questions alone.
     long_every
         After them, every such step has long chained questions.
+    late_step
+        From this step on the kinds are asked as in ``LATE_KIND_SHARES``, and every
+        ``LATE_LONG_EVERY``-th step has long chained questions; never when None.
     first
         Number of the first step to deliver (when a run is taken up again).
     """
@@ -116,6 +132,7 @@ class Batches(Dataset):
         steps: int,
         perception_steps: int,
         long_every: int = 12,
+        late_step: int | None = None,
         first: int = 0,
     ) -> None:
         assert 0 <= seed < HELD_OUT
@@ -124,6 +141,7 @@ class Batches(Dataset):
         self.steps = steps
         self.perception_steps = perception_steps
         self.long_every = long_every
+        self.late_step = steps if late_step is None else late_step
         self.first = first
 
     def __len__(self) -> int:
@@ -134,10 +152,13 @@ class Batches(Dataset):
         """Build the batch of step ``first + index``, in pieces of rows of about one length."""
         step = self.first + index
         rng = np.random.default_rng((self.seed, step))
+        late = step >= self.late_step
+        kinds = LATE_KIND_SHARES if late else KIND_SHARES
+        long_every = LATE_LONG_EVERY if late else self.long_every
         if step < self.perception_steps:
             grid = pick_by_share(rng, PERCEPTION_GRID_SHARES)
             make, size = _perception, PERCEPTION_BATCH[grid]
-        elif (step + 1) % self.long_every == 0:
+        elif (step + 1) % long_every == 0:
             grid = pick_by_share(rng, GRID_SHARES)
             make, size = _long, LONG_BATCH
         else:
@@ -145,7 +166,7 @@ class Batches(Dataset):
             make, size = _answer, ANSWER_BATCH[grid]
         # rows from 1: to NumPy, (seed, step, 0) is the batch's own (seed, step)
         seeds = [(self.seed, step, row) for row in range(1, size + 1)]
-        examples = [make(np.random.default_rng(s), grid) for s in seeds]
+        examples = [make(np.random.default_rng(s), grid, kinds) for s in seeds]
         examples.sort(key=_length)
         rows = LONG_PIECE if make is _long else PIECE
         return [collate(self.processor, examples[i : i + rows]) for i in range(0, size, rows)]

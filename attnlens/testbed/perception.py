@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from attnlens.testbed.answers import (
@@ -34,7 +35,15 @@ KIND_SHARES = {
     "comparison": 0.2,
     "chain": 0.25,
 }
-"""How often training asks each kind, the hard ones more; scoring asks all alike."""
+"""How often training asks each kind at first; scoring asks all alike."""
+LATE_KIND_SHARES = {
+    "subtraction": 0.05,
+    "existence": 0.1,
+    "attribute": 0.15,
+    "comparison": 0.3,
+    "chain": 0.4,
+}
+"""And later, when comparisons and chains are what is left to learn."""
 
 
 def few_or_many(rng: np.random.Generator) -> int:
@@ -48,7 +57,9 @@ def few_or_many(rng: np.random.Generator) -> int:
 
 
 def perception_example(
-    rng: np.random.Generator, grid: str | None = None
+    rng: np.random.Generator,
+    grid: str | None = None,
+    kinds: Mapping[str, float] = KIND_SHARES,
 ) -> tuple[Scene, str, list[Part]]:
     """Draw a scene, the user's text and a short answer.
 
@@ -58,6 +69,8 @@ def perception_example(
         Source of randomness.
     grid
         Size class of the scene; see ``random_scene``.
+    kinds
+        How often each kind of question is asked, where one is.
     """
     scene = random_scene(rng, objects=few_or_many(rng), grid=grid)
     draw = rng.random()
@@ -75,7 +88,7 @@ def perception_example(
         return scene, LIST_QUESTION, listing(scene)
     if draw < 0.8:
         return scene, TALLY_QUESTION, tally(scene, must_look=True)
-    kind = pick_by_share(rng, KIND_SHARES)
+    kind = pick_by_share(rng, kinds)
     if draw < 0.95:
         question = draw_question(scene, rng, kind, steps=int(rng.integers(2, 11)))
         parts = [Part(f" Total {len(scene.objects)}:"), *working(scene, question, looked=True)]

@@ -39,6 +39,9 @@ class Plan:
         Steps of short perception questions, which come first.
     long_every
         After them, every such step has long chained questions.
+    late_step
+        From this step on the kinds of question that are learned last are asked more often; see
+        ``attnlens.testbed.batches.Batches``.
     peak_rate
         Highest learning rate of the matrices: reached after ``warm_up`` steps, kept, and brought
         down to 0 along a straight line in the last ``decay_share`` of the steps. So two plans that
@@ -56,13 +59,14 @@ class Plan:
     """
 
     seed: int = 0
-    steps: int = 5000
+    steps: int = 5900
     perception_steps: int = 600
     long_every: int = 12
+    late_step: int = 3600
     peak_rate: float = 3e-3
     adam_share: float = 0.5
     warm_up: int = 100
-    decay_share: float = 0.4
+    decay_share: float = 0.25
     weight_decay: float = 0.01
     corpus_scenes: int = 400
     start_sha256: str = ""
@@ -119,7 +123,13 @@ def train(
     checkpoint = folder.with_name(folder.name + ".checkpoint")
     first, log = _resume(checkpoint, plan, model, optimisers)
     batches = Batches(
-        processor, plan.seed, plan.steps, plan.perception_steps, plan.long_every, first
+        processor,
+        plan.seed,
+        plan.steps,
+        plan.perception_steps,
+        plan.long_every,
+        plan.late_step,
+        first,
     )
     loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=workers)
     begun = time.monotonic() - (log[-1]["seconds"] if log else 0.0)
