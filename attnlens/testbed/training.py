@@ -59,7 +59,7 @@ class Plan:
     """
 
     seed: int = 0
-    steps: int = 5900
+    steps: int = 5500
     perception_steps: int = 600
     long_every: int = 12
     late_step: int = 3600
