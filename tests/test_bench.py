@@ -90,3 +90,17 @@ def test_the_command_prints_and_writes_its_figures(tmp_path, monkeypatch, capsys
     assert lines["seconds"][-2:] == ["rise", "MiB"]
     assert [lines[way][-1] for way in rises] == ["10", "12", "300"]
     assert [row["visual"] for row in result["by_context"]] == [4]
+
+
+def test_insertions_are_timed_beside_one_pass(monkeypatch):
+    """What is counted: an insertion is far shorter than the run that it stands in."""
+    from attnlens.benchmark.interventions import LIMITS, compare_interventions
+
+    monkeypatch.setitem(models.SHAPES, "small", LEAN)
+    result = compare_interventions(visual=64, new=12, repeats=2)
+    seconds = result["seconds"]
+    assert set(LIMITS) < set(result)
+    assert all(value > 0 for value in seconds.values())
+    assert seconds["insertion"] < seconds["copy"]
+    assert result["copy"] == pytest.approx(seconds["insertion"] / seconds["one pass"])
+    assert result["never"] == pytest.approx(seconds["never"] / seconds["plain"])

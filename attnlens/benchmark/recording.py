@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -71,13 +72,16 @@ def ways(model: Any, inputs: dict[str, Any], segments: Any, new: int) -> dict[st
 
 
 def _seconds(call: Callable, device: str) -> tuple[float, Any]:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    begun = time.perf_counter()
+    begun = _now(device)
     result = call()
+    return _now(device) - begun, result
+
+
+def _now(device: str) -> float:
+    """Seconds on the clock, once the device has done what it was asked."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    return time.perf_counter() - begun, result
+    return time.perf_counter()
 
 
 def compare(
@@ -167,39 +171,73 @@ def by_context(
     visuals
         Numbers of visual tokens.
     new
-        Tokens generated per run. The time of a step is that of a whole run, with everything that
-        recording computes at its end, less that of a run of one token, over the steps between.
+        Tokens generated per run. The clock starts when the first token is there, so that the
+        prefill, which varies by more than all steps cost, is left out; it stops after everything
+        that recording computes at its end.
 
     Returns
     -------
     list of dict
-        ``visual``, ``plain`` and ``recorded`` (milliseconds a step, from median runs), ``ratio``.
+        ``visual``, ``plain`` and ``recorded`` (milliseconds a step, from median runs), ``ratio``,
+        and ``spread``: half the range of the runs in the middle half, in parts of the median, the
+        larger of both ways. A ratio that differs from 1 by less says nothing.
     """
     shape = SHAPES[size]
     model = build(shape, device)
     table = []
     for visual in progress(visuals, description="context"):
         inputs, segments = build_inputs(visual, device, getattr(torch, shape.dtype))
-        calls = {
-            (way, length): ways(model, inputs, segments, length)[way]
-            for way in ("plain", "recorded")
-            for length in (1, new)
-        }
-        taken: dict[tuple[str, int], list[float]] = {key: [] for key in calls}
-        for call in calls.values():
-            call()
-        for round_ in range(repeats):
-            for key in _rotated(list(calls), round_):
-                taken[key].append(_seconds(calls[key], device)[0])
-        medians = {key: statistics.median(values) for key, values in taken.items()}
-        plain, recorded = (
-            1000 * (medians[way, new] - medians[way, 1]) / (new - 1)
-            for way in ("plain", "recorded")
-        )
+        taken: dict[str, list[float]] = {"plain": [], "recorded": []}
+        for round_ in range(repeats + 1):
+            for way in _rotated(list(taken), round_):
+                milliseconds = 1000 * _after_prefill(model, inputs, segments, new, way, device)
+                if round_:  # the first round warms up
+                    taken[way].append(milliseconds / (new - 1))
+        plain, recorded = (statistics.median(values) for values in taken.values())
         table.append(
-            {"visual": visual, "plain": plain, "recorded": recorded, "ratio": recorded / plain}
+            {
+                "visual": visual,
+                "plain": plain,
+                "recorded": recorded,
+                "ratio": recorded / plain,
+                "spread": max(map(_spread, taken.values())),
+            }
         )
     return table
+
+
+class _FirstToken:
+    """A streamer that notes when the first generated token is there."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._puts = 0
+        self.at = 0.0
+
+    def put(self, _value: Any) -> None:
+        self._puts += 1
+        if self._puts == 2:  # the prompt comes first
+            self.at = _now(self._device)
+
+    def end(self) -> None:
+        """Nothing is to be done."""
+
+
+def _after_prefill(
+    model: Any, inputs: dict[str, Any], segments: Any, new: int, way: str, device: str
+) -> float:
+    """Seconds from the first token to the end of a generation, recording included."""
+    import attnlens
+
+    clock = _FirstToken(device)
+    with attnlens.record(model, segments) if way == "recorded" else nullcontext():
+        _generate(model, inputs, new, streamer=clock)
+    return _now(device) - clock.at
+
+
+def _spread(values: list[float]) -> float:
+    quarters = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    return (quarters[2] - quarters[0]) / 2 / statistics.median(values)
 
 
 def _rotated(items: list, by: int) -> list:

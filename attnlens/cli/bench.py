@@ -41,6 +41,11 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="numbers of visual tokens for the cost of a step (256 1024 4096); empty for none",
     )
+    parser.add_argument(
+        "--interventions",
+        action="store_true",
+        help="measure what inserting visual tokens costs, too",
+    )
     parser.add_argument("--json", metavar="FILE", help="write all figures here too")
     parser.set_defaults(run=run_bench)
 
@@ -88,12 +93,24 @@ def run_bench(options: argparse.Namespace) -> int:
             visuals=tuple(options.context),
             repeats=options.repeats,
         )
-        print(f"{'visual':>8}{'plain ms':>10}{'recorded':>10}{'ratio':>8}   a step")
+        print(f"{'visual':>8}{'plain ms':>10}{'recorded':>10}{'ratio':>8}{'spread':>8}   a step")
         for row in result["by_context"]:
             print(
                 f"{row['visual']:>8}{row['plain']:>10.2f}{row['recorded']:>10.2f}"
-                f"{row['ratio']:>8.3f}"
+                f"{row['ratio']:>8.3f}{row['spread']:>8.3f}"
             )
+    if options.interventions:
+        from attnlens.benchmark.interventions import LIMITS, compare_interventions
+
+        result["interventions"] = compare_interventions(
+            options.size,
+            device=device,
+            visual=options.visual,
+            new=options.new,
+            repeats=options.repeats,
+        )
+        for name, what in LIMITS.items():
+            print(f"{what:64}{result['interventions'][name]:>8.3f}")
     if options.json is not None:
         write_json(options.json, result)
     return 0

@@ -9,8 +9,9 @@ moved by what was inserted.
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -65,6 +66,9 @@ class Event:
         Which visual tokens of the image were inserted, in reading order.
     forced
         Number of response tokens that are forced.
+    seconds
+        What stepping back and the passes over what goes into the cache took, for all that acted
+        at this moment together.
     """
 
     intervention: str
@@ -73,6 +77,7 @@ class Event:
     inserted: int = 0
     kept: tuple[int, ...] = ()
     forced: int = 0
+    seconds: float = 0.0
 
 
 @dataclass
@@ -331,7 +336,7 @@ class Session:
         first = acting[0][0]
         start = self._slot(first)
         plan, at, slot = _Plan(), first, start
-        inserted = 0
+        inserted, events = 0, []
         for act, state in acting:
             again = self._ids[at - 1 : act - 1] if act > at else []
             if again:
@@ -356,12 +361,17 @@ class Session:
             plan.pieces += [(p, True) for p in pieces]
             slot += count
             inserted += count
-            self.events.append(Event(state.part.name, act, step, count, kept, forced))
+            events.append(Event(state.part.name, act, step, count, kept, forced))
         again = self._ids[at - 1 : step - 1] if at and at < step else []
         if again:
             plan.pieces.append((TextPiece(tuple(again)), False))
+        begun = time.perf_counter()
         if plan.pieces:
             self._apply(plan, start, step - first, inserted, cache, options)
+            if next(self._family.text.parameters()).is_cuda:
+                torch.cuda.synchronize()
+        seconds = time.perf_counter() - begun if plan.pieces else 0.0
+        self.events += [replace(event, seconds=seconds) for event in events]
 
     def _apply(
         self,

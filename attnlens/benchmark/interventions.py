@@ -1,0 +1,141 @@
+"""What inserting visual tokens costs, beside the least that it can cost."""
+
+from __future__ import annotations
+
+import statistics
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from attnlens.benchmark.model import SHAPES, build, build_inputs
+from attnlens.benchmark.recording import _now, _rotated
+from attnlens.interventions import At, AtStep, Copy, Intervention, Route, intervene
+from attnlens.progress import progress
+from attnlens.vlm.family import QWEN2_5_VL
+from attnlens.vlm.images import ImageInfo
+from attnlens.vlm.load import VLM
+from attnlens.vlm.prompt import Prompt
+
+LIMITS = {
+    "copy": "COPY at half of the steps, in one pass over as many tokens (1.1)",
+    "route": "ROUTE of 50% in a random choice of as many, whole runs (1.05)",
+    "never": "an intervention that never fires in the plain run (1.05)",
+}
+"""What is measured, as ratios, with the bound that is aimed at."""
+
+
+class _NoTokenizer:
+    """Stands in for a tokenizer: every token is the same word."""
+
+    def __init__(self) -> None:
+        self.added_tokens_decoder: dict[int, Any] = {}
+
+    def decode(self, _ids: list[int]) -> str:
+        return "word "
+
+
+class _NoProcessor:
+    def __init__(self) -> None:
+        self.tokenizer = _NoTokenizer()
+
+
+def compare_interventions(
+    size: str = "small",
+    *,
+    device: str = "cpu",
+    visual: int = 1024,
+    new: int = 256,
+    repeats: int = 5,
+) -> dict[str, Any]:
+    """Time insertions beside one forward pass, interleaved, medians.
+
+    Parameters
+    ----------
+    size, device, visual, new, repeats
+        As in ``attnlens.benchmark.recording.compare``. Insertions come after ``new / 2`` steps.
+
+    Returns
+    -------
+    dict
+        ``copy``: seconds of the insertion of all visual tokens, over those of one pass of the text
+        model over as many embedded tokens on a cache of the same length. ``route``: a run with
+        ROUTE of half of them, over one with a random choice of as many. ``never``: a run under an
+        intervention that never fires, over a plain one. ``seconds`` (medians of each).
+    """
+    shape = SHAPES[size]
+    model = build(shape, device)
+    inputs, segments = build_inputs(visual, device, getattr(torch, shape.dtype))
+    vlm = VLM(model, _NoProcessor(), "random weights", QWEN2_5_VL)
+    prompt = _prompt(inputs, segments)
+    step = max(1, new // 2)
+    runs: dict[str, Intervention | None] = {
+        "plain": None,
+        "never": Copy(when=At("<never>")),
+        "copy": Copy(when=AtStep(step)),
+        "route": Route(when=AtStep(step), percent=50),
+        "random": Route(when=AtStep(step), percent=50, select="random"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in (*runs, "insertion", "one pass")}
+    rounds = [name for r in range(repeats + 1) for name in _rotated(list(runs), r)]
+    for place, name in enumerate(progress(rounds, description="interventions")):
+        chosen = runs[name]
+        begun = _now(device)
+        with nullcontext() if chosen is None else intervene(vlm, prompt, chosen) as session:
+            cache = model.generate(
+                **inputs,
+                max_new_tokens=new,
+                min_new_tokens=new,
+                do_sample=False,
+                return_dict_in_generate=True,
+            ).past_key_values
+        taken = _now(device) - begun
+        if place < len(runs):  # the first round warms up
+            continue
+        seconds[name].append(taken)
+        if name == "copy":
+            assert session is not None
+            seconds["insertion"].append(session.events[0].seconds)
+            seconds["one pass"].append(
+                _one_pass(model, cache, len(segments) - 1 + step, visual, device)
+            )
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "copy": medians["insertion"] / medians["one pass"],
+        "route": medians["route"] / medians["random"],
+        "never": medians["never"] / medians["plain"],
+        "seconds": medians,
+        "visual": visual,
+        "new": new,
+        "repeats": repeats,
+    }
+
+
+def _prompt(inputs: dict[str, torch.Tensor], segments: np.ndarray) -> Prompt:
+    """Wrap random inputs as a prompt."""
+    rows, columns = (int(n) // 2 for n in inputs["image_grid_thw"][0, 1:])
+    image_of_key = np.where(segments == "visual", 0, -1)
+    info = ImageInfo(None, "", columns * 28, rows * 28, rows, columns)
+    picture = Image.new("RGB", (columns * 28, rows * 28))
+    return Prompt(inputs, segments, image_of_key, (info,), "normal", "?", "", (picture,))
+
+
+def _one_pass(model: Any, cache: Any, past: int, tokens: int, device: str) -> float:
+    """Seconds of one pass over embedded tokens on the first ``past`` tokens of a cache."""
+    cache.crop(past - cache.get_seq_length())
+    width = model.config.text_config.hidden_size
+    block = torch.zeros((1, tokens, width), device=device, dtype=model.dtype)
+    positions = torch.arange(past, past + tokens, device=device).expand(4, 1, -1)
+    mask = torch.ones((1, past + tokens), dtype=torch.int64, device=device)
+    begun = _now(device)
+    with torch.no_grad():
+        model.model.language_model(
+            inputs_embeds=block,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return _now(device) - begun
