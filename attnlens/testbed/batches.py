@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from attnlens.testbed.answers import VERIFICATION_TAGS, Part, text_of
 from attnlens.testbed.draws import pick_by_share
 from attnlens.testbed.perception import (
     KIND_SHARES,
-    LATE_KIND_SHARES,
     few_or_many,
     perception_example,
 )
@@ -31,9 +30,6 @@ PERCEPTION_BATCH = {"small": 48, "medium": 32, "large": 16}
 ANSWER_BATCH = {"small": 24, "medium": 20, "large": 14}
 LONG_BATCH = 6
 """Examples of a batch, by size class, so that batches cost about the same."""
-
-LATE_LONG_EVERY = 4
-"""Late in training, every such batch has long chained questions."""
 
 PIECE, LONG_PIECE = 8, 2
 """Rows that go through the model together; a batch is sorted by length and cut, to pad less."""
@@ -65,6 +61,32 @@ class Example:
     parts: list[Part]
     kept: tuple[int, ...] = ()
 
+
+@dataclass(frozen=True)
+class Stage:
+    """What training asks for from a step on.
+
+    Attributes
+    ----------
+    first
+        The step.
+    kinds
+        How often each kind of question is asked, in the order of ``KIND_SHARES``.
+    long_every
+        Every such step has long chained questions.
+    """
+
+    first: int
+    kinds: tuple[float, ...]
+    long_every: int = 12
+
+
+STAGES = (
+    Stage(0, tuple(KIND_SHARES.values())),
+    Stage(3600, (0.05, 0.1, 0.15, 0.3, 0.4), long_every=4),  # chains are not learned yet
+    Stage(4150, (0.08, 0.12, 0.15, 0.45, 0.2)),  # now they are, and comparisons are not
+)
+"""The stages of the shipped weights: what is left to learn is asked more often."""
 
 Kinds = Mapping[str, float]
 """How often each kind of question is asked."""
@@ -116,11 +138,8 @@ class Batches(Dataset):
         Total number of steps.
     perception_steps
         How many of them come first with short perception questions alone.
-    long_every
-        After them, every such step has long chained questions.
-    late_step
-        From this step on the kinds are asked as in ``LATE_KIND_SHARES``, and every
-        ``LATE_LONG_EVERY``-th step has long chained questions; never when None.
+    stages
+        What the steps ask for, in order; see ``Stage``.
     first
         Number of the first step to deliver (when a run is taken up again).
     """
@@ -131,8 +150,7 @@ class Batches(Dataset):
         seed: int,
         steps: int,
         perception_steps: int,
-        long_every: int = 12,
-        late_step: int | None = None,
+        stages: Sequence[Stage] = (STAGES[0],),
         first: int = 0,
     ) -> None:
         assert 0 <= seed < HELD_OUT
@@ -140,8 +158,7 @@ class Batches(Dataset):
         self.seed = seed
         self.steps = steps
         self.perception_steps = perception_steps
-        self.long_every = long_every
-        self.late_step = steps if late_step is None else late_step
+        self.stages = tuple(stages)
         self.first = first
 
     def __len__(self) -> int:
@@ -152,13 +169,12 @@ class Batches(Dataset):
         """Build the batch of step ``first + index``, in pieces of rows of about one length."""
         step = self.first + index
         rng = np.random.default_rng((self.seed, step))
-        late = step >= self.late_step
-        kinds = LATE_KIND_SHARES if late else KIND_SHARES
-        long_every = LATE_LONG_EVERY if late else self.long_every
+        stage = [stage for stage in self.stages if stage.first <= step][-1]
+        kinds = dict(zip(KIND_SHARES, stage.kinds, strict=True))
         if step < self.perception_steps:
             grid = pick_by_share(rng, PERCEPTION_GRID_SHARES)
             make, size = _perception, PERCEPTION_BATCH[grid]
-        elif (step + 1) % long_every == 0:
+        elif (step + 1) % stage.long_every == 0:
             grid = pick_by_share(rng, GRID_SHARES)
             make, size = _long, LONG_BATCH
         else:

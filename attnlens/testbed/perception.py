@@ -28,7 +28,7 @@ PRESENCE_QUESTION = "Present or absent: {names}."
 LIST_QUESTION = "List all objects."
 TALLY_QUESTION = "Count the objects by colour and by shape."
 WORK_SUFFIX = "\nWork it out."
-KIND_SHARES = {
+KIND_SHARES: dict[str, float] = {
     "subtraction": 0.1,
     "existence": 0.2,
     "attribute": 0.25,
@@ -36,14 +36,6 @@ KIND_SHARES = {
     "chain": 0.25,
 }
 """How often training asks each kind at first; scoring asks all alike."""
-LATE_KIND_SHARES = {
-    "subtraction": 0.05,
-    "existence": 0.1,
-    "attribute": 0.15,
-    "comparison": 0.3,
-    "chain": 0.4,
-}
-"""And later, when comparisons and chains are what is left to learn."""
 
 
 def few_or_many(rng: np.random.Generator) -> int:

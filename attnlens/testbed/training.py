@@ -17,7 +17,7 @@ from attnlens.errors import InputError
 from attnlens.files import check_writable, write_file, write_folder
 from attnlens.progress import progress
 from attnlens.testbed.architecture import build_model, build_processor, embed, initialise
-from attnlens.testbed.batches import IGNORED, Batches
+from attnlens.testbed.batches import IGNORED, STAGES, Batches, Stage
 from attnlens.testbed.muon import Muon
 from attnlens.testbed.samples import HELD_OUT
 from attnlens.testbed.tokenizer import corpus, train_tokenizer
@@ -37,11 +37,8 @@ class Plan:
         Total optimiser steps.
     perception_steps
         Steps of short perception questions, which come first.
-    long_every
-        After them, every such step has long chained questions.
-    late_step
-        From this step on the kinds of question that are learned last are asked more often; see
-        ``attnlens.testbed.batches.Batches``.
+    stages
+        How often each kind of question is asked, and long chains, from which step on.
     peak_rate
         Highest learning rate of the matrices: reached after ``warm_up`` steps, kept, and brought
         down to 0 along a straight line in the last ``decay_share`` of the steps. So two plans that
@@ -61,8 +58,7 @@ class Plan:
     seed: int = 0
     steps: int = 5500
     perception_steps: int = 600
-    long_every: int = 12
-    late_step: int = 3600
+    stages: tuple[Stage, ...] = STAGES
     peak_rate: float = 3e-3
     adam_share: float = 0.5
     warm_up: int = 100
@@ -127,8 +123,7 @@ def train(
         plan.seed,
         plan.steps,
         plan.perception_steps,
-        plan.long_every,
-        plan.late_step,
+        plan.stages,
         first,
     )
     loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=workers)
@@ -275,7 +270,7 @@ def _resume(path: Path, plan: Plan, model: Any, optimisers: list[Any]) -> tuple[
             f"the checkpoint {str(path)!r} is damaged ({one_line(str(error))[:100]}): "
             "remove the file to start anew"
         ) from error
-    if json.loads(state["plan"]) != asdict(plan):
+    if json.loads(state["plan"]) != json.loads(json.dumps(asdict(plan))):
         raise InputError(
             f"{str(path)!r} is the checkpoint of another plan ({state['plan']}): "
             "train with that plan, or remove the file to start anew"
