@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -16,12 +18,16 @@ from attnlens.testbed.architecture import build_model, initialise
 from attnlens.testbed.batches import (
     IGNORED,
     INSERTION_SHARES,
+    STAGES,
     Batches,
     Example,
+    Stage,
     _with_insertion,
     collate,
 )
 from attnlens.testbed.muon import Muon, orthogonalise
+from attnlens.testbed.perception import KIND_SHARES
+from attnlens.testbed.questions import KINDS
 from attnlens.testbed.training import Plan, _loss, build_optimisers, train
 from attnlens.vlm.modes import user_text
 from attnlens.vlm.positions import ImagePiece, multimodal_positions
@@ -39,10 +45,11 @@ def small_batches(monkeypatch, perception: int, answers: int, piece: int = 2):
 def test_batches_are_functions_of_seed_and_step_and_carry_loss_on_answers_alone(tiny, monkeypatch):
     small_batches(monkeypatch, 5, 5)
     tokenizer = tiny.tokenizer
-    whole = Batches(tiny.processor, seed=0, steps=4, perception_steps=2, long_every=4)
+    stages = (Stage(0, STAGES[0].kinds, long_every=4),)
+    whole = Batches(tiny.processor, seed=0, steps=4, perception_steps=2, stages=stages)
     assert len(whole) == 4
     for index in (0, 2, 3):
-        again = Batches(tiny.processor, 0, 4, perception_steps=2, long_every=4, first=index)[0]
+        again = Batches(tiny.processor, 0, 4, perception_steps=2, stages=stages, first=index)[0]
         pieces = whole[index]
         assert [len(p["input_ids"]) for p in pieces] == ([2, 2, 1] if index < 3 else [1])
         for piece, twin in zip(pieces, again, strict=True):
@@ -63,6 +70,33 @@ def test_batches_are_functions_of_seed_and_step_and_carry_loss_on_answers_alone(
     assert longest == sorted(longest)
     other = Batches(tiny.processor, 1, 4, perception_steps=2)[2]
     assert not torch.equal(other[0]["input_ids"], whole[2][0]["input_ids"])
+
+
+def test_a_stage_asks_for_its_kinds_from_its_first_step_on(tiny, monkeypatch):
+    small_batches(monkeypatch, 1, 6)
+    only = {kind: tuple(float(k == kind) for k in KINDS) for kind in KINDS}
+    assert list(KINDS) == list(KIND_SHARES)  # the order that a stage's shares are in
+    stages = (
+        Stage(0, only["existence"]),
+        Stage(2, only["subtraction"]),
+        Stage(3, only["chain"], 1),
+    )
+    batches = Batches(tiny.processor, 0, 5, perception_steps=0, stages=stages)
+    tokenizer = tiny.tokenizer
+
+    def questions(step):
+        rows = [row for piece in batches[step] for row in piece["input_ids"]]
+        texts = [tokenizer.decode(row).partition("user\n")[2] for row in rows]
+        return [t for t in texts if "inside <" in t]  # leaves perception out
+
+    for step in (0, 1):
+        assert all(re.search(r"Is there|Does the|Can you", q) for q in questions(step))
+    assert all("Subtract" in q or "emove" in q for q in questions(2))
+    for step in (3, 4):
+        (question,) = questions(step)
+        assert "Step 9: " in question
+    for stage in STAGES:
+        assert sum(stage.kinds) == pytest.approx(1)
 
 
 def reflection_example(index, kept=None):
@@ -155,7 +189,8 @@ def test_positions_follow_the_rule_of_qwen2_vl(pieces):
 
 
 def miniature(folder, steps=6, **options):
-    plan = Plan(seed=1, steps=steps, perception_steps=3, long_every=5, warm_up=2, corpus_scenes=10)
+    stages = (Stage(0, STAGES[0].kinds, long_every=5),)
+    plan = Plan(seed=1, steps=steps, perception_steps=3, stages=stages, warm_up=2, corpus_scenes=10)
     return train(folder, plan, workers=0, **options)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from attnlens.testbed.hiding import HIDINGS, states_fact
 from attnlens.testbed.respond import picture
 from attnlens.testbed.scenes import MARKS
 from attnlens.testbed.study import hiding, looking, pointing, recorded_shares
+from attnlens.testbed.training import Plan
 from attnlens.vlm.modes import user_text
 
 
@@ -80,10 +82,9 @@ def scored(testbed):
 
 
 def test_the_shipped_weights_do_what_the_card_says_on_a_hundred_scenes(scored):
-    """Answers in `back` and `reflection` are not yet as right as in `cot`: see the card."""
     assert scored["cot"]["answer"] >= 0.95
-    assert scored["back"]["answer"] >= 0.8
-    assert scored["reflection"]["answer"] >= 0.85
+    assert scored["back"]["answer"] >= 0.97
+    assert scored["reflection"]["answer"] >= 0.97
     for mode in ("back", "reflection"):
         assert scored[mode]["verified"] >= 0.97
         assert scored[mode]["chance"]["verified"] == 0.375
@@ -251,8 +252,12 @@ def test_the_shipped_checkpoint_is_a_plain_hub_folder(testbed):
     assert tokens == ["<", "back", ">"]
     assert testbed.model.config.text_config.num_key_value_heads < 4
     assert len(testbed.model.config.vision_config.fullatt_block_indexes) == 1
-    plan = json.loads((TESTBED / "training.json").read_text())["plan"]
-    assert re.fullmatch(r"[0-9a-f]{64}", plan["start_sha256"])  # the last of several runs
+    record = json.loads((TESTBED / "training.json").read_text())
+    # from nothing, by the plan that `attnlens testbed train` follows when nothing else is said
+    assert record["plan"] == json.loads(json.dumps(asdict(Plan())))
+    assert record["plan"]["start_sha256"] == ""
+    assert record["log"][-1]["step"] == Plan().steps
+    assert record["log"][-1]["seconds"] < 120 * 60
 
 
 def test_the_table_of_scores_says_what_chance_is(testbed):
