@@ -74,17 +74,21 @@ class Stage:
         How often each kind of question is asked, in the order of ``KIND_SHARES``.
     long_every
         Every such step has long chained questions.
+    decision_weight
+        Weight of the tokens "yes" and "no" in the loss; that of all others is 1.
     """
 
     first: int
     kinds: tuple[float, ...]
     long_every: int = 12
+    decision_weight: float = 1.0
 
 
 STAGES = (
     Stage(0, tuple(KIND_SHARES.values())),
     Stage(3600, (0.05, 0.1, 0.15, 0.3, 0.4), long_every=4),  # chains are not learned yet
     Stage(4150, (0.08, 0.12, 0.15, 0.45, 0.2)),  # now they are, and comparisons are not
+    Stage(4900, (0.08, 0.12, 0.15, 0.45, 0.2), decision_weight=10.0),
 )
 """The stages of the shipped weights: what is left to learn is asked more often."""
 
@@ -185,21 +189,35 @@ class Batches(Dataset):
         examples = [make(np.random.default_rng(s), grid, kinds) for s in seeds]
         examples.sort(key=_length)
         rows = LONG_PIECE if make is _long else PIECE
-        return [collate(self.processor, examples[i : i + rows]) for i in range(0, size, rows)]
+        return [
+            collate(self.processor, examples[i : i + rows], stage.decision_weight)
+            for i in range(0, size, rows)
+        ]
 
 
 def _length(example: Example) -> int:
     return len(text_of(example.parts)) + 4 * len(example.kept)
 
 
-def collate(processor: Any, examples: list[Example]) -> dict[str, Any]:
+def collate(
+    processor: Any, examples: list[Example], decision_weight: float = 1.0
+) -> dict[str, Any]:
     """Turn examples into one right-padded batch.
+
+    Parameters
+    ----------
+    processor
+        The testbed's processor.
+    examples
+        The rows.
+    decision_weight
+        Weight of "yes" and "no"; see ``Stage``.
 
     Returns
     -------
     dict
         ``input_ids`` and ``labels`` (``IGNORED`` outside answers) [batch, length]; ``must_look``
-        (bool), aligned with them; ``position_ids`` [3, batch, length]; ``pixel_values``,
+        (bool) and ``weights`` (float32), aligned with them; ``position_ids`` [3, batch, length]; ``pixel_values``,
         ``image_grid_thw``; ``visual_index`` [image tokens of the batch]: which visual token, of
         all that the vision tower gives for this batch, stands at each image token.
     """
@@ -221,9 +239,14 @@ def collate(processor: Any, examples: list[Example]) -> dict[str, Any]:
         labels[i, :n] = torch.tensor(row.labels)
         must_look[i, :n] = torch.tensor(row.must_look)
         positions[:, i, :n] = torch.from_numpy(row.positions)
+    weights = torch.ones(shape)
+    decisions = [t for t in processor.tokenizer.get_vocab() if t.lstrip("\u0120") in ("yes", "no")]
+    decision_ids = torch.tensor(processor.tokenizer.convert_tokens_to_ids(sorted(decisions)))
+    weights[torch.isin(labels, decision_ids)] = decision_weight
     return {
         "input_ids": ids,
         "labels": labels,
+        "weights": weights,
         "must_look": must_look,
         "position_ids": positions,
         "pixel_values": vision["pixel_values"],

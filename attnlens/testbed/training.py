@@ -222,7 +222,7 @@ def build_optimisers(model: Any, plan: Plan) -> list[torch.optim.Optimizer]:
 
 
 def _loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
-    """Cross-entropy summed over answer tokens; must-look tokens that are right, and all of them."""
+    """Weighted cross-entropy summed over answer tokens; must-look tokens that are right, and all of them."""
     embedded = embed(
         model,
         batch["input_ids"],
@@ -240,7 +240,8 @@ def _loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int
     targets = labels[counted]
     looks = batch["must_look"][:, 1:][counted]
     right = (logits.detach().argmax(-1) == targets)[looks]
-    return F.cross_entropy(logits, targets, reduction="sum"), int(right.sum()), int(looks.sum())
+    losses = F.cross_entropy(logits, targets, reduction="none") * batch["weights"][:, 1:][counted]
+    return losses.sum(), int(right.sum()), int(looks.sum())
 
 
 def _save_checkpoint(
