@@ -222,7 +222,7 @@ def build_optimisers(model: Any, plan: Plan) -> list[torch.optim.Optimizer]:
 
 
 def _loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
-    """Weighted cross-entropy summed over answer tokens; must-look tokens that are right, and all of them."""
+    """Weighted cross-entropy, summed; how many must-look tokens are right, and how many there are."""
     embedded = embed(
         model,
         batch["input_ids"],
@@ -240,7 +240,8 @@ def _loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int
     targets = labels[counted]
     looks = batch["must_look"][:, 1:][counted]
     right = (logits.detach().argmax(-1) == targets)[looks]
-    losses = F.cross_entropy(logits, targets, reduction="none") * batch["weights"][:, 1:][counted]
+    weights = batch["weights"][:, 1:][counted]
+    losses = F.cross_entropy(logits, targets, reduction="none") * weights
     return losses.sum(), int(right.sum()), int(looks.sum())
 
 
