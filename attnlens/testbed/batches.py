@@ -218,8 +218,8 @@ def collate(
     dict
         ``input_ids`` and ``labels`` (``IGNORED`` outside answers) [batch, length]; ``must_look``
         (bool) and ``weights`` (float32), aligned with them; ``position_ids`` [3, batch, length];
-        ``pixel_values``, ``image_grid_thw``; ``visual_index`` [image tokens of the batch]: which visual token, of
-        all that the vision tower gives for this batch, stands at each image token.
+        ``pixel_values``, ``image_grid_thw``; ``visual_index`` [image tokens of the batch]: which
+        visual token, of all that the vision tower gives for this batch, stands at each image token.
     """
     images = [example.scene.draw() for example in examples]
     vision = processor.image_processor(images, do_resize=False, return_tensors="pt")

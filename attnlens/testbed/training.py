@@ -222,7 +222,7 @@ def build_optimisers(model: Any, plan: Plan) -> list[torch.optim.Optimizer]:
 
 
 def _loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
-    """Weighted cross-entropy, summed; how many must-look tokens are right, and how many there are."""
+    """Weighted cross-entropy, summed; how many must-look tokens are right, and of how many."""
     embedded = embed(
         model,
         batch["input_ids"],
