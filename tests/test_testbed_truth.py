@@ -168,6 +168,20 @@ def test_answers_are_true(seed, mode, count, kind):
         f"\\boxed{{{sample.question.answer}}}" + " </CONCLUSION>" * (mode == "reflection")
     )
     assert sample.answer.count("<back>") == (sample.question.looks if mode == "back" else 0)
+    if mode != "normal":  # every number of the reasoning, against the scene
+        of = {g: sum(g in (o.colour, o.shape) for o in sample.scene.objects) for g in GROUPS}
+        before = re.split("<back>|<REFLECTION>", sample.answer)[0]
+        total, tally = re.search(r" Total (\d+):([^.]*)\.", before).groups()
+        assert int(total) == count
+        assert tally == "".join(f" {g} {n}," for g, n in of.items())[:-1]
+        for group, n in re.findall(rf"\b({'|'.join(GROUPS)}) (\d+)\b", before):
+            assert of[group] == int(n)
+        for a, words, b in re.findall(r"(\d+) (is more than|is fewer than|equals) (\d+)", before):
+            order = (int(a) > int(b)) - (int(a) < int(b))
+            assert ("is fewer than", "equals", "is more than")[order + 1] == words
+        for name, word in re.findall(r"(\w+ \w+): (present|absent)", before):
+            assert (name in sample.scene.by_name) == (word == "present")
+        assert set(re.findall(r", so (yes|no)\.", before)) <= {sample.question.answer}
     for left, sign, right, result in re.findall(r"(\d+) ([-+]) (\d+) = (\d+)", sample.answer):
         value = int(left) + int(right) if sign == "+" else int(left) - int(right)
         assert value == int(result)
@@ -195,6 +209,12 @@ def test_told_words_stand_in_the_text_before_and_looked_up_ones_do_not(seed, mod
             assert part.must_look == (not told)
         elif part.must_look:  # that there is an object at all, another one, or none
             assert word in ("I", "There", "#", ".") or (mode == "normal" and word not in "{}")
+        if word in ("I", "#") and part.section == "description":
+            # an object that is asked about is there: until it is listed, the list goes on
+            asked = sample.question.subjects[0] if sample.question.kind == "attribute" else None
+            due = asked is not None and f" {asked}" not in text
+            first = word == "#" and "#" not in text
+            assert part.must_look == (not due and not first)
         text += part.text
     assert text_of(list(sample.parts)) == sample.answer
     if mode in ("back", "reflection"):

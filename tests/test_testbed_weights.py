@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import socket
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -44,6 +46,9 @@ def test_wrong_responses_are_marked_wrong():
     # facts count inside the verification alone, and a tag inside another is no format
     nested = sample.answer.replace("<think> I", f"<think> <back> {fact}{o.mark} </back> I", 1)
     assert not mark_response(sample, nested).format
+    for noise in (f" {other}", " large", " large dot"):  # a fact with more behind it is none
+        more = sample.answer.replace(fact + o.mark, fact + o.mark + noise)
+        assert mark_response(sample, more).mark == (count - 1, count)
     swapped = sample.answer.replace("#1 ", "#9 ", 1)
     assert mark_response(sample, swapped).described == (count - 1, count)
     assert wrong.size == (count, count)
@@ -58,6 +63,9 @@ def test_wrong_responses_are_marked_wrong():
     assert mark_response(again, again.answer).format
     assert not mark_response(again, sample.answer).format
     assert mark_response(again, again.answer).mark == (count, count)
+    parts = again.answer.split("<back>")
+    early = parts[1].replace(again.scene.objects[0].size, f"{again.scene.objects[0].size} dot", 1)
+    assert mark_response(again, "<back>".join([parts[0], early, "x</back>"])).mark[0] == 0
 
 
 @pytest.mark.parametrize("mode", ["normal", "cot", "back", "reflection"])
@@ -314,14 +322,25 @@ def test_bad_options_are_refused_before_a_model_is_loaded(
     assert not list(tmp_path.iterdir())
 
 
-def test_loading_and_answering_need_no_network(monkeypatch):
-    def refuse(*_):
-        raise AssertionError("a connection was opened")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    vlm = attnlens.load("testbed")
-    sample = held_out_sample(0, 0, "normal")
-    assert respond(vlm, [sample], max_new_tokens=3)[0][1] <= 3
+def test_loading_and_answering_need_no_network():
+    """In a process that is allowed to ask the Hub, and that counts every try."""
+    code = """
+import socket
+tries = []
+for name in ("connect", "connect_ex"):
+    setattr(socket.socket, name, lambda *a: tries.append(a) or (_ for _ in ()).throw(OSError()))
+socket.getaddrinfo = lambda *a, **k: tries.append(a) or (_ for _ in ()).throw(OSError())
+import attnlens
+from attnlens.testbed import held_out_sample, respond
+vlm = attnlens.load("testbed")
+assert respond(vlm, [held_out_sample(0, 0, "normal")], max_new_tokens=3)[0][1] <= 3
+print("tries:", tries)
+"""
+    online = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=online, check=True
+    )
+    assert done.stdout.strip() == "tries: []"
 
 
 def test_demo_images_are_what_their_list_says(testbed):

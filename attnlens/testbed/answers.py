@@ -40,14 +40,27 @@ class Part:
     section: str = ""
 
 
-def listing(scene: Scene) -> list[Part]:
-    """List the objects by number, in reading order: all of it must be looked up."""
+def listing(scene: Scene, named: int = -1) -> list[Part]:
+    """List the objects by number, in reading order: what they are must be looked up.
+
+    Parameters
+    ----------
+    scene
+        The scene.
+    named
+        Index of an object that the question says is there: until it has come, that there is
+        another object is told.
+    """
     if not scene.objects:
         return [Part(" There", must_look=True), Part(" are no objects.")]
-    parts = [Part(" I", must_look=True), Part(" see")]
+    parts = [Part(" I", must_look=named < 0), Part(" see")]
     for i, o in enumerate(scene.objects):
         # that there is a first object is told by the words before; that there is another is not
-        parts += [Part(" #", None, i > 0), Part(f"{i + 1}"), Part(f" {o.name}", i, True)]
+        parts += [
+            Part(" #", None, i > max(0, named)),
+            Part(f"{i + 1}"),
+            Part(f" {o.name}", i, True),
+        ]
     parts.append(Part(".", must_look=True))  # that there is no further object
     return parts
 
@@ -165,6 +178,12 @@ def _subject(scene: Scene, question: Question) -> int | None:
     return names.index(question.subjects[0]) if question.subjects[0] in names else None
 
 
+def _named(scene: Scene, question: Question) -> int:
+    """Index of an object that the question takes for granted; -1 where it takes none."""
+    index = _subject(scene, question) if question.kind == "attribute" else None
+    return -1 if index is None else index
+
+
 def _think(scene: Scene, question: Question, *, looked: bool) -> list[Part]:
     """Return total, tally and working: told by the listing, but for an attribute looked up."""
     n = len(scene.objects)
@@ -218,7 +237,8 @@ def write_answer(scene: Scene, question: Question, mode: str) -> list[Part]:
     if mode == "normal":
         return _as("conclusion", _boxed(scene, question, must_look=True))
     closing = _as("conclusion", [Part("\n"), *_boxed(scene, question)])
-    described = _as("description", [Part("<think>"), *listing(scene)])
+    listed = listing(scene, _named(scene, question))
+    described = _as("description", [Part("<think>"), *listed])
     thought = _think(scene, question, looked=mode == "cot")
     reasoned = _as("reasoning", [*thought, Part(" </think>")])
     if mode == "cot":
@@ -238,7 +258,7 @@ def write_answer(scene: Scene, question: Question, mode: str) -> list[Part]:
         concluded = [*_conclusion(scene, question), Part(" "), *_boxed(scene, question)]
         return [
             *_as("summary", [*_inside("SUMMARY", _summary(scene, question)), Part("\n")]),
-            *_as("description", [*_inside("CAPTION", listing(scene)), Part("\n")]),
+            *_as("description", [*_inside("CAPTION", listed), Part("\n")]),
             *_as("reasoning", [*_inside("REASONING", thought), Part("\n")]),
             *_as("verification", [*_inside("REFLECTION", facts(scene)), Part("\n")]),
             *_as("conclusion", _inside("CONCLUSION", concluded)),

@@ -142,7 +142,7 @@ def embed(
     images = model.get_image_features(pixel_values, image_grid_thw, return_dict=True).pooler_output
     features = torch.cat(tuple(images))
     if visual_index is not None:
-        features = features[visual_index]
+        features = features.index_select(0, visual_index)  # its backward adds in a fixed order
     embedded = model.get_input_embeddings()(ids)
     is_image = ids == model.config.image_token_id
     return embedded.index_put((is_image,), features.to(embedded.dtype))

@@ -75,7 +75,8 @@ class Stage:
     long_every
         Every such step has long chained questions.
     decision_weight
-        Weight of the tokens "yes" and "no" in the loss; that of all others is 1.
+        Weight of the tokens "yes" and "no" in the loss (and in the loss that is logged); that of
+        all others is 1.
     """
 
     first: int

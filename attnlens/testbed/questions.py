@@ -196,7 +196,7 @@ def comparison(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def chain(scene: Scene, rng: np.random.Generator, length: int | None = None) -> Question:
-    """Subtract and add groups one after the other, 2 to ``MAX_STEPS`` numbered steps.
+    """Subtract and add groups one after the other, 1 to ``MAX_STEPS`` numbered steps.
 
     Two or three steps unless ``length`` says how many. No group comes again before all have
     come. No step leads below 0 or above ``MAX_VALUE``.

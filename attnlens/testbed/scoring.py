@@ -24,7 +24,7 @@ CHANCE = {"size": 1 / len(SIZES), "mark": 1 / len(MARKS)}
 """Chance of naming a size or a mark at random; scenes draw them evenly."""
 
 _NAME = rf"(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})"
-_FACT = re.compile(rf"({_NAME}):(?: ({'|'.join(SIZES)}))?(?: ({'|'.join(MARKS)}))?")
+_FACT = re.compile(rf"({_NAME}):(?: ({'|'.join(SIZES)}))?(?: ({'|'.join(MARKS)}))?(?=[,.])")
 _SEEN = re.compile(rf"#(\d+) ({_NAME})")
 _BOX = r"\\boxed\{[^{}]+\}"
 _VERIFICATION = {
@@ -107,7 +107,10 @@ def _verified(sample: Sample, text: str, attribute: str) -> tuple[int, int]:
     if sample.mode not in _VERIFICATION:
         return (0, 0)
     stated: dict[str, set[str]] = {}
-    for part in _VERIFICATION[sample.mode].findall(text):
+    sections = _VERIFICATION[sample.mode].findall(text)
+    if sample.mode == "back" and sample.question.looks == 2:  # sizes first, marks second
+        sections = sections[:1] if attribute == "size" else sections[1:]
+    for part in sections:
         for name, size, mark in _FACT.findall(part):
             value = size if attribute == "size" else mark
             if value:

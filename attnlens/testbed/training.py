@@ -38,7 +38,8 @@ class Plan:
     perception_steps
         Steps of short perception questions, which come first.
     stages
-        How often each kind of question is asked, and long chains, from which step on.
+        How often each kind of question is asked, and long chains, and how "yes" and "no" weigh in
+        the loss, from which step on.
     peak_rate
         Highest learning rate of the matrices: reached after ``warm_up`` steps, kept, and brought
         down to 0 along a straight line in the last ``decay_share`` of the steps. So two plans that
