@@ -126,6 +126,12 @@ def test_triggers_fire_when_they_say_and_as_often(tokenizer):
     assert fired(Every(2) & Every(3, times=1)) == [6]
 
 
+def test_an_edit_may_end_by_visual_share(tiny, one, plain):
+    level = float(visual_share(plain, "mass").values[4:8].max()) + 1e-6
+    chosen = Boost(when=AtStep(2), log_odds=0.0, until=WhenVisualBelow(level, "mass"))
+    assert run(tiny, one, chosen).tokens == plain.tokens
+
+
 def test_online_shares_are_those_of_the_measures(tiny, one, plain):
     for definition in ("mass", "look-back"):
         share = visual_share(plain, definition)
@@ -275,6 +281,51 @@ def test_a_boost_can_begin_with_the_last_prompt_row_and_spare_layers(tiny, one, 
     assert np.allclose(log_odds(b[0, 2]) - log_odds(a[0, 2]), -2.0, atol=1e-4)
 
 
+def test_a_boost_of_the_prompt_row_spares_the_others_in_a_static_cache(tiny, one):
+    """The buffer reaches beyond the prompt; its rows must not see what is not written yet."""
+    room = len(one.segments) + NEW + 4
+    cache = StaticCache(tiny.model.config.text_config, max_cache_len=room)
+    chosen = Boost(when=AtStep(0), log_odds=1.0)
+    dynamic, static = run(tiny, one, chosen), run(tiny, one, chosen, past_key_values=cache)
+    assert static.tokens == dynamic.tokens
+    assert np.allclose(static.data["mass"], dynamic.data["mass"], atol=1e-5)
+
+
+def test_layers_are_counted_from_the_last_too_and_read_once(tiny, one):
+    by_name = run(tiny, one, Knockout(when=AtStep(3), layers=[2]))
+    for layers in ([-1], iter([2]), (2,)):
+        trace = run(tiny, one, Knockout(when=AtStep(3), layers=layers))
+        assert same(trace, by_name)
+    mass = by_name.data["mass"].sel(segment="visual").values
+    assert (mass[3:, 2] == 0).all()
+    assert (mass[:, :2] > 0).all()
+
+
+def test_the_reach_of_an_edit_moves_with_its_tokens(tiny, one):
+    """The tag is stepped back to, and tokens are inserted, after the bounds were set."""
+    tag = Inject("<back>", when=AtStep(4))
+    hidden = Knockout(when=AtStep(1), until=At("<back>"))
+    alone = run(tiny, one, tag + hidden).data["mass"].sel(segment="visual").values
+    assert [s for s in range(NEW) if (alone[s] == 0).all()] == list(range(1, 7))
+    both = run(tiny, one, tag + hidden + Copy(when=At("<back>")))
+    mass = both.data["mass"].sel(segment="visual").values
+    assert [s for s in range(NEW) if (mass[s] == 0).all()] == list(range(1, 7))
+    late = run(tiny, one, tag + Knockout(when=AtStep(6)) + Copy(when=At("<back>")))
+    mass = late.data["mass"].sel(segment="visual").values
+    assert [s for s in range(NEW) if (mass[s] == 0).all()] == list(range(6, NEW))
+
+
+def test_frozen_copies_inside_wraps_in_a_static_cache(tiny, one):
+    chosen = Copy(when=AtStep(5), positions="frozen-cache")
+    room = len(one.segments) + NEW + 30
+    cache = StaticCache(tiny.model.config.text_config, max_cache_len=room)
+    dynamic, static = run(tiny, one, chosen), run(tiny, one, chosen, past_key_values=cache)
+    assert static.tokens == dynamic.tokens
+    assert static.data.sizes["step"] == NEW
+    assert np.allclose(static.data["mass"], dynamic.data["mass"], atol=1e-5)
+    assert np.array_equal(static.data["keys"], dynamic.data["keys"])
+
+
 def test_pai_raises_scores_by_their_absolute_value(tiny, one, plain):
     trace = run(tiny, one, Boost(when=AtStep(0), alpha=0.4))
     model = copy.deepcopy(tiny.model)
@@ -417,6 +468,7 @@ def test_all_of_it_is_copy_and_none_of_it_is_nothing(tiny, one, plain):
         (lambda: Inject("x", when=WhenVisualBelow(1.5)), r"1\.5"),
         (lambda: Inject("x", when=WhenVisualBelow(0.5, patience=0)), "patience=0"),
         (lambda: "copy", "'copy'"),
+        (lambda: Copy(when="<back>"), "has no trigger"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_runs(tiny, one, make, message, monkeypatch):
@@ -427,7 +479,8 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(tiny, one, make, me
 
 def test_prompts_that_do_not_fit_are_refused(tiny, one, two):
     text = tiny.prompt(None, "How many?", "cot")
-    for chosen in (Copy(when=AtStep(3)), Boost(when=AtStep(3), log_odds=1.0)):
+    by_share = Inject("x", when=WhenVisualBelow(0.1))
+    for chosen in (Copy(when=AtStep(3)), Boost(when=AtStep(3), log_odds=1.0), by_share):
         with pytest.raises(InputError, match="no image"):
             intervene(tiny, text, chosen)
     with pytest.raises(InputError, match="has 2 images: say which"):
@@ -458,11 +511,8 @@ def test_prompts_that_do_not_fit_are_refused(tiny, one, two):
 def test_scores_are_changed_under_sdpa_and_eager_alone(tiny, one, monkeypatch):
     config = tiny.model.config.text_config
     monkeypatch.setattr(config, "_attn_implementation_internal", "flash_attention_2")
-    with (
-        pytest.raises(InputError, match="'flash_attention_2'"),
-        intervene(tiny, one, Boost(when=AtStep(3), log_odds=1.0)),
-    ):
-        pass
+    with pytest.raises(InputError, match="'flash_attention_2'"):
+        intervene(tiny, one, Boost(when=AtStep(3), log_odds=1.0))
 
 
 def test_a_copied_source_may_be_a_file(tiny, one, tmp_path):

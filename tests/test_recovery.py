@@ -79,6 +79,23 @@ def test_the_forced_twin_has_the_untouched_runs_tokens(tiny, prompts, result):
         assert (result.data.sel(run="copy").isel(sample=sample)["kl"].values[5:] > 0).any()
 
 
+def test_steps_inside_a_tag_have_no_divergence(tiny, prompts):
+    """They were predicted before the tag was known; the steps after it come under the insertion."""
+    text = attnlens.run(tiny, prompts[0], NEW, do_sample=False, **OPTIONS)
+    ids = text.data["predicted_token_id"].values.tolist()
+    tag = tiny.tokenizer.decode(ids[4:7])
+    result = attnlens.recover(tiny, prompts[0], Copy(when=At(tag, times=1)), NEW, **OPTIONS)
+    one = result.data.sel(run="copy").isel(sample=0)
+    first = int(one["first_step"])
+    assert first <= 5
+    undefined = np.flatnonzero(np.isnan(one["kl"].values))
+    assert undefined.tolist() == list(range(first, first + len(undefined)))
+    assert len(undefined) >= 1
+    assert (one["kl"].values[:first] == 0).all()
+    assert one["kl"].values[first + len(undefined)] > 0
+    assert np.isfinite(result.per_sample()["kl"]).all()
+
+
 def test_shares_are_those_of_the_measures(tiny, prompts, result):
     trace = attnlens.run(tiny, prompts[0], NEW, do_sample=False, **OPTIONS)
     for name in attnlens.measures.definitions():
@@ -246,6 +263,13 @@ def test_the_prompt_is_built_again_from_a_file(tiny, tmp_path):
         attnlens.dependence(tiny, trace)
 
 
+def test_dependence_refuses_a_template_of_the_users_own(tiny):
+    prompt = tiny.prompt(picture(), "How many?", "cot", system="Be brief.")
+    trace = attnlens.run(tiny, prompt, 4, do_sample=False, min_new_tokens=4)
+    with pytest.raises(InputError, match="system prompt or template"):
+        attnlens.dependence(tiny, trace, prompt=prompt)
+
+
 def test_dependence_refuses_what_does_not_fit(tiny, prompts):
     trace = attnlens.run(tiny, prompts[0], 4, do_sample=False, min_new_tokens=4)
     with pytest.raises(InputError, match="no image file"):
@@ -313,6 +337,13 @@ def test_recover_writes_table_numbers_figure_and_summary(tmp_path, capsys):
     assert set(summary["questions"][0]["answers"]) == {"untouched", "copy", "route:50"}
     printed = capsys.readouterr().out
     assert "route:50" in printed
+    # a trigger that never fires is said, and costs nothing that was computed
+    quiet = [*command, "--when", "<nowhere>", "--max_new_tokens", "8"]
+    assert main(quiet) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["never_fired"] == ["copy", "route:50"]
+    assert "'<nowhere>' never fired" in capsys.readouterr().out
+    assert not (folder / "recovery.png").exists()
     # again: it gives way to the new run; something else does not
     assert main(command) == 0
     (folder / "summary.json").unlink()

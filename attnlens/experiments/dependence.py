@@ -77,6 +77,12 @@ def dependence(
     if asked.text != trace.attrs.get("prompt"):
         raise InputError("the prompt is not that of the trace: give the one that was generated")
     ids = trace.data["predicted_token_id"].values.tolist()
+    again = vlm.prompt(list(asked.pictures) or None, asked.question, asked.mode)
+    if again.text != asked.text:
+        raise InputError(
+            "the prompt has a system prompt or template of its own, and a prompt without the image "
+            "cannot be built from it: use one of a mode"
+        )
     without = {name: _without(vlm, asked, name) for name in references}
     if other is not None:
         without["other"] = _with_pictures(vlm, asked, [_opened(other)] * len(asked.pictures))

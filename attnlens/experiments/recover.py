@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from attnlens.boxed import boxed_answer
+from attnlens.boxed import final_answer
 from attnlens.errors import InputError
 from attnlens.experiments.distributions import kept_log_probabilities
 from attnlens.experiments.recovery import UNTOUCHED, Recovery
@@ -26,7 +26,7 @@ from attnlens.progress import progress
 from attnlens.recording.run import run
 from attnlens.recording.trace import Trace
 from attnlens.vlm.load import VLM
-from attnlens.vlm.prompt import Prompt
+from attnlens.vlm.prompt import Prompt, PromptBatch
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ def recover(
         interventions of one name, another number of answers than prompts, or as in
         ``attnlens.interventions.intervene``.
     """
+    if isinstance(prompt, PromptBatch):
+        prompt = prompt.prompts
     prompts = [prompt] if isinstance(prompt, Prompt) else list(prompt)
     chosen = [interventions] if isinstance(interventions, Intervention) else list(interventions)
     truths = _truths(expected, len(prompts))
@@ -107,7 +109,9 @@ def recover(
             if not _forces(intervention):
                 next(bar)
                 twin = ForceTokens(tuple(ids), when=AtStep(0)) + intervention
-                forced = _generate(vlm, one, len(ids), twin, seed, {"do_sample": False})
+                # every token is forced, an end token among them: it must not end the twin
+                to_the_end = {"do_sample": False, "eos_token_id": None}
+                forced = _generate(vlm, one, len(ids), twin, seed, to_the_end)
             rows[intervention.name] = _row(untouched, free, forced, truth)
         samples.append(rows)
     next(bar, None)
@@ -165,8 +169,8 @@ def _generate(
 def _row(untouched: _Run, free: _Run, forced: _Run | None, truth: str | None) -> dict[str, Any]:
     """Everything that is kept of one intervention in one prompt."""
     events = free.trace.attrs.get("interventions", [])
-    answer = boxed_answer(free.trace.text)
-    before = boxed_answer(untouched.trace.text)
+    answer = final_answer(free.trace.text)
+    before = final_answer(untouched.trace.text)
     row: dict[str, Any] = {
         "answer": "" if answer is None else answer,
         "answer_changed": float(answer != before),
@@ -180,12 +184,15 @@ def _row(untouched: _Run, free: _Run, forced: _Run | None, truth: str | None) ->
     if forced is None:
         return row
     acted = [
-        e["step"]
+        e
         for e in forced.trace.attrs.get("interventions", [])
         if not e["intervention"].startswith("force:")
     ]
-    row["first_step"] = float(min(acted)) if acted else float("nan")
+    row["first_step"] = float(min(e["step"] for e in acted)) if acted else float("nan")
     row["kl"], row["hellinger"] = divergences(untouched.log_probabilities, forced.log_probabilities)
+    for event in acted:  # predicted before the tag was known: not under the intervention
+        for name in ("kl", "hellinger"):
+            row[name][event["step"] : event["known_at"]] = np.nan
     mass = forced.trace.data["mass"]
     row["visual"] = mass.sel(segment="visual").values
     row["copied"] = mass.sel(segment="copied").values

@@ -39,7 +39,8 @@ class Recovery:
             change of ``visual``, and of ``visual + copied``.
         ``kl[sample, run, step]`` (nats, of the untouched distribution from the twin's),
         ``hellinger`` (0 to 1)
-            change of the next-token distribution.
+            change of the next-token distribution. NaN at the steps inside a trigger's text, which
+            were predicted before it was known.
         ``first_step[sample, run]``
             first step that the intervention acts on in the forced twin; NaN where it never did.
         ``answer``, ``answer_changed``, ``right``, ``steps``, ``seconds``, ``inserted``,
@@ -212,13 +213,16 @@ class Recovery:
         return table.assign(p_adjusted=adjusted)
 
     def summary(self, definition: str = "mass") -> dict[str, Any]:
-        """Return the tables as plain JSON-able values, NaN as None."""
+        """Return the tables as plain JSON-able values, NaN and infinity as None."""
         plain = self.table(definition).to_json(orient="records")
         with_copied = self.table(definition, include_copied=True).to_json(orient="records")
         return {
             "model": self.data.attrs["model"],
             "samples": self.data.sizes["sample"],
             "definition": definition,
+            "never_fired": [
+                run for run in self.interventions if not (self.data["fired"].sel(run=run) > 0).any()
+            ],
             "interventions": json.loads(plain),
             "interventions_with_copied": json.loads(with_copied),
         }

@@ -97,18 +97,17 @@ class Edit(Intervention):
 
     until: Trigger | None
 
+    layers: Iterable[int] | None
+    heads: Heads
+
     @abstractmethod
-    def bias(self, layer: int, scores: torch.Tensor, columns: torch.Tensor) -> torch.Tensor | None:
-        """Return what is added to the scores of the keys in reach; None for a layer out of reach.
+    def bias(self, scores: torch.Tensor) -> torch.Tensor | float:
+        """Return what is added to scores.
 
         Parameters
         ----------
-        layer
-            The layer.
         scores
-            float32 [1, heads, rows, keys in reach]: scaled scores.
-        columns
-            int64 [keys in reach]: their slots.
+            float32 [1, heads in reach, rows, keys in reach]: scaled scores.
         """
 
     def reach(self, prompt: Prompt) -> Sequence[int]:
@@ -205,3 +204,11 @@ def select_heads(
     if not reach:
         raise InputError("no head is in reach: name at least one layer and head")
     return {layer: tuple(sorted(set(found))) for layer, found in sorted(reach.items())}
+
+
+def keep_lists(intervention: Any) -> None:
+    """Turn ``layers`` and ``heads`` into tuples, since a generator can be read only once."""
+    for name in ("layers", "heads"):
+        given = getattr(intervention, name)
+        if given is not None and not isinstance(given, tuple):
+            object.__setattr__(intervention, name, tuple(given))

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from attnlens.errors import InputError
-from attnlens.interventions.base import Edit, Heads, check_visual, select_heads, which_image
+from attnlens.interventions.base import (
+    Edit,
+    Heads,
+    check_visual,
+    keep_lists,
+    select_heads,
+    which_image,
+)
 from attnlens.interventions.triggers import Trigger
 
 if TYPE_CHECKING:
@@ -47,6 +54,10 @@ class Boost(Edit):
     image: int | None = None
     until: Trigger | None = None
 
+    def __post_init__(self) -> None:
+        """Keep what can be gone through but once."""
+        keep_lists(self)
+
     @property
     def name(self) -> str:
         """See ``Intervention``."""
@@ -61,10 +72,7 @@ class Boost(Edit):
         check_visual("a boost", prompt)
         if self.image is not None:
             which_image("a boost", prompt, self.image)
-        self._reach(layers, heads)
-
-    def _reach(self, layers: int, heads: int) -> dict[int, tuple[int, ...]]:
-        return select_heads(self.layers, self.heads, layers, heads)
+        select_heads(self.layers, self.heads, layers, heads)
 
     def reach(self, prompt: Prompt) -> Sequence[int]:
         """See ``Edit``."""
@@ -73,32 +81,9 @@ class Boost(Edit):
             chosen = prompt.image_of_key == self.image
         return chosen.nonzero()[0].tolist()
 
-    def bias(self, layer: int, scores: torch.Tensor, columns: torch.Tensor) -> torch.Tensor | None:
+    def bias(self, scores: torch.Tensor) -> torch.Tensor | float:
         """See ``Edit``."""
-        heads = self.heads_of(layer, scores.shape[1])
-        if heads is None:
-            return None
-        bias = torch.zeros_like(scores)
         if self.log_odds is not None:
-            bias[:, heads] = self.log_odds
-        else:
-            assert self.alpha is not None
-            bias[:, heads] = self.alpha * scores[:, heads].abs()
-        return bias
-
-    def heads_of(self, layer: int, count: int) -> list[int] | None:
-        """Heads of a layer in reach; None where there are none."""
-        return heads_in_reach(self.layers, self.heads, layer, count)
-
-
-def heads_in_reach(
-    layers: Iterable[int] | None, heads: Heads, layer: int, count: int
-) -> list[int] | None:
-    """Heads of a layer that were named; None where there are none."""
-    named = list(range(count)) if heads is None else list(heads)
-    pairs = [entry for entry in named if isinstance(entry, tuple)]
-    single = [entry for entry in named if not isinstance(entry, tuple)]
-    found = {head for at, head in pairs if at == layer}
-    if layers is None or layer in layers:
-        found |= set(single)
-    return sorted(found) or None
+            return self.log_odds
+        assert self.alpha is not None
+        return self.alpha * scores.abs()

@@ -112,7 +112,7 @@ class Copy(Insertion):
             ids = session.vlm.tokenizer(session.prompt.question, add_special_tokens=False)
             return TextPiece(tuple(np.resize(ids["input_ids"], len(kept)).tolist()))
         if self.source is not None:
-            features, grid = self._foreign(session, image)
+            features, grid = session.once((id(self), image), lambda: self._foreign(session, image))
             return VisualPiece(features, grid, tuple(range(len(features))))
         if self.positions == "frozen-cache":
             slots = session.visual_slots(image)

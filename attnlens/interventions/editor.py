@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,15 @@ class Reach:
         The edit.
     columns
         int64 [keys]: slots of the keys in reach.
+    heads
+        Heads in reach, by layer.
     start, stop
         Rows with slots from ``start`` on, and before ``stop`` where that is not None.
     """
 
     edit: Edit
     columns: torch.Tensor
+    heads: dict[int, tuple[int, ...]]
     start: int
     stop: int | None = None
 
@@ -48,12 +52,34 @@ class ScoreEditor:
         self.reaches: list[Reach] = []
         self._past = 0
 
-    def add(self, edit: Edit, prompt: Prompt, start: int) -> Reach:
+    def add(
+        self, edit: Edit, prompt: Prompt, heads: dict[int, tuple[int, ...]], start: int
+    ) -> Reach:
         """Let an edit act on rows from a slot on."""
         columns = torch.tensor(list(edit.reach(prompt)), dtype=torch.int64)
-        reach = Reach(edit, columns, start)
+        reach = Reach(edit, columns, heads, start)
         self.reaches.append(reach)
         return reach
+
+    def step_back(self, reaches: Sequence[Reach], start: int, segments: Sequence[Any]) -> None:
+        """Move the bounds of reaches with the tokens that they stand at.
+
+        See ``attnlens.recording.tap.Listener.step_back``. Rows of inserted tokens are in reach
+        where the tokens around them are.
+        """
+        again = [i for i, segment in enumerate(segments) if segment is None]
+
+        def moved(slot: int) -> int:
+            place = slot - start
+            if place < 0:
+                return slot
+            if place < len(again):
+                return start + again[place]
+            return start + len(segments) + place - len(again)
+
+        for reach in reaches:
+            reach.start = moved(reach.start)
+            reach.stop = None if reach.stop is None else moved(reach.stop)
 
     def begin_pass(self, tokens: int, past: int) -> None:
         """See ``attnlens.recording.tap.Editor``."""
@@ -69,21 +95,21 @@ class ScoreEditor:
         scaling: float,
     ) -> torch.Tensor | None:
         """See ``attnlens.recording.tap.Editor``."""
-        slots = torch.arange(self._past, self._past + query.shape[2], device=query.device)
+        end = self._past + query.shape[2]
         for reach in self.reaches:
-            rows = slots >= reach.start
-            if reach.stop is not None:
-                rows &= slots < reach.stop
-            if not bool(rows.any()):
+            heads = reach.heads.get(layer)
+            first = max(reach.start, self._past) - self._past
+            last = (end if reach.stop is None else min(reach.stop, end)) - self._past
+            if heads is None or first >= last:
                 continue
-            columns = reach.columns.to(query.device)
-            scores = _scores(query[:, :, rows], key[:, :, columns], scaling)
-            bias = reach.edit.bias(layer, scores, columns)
-            if bias is None:
-                continue
-            additive = _additive(mask, query, key).expand(-1, bias.shape[1], -1, -1).clone()
-            at = rows.nonzero()[:, 0]
-            additive[:, :, at[:, None], columns[None, :]] += bias.to(additive.dtype)
+            columns = reach.columns = reach.columns.to(query.device)
+            scores = _scores(query[:, :, first:last], key[:, :, columns], scaling)
+            bias = torch.zeros_like(scores)
+            chosen = list(heads)
+            bias[:, chosen] = reach.edit.bias(scores[:, chosen])
+            additive = _additive(mask, query, key, self._past)
+            additive = additive.expand(-1, bias.shape[1], -1, -1).clone()
+            additive[:, :, first:last, columns] += bias.to(additive.dtype)
             mask = additive
         return mask
 
@@ -96,11 +122,13 @@ def _scores(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Ten
     return products.reshape(batch, heads, rows, key.shape[2]) * scaling
 
 
-def _additive(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+def _additive(
+    mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, past: int
+) -> torch.Tensor:
     """Additive mask [batch, 1 or heads, rows, keys] that stands for the one given."""
     rows, length = query.shape[2], key.shape[2]
     if mask is None:
         seen = torch.ones((rows, length), dtype=torch.bool, device=query.device)
-        mask = seen.tril(length - rows)[None, None]
+        mask = seen.tril(past)[None, None]  # keys of a static cache reach beyond the last row
     additive: Any = as_bias(mask).to(query.dtype)
     return additive.expand(query.shape[0], -1, rows, -1)

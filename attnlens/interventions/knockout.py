@@ -10,8 +10,14 @@ import numpy as np
 import torch
 
 from attnlens.errors import InputError
-from attnlens.interventions.base import Edit, Heads, check_visual, select_heads, which_image
-from attnlens.interventions.boost import heads_in_reach
+from attnlens.interventions.base import (
+    Edit,
+    Heads,
+    check_visual,
+    keep_lists,
+    select_heads,
+    which_image,
+)
 from attnlens.interventions.triggers import Trigger
 
 if TYPE_CHECKING:
@@ -45,6 +51,10 @@ class Knockout(Edit):
     box: tuple[float, float, float, float] | None = None
     until: Trigger | None = None
 
+    def __post_init__(self) -> None:
+        """Keep what can be gone through but once."""
+        keep_lists(self)
+
     def check(self, prompt: Prompt, layers: int, heads: int) -> None:
         """See ``Intervention``."""
         check_visual("a knock-out", prompt)
@@ -72,11 +82,6 @@ class Knockout(Edit):
             slots = slots[overlaps]
         return slots.tolist()
 
-    def bias(self, layer: int, scores: torch.Tensor, columns: torch.Tensor) -> torch.Tensor | None:
+    def bias(self, scores: torch.Tensor) -> torch.Tensor | float:
         """See ``Edit``."""
-        heads = heads_in_reach(self.layers, self.heads, layer, scores.shape[1])
-        if heads is None:
-            return None
-        bias = torch.zeros_like(scores)
-        bias[:, heads] = float("-inf")
-        return bias
+        return float("-inf")

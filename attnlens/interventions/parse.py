@@ -18,7 +18,8 @@ FORMS = (
     "copy, copy:blank, copy:text, copy:FILE, route:PERCENT, route:PERCENT:random, "
     "route:PERCENT:bottom, inject:TEXT, close:TEXT, boost:LOG_ODDS, pai:ALPHA, knockout"
 )
-"""What ``parse_intervention`` reads; several are joined by ``+``."""
+"""What ``parse_intervention`` reads; several are joined by ``+``, but for ``inject`` and ``close``,
+whose text is taken whole."""
 
 
 def parse_trigger(text: str) -> Trigger:
@@ -83,7 +84,7 @@ def parse_intervention(text: str, when: Trigger, positions: str = "fresh") -> In
     if name == "inject" and value:
         return Inject(value, when=when)
     if name == "close" and value:
-        return InsertAndClose(when, close=value)
+        return InsertAndClose(when, close=value, insert=Copy(when=when, positions=positions))
     if name == "boost" and colon:
         return Boost(when=when, log_odds=_number(text, value, float))
     if name == "pai" and colon:

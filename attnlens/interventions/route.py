@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from attnlens.errors import InputError
-from attnlens.interventions.base import Heads, select_heads
+from attnlens.interventions.base import Heads, keep_lists, select_heads
 from attnlens.interventions.copy import Copy
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ class Route(Copy):
     layers: Iterable[int] | None = None
     heads: Heads = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Keep what can be gone through but once."""
+        keep_lists(self)
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ moved by what was inserted.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -19,7 +20,13 @@ import numpy as np
 import torch
 
 from attnlens.errors import InputError
-from attnlens.interventions.base import Edit, Insertion, Intervention
+from attnlens.interventions.base import (
+    Edit,
+    Insertion,
+    Intervention,
+    check_visual,
+    select_heads,
+)
 from attnlens.interventions.blocks import (
     CachedPiece,
     Piece,
@@ -33,7 +40,7 @@ from attnlens.interventions.blocks import (
 from attnlens.interventions.editor import Reach, ScoreEditor
 from attnlens.interventions.inject import Forcing
 from attnlens.interventions.online import online_share
-from attnlens.interventions.triggers import Moment
+from attnlens.interventions.triggers import Moment, Trigger
 from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.layout import key_layout
 from attnlens.recording.recorder import QueryRecorder
@@ -42,6 +49,7 @@ from attnlens.recording.tap import (
     attach_editor,
     detach,
     detach_editor,
+    tell_of_new_keys,
     tell_of_step_back,
 )
 from attnlens.vlm.load import VLM
@@ -140,8 +148,23 @@ class Session:
         self.prompt = prompt
         self.events: list[Event] = []
         self._family = vlm.family.parts(vlm.model)
+        self._watches_share = False
+        self._made: dict[Any, Any] = {}
         text = self._family.text.config
-        intervention.check(prompt, len(self._family.attention), text.num_attention_heads)
+        self._sizes = (len(self._family.attention), text.num_attention_heads)
+        for part in intervention.parts:
+            triggers = (part.when, getattr(part, "until", None) or part.when)
+            if not all(isinstance(trigger, Trigger) for trigger in triggers):
+                raise InputError(
+                    f"{part!r} has no trigger: give one of attnlens.interventions, such as "
+                    "At('<back>')"
+                )
+            if isinstance(part, Edit):
+                self._attention_name()
+            if any(trigger.definitions for trigger in triggers):
+                self._watches_share = True
+                check_visual("a trigger by visual share", prompt)
+        intervention.check(prompt, *self._sizes)
         self._states = [_State(part) for part in intervention.parts]
         self._stack = ExitStack()
         self._used = False
@@ -166,7 +189,7 @@ class Session:
                 self._editor = ScoreEditor(self._attention_name())
                 attach_editor(self._family, self._editor)
                 stack.callback(detach_editor, self._family, self._editor)
-            if any(s.part.when.definitions for s in self._states):
+            if self._watches_share:
                 self.listen(self.new_recorder(every=1), self)
             for state in self._states:
                 if isinstance(state.part, Insertion):
@@ -192,6 +215,7 @@ class Session:
         self._stack.close()
         self._features = None
         self._recorders.clear()
+        self._made.clear()
 
     def listen(self, recorder: QueryRecorder, owner: object) -> None:
         """Let a recorder see every pass, for ``recorder_of`` its owner."""
@@ -221,13 +245,20 @@ class Session:
 
     def _attention_name(self) -> str:
         name = self._family.text.config._attn_implementation or "eager"
-        base = name.rsplit("_", 1)[-1] if name.startswith("attnlens_") else name
+        # attnlens_<number>_<name of the implementation it stands for>
+        base = name.split("_", 2)[2] if name.startswith("attnlens_") else name
         if base not in ("sdpa", "eager"):
             raise InputError(
                 f"scores cannot be changed under the attention implementation {base!r}: "
                 "load the model with attn_implementation='sdpa' or 'eager'"
             )
         return base
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return what was made for a key; it is made the first time."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     # Visual tokens
 
@@ -336,6 +367,7 @@ class Session:
         first = acting[0][0]
         start = self._slot(first)
         plan, at, slot = _Plan(), first, start
+        earlier = [] if self._editor is None else list(self._editor.reaches)
         inserted, events = 0, []
         for act, state in acting:
             again = self._ids[at - 1 : act - 1] if act > at else []
@@ -352,7 +384,8 @@ class Session:
                 self._clock.first_free = max(act, self._clock.first_free)
             elif isinstance(state.part, Edit):
                 assert self._editor is not None
-                state.reach = self._editor.add(state.part, self.prompt, slot)
+                reach = select_heads(state.part.layers, state.part.heads, *self._sizes)
+                state.reach = self._editor.add(state.part, self.prompt, reach, slot)
             elif isinstance(state.part, Forcing):
                 ids = state.part.token_ids(self.vlm.tokenizer)
                 self._forced += ids
@@ -366,6 +399,8 @@ class Session:
         if again:
             plan.pieces.append((TextPiece(tuple(again)), False))
         begun = time.perf_counter()
+        if plan.pieces and self._editor is not None:
+            self._editor.step_back(earlier, start, plan.segments())
         if plan.pieces:
             self._apply(plan, start, step - first, inserted, cache, options)
             if next(self._family.text.parameters()).is_cuda:
@@ -404,6 +439,7 @@ class Session:
                 slot += sum(p.count for p, _ in run) + piece.count
                 run = []
                 repeat_cached(cache, piece.slots)
+                tell_of_new_keys(self._family)
             else:
                 run.append((piece, positions))
             rope = after

@@ -101,10 +101,10 @@ def recovery(
         right.set_yticks(range(len(curves)), list(curves)[::-1])
         right.set_xlabel(f"mean rise ({chosen.units})")
         caption = (
-            f"Rise of visual share under each intervention over the untouched twin, with the same "
-            f"tokens forced; definition {definition}: {chosen.formula}. Mean over "
-            f"{result.data.sizes['sample']} samples; bars: 95% bootstrap interval over samples. "
-            "Filled: inserted tokens not counted as image; hollow: counted."
+            "Rise of visual share under each intervention over the untouched twin, with the same "
+            f"tokens forced; definition {definition}: {chosen.formula}. Mean over the samples in "
+            f"which it acted, of {result.data.sizes['sample']}; bars: 95% bootstrap interval over "
+            "samples. Filled: inserted tokens not counted as image; hollow: counted."
         )
         room = add_caption(figure, caption)
         set_height(figure, height, room)

@@ -126,6 +126,10 @@ class Tap:
         for listener in tuple(self._listeners):
             listener.step_back(start, segments)
 
+    def new_keys(self) -> None:
+        """Forget how many keys there are, since some came without a pass."""
+        self._counted = (None, 0)
+
     @property
     def idle(self) -> bool:
         """Whether nobody listens or edits, and so nothing is installed."""
@@ -327,6 +331,13 @@ def tell_of_step_back(parts: Parts, start: int, segments: Sequence[str | None]) 
     tap = _taps.get(id(parts.text))
     if tap is not None:
         tap.step_back(start, segments)
+
+
+def tell_of_new_keys(parts: Parts) -> None:
+    """Tell the tap of a model that keys were put into the cache without a pass."""
+    tap = _taps.get(id(parts.text))
+    if tap is not None:
+        tap.new_keys()
 
 
 def _drop_idle(parts: Parts, tap: Tap) -> None:

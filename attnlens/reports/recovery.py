@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,9 +82,8 @@ def run_recovery(jobs: list[Job], settings: Settings) -> Path:
     check_writable(folder)
     vlm = load(settings.model, device=settings.device, dtype=settings.dtype)
     prompts = [vlm.prompt(job.image, job.question, settings.mode) for job in jobs]
-    answers = [job.answer for job in jobs]
-    known: Any = answers if all(answer is not None for answer in answers) else None
-    result = recover(vlm, prompts, settings.parsed(), settings.max_new_tokens, expected=known)
+    answers: Any = [job.answer for job in jobs]  # None where it is not known
+    result = recover(vlm, prompts, settings.parsed(), settings.max_new_tokens, expected=answers)
     table = result.table(settings.definition)
     with write_folder(folder, replace=True) as temporary:
         table.to_csv(temporary / "table.csv", index=False)
@@ -92,9 +92,8 @@ def run_recovery(jobs: list[Job], settings: Settings) -> Path:
         (temporary / "summary.json").write_text(text + "\n", encoding="utf-8")
         _draw(result, temporary, settings)
     print(as_text(result, settings.definition))
-    for run in result.interventions:
-        if not (result.data["fired"].sel(run=run) > 0).any():
-            print(one_line(f"{run}: the trigger {settings.when!r} never fired"))
+    for run in result.summary(settings.definition)["never_fired"]:
+        print(one_line(f"{run}: the trigger {settings.when!r} never fired"))
     print(one_line(f"written to {folder}"))
     return folder
 
@@ -148,6 +147,10 @@ def _summary(result: Recovery, jobs: list[Job], settings: Settings) -> dict[str,
 def _draw(result: Recovery, folder: Path, settings: Settings) -> None:
     from attnlens import plots
 
-    figure = plots.recovery(result, settings.definition)
+    try:
+        figure = plots.recovery(result, settings.definition)
+    except InputError as error:  # nothing acted, or text alone was forced: the tables say so
+        print(f"attnlens recover: no figure: {error}", file=sys.stderr)
+        return
     for suffix in settings.formats:
         plots.save(figure, folder / f"recovery.{suffix}")
