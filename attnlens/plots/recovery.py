@@ -82,8 +82,9 @@ def recovery(
         left, right = figure.subplots(1, 2)
         for place, (run, curve) in enumerate(curves.items()):
             look = {"color": palette[place % len(palette)], "marker": MARKERS[place % len(MARKERS)]}
-            line = LINES[place // len(palette) % len(LINES)]
-            left.plot(np.arange(len(curve)), curve, ls=line, markevery=max(1, steps // 6), **look)
+            line = LINES[place % len(LINES)]
+            plain = {name: value for name, value in look.items() if name != "marker"}
+            left.plot(np.arange(len(curve)), curve, ls=line, label=run, **plain)
             row = own.loc[run]
             at = len(curves) - 1 - place
             interval = np.nan_to_num(
@@ -95,6 +96,8 @@ def recovery(
         for axes in (left, right):
             spine = axes.axhline if axes is left else axes.axvline
             spine(0, color="0.6", linewidth=0.6, zorder=0)
+        columns = 3 if inches < 5 else 6
+        figure.legend(handles=left.lines[: len(curves)], loc="outside upper center", ncols=columns)
         left.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set_xlabel("steps since the trigger")
         left.set_ylabel(f"rise ({chosen.units})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,22 +101,37 @@ def run_recovery(jobs: list[Job], settings: Settings) -> Path:
 
 def as_text(result: Recovery, definition: str) -> str:
     """Lay the table out for a terminal."""
-    own = result.table(definition)
+    from attnlens.measures.definitions import get_definition
+
+    own = result.table(definition).to_dict("records")
+    both = [math.nan] * len(own)
+    if get_definition(definition).counts_copied:
+        both = result.table(definition, include_copied=True)["rise"].tolist()
+    samples = result.data.sizes["sample"]
     lines = [
-        f"rise of visual share ({definition}), mean over the steps from the trigger on, "
-        f"{result.data.sizes['sample']} prompts",
-        f"{'intervention':24}{'rise':>9}{'95% interval':>20}{'KL (nats)':>12}{'changed':>9}"
-        f"{'right':>7}{'tokens':>8}",
+        f"rise of visual share ({definition}) over the untouched run, mean over the steps from the "
+        f"trigger on, {samples} prompt{'s' if samples > 1 else ''}",
+        f"{'intervention':24}{'rise':>9}{'95% interval':>20}{'with copied':>13}{'KL (nats)':>11}"
+        f"{'changed':>9}{'right':>7}{'inserted':>10}",
     ]
-    for row in own.to_dict("records"):
-        interval = f"[{row['rise_low']:.3f}, {row['rise_high']:.3f}]"
+    for row, counted in zip(own, both, strict=True):
+        interval = "-"
+        if math.isfinite(row["rise_low"]):
+            interval = f"[{row['rise_low']:.3f}, {row['rise_high']:.3f}]"
         lines.append(
-            f"{one_line(row['intervention'])[:23]:24}{row['rise']:9.3f}{interval:>20}"
-            f"{row['kl']:12.4f}{row['answer_changed']:9.0%}"
-            + (f"{row['right']:7.0%}" if row["right"] == row["right"] else f"{'-':>7}")
-            + f"{row['inserted']:8.0f}"
+            f"{one_line(row['intervention'])[:23]:24}{_cell(row['rise'], '.3f', 9)}{interval:>20}"
+            f"{_cell(counted, '.3f', 13)}{_cell(row['kl'], '.4f', 11)}"
+            f"{_cell(row['answer_changed'], '.0%', 9)}{_cell(row['right'], '.0%', 7)}"
+            f"{_cell(row['inserted'], '.0f', 10)}"
         )
-    return "\n".join(lines)
+    notes = ["with copied: inserted tokens counted as image"]
+    if samples == 1:
+        notes.append("an interval needs several prompts (--batch)")
+    return "\n".join([*lines, "; ".join(notes)])
+
+
+def _cell(value: float, layout: str, width: int) -> str:
+    return f"{format(value, layout) if math.isfinite(value) else '-':>{width}}"
 
 
 def _summary(result: Recovery, jobs: list[Job], settings: Settings) -> dict[str, Any]:
