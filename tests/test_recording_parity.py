@@ -20,6 +20,8 @@ NEW = 40  # more than one flush
 
 def generate(vlm, prompt, **options):
     options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, **options}
+    # random weights may say an image's placeholder, for which a full pass would want an image
+    options.setdefault("suppress_tokens", [vlm.processor.image_token_id])
     return vlm.model.generate(**prompt.inputs, **options)
 
 
