@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from attnlens.benchmark.model import SHAPES, build, build_inputs
-from attnlens.benchmark.recording import _now, _rotated
+from attnlens.benchmark.recording import now, rotated
 from attnlens.interventions import At, AtStep, Copy, Intervention, Route, intervene
 from attnlens.progress import progress
 from attnlens.vlm.family import QWEN2_5_VL
@@ -79,10 +79,10 @@ def compare_interventions(
         "random": Route(when=AtStep(step), percent=50, select="random"),
     }
     seconds: dict[str, list[float]] = {name: [] for name in (*runs, "insertion", "one pass")}
-    rounds = [name for r in range(repeats + 1) for name in _rotated(list(runs), r)]
+    rounds = [name for r in range(repeats + 1) for name in rotated(list(runs), r)]
     for place, name in enumerate(progress(rounds, description="interventions")):
         chosen = runs[name]
-        begun = _now(device)
+        begun = now(device)
         with nullcontext() if chosen is None else intervene(vlm, prompt, chosen) as session:
             cache = model.generate(
                 **inputs,
@@ -91,7 +91,7 @@ def compare_interventions(
                 do_sample=False,
                 return_dict_in_generate=True,
             ).past_key_values
-        taken = _now(device) - begun
+        taken = now(device) - begun
         if place < len(runs):  # the first round warms up
             continue
         seconds[name].append(taken)
@@ -129,7 +129,7 @@ def _one_pass(model: Any, cache: Any, past: int, tokens: int, device: str) -> fl
     block = torch.zeros((1, tokens, width), device=device, dtype=model.dtype)
     positions = torch.arange(past, past + tokens, device=device).expand(4, 1, -1)
     mask = torch.ones((1, past + tokens), dtype=torch.int64, device=device)
-    begun = _now(device)
+    begun = now(device)
     with torch.no_grad():
         model.model.language_model(
             inputs_embeds=block,
@@ -138,4 +138,4 @@ def _one_pass(model: Any, cache: Any, past: int, tokens: int, device: str) -> fl
             past_key_values=cache,
             use_cache=True,
         )
-    return _now(device) - begun
+    return now(device) - begun

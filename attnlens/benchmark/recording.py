@@ -72,12 +72,12 @@ def ways(model: Any, inputs: dict[str, Any], segments: Any, new: int) -> dict[st
 
 
 def _seconds(call: Callable, device: str) -> tuple[float, Any]:
-    begun = _now(device)
+    begun = now(device)
     result = call()
-    return _now(device) - begun, result
+    return now(device) - begun, result
 
 
-def _now(device: str) -> float:
+def now(device: str) -> float:
     """Seconds on the clock, once the device has done what it was asked."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
@@ -129,7 +129,7 @@ def compare(
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     same = True
     reference = calls["plain"]()
-    rounds = [way for round_ in range(repeats) for way in _rotated(list(WAYS), round_)]
+    rounds = [way for round_ in range(repeats) for way in rotated(list(WAYS), round_)]
     for way in progress(rounds, description="timing"):
         taken, tokens = _seconds(calls[way], device)
         seconds[way].append(taken)
@@ -189,7 +189,7 @@ def by_context(
         inputs, segments = build_inputs(visual, device, getattr(torch, shape.dtype))
         taken: dict[str, list[float]] = {"plain": [], "recorded": []}
         for round_ in range(repeats + 1):
-            for way in _rotated(list(taken), round_):
+            for way in rotated(list(taken), round_):
                 milliseconds = 1000 * _after_prefill(model, inputs, segments, new, way, device)
                 if round_:  # the first round warms up
                     taken[way].append(milliseconds / (new - 1))
@@ -217,7 +217,7 @@ class _FirstToken:
     def put(self, _value: Any) -> None:
         self._puts += 1
         if self._puts == 2:  # the prompt comes first
-            self.at = _now(self._device)
+            self.at = now(self._device)
 
     def end(self) -> None:
         """Nothing is to be done."""
@@ -232,7 +232,7 @@ def _after_prefill(
     clock = _FirstToken(device)
     with attnlens.record(model, segments) if way == "recorded" else nullcontext():
         _generate(model, inputs, new, streamer=clock)
-    return _now(device) - clock.at
+    return now(device) - clock.at
 
 
 def _spread(values: list[float]) -> float:
@@ -240,7 +240,7 @@ def _spread(values: list[float]) -> float:
     return (quarters[2] - quarters[0]) / 2 / statistics.median(values)
 
 
-def _rotated(items: list, by: int) -> list:
+def rotated(items: list, by: int) -> list:
     """Start a round with another item each time, so that none always follows the same one."""
     by %= len(items)
     return items[by:] + items[:by]

@@ -16,6 +16,7 @@ from attnlens.errors import InputError
 from attnlens.measures.recovery import divergences
 from attnlens.measures.share import visual_share
 from attnlens.recording.trace import Trace
+from attnlens.vlm.images import open_image, plain_picture
 from attnlens.vlm.load import VLM
 from attnlens.vlm.prompt import Prompt
 
@@ -85,7 +86,7 @@ def dependence(
         )
     without = {name: _without(vlm, asked, name) for name in references}
     if other is not None:
-        without["other"] = _with_pictures(vlm, asked, [_opened(other)] * len(asked.pictures))
+        without["other"] = _with_pictures(vlm, asked, [open_image(other)[0]] * len(asked.pictures))
     if not without:
         raise InputError("no reference was given: name one, or give another image")
     log_p = _log_probabilities(vlm, asked, ids)
@@ -187,11 +188,7 @@ def _same_prompt(vlm: VLM, trace: Trace) -> Prompt:
 
 def _without(vlm: VLM, prompt: Prompt, reference: str) -> Prompt:
     if reference == "blank":
-        plain = []
-        for picture in prompt.pictures:
-            mean = np.asarray(picture).reshape(-1, 3).mean(0).round().astype(int)
-            plain.append(Image.new("RGB", picture.size, tuple(int(c) for c in mean)))
-        return _with_pictures(vlm, prompt, plain)
+        return _with_pictures(vlm, prompt, [plain_picture(p) for p in prompt.pictures])
     return _with_pictures(vlm, prompt, [])
 
 
@@ -201,12 +198,6 @@ def _with_pictures(vlm: VLM, prompt: Prompt, pictures: list[Image.Image]) -> Pro
         for picture, own in zip(pictures, prompt.pictures, strict=False)
     ]
     return vlm.prompt(sized or None, prompt.question, prompt.mode)
-
-
-def _opened(image: Any) -> Image.Image:
-    from attnlens.vlm.images import open_image
-
-    return open_image(image)[0]
 
 
 def _log_probabilities(vlm: VLM, prompt: Prompt, ids: list[int]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,8 @@ class _Run:
     """One generation of one prompt."""
 
     trace: Trace
-    log_probabilities: np.ndarray
+    log_probabilities: np.ndarray | None
+    """[steps, vocabulary], where they were kept."""
     seconds: float
 
 
@@ -104,7 +106,7 @@ def recover(
         rows = {UNTOUCHED: _row(untouched, untouched, untouched, truth)}
         for intervention in chosen:
             next(bar)
-            free = _generate(vlm, one, max_new_tokens, intervention, seed, options)
+            free = _generate(vlm, one, max_new_tokens, intervention, seed, options, keep=False)
             forced = None
             if not _forces(intervention):
                 next(bar)
@@ -158,12 +160,15 @@ def _generate(
     intervention: Intervention | None,
     seed: int,
     options: dict[str, Any],
+    *,
+    keep: bool = True,
 ) -> _Run:
     start = time.perf_counter()
-    with kept_log_probabilities(vlm) as kept:
+    with kept_log_probabilities(vlm) if keep else nullcontext() as kept:
         trace = run(vlm, prompt, max_new_tokens, intervention, seed=seed, **options)
     seconds = time.perf_counter() - start
-    return _Run(trace, torch.stack(kept).numpy()[: trace.data.sizes["step"]], seconds)
+    found = None if kept is None else torch.stack(kept).numpy()[: trace.data.sizes["step"]]
+    return _Run(trace, found, seconds)
 
 
 def _row(untouched: _Run, free: _Run, forced: _Run | None, truth: str | None) -> dict[str, Any]:
@@ -189,6 +194,8 @@ def _row(untouched: _Run, free: _Run, forced: _Run | None, truth: str | None) ->
         if not e["intervention"].startswith("force:")
     ]
     row["first_step"] = float(min(e["step"] for e in acted)) if acted else float("nan")
+    assert untouched.log_probabilities is not None
+    assert forced.log_probabilities is not None
     row["kl"], row["hellinger"] = divergences(untouched.log_probabilities, forced.log_probabilities)
     for event in acted:  # predicted before the tag was known: not under the intervention
         for name in ("kl", "hellinger"):

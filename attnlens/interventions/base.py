@@ -96,9 +96,13 @@ class Edit(Intervention):
     """
 
     until: Trigger | None
-
     layers: Iterable[int] | None
     heads: Heads
+    image: int | None
+
+    def __post_init__(self) -> None:
+        """Keep what can be gone through but once."""
+        keep_lists(self)
 
     @abstractmethod
     def bias(self, scores: torch.Tensor) -> torch.Tensor | float:
@@ -111,8 +115,10 @@ class Edit(Intervention):
         """
 
     def reach(self, prompt: Prompt) -> Sequence[int]:
-        """Slots of the prompt keys in reach."""
-        return [i for i, segment in enumerate(prompt.segments) if segment == "visual"]
+        """Slots of the prompt keys in reach: those of the image, or of all images."""
+        of_key = prompt.image_of_key
+        chosen = of_key >= 0 if self.image is None else of_key == self.image
+        return chosen.nonzero()[0].tolist()
 
 
 class Joined(Intervention):

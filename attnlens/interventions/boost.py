@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,6 @@ from attnlens.interventions.base import (
     Edit,
     Heads,
     check_visual,
-    keep_lists,
     select_heads,
     which_image,
 )
@@ -54,10 +53,6 @@ class Boost(Edit):
     image: int | None = None
     until: Trigger | None = None
 
-    def __post_init__(self) -> None:
-        """Keep what can be gone through but once."""
-        keep_lists(self)
-
     @property
     def name(self) -> str:
         """See ``Intervention``."""
@@ -73,13 +68,6 @@ class Boost(Edit):
         if self.image is not None:
             which_image("a boost", prompt, self.image)
         select_heads(self.layers, self.heads, layers, heads)
-
-    def reach(self, prompt: Prompt) -> Sequence[int]:
-        """See ``Edit``."""
-        chosen = prompt.image_of_key >= 0
-        if self.image is not None:
-            chosen = prompt.image_of_key == self.image
-        return chosen.nonzero()[0].tolist()
 
     def bias(self, scores: torch.Tensor) -> torch.Tensor | float:
         """See ``Edit``."""

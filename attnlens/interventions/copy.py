@@ -20,6 +20,8 @@ from attnlens.interventions.blocks import (
     VisualPiece,
 )
 from attnlens.interventions.triggers import Trigger
+from attnlens.vlm.features import image_features
+from attnlens.vlm.images import open_image, plain_picture
 
 if TYPE_CHECKING:
     from attnlens.interventions.session import Session
@@ -80,8 +82,6 @@ class Copy(Insertion):
         if not isinstance(self.repeat, int) or self.repeat < 1:
             raise InputError(f"repeat={self.repeat!r}: give a whole number of at least 1")
         if self.source not in (None, "blank", "text"):
-            from attnlens.vlm.images import open_image
-
             open_image(self.source)
 
     def chosen(self, session: Session, step: int, image: int) -> tuple[int, ...]:
@@ -122,18 +122,14 @@ class Copy(Insertion):
 
     def _foreign(self, session: Session, image: int) -> tuple[torch.Tensor, tuple[int, int]]:
         """Vision features and grid of a picture that the prompt does not hold."""
-        from PIL import Image
-
         shown: Any = self.source
         if shown == "blank":
-            own = session.prompt.pictures[image]
-            mean = np.asarray(own).reshape(-1, 3).mean(0).round().astype(int)
-            shown = Image.new("RGB", own.size, tuple(int(c) for c in mean))
+            shown = plain_picture(session.prompt.pictures[image])
         elif isinstance(shown, str):
             shown = Path(shown)
         prompt = session.vlm.prompt(shown, session.prompt.question)
         with torch.no_grad():
-            found = session.vlm.model.get_image_features(
-                prompt.inputs["pixel_values"], prompt.inputs["image_grid_thw"], return_dict=True
-            ).pooler_output
-        return torch.cat(tuple(found)), prompt.grids[0]
+            features = image_features(
+                session.vlm.model, prompt.inputs["pixel_values"], prompt.inputs["image_grid_thw"]
+            )
+        return features, prompt.grids[0]

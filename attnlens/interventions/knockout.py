@@ -14,7 +14,6 @@ from attnlens.interventions.base import (
     Edit,
     Heads,
     check_visual,
-    keep_lists,
     select_heads,
     which_image,
 )
@@ -50,10 +49,6 @@ class Knockout(Edit):
     image: int | None = None
     box: tuple[float, float, float, float] | None = None
     until: Trigger | None = None
-
-    def __post_init__(self) -> None:
-        """Keep what can be gone through but once."""
-        keep_lists(self)
 
     def check(self, prompt: Prompt, layers: int, heads: int) -> None:
         """See ``Intervention``."""

@@ -52,6 +52,7 @@ from attnlens.recording.tap import (
     tell_of_new_keys,
     tell_of_step_back,
 )
+from attnlens.vlm.features import image_features
 from attnlens.vlm.load import VLM
 from attnlens.vlm.prompt import Prompt
 
@@ -266,13 +267,11 @@ class Session:
         """Vision features of an image of the prompt, [visual tokens, width]; computed once."""
         if self._features is None:
             with torch.no_grad():
-                self._features = self.vlm.model.get_image_features(
+                self._features = image_features(
+                    self.vlm.model,
                     self.prompt.inputs["pixel_values"],
                     self.prompt.inputs["image_grid_thw"],
-                    return_dict=True,
-                ).pooler_output
-            if not isinstance(self._features, torch.Tensor):
-                self._features = torch.cat(tuple(self._features))
+                )
         counts = [rows * columns for rows, columns in self.prompt.grids]
         start = sum(counts[:image])
         return self._features[start : start + counts[image]]

@@ -119,10 +119,9 @@ class Recorder:
         inserted = self._recorder.inserted
         # the response's tokens are counted without inserted ones
         places = steps - inserted.before(steps)
-        fed = {
-            slot - int(inserted.before(np.array([slot]))[0]): ids.tolist()
-            for slot, ids in self._recorder.ids.items()
-        }
+        slots = np.array(list(self._recorder.ids), dtype=np.int64)
+        fed_places = (slots - inserted.before(slots)).tolist()
+        fed = dict(zip(fed_places, (i.tolist() for i in self._recorder.ids.values()), strict=True))
         watch = self._watch
         traces = []
         for row in range(batch):

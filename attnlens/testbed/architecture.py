@@ -137,10 +137,9 @@ def embed(
     torch.Tensor, [batch, length, width]
         What the text layers take as ``inputs_embeds``.
     """
-    import torch
+    from attnlens.vlm.features import image_features
 
-    images = model.get_image_features(pixel_values, image_grid_thw, return_dict=True).pooler_output
-    features = torch.cat(tuple(images))
+    features = image_features(model, pixel_values, image_grid_thw)
     if visual_index is not None:
         features = features.index_select(0, visual_index)  # its backward adds in a fixed order
     embedded = model.get_input_embeddings()(ids)

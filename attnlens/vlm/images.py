@@ -135,6 +135,12 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def plain_picture(image: Image.Image) -> Image.Image:
+    """Make an RGB picture of the same size in the picture's mean colour."""
+    mean = np.asarray(image.convert("RGB")).reshape(-1, 3).mean(0).round().astype(int)
+    return Image.new("RGB", image.size, tuple(int(c) for c in mean))
+
+
 def _grey_of_16_bits(image: Image.Image) -> Image.Image:
     """Scale 0 to 65,535 to 0 to 255, where Pillow's own conversion cuts all above 255 to white."""
     values = np.asarray(image)
