@@ -26,6 +26,9 @@ from attnlens.vlm.positions import ImagePiece, multimodal_positions
 IGNORED = -100
 """Label of positions that carry no loss."""
 
+DECISIONS = ("yes", "no", "more", "fewer")
+"""Words on which an answer hangs that are one of two, and so weigh little in a loss by tokens."""
+
 PERCEPTION_BATCH = {"small": 48, "medium": 32, "large": 16}
 ANSWER_BATCH = {"small": 24, "medium": 20, "large": 14}
 LONG_BATCH = 6
@@ -75,7 +78,7 @@ class Stage:
     long_every
         Every such step has long chained questions.
     decision_weight
-        Weight of the tokens "yes" and "no" in the loss (and in the loss that is logged); that of
+        Weight of the tokens of ``DECISIONS`` in the loss (and in the loss that is logged); that of
         all others is 1.
     """
 
@@ -86,12 +89,11 @@ class Stage:
 
 
 STAGES = (
-    Stage(0, tuple(KIND_SHARES.values())),
-    Stage(3600, (0.05, 0.1, 0.15, 0.3, 0.4), long_every=4),  # chains are not learned yet
-    Stage(4150, (0.08, 0.12, 0.15, 0.45, 0.2)),  # now they are, and comparisons are not
-    Stage(4900, (0.08, 0.12, 0.15, 0.45, 0.2), decision_weight=10.0),
+    Stage(0, tuple(KIND_SHARES.values()), decision_weight=3.0),
+    Stage(1000, (0.06, 0.14, 0.17, 0.25, 0.38), long_every=5, decision_weight=3.0),
+    Stage(2700, (0.1, 0.18, 0.2, 0.22, 0.3), long_every=8, decision_weight=3.0),
 )
-"""The stages of the shipped weights: what is left to learn is asked more often."""
+"""The stages of the shipped weights: chains take the longest to learn, and come often early on."""
 
 Kinds = Mapping[str, float]
 """How often each kind of question is asked."""
@@ -113,8 +115,9 @@ def _answer(rng: np.random.Generator, grid: str, kinds: Kinds) -> Example:
 
 def _long(rng: np.random.Generator, grid: str, kinds: Kinds) -> Example:
     mode = pick_by_share(rng, MODE_SHARES)
-    steps = int(rng.integers(9, MAX_STEPS + 1))
-    return _with_insertion(rng, make_sample(rng, mode, grid=grid, kind="chain", steps=steps))
+    steps = int(9 * (MAX_STEPS / 9) ** rng.random())  # each doubling alike
+    sample = make_sample(rng, mode, grid=grid, kind="chain", steps=steps, counts=1)
+    return _with_insertion(rng, sample)
 
 
 def _with_insertion(rng: np.random.Generator, sample: Any) -> Example:
@@ -212,7 +215,7 @@ def collate(
     examples
         The rows.
     decision_weight
-        Weight of "yes" and "no"; see ``Stage``.
+        Weight of ``DECISIONS``; see ``Stage``.
 
     Returns
     -------
@@ -241,7 +244,7 @@ def collate(
         must_look[i, :n] = torch.tensor(row.must_look)
         positions[:, i, :n] = torch.from_numpy(row.positions)
     weights = torch.ones(shape)
-    decisions = [t for t in processor.tokenizer.get_vocab() if t.lstrip("\u0120") in ("yes", "no")]
+    decisions = [t for t in processor.tokenizer.get_vocab() if t.lstrip("\u0120") in DECISIONS]
     decision_ids = torch.tensor(processor.tokenizer.convert_tokens_to_ids(sorted(decisions)))
     weights[torch.isin(labels, decision_ids)] = decision_weight
     return {

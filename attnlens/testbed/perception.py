@@ -30,9 +30,9 @@ TALLY_QUESTION = "Count the objects by colour and by shape."
 WORK_SUFFIX = "\nWork it out."
 KIND_SHARES: dict[str, float] = {
     "subtraction": 0.1,
-    "existence": 0.2,
-    "attribute": 0.25,
-    "comparison": 0.2,
+    "existence": 0.15,
+    "attribute": 0.2,
+    "comparison": 0.3,
     "chain": 0.25,
 }
 """How often training asks each kind at first; scoring asks all alike."""
