@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -17,10 +20,24 @@ import attnlens
 from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.experiments.dependence import correlation
+from attnlens.experiments.distributions import kept_log_probabilities
 from attnlens.experiments.recovery import holm, mcnemar
-from attnlens.interventions import At, AtStep, Boost, Copy, Inject, Knockout, Route
+from attnlens.interventions import (
+    At,
+    AtStep,
+    Boost,
+    Copy,
+    Every,
+    ForceTokens,
+    Inject,
+    Knockout,
+    Route,
+    WhenVisualBelow,
+)
+from attnlens.interventions.forced import ForcedSession
 from attnlens.interventions.parse import parse_intervention, parse_trigger
 from attnlens.measures import visual_share
+from attnlens.measures.definitions import DEFINITIONS
 from attnlens.measures.recovery import divergences, half_life, mean_from
 
 NEW = 14
@@ -57,10 +74,10 @@ def test_the_forced_twin_has_the_untouched_runs_tokens(tiny, prompts, result):
         ids = trace.data["predicted_token_id"].values.tolist()
         twin = result.data.sel(run="boost:1").isel(sample=sample)
         # the boost's own law, in the first layer at its first step
-        odds = np.log(twin["visual"].values / (1 - twin["visual"].values))
-        base = np.log(want / (1 - want))
-        assert np.allclose(odds[5, 0] - base[5, 0], 1.0, atol=1e-5)
-        assert np.array_equal(odds[:5], np.log(untouched["visual"] / (1 - untouched["visual"]))[:5])
+        boosted, plain = (m.astype(np.float64) for m in (twin["visual"].values, want))
+        law = 1 / (1 + (1 - plain) / plain * np.exp(-1.0))  # log-odds rise by 1
+        assert np.allclose(boosted[5, 0], law[5, 0], atol=1e-5)
+        assert np.allclose(twin["visual"][:5], want[:5], atol=1e-5)
         # the distribution of the untouched run, from one full pass
         whole = torch.cat([prompt.inputs["input_ids"], torch.tensor([ids[:-1]])], 1)
         with torch.no_grad():
@@ -74,9 +91,110 @@ def test_the_forced_twin_has_the_untouched_runs_tokens(tiny, prompts, result):
         assert logits.argmax(-1).tolist()[0] == ids[0]
         nothing = result.data.sel(run="boost:0").isel(sample=sample)
         assert np.allclose(nothing["kl"].values, 0, atol=1e-6)
-        assert np.allclose(nothing["mass_rise"].values, 0, atol=1e-6)
-        assert (result.data.sel(run="copy").isel(sample=sample)["kl"].values[:5] == 0).all()
-        assert (result.data.sel(run="copy").isel(sample=sample)["kl"].values[5:] > 0).any()
+        assert np.allclose(nothing["mass_rise"].values, 0, atol=1e-5)
+        kl = result.data.sel(run="copy").isel(sample=sample)["kl"].values
+        assert np.allclose(kl[:5], 0, atol=1e-6)
+        assert (kl[5:] > 1e-4).all()
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        Copy(when=AtStep(5)),
+        Copy(when=AtStep(4), positions="original", repeat=2),
+        Copy(when=Every(4), positions="frozen-cache", wrap=False),
+        Route(when=AtStep(6), percent=40),
+        Boost(when=AtStep(0), log_odds=1.5, until=AtStep(7)),
+        Copy(when=AtStep(3)) + Knockout(when=AtStep(5), heads=[(1, 0)]),
+        Route(when=WhenVisualBelow(0.99, definition="mass", patience=2), percent=30),
+        Knockout(when=At("<nowhere>")),
+    ],
+    ids=lambda chosen: chosen.name,
+)
+def test_forcing_many_tokens_to_a_pass_is_forcing_one_at_a_time(tiny, prompts, chosen):
+    trace = attnlens.run(tiny, prompts[0], NEW, do_sample=False, **OPTIONS)
+    ids = trace.data["predicted_token_id"].values.tolist()
+    twin = ForceTokens(tuple(ids), when=AtStep(0)) + chosen
+    with kept_log_probabilities(tiny) as kept:
+        slow = attnlens.run(tiny, prompts[0], NEW, twin, do_sample=False, eos_token_id=None)
+    before = (tiny.model.model.rope_deltas, dict(tiny.model.__dict__))
+    with (
+        attnlens.record(tiny, prompts[0]) as recorder,
+        ForcedSession(tiny, prompts[0], chosen) as session,
+    ):
+        found = session.force(ids)
+    assert (tiny.model.model.rope_deltas, dict(tiny.model.__dict__)) == before
+    fast = recorder.trace
+    assert np.allclose(fast.data["mass"], slow.data["mass"], atol=1e-5)
+    assert torch.allclose(found, torch.stack(kept), atol=1e-4)
+    for name in ("keys", "step", "query_token_id", "predicted_token_id", "region"):
+        assert np.array_equal(fast.data[name], slow.data[name]), name
+    acted = [e for e in slow.attrs["interventions"] if not e["intervention"].startswith("force")]
+    for event, known in zip(session.events, acted, strict=True):
+        noted = asdict(event) | {"seconds": 0.0, "kept": list(event.kept)}
+        assert noted == known | {"seconds": 0.0}
+    assert bool(acted) == (chosen.name != "knockout")
+
+
+def test_half_precision_is_forced_as_it_was_generated(tiny, prompts):
+    """One token to a pass: an intervention that does nothing changes nothing, bit for bit."""
+    half = copy.deepcopy(tiny.model).to(torch.bfloat16)
+    vlm = dataclasses.replace(tiny, model=half)
+    prompt = vlm.prompt(picture(140, 112, 1), "Is there a red circle?", "back")
+    chosen = [Boost(when=AtStep(5), log_odds=0.0), Copy(when=AtStep(5))]
+    result = attnlens.recover(vlm, prompt, chosen, NEW, **OPTIONS)
+    nothing = result.data.sel(run="boost:0").isel(sample=0)
+    copied = result.data.sel(run="copy").isel(sample=0)
+    assert (nothing["kl"].values[:5] == 0).all()
+    assert (copied["kl"].values[:5] == 0).all()
+    assert np.allclose(copied["mass_rise"].values[:5], 0, atol=1e-6)
+    assert (np.abs(copied["mass_rise"].values[5:]) > 1e-3).any()
+
+
+def test_a_text_of_its_own_cannot_be_forced_into_a_forced_response(tiny, prompts):
+    with pytest.raises(InputError, match="inject:red forces text of its own"):
+        ForcedSession(tiny, prompts[0], Copy(when=AtStep(3)) + Inject("red", when=AtStep(3)))
+    session = ForcedSession(tiny, prompts[0], Copy(when=AtStep(3)))
+    with session, pytest.raises(InputError, match="no token"):
+        session.force([])
+
+
+def test_interventions_may_be_named(tiny, prompts):
+    chosen = {"early": Copy(when=AtStep(3)), "late": Copy(when=AtStep(8))}
+    result = attnlens.recover(tiny, prompts[0], chosen, NEW, detail="layer", **OPTIONS)
+    assert result.interventions == ["early", "late"]
+    one = result.data.isel(sample=0)
+    assert one["first_step"].sel(run=["early", "late"]).values.tolist() == [3, 8]
+    assert "share_by_head" not in result.data
+    assert "visual" not in result.data
+    with pytest.raises(InputError, match="detail='head'"):
+        result.by_head("early")
+    with pytest.raises(InputError, match="'untouched'"):
+        attnlens.recover(tiny, prompts[0], {"untouched": Copy(when=AtStep(3))}, NEW)
+    with pytest.raises(InputError, match="detail='gaze'"):
+        attnlens.recover(tiny, prompts[0], chosen, NEW, detail="gaze")
+
+
+def test_free_rises_are_those_of_the_free_run(tiny, prompts, result):
+    """Also where text is forced, which leaves no forced twin."""
+    for name, chosen, first in (
+        ("inject:red", Inject("red", when=AtStep(3)), 3),
+        ("copy", Copy(when=AtStep(5)), 5),
+    ):
+        free = attnlens.run(tiny, prompts[1], NEW, chosen, do_sample=False, **OPTIONS)
+        plain = attnlens.run(tiny, prompts[1], NEW, do_sample=False, **OPTIONS)
+        got = result.data.sel(run=name).isel(sample=1)
+        assert got["text"].item() == free.text
+        for definition in ("mass", "look-back"):
+            for counted, variable in ((False, "free_rise"), (True, "free_rise_with_copied")):
+                shares = [
+                    visual_share(t, definition, include_copied=counted).sel(step=slice(first, None))
+                    for t in (free, plain)
+                ]
+                want = float(shares[0].mean() - shares[1].mean())
+                assert float(got[variable].sel(definition=definition)) == pytest.approx(want)
+    never = result.data.sel(run="knockout")["free_rise"]
+    assert np.isnan(never.values).all()
 
 
 def test_steps_inside_a_tag_have_no_divergence(tiny, prompts):
@@ -91,17 +209,36 @@ def test_steps_inside_a_tag_have_no_divergence(tiny, prompts):
     undefined = np.flatnonzero(np.isnan(one["kl"].values))
     assert undefined.tolist() == list(range(first, first + len(undefined)))
     assert len(undefined) >= 1
-    assert (one["kl"].values[:first] == 0).all()
-    assert one["kl"].values[first + len(undefined)] > 0
+    assert np.allclose(one["kl"].values[:first], 0, atol=1e-6)
+    assert one["kl"].values[first + len(undefined)] > 1e-4
     assert np.isfinite(result.per_sample()["kl"]).all()
 
 
 def test_shares_are_those_of_the_measures(tiny, prompts, result):
     trace = attnlens.run(tiny, prompts[0], NEW, do_sample=False, **OPTIONS)
-    for name in attnlens.measures.definitions():
-        share = visual_share(trace, name)
-        got = result.data["share"].sel(run="untouched", definition=name).isel(sample=0)
-        assert np.allclose(got.values[share["step"].values], share.values, equal_nan=True)
+    twin = {"untouched": trace, "copy": None}
+    with (
+        attnlens.record(tiny, prompts[0]) as recorder,
+        ForcedSession(tiny, prompts[0], Copy(when=AtStep(5))) as session,
+    ):
+        session.force(trace.data["predicted_token_id"].values.tolist())
+    twin["copy"] = recorder.trace
+    axes = {"share": "mean", "share_by_layer": "layer", "share_by_head": "none"}
+    for run in twin:
+        for name, definition in DEFINITIONS.items():
+            for variable, reduction in axes.items():
+                for counted in (False, True):
+                    whole = f"{variable}_with_copied" if counted else variable
+                    got = result.data[whole].sel(run=run, definition=name).isel(sample=0)
+                    none = counted and not definition.counts_copied
+                    if none or (reduction == "none" and not definition.per_head):
+                        assert np.isnan(got.values).all()
+                        continue
+                    share = visual_share(
+                        twin[run], name, include_copied=counted, reduction=reduction
+                    )
+                    here = got.values[share["step"].values]
+                    assert np.allclose(here, share.values, equal_nan=True, atol=1e-6), (run, whole)
     both = result.data["share_with_copied"].sel(run="copy", definition="mass").isel(sample=1)
     one = result.data.sel(run="copy").isel(sample=1)
     assert np.allclose(both, (one["visual"] + one["copied"]).mean(("layer", "head")), atol=1e-6)
@@ -126,6 +263,13 @@ def test_tables_say_what_acted_and_what_did_not(result):
     assert table.loc["copy", "cache_bytes"] == 22 * per_token
     heads = result.by_head("boost:1")
     assert len(heads) == 12
+    rises = result.data["mass_rise"].sel(run="boost:1").values[:, 5:NEW].mean((0, 1))
+    assert np.allclose(heads["rise"].to_numpy().reshape(3, 4), rises, atol=1e-6)
+    ratios = result.by_head("boost:1", "lookback-ratio")["rise"]
+    assert np.isfinite(ratios).all()
+    assert not np.allclose(ratios, heads["rise"])
+    with pytest.raises(InputError, match="'look-back' reduces heads"):
+        result.by_head("boost:1", "look-back")
     assert (heads["p_adjusted"] >= heads["p_value"]).all()
     with pytest.raises(InputError, match="no intervention 'glue'"):
         result.by_head("glue")

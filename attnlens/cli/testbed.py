@@ -25,6 +25,7 @@ def add_parser(commands: Any) -> None:
     _add_sample(actions)
     _add_score(actions)
     _add_study(actions)
+    _add_recover(actions)
 
 
 def _add_train(actions: Any) -> None:
@@ -106,6 +107,26 @@ def _add_study(actions: Any) -> None:
     )
     study.add_argument("--steps", type=int, metavar="N", help="ask chains of N steps only")
     study.set_defaults(run=run_study)
+
+
+def _add_recover(actions: Any) -> None:
+    recover = actions.add_parser(
+        "recover",
+        help="compare all ways of looking again, with their controls, on held-out scenes",
+        description="COPY, ROUTE, boosts, knock-outs and their controls at the verification: what "
+        "each brings back in visual attention, answers and verified facts right, cost; and which "
+        "heads look, with the first of them knocked out. Written as JSON.",
+    )
+    recover.add_argument("--json", required=True, metavar="FILE", help="write the tables here")
+    _add_model_and_scenes(recover)
+    recover.add_argument(
+        "--modes",
+        nargs="+",
+        default=["back", "reflection"],
+        choices=("back", "reflection"),
+        help="(back reflection)",
+    )
+    recover.set_defaults(run=run_recover)
 
 
 def _add_model_and_scenes(parser: Any) -> None:
@@ -223,6 +244,54 @@ def run_study(options: argparse.Namespace) -> int:
     write_json(options.json, record)
     print(f"written to {options.json}")
     return 0
+
+
+def run_recover(options: argparse.Namespace) -> int:
+    """Compare all ways of looking again."""
+    from attnlens.files import check_file
+
+    at_least("scenes", options.scenes, 4)
+    check_file(Path(options.json))
+    from attnlens.testbed import held_out_sample
+    from attnlens.testbed.heads import looking_heads
+    from attnlens.testbed.looking_again import looking_again
+    from attnlens.vlm.load import load
+
+    held_out_sample(options.seed, 0, options.modes[0])
+    vlm = load(options.model_path, device=options.device, dtype="float32")
+    record: dict[str, Any] = {"model": options.model_path, "modes": {}}
+    for mode in options.modes:
+        table = looking_again(vlm, options.scenes, options.seed, mode=mode)
+        _print_ways(table)
+        heads = looking_heads(vlm, options.scenes, options.seed, mode=mode)
+        record["modes"][mode] = {**table, "heads": heads}
+        write_json(options.json, record)  # what is there is kept if the next mode fails
+    print(f"written to {options.json}", file=sys.stderr)
+    return 0
+
+
+def _print_ways(table: dict[str, Any]) -> None:
+    print(
+        f"{table['mode']}: {table['scenes']} held-out scenes; rise of visual mass over the "
+        "untouched twin, inserted tokens counted as image and not"
+    )
+    names = ("with copied", "visual", "KL (nats)", "answer", "verified", "inserted")
+    print(f"{'':36}" + "".join(f"{name:>13}" for name in names))
+    for run, row in table["rows"].items():
+        own, both = row.get("mass", {}), row.get("mass, with copied", {})
+        cells = [
+            _cell(both.get("rise"), ".3f"),
+            _cell(own.get("rise"), ".3f"),
+            _cell(own.get("kl"), ".3f"),
+            _cell(row["answer"]["mean"], ".1%"),
+            _cell(row["verified"]["mean"], ".1%"),
+            _cell(own.get("inserted"), ".0f"),
+        ]
+        print(f"{run:36}" + "".join(f"{cell:>13}" for cell in cells))
+
+
+def _cell(value: float | None, layout: str) -> str:
+    return "-" if value is None else format(value, layout)
 
 
 def _print_table(table: dict[str, dict[str, Any]]) -> None:

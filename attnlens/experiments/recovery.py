@@ -33,17 +33,25 @@ class Recovery:
             in the second. Run ``untouched`` is the run without intervention.
         ``rise``, ``rise_with_copied``
             the same, minus the untouched run's at the same step.
-        ``visual[sample, run, step, layer, head]``, ``copied``
+        ``share_by_layer[sample, run, definition, step, layer]``, ``rise_by_layer`` (detail
+        ``layer`` or ``head``) and ``share_by_head[..., layer, head]``, ``rise_by_head`` (detail
+        ``head``), each also ``_with_copied``
+            the same by layer, and by head in the definitions that do not reduce heads themselves.
+        ``visual[sample, run, step, layer, head]``, ``copied`` (detail ``head``)
             fraction of attention mass on the prompt's visual keys, and on inserted ones.
         ``mass_rise``, ``mass_rise_with_copied`` [sample, run, step, layer, head]
             change of ``visual``, and of ``visual + copied``.
+        ``free_rise[sample, run, definition]``, ``free_rise_with_copied``
+            mean visual share of the free run over the steps from where the intervention acts to
+            its end, minus the same mean of the untouched run. What is said differs, too; it is the
+            only rise of interventions that force text.
         ``kl[sample, run, step]`` (nats, of the untouched distribution from the twin's),
         ``hellinger`` (0 to 1)
             change of the next-token distribution. NaN at the steps inside a trigger's text, which
             were predicted before it was known.
         ``first_step[sample, run]``
             first step that the intervention acts on in the forced twin; NaN where it never did.
-        ``answer``, ``answer_changed``, ``right``, ``steps``, ``seconds``, ``inserted``,
+        ``text``, ``answer``, ``answer_changed``, ``right``, ``steps``, ``seconds``, ``inserted``,
         ``cache_bytes``, ``fired`` [sample, run]
             of the free run; ``right`` is NaN where the truth is not known.
 
@@ -72,9 +80,7 @@ class Recovery:
         """
         import pandas as pd
 
-        known = self.data["definition"].values.tolist()
-        if definition not in known:
-            raise InputError(f"unknown definition {definition!r}: use one of {', '.join(known)}")
+        self._check_definition(definition)
         name = "rise_with_copied" if include_copied else "rise"
         rises = self.data[name].sel(definition=definition)
         rows = []
@@ -96,6 +102,11 @@ class Recovery:
                     }
                 rows.append({**here, **values})
         return pd.DataFrame(rows)
+
+    def _check_definition(self, definition: str) -> None:
+        known = self.data["definition"].values.tolist()
+        if definition not in known:
+            raise InputError(f"unknown definition {definition!r}: use one of {', '.join(known)}")
 
     def table(
         self,
@@ -119,7 +130,8 @@ class Recovery:
         -------
         pandas.DataFrame
             ``samples`` in which it acted; ``rise`` with ``rise_low`` and ``rise_high``; ``area``;
-            ``half_life`` (median); ``kl``; ``hellinger``; ``p_value`` of the Wilcoxon signed-rank
+            ``half_life`` (median); ``free_rise`` with ``free_rise_low`` and ``free_rise_high``;
+            ``kl``; ``hellinger``; ``p_value`` of the Wilcoxon signed-rank
             test of the rises, ``p_adjusted`` (Holm, over interventions) and ``effect_size``
             (matched-pairs rank-biserial); ``answer_changed``, ``right``, ``right_untouched``
             (means) and ``right_p_value`` (exact McNemar); ``inserted``, ``cache_bytes``,
@@ -139,9 +151,15 @@ class Recovery:
             mine = frame[frame["run"] == run]
             acted = mine[np.isfinite(mine["rise"])]
             rise = acted["rise"].to_numpy()
-            low, high = bootstrap_mean(rise, confidence=confidence, resamples=resamples, seed=seed)
-            p_value, effect = signed_rank(rise)
             one = self.data.sel(run=run)
+            free = one[f"free_rise{'_with_copied' if include_copied else ''}"]
+            free_rise = free.sel(definition=definition).values
+            free_rise = free_rise[np.isfinite(free_rise)]
+            (low, high), (free_low, free_high) = (
+                bootstrap_mean(v, confidence=confidence, resamples=resamples, seed=seed)
+                for v in (rise, free_rise)
+            )
+            p_value, effect = signed_rank(rise)
             rows.append(
                 {
                     "intervention": run,
@@ -151,6 +169,9 @@ class Recovery:
                     "rise_high": high,
                     "area": _mean(acted["area"]),
                     "half_life": _median(acted["half_life"]),
+                    "free_rise": _mean(free_rise),
+                    "free_rise_low": free_low,
+                    "free_rise_high": free_high,
                     "kl": _mean(acted["kl"]),
                     "hellinger": _mean(acted["hellinger"]),
                     "p_value": p_value,
@@ -165,11 +186,22 @@ class Recovery:
                 }
             )
         table = pd.DataFrame(rows)
-        table.insert(10, "p_adjusted", holm(table["p_value"].to_numpy()))
+        table.insert(
+            table.columns.get_loc("p_value") + 1, "p_adjusted", holm(table["p_value"].to_numpy())
+        )
         return table
 
-    def by_head(self, intervention: str, *, include_copied: bool = False) -> pd.DataFrame:
-        """Mean rise of visual mass by layer and head, from where the intervention acts.
+    def by_head(
+        self, intervention: str, definition: str = "mass", *, include_copied: bool = False
+    ) -> pd.DataFrame:
+        """Mean rise of visual share by layer and head, from where the intervention acts.
+
+        Parameters
+        ----------
+        intervention
+            Its name.
+        definition, include_copied
+            Which rise; of the definitions that do not reduce heads themselves.
 
         Returns
         -------
@@ -181,7 +213,8 @@ class Recovery:
         Raises
         ------
         InputError
-            If there is no intervention of that name.
+            If there is no intervention of that name, or the definition is unknown, reduces heads
+            itself, or was not kept by head (``detail``).
         """
         import pandas as pd
 
@@ -189,13 +222,19 @@ class Recovery:
             raise InputError(
                 f"no intervention {intervention!r}: there are {', '.join(self.interventions)}"
             )
-        name = "mass_rise_with_copied" if include_copied else "mass_rise"
+        self._check_definition(definition)
+        name = "rise_by_head_with_copied" if include_copied else "rise_by_head"
+        if name not in self.data:
+            raise InputError("rises were not kept by head: call recover with detail='head'")
         one = self.data.sel(run=intervention)
+        rises_of = one[name].sel(definition=definition).values
+        if not np.isfinite(self.data["share_by_head"].sel(definition=definition).values).any():
+            raise InputError(f"definition {definition!r} reduces heads itself: use 'mass'")
         means = []
         for sample in range(self.data.sizes["sample"]):
             first = float(one["first_step"].values[sample])
             if np.isfinite(first):
-                means.append(np.nanmean(one[name].values[sample, int(first) :], axis=0))
+                means.append(np.nanmean(rises_of[sample, int(first) :], axis=0))
         layers, heads = self.data.sizes["layer"], self.data.sizes["head"]
         rises = np.array(means).reshape(len(means), layers, heads)
         rows = []

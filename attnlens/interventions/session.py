@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -55,6 +55,8 @@ from attnlens.recording.tap import (
 from attnlens.vlm.features import image_features
 from attnlens.vlm.load import VLM
 from attnlens.vlm.prompt import Prompt
+
+S = TypeVar("S", bound="Session")
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ class Session:
 
     # The block
 
-    def __enter__(self) -> Session:
+    def __enter__(self: S) -> S:
         """Attach to the model."""
         if self._used:
             raise RuntimeError("a session is used once: call intervene(...) again")

@@ -27,6 +27,15 @@ def divergences(log_p: np.ndarray, log_q: np.ndarray) -> tuple[np.ndarray, np.nd
     return np.maximum(terms.sum(-1), 0.0), np.sqrt(np.clip(1.0 - overlap, 0.0, 1.0))
 
 
+def mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Average over the last axis, undefined entries left out; NaN where there is no other."""
+    known = np.isfinite(values)
+    counts = known.sum(-1)
+    return np.where(
+        counts > 0, np.where(known, values, 0.0).sum(-1) / np.maximum(counts, 1), np.nan
+    )
+
+
 def mean_from(values: np.ndarray, start: int) -> float:
     """Return the mean of a series from a step on, undefined steps left out; NaN without any."""
     kept = values[start:]

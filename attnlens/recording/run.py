@@ -17,6 +17,7 @@ from attnlens.vlm.prompt import Prompt
 
 if TYPE_CHECKING:
     from attnlens.interventions.base import Intervention
+    from attnlens.interventions.session import Session
 
 _RECORDING = ("layers", "visual_map", "prompt_rows", "every")
 
@@ -80,7 +81,12 @@ def run(
         vlm.model.generate(**prompt.inputs, max_new_tokens=max_new_tokens, **options)
     trace = recorder.trace
     if session is not None:
-        trace.attrs["intervention"] = repr(intervention)
-        trace.attrs["interventions"] = [as_plain(asdict(event)) for event in session.events]
-        trace.attrs["never_fired"] = session.never_fired
+        note_session(trace, intervention, session)
     return trace
+
+
+def note_session(trace: Trace, intervention: Any, session: Session) -> None:
+    """Write into a trace what was done, when, and what never fired."""
+    trace.attrs["intervention"] = repr(intervention)
+    trace.attrs["interventions"] = [as_plain(asdict(event)) for event in session.events]
+    trace.attrs["never_fired"] = session.never_fired

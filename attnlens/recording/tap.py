@@ -130,6 +130,11 @@ class Tap:
         """Forget how many keys there are, since some came without a pass."""
         self._counted = (None, 0)
 
+    def response(self, ids: torch.Tensor) -> None:
+        """Note a response that was fed without ``generate``."""
+        for watch in self._listeners.values():
+            watch.sequences = ids
+
     @property
     def idle(self) -> bool:
         """Whether nobody listens or edits, and so nothing is installed."""
@@ -338,6 +343,13 @@ def tell_of_new_keys(parts: Parts) -> None:
     tap = _taps.get(id(parts.text))
     if tap is not None:
         tap.new_keys()
+
+
+def tell_of_response(parts: Parts, ids: torch.Tensor) -> None:
+    """Tell whoever listens to a model the response that it was fed, [batch, steps]."""
+    tap = _taps.get(id(parts.text))
+    if tap is not None:
+        tap.response(ids)
 
 
 def _drop_idle(parts: Parts, tap: Tap) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
 
+T = TypeVar("T")
 
-def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+
+def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     """Draw one of the options, all alike."""
     return options[int(rng.integers(len(options)))]
 

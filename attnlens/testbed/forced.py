@@ -38,6 +38,9 @@ class Forced:
         float32 [step, layer, head]: fraction of attention mass on the visual tokens.
     peak
         int [step, layer, head]: the visual token with the largest weight.
+    on_object
+        float32 [step, layer, head]: fraction of attention mass on the visual tokens of the object
+        that the step's token speaks of; 0 where it speaks of none.
     visual_tokens
         How many visual tokens the image has.
     """
@@ -46,6 +49,7 @@ class Forced:
     right: np.ndarray
     mass: np.ndarray
     peak: np.ndarray
+    on_object: np.ndarray
     visual_tokens: int
 
 
@@ -111,7 +115,11 @@ def forced_pass(
     weights = torch.stack([a[0][:, rows][:, :, is_visual] for a in out.attentions]).float()
     mass = weights.sum(-1).permute(2, 0, 1).cpu().numpy()
     peak = weights.argmax(-1).permute(2, 0, 1).cpu().numpy()
-    return Forced(truth, right, mass, peak, visual_tokens)
+    own = torch.zeros((len(truth), visual_tokens), device=device)
+    for step, token in enumerate(truth):
+        own[step, list(token.visual_tokens)] = 1.0
+    on_object = (weights * own).sum(-1).permute(2, 0, 1).cpu().numpy()
+    return Forced(truth, right, mass, peak, on_object, visual_tokens)
 
 
 def _positions(model: Any, ids: Any, inputs: Any) -> Any:

@@ -10,11 +10,11 @@ import numpy as np
 from attnlens.errors import InputError
 from attnlens.measures import decay, refocus, visual_share
 from attnlens.measures.inputs import owned_token
-from attnlens.measures.statistics import bootstrap_mean
 from attnlens.progress import progress
 from attnlens.recording.run import run
 from attnlens.testbed.forced import Forced, forced_pass
 from attnlens.testbed.hiding import HIDINGS, states_fact
+from attnlens.testbed.looking_again import with_interval
 from attnlens.testbed.respond import picture
 from attnlens.testbed.samples import Sample, held_out_sample
 from attnlens.testbed.scenes import SIZES
@@ -111,7 +111,7 @@ def recorded_shares(vlm: VLM, samples: list[Sample]) -> dict[str, Any]:
             for section, value in _by_section(trace, sample, definition).items():
                 by_section[section].append(value)
         result["sections"][definition] = {
-            name: _with_interval(by_section[name]) for name in SECTIONS if by_section[name]
+            name: with_interval(by_section[name]) for name in SECTIONS if by_section[name]
         }
     mode = kept[0].mode
     if mode != "reflection":
@@ -136,13 +136,6 @@ def _by_section(trace: Trace, sample: Sample, definition: str) -> dict[str, floa
         if 0 <= token < len(sections) and np.isfinite(value):
             found[sections[token]].append(value)
     return {name: float(np.mean(v)) for name, v in found.items()}
-
-
-def _with_interval(values: list[float]) -> dict[str, float | None]:
-    if len(values) < 2:
-        return {"mean": float(np.mean(values)) if values else None, "low": None, "high": None}
-    low, high = bootstrap_mean(np.array(values), confidence=0.95, resamples=9999, seed=0)
-    return {"mean": float(np.mean(values)), "low": low, "high": high}
 
 
 def looking(passes: list[Forced], section: str = "all") -> dict[str, Any] | None:
@@ -190,12 +183,10 @@ def looking(passes: list[Forced], section: str = "all") -> dict[str, Any] | None
     layer, head = np.unravel_index(by_head.argmax(), by_head.shape)
     return {
         "steps": {"must_look": int(labels.sum()), "told": int((~labels).sum())},
-        "must_look": _with_interval(
+        "must_look": with_interval(
             [float(v[must[i]].mean()) for v, i in zip(mean, both, strict=True)]
         ),
-        "told": _with_interval(
-            [float(v[~must[i]].mean()) for v, i in zip(mean, both, strict=True)]
-        ),
+        "told": with_interval([float(v[~must[i]].mean()) for v, i in zip(mean, both, strict=True)]),
         "auc": auc(masses.mean((1, 2))),
         "auc_by_head": by_head.round(4).tolist(),
         "best": {"layer": int(layer), "head": int(head), "auc": float(by_head.max())},

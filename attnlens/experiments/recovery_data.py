@@ -1,0 +1,241 @@
+"""From the runs of ``attnlens.recover`` to labelled arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from attnlens.boxed import final_answer
+from attnlens.experiments.recovery import UNTOUCHED
+from attnlens.measures.definitions import DEFINITIONS, Definition
+from attnlens.measures.recovery import divergences, mean_from, mean_of_known
+from attnlens.measures.share import visual_segments
+from attnlens.recording.trace import Trace
+from attnlens.vlm.load import VLM
+
+DETAILS = ("head", "layer", "step")
+"""How finely rises are kept."""
+
+_STEP, _LAYER, _HEAD = ("step",), ("step", "layer"), ("step", "layer", "head")
+_AXES: dict[str, tuple[str, ...]] = {
+    "kl": _STEP,
+    "hellinger": _STEP,
+    "visual": _HEAD,
+    "copied": _HEAD,
+    "free_rise": ("definition",),
+    "free_rise_with_copied": ("definition",),
+    **{f"share{c}": ("definition", *_STEP) for c in ("", "_with_copied")},
+    **{f"share_by_layer{c}": ("definition", *_LAYER) for c in ("", "_with_copied")},
+    **{f"share_by_head{c}": ("definition", *_HEAD) for c in ("", "_with_copied")},
+}
+_TEXTS = ("answer", "text")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One generation of one prompt, free or forced.
+
+    Attributes
+    ----------
+    trace
+        What was recorded.
+    log_probabilities
+        [steps, vocabulary], where they were kept.
+    seconds
+        How long it took.
+    """
+
+    trace: Trace
+    log_probabilities: np.ndarray | None
+    seconds: float
+
+    @cached_property
+    def by_definition(self) -> dict[bool, list[np.ndarray | None]]:
+        """Visual share, with inserted tokens counted as image (True) or not, by definition.
+
+        [step, layer, head], or [step, layer] in definitions that reduce heads themselves; NaN at
+        steps, and None in definitions, where it is not defined. Numbers without the labels that
+        ``visual_share`` puts on them, since labels take most of its time.
+        """
+        data = self.trace.data[["mass", "keys", "visual_nonzero"]].reset_coords(drop=True)
+        own: list[np.ndarray | None]
+        own = [_compute(data, definition, False) for definition in DEFINITIONS.values()]
+        copied = bool((data["keys"].sel(segment="copied") > 0).any())
+        counted = [
+            (_compute(data, definition, True) if copied else values)
+            if definition.counts_copied
+            else None
+            for definition, values in zip(DEFINITIONS.values(), own, strict=True)
+        ]
+        return {False: own, True: counted}
+
+    def shares(self, axes: str, include_copied: bool) -> np.ndarray:
+        """Visual share in every definition, [definition, step] and the axes that are kept.
+
+        Parameters
+        ----------
+        axes
+            One of ``DETAILS``: the last axis that is kept; heads are averaged first, then layers.
+        include_copied
+            Whether inserted tokens count as image.
+        """
+        sizes = self.trace.data.sizes
+        kept = {"step": (), "layer": ("layer",), "head": ("layer", "head")}[axes]
+        shape = (sizes["step"], *(sizes[a] for a in kept))
+        table = np.full((len(DEFINITIONS), *shape), np.nan)
+        for row, found in enumerate(self.by_definition[include_copied]):
+            values = found
+            if values is None or (axes == "head" and values.ndim < 3):
+                continue
+            while values.ndim > len(shape):
+                values = mean_of_known(values)
+            table[row] = values
+        return table
+
+
+def _compute(data: xr.Dataset, definition: Definition, include_copied: bool) -> np.ndarray:
+    share = definition.compute(data, visual_segments(definition, data, include_copied))
+    table = np.full((data.sizes["step"], *share.shape[1:]), np.nan)
+    table[np.searchsorted(data["step"].values, share["step"].values)] = share.values
+    return table
+
+
+def compare(
+    untouched: Run, free: Run, forced: Run | None, truth: str | None, detail: str
+) -> dict[str, Any]:
+    """Return everything that is kept of one intervention in one prompt.
+
+    Parameters
+    ----------
+    untouched, free, forced
+        The run without intervention, the free run and the forced twin (None where there is none).
+    truth
+        The true answer, where it is known.
+    detail
+        One of ``DETAILS``.
+
+    Returns
+    -------
+    dict
+        Values and arrays by name; see ``Recovery``.
+    """
+    events = free.trace.attrs.get("interventions", [])
+    answer = final_answer(free.trace.text)
+    before = final_answer(untouched.trace.text)
+    row: dict[str, Any] = {
+        "answer": "" if answer is None else answer,
+        "text": free.trace.text,
+        "answer_changed": float(answer != before),
+        "right": float("nan") if truth is None else float(answer == truth),
+        "steps": float(free.trace.data.sizes["step"]),
+        "seconds": free.seconds,
+        "inserted": float(sum(e["inserted"] for e in events)),
+        "fired": float(len(events)),
+        "first_step": float("nan"),
+    }
+    first = min((int(e["step"]) for e in events), default=None)
+    for name, include_copied in (("", False), ("_with_copied", True)):
+        row[f"free_rise{name}"] = _free_rise(untouched, free, first, include_copied)
+    if forced is None:
+        return row
+    acted = forced.trace.attrs.get("interventions", [])
+    row["first_step"] = float(min(e["step"] for e in acted)) if acted else float("nan")
+    assert untouched.log_probabilities is not None
+    assert forced.log_probabilities is not None
+    row["kl"], row["hellinger"] = divergences(untouched.log_probabilities, forced.log_probabilities)
+    for event in acted:  # predicted before the tag was known: not under the intervention
+        for name in ("kl", "hellinger"):
+            row[name][event["step"] : event["known_at"]] = np.nan
+    for name, include_copied in (("", False), ("_with_copied", True)):
+        row[f"share{name}"] = forced.shares("step", include_copied)
+        if detail != "step":
+            row[f"share_by_layer{name}"] = forced.shares("layer", include_copied)
+        if detail == "head":
+            row[f"share_by_head{name}"] = forced.shares("head", include_copied)
+    if detail == "head":
+        mass = forced.trace.data["mass"]
+        row["visual"] = mass.sel(segment="visual").values
+        row["copied"] = mass.sel(segment="copied").values
+    return row
+
+
+def _free_rise(untouched: Run, free: Run, first: int | None, include_copied: bool) -> np.ndarray:
+    """Mean share of the free run from a step on, minus the untouched run's, by definition."""
+    if first is None:
+        return np.full(len(DEFINITIONS), np.nan)
+    after, before = (
+        np.array([mean_from(curve, first) for curve in one.shares("step", include_copied)])
+        for one in (free, untouched)
+    )
+    return after - before
+
+
+def to_dataset(samples: list[dict[str, dict[str, Any]]], vlm: VLM) -> xr.Dataset:
+    """Put the rows of all samples and runs into arrays.
+
+    Parameters
+    ----------
+    samples
+        For each prompt, what ``compare`` gives for each run; ``untouched`` first.
+    vlm
+        The model.
+    """
+    runs = list(samples[0])
+    steps = max(len(rows[UNTOUCHED]["kl"]) for rows in samples)
+    variables: dict[str, Any] = {}
+    for name, first in samples[0][UNTOUCHED].items():
+        if name in _TEXTS:
+            texts = [[rows[run][name] for run in runs] for rows in samples]
+            variables[name] = (("sample", "run"), np.array(texts, dtype=str))
+        else:
+            values = [[rows[run].get(name) for run in runs] for rows in samples]
+            dims = _AXES.get(name, ())
+            variables[name] = (
+                ("sample", "run", *dims),
+                _stack(values, dims, np.shape(first), steps),
+            )
+    per_token = cache_bytes_per_token(vlm)
+    data = xr.Dataset(
+        variables,
+        {"run": runs, "definition": list(DEFINITIONS), "step": np.arange(steps)},
+        {"model": vlm.name, "cache_bytes_per_token": per_token},
+    )
+    data["cache_bytes"] = data["inserted"] * per_token
+    untouched = data.sel(run=UNTOUCHED, drop=True)
+    for by in ("", "_by_layer", "_by_head"):
+        for counted in ("", "_with_copied"):
+            share = f"share{by}{counted}"
+            if share in data:
+                # without insertions the two ways of counting are one
+                data[f"rise{by}{counted}"] = data[share] - untouched[share]
+    if "visual" in data:
+        data["mass_rise"] = data["visual"] - untouched["visual"]
+        data["mass_rise_with_copied"] = data["mass_rise"] + data["copied"]
+    return data
+
+
+def _stack(
+    values: list[list[Any]], dims: tuple[str, ...], shape: tuple[int, ...], steps: int
+) -> np.ndarray:
+    """One array [sample, run, ...], NaN where there is no value and after the last step."""
+    sizes = [steps if d == "step" else size for d, size in zip(dims, shape, strict=True)]
+    dtype = np.float32 if "layer" in dims else np.float64
+    table = np.full((len(values), len(values[0]), *sizes), np.nan, dtype)
+    for i, of_sample in enumerate(values):
+        for j, value in enumerate(of_sample):
+            if value is not None:
+                here = table[i, j, ...]  # a view, also of a single number
+                here[tuple(slice(0, size) for size in np.shape(value))] = value
+    return table
+
+
+def cache_bytes_per_token(vlm: VLM) -> int:
+    """Bytes of keys and values that one token adds to the cache, over all layers."""
+    text = vlm.model.config.text_config
+    dimension = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    size = next(vlm.model.parameters()).element_size()
+    return 2 * text.num_hidden_layers * text.num_key_value_heads * dimension * size

@@ -1,0 +1,155 @@
+"""Which heads look: attention on the true visual token, and what knocking heads out destroys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from attnlens.errors import InputError
+from attnlens.interventions import At, Knockout
+from attnlens.interventions.forced import ForcedSession
+from attnlens.progress import progress
+from attnlens.testbed.forced import forced_pass
+from attnlens.testbed.hiding import states_fact
+from attnlens.testbed.looking_again import TAGS, with_interval
+from attnlens.testbed.samples import Sample, held_out_sample
+
+if TYPE_CHECKING:
+    from attnlens.vlm.load import VLM
+
+COUNTS = (1, 2, 4, 8)
+"""How many heads are knocked out together."""
+DRAWS = 5
+"""Random choices of as many other heads."""
+
+Head = tuple[int, int]
+"""Layer and head."""
+
+
+def looking_heads(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -> dict[str, Any]:
+    """Rank heads by how they look at verified facts, and knock the first ones out.
+
+    Heads are ranked on the first half of the scenes, and knocked out on the second.
+
+    Parameters
+    ----------
+    vlm
+        A testbed model.
+    scenes
+        Number of held-out scenes.
+    seed
+        Which ones.
+    mode
+        ``back`` or ``reflection`` (nothing is inserted).
+
+    Returns
+    -------
+    dict
+        ``hit`` [layer][head]: fraction of fact steps at which the most attended visual token is
+        the object's own; ``on_object`` [layer][head]: fraction of attention mass on it, mean over
+        fact steps; ``ranking``: heads (layer, head) by ``on_object``; ``facts``: number of fact
+        steps. ``knockouts``: for each number of heads, facts right (mean over scenes, with 95%
+        bootstrap intervals) with the image hidden from the first heads of the ranking from the
+        verification on (``top``), and from as many others (``random``: mean over draws, with each
+        draw's mean); ``untouched`` likewise.
+
+    Raises
+    ------
+    InputError
+        If the mode has no verification, or fewer than four scenes are asked for.
+    """
+    if mode not in TAGS or scenes < 4:
+        raise InputError(
+            f"{scenes} scenes in mode {mode!r}: give at least 4, in {' or '.join(TAGS)}"
+        )
+    samples = [held_out_sample(seed, i, mode) for i in range(scenes)]
+    half = scenes // 2
+    table = rank(vlm, samples[:half])
+    ranking: list[Head] = [tuple(pair) for pair in table["ranking"]]
+    rng = np.random.default_rng(seed)
+    held = [s for s in samples[half:] if s.scene.objects]
+    counts = [c for c in COUNTS if 2 * c <= len(ranking)]
+    chosen: dict[tuple[int, int], list[Head]] = {(0, 0): []}
+    for count in counts:
+        chosen[count, 0] = ranking[:count]
+        for draw in range(1, DRAWS + 1):
+            others = rng.permutation(len(ranking) - count)[:count] + count
+            chosen[count, draw] = [ranking[i] for i in others]
+    found: dict[tuple[int, int], list[float]] = {key: [] for key in chosen}
+    for sample in progress(held, description=f"knocking heads out, {mode}"):
+        for key, heads in chosen.items():
+            found[key].append(facts_right(vlm, sample, heads))
+    table["knockouts"] = {
+        "scenes": len(held),
+        "untouched": with_interval(found[0, 0]),
+        "by_count": {
+            count: {
+                "heads": [list(h) for h in chosen[count, 0]],
+                "top": with_interval(found[count, 0]),
+                "random": {
+                    **with_interval(
+                        np.mean([found[count, d] for d in range(1, DRAWS + 1)], axis=0).tolist()
+                    ),
+                    "draws": [float(np.mean(found[count, d])) for d in range(1, DRAWS + 1)],
+                },
+            }
+            for count in counts
+        },
+    }
+    return table
+
+
+def rank(vlm: VLM, samples: list[Sample]) -> dict[str, Any]:
+    """Rank heads by their attention mass on the object's own visual token at verified facts."""
+    hits, masses, chances = [], [], []
+    for sample in progress(samples, description="ranking heads"):
+        forced = forced_pass(vlm, sample)
+        for step, token in enumerate(forced.truth):
+            if states_fact(token):
+                hits.append(np.isin(forced.peak[step], token.visual_tokens))
+                masses.append(forced.on_object[step])
+                chances.append(len(token.visual_tokens) / forced.visual_tokens)
+    if not hits:
+        raise InputError(f"{len(samples)} scenes hold no object: give more scenes")
+    hit, on_object = np.mean(hits, axis=0), np.mean(masses, axis=0)
+    order = np.argsort(-on_object, axis=None, kind="stable")
+    ranking = [[int(i) for i in np.unravel_index(place, on_object.shape)] for place in order]
+    return {
+        "scenes": len(samples),
+        "facts": len(hits),
+        "hit": hit.round(4).tolist(),
+        "on_object": on_object.round(4).tolist(),
+        "chance": float(np.mean(chances)),
+        "ranking": ranking,
+    }
+
+
+def facts_right(vlm: VLM, sample: Sample, heads: list[Head]) -> float:
+    """Fraction of verified facts that are the most likely token, with heads knocked out.
+
+    Parameters
+    ----------
+    vlm
+        A testbed model.
+    sample
+        A sample with at least one object; its true answer is fed in.
+    heads
+        Heads (layer, head) that the image is hidden from, from the verification on; none leaves
+        the run untouched.
+    """
+    from attnlens.recording.tokens import token_texts
+    from attnlens.testbed.truth import token_truth
+
+    prompt = vlm.prompt(sample.scene.draw(), sample.question.text, sample.mode)
+    ids = vlm.tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
+    when = At(TAGS[sample.mode][0] if heads else "<never>", times=1)
+    with ForcedSession(vlm, prompt, Knockout(when=when, heads=heads or None)) as session:
+        most_likely = session.force(ids).argmax(-1).tolist()
+    truth = token_truth(sample, token_texts(vlm.tokenizer, ids))
+    right = [
+        said == true
+        for said, true, token in zip(most_likely, ids, truth, strict=True)
+        if states_fact(token)
+    ]
+    return float(np.mean(right))
