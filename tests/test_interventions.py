@@ -242,6 +242,12 @@ def test_forced_text_comes_whatever_the_model_would_say(tiny, one):
     assert first.text.startswith("red")
 
 
+def test_a_forced_token_that_is_banned_is_an_error(tiny, one):
+    ids = tiny.tokenizer(" red", add_special_tokens=False)["input_ids"]
+    with pytest.raises(InputError, match=f"forced token {ids[0]} did not come"):
+        run(tiny, one, Inject(" red", when=AtStep(4)), bad_words_ids=[ids])
+
+
 def test_insert_and_close_is_a_copy_and_the_closing_tag(tiny, one):
     chosen = Inject("<back>", when=AtStep(3)) + InsertAndClose(At("<back>"), close=" </back>")
     trace = run(tiny, one, chosen)

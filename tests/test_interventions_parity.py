@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -11,7 +12,17 @@ from conftest import picture
 from transformers import StaticCache
 
 import attnlens
-from attnlens.interventions import At, AtStep, Copy, Every, Inject, Knockout, Route, intervene
+from attnlens.interventions import (
+    At,
+    AtStep,
+    Boost,
+    Copy,
+    Every,
+    Inject,
+    Knockout,
+    Route,
+    intervene,
+)
 from attnlens.segments import SEGMENTS
 
 NEW = 24
@@ -222,6 +233,13 @@ def test_each_of_two_images_of_different_sizes(tiny, two):
     assert max(session.events[0].kept) < len(whole[1])
 
 
+@pytest.mark.parametrize("image", [0, 1])
+def test_each_of_two_images_at_its_own_positions(tiny, two, image):
+    kept = tuple(range(two.grids[image][0] * two.grids[image][1]))
+    chosen = Copy(when=AtStep(5), image=image, positions="original")
+    check(tiny, two, chosen, [(5, image, kept)], policy="original")
+
+
 def check_route_of(vlm, prompt, chosen, image):
     _, _, _, session = generated(vlm, prompt, chosen)
     return check(vlm, prompt, chosen, [(e.step, image, e.kept) for e in session.events])
@@ -318,6 +336,43 @@ def test_frozen_copies_raise_log_odds_of_the_first_layer_by_log_of_one_more(tiny
     assert untouched.tokens[:7] == trace.tokens[:7]
     rise = np.log(both / (1 - both)) - np.log(plain / (1 - plain))
     assert np.allclose(rise, np.log(1 + copies), atol=1e-5)
+
+
+def test_routed_keys_of_the_cache_get_the_weight_of_the_keys_they_repeat(tiny, one):
+    """The same key gets the same score: in every layer, whatever else has changed."""
+    chosen = Route(when=AtStep(7), percent=40, positions="frozen-cache", wrap=False)
+    with (
+        attnlens.record(tiny, one, visual_map=True) as recorder,
+        intervene(tiny, one, chosen) as session,
+    ):
+        tiny.model.generate(**one.inputs, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
+    kept = list(session.events[0].kept)
+    assert len(kept) == 8
+    data = recorder.trace.data
+    repeated = data["visual_map"].values[7:][:, :, kept].sum(-1)
+    copied = data["mass"].sel(segment="copied").mean("head").values[7:]
+    assert np.allclose(copied, repeated, atol=1e-5)
+    assert (copied > 1e-4).any()
+
+
+def test_the_laws_hold_in_bfloat16(tiny, one):
+    """Copies of cached keys and boosts move first-layer log-odds by what algebra says."""
+    half = dataclasses.replace(tiny, model=copy.deepcopy(tiny.model).to(torch.bfloat16))
+    prompt = half.prompt(picture(140, 112), "Is there a red circle?", "back")
+    plain, _, _, _ = generated(half, prompt, Copy(when=At("<nowhere>")))
+
+    def odds(trace):
+        mass = trace.data["mass"].sel(segment=["visual", "copied"]).values.sum(-1)[7, 0]
+        mass = mass.astype(np.float64)
+        return np.log(mass / (1 - mass))
+
+    frozen = Copy(when=AtStep(7), positions="frozen-cache", wrap=False, repeat=2)
+    for chosen, rise in ((frozen, np.log(3)), (Boost(when=AtStep(7), log_odds=1.5), 1.5)):
+        trace, _, _, _ = generated(half, prompt, chosen)
+        assert trace.tokens[:7] == plain.tokens[:7]
+        assert np.allclose(odds(trace) - odds(plain), rise, atol=1e-4)
+    hidden, _, _, _ = generated(half, prompt, Knockout(when=AtStep(7)))
+    assert (hidden.data["mass"].sel(segment="visual").values[7:] == 0).all()
 
 
 def test_a_knockout_over_a_span_equals_a_pass_with_these_keys_hidden(tiny, one):

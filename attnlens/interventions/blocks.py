@@ -74,9 +74,12 @@ class CachedPiece:
     ----------
     slots
         Slots of the keys that are repeated, in order.
+    kept
+        Which visual tokens of the image they are, in reading order.
     """
 
     slots: tuple[int, ...]
+    kept: tuple[int, ...]
 
     segment = "copied"
 

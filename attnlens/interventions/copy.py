@@ -91,7 +91,7 @@ class Copy(Insertion):
 
     def kept_of(self, pieces: Sequence[Piece]) -> tuple[int, ...]:
         """Which visual tokens of the image stand in the pieces, for the record."""
-        return next((p.kept for p in pieces if isinstance(p, VisualPiece)), ())
+        return next((p.kept for p in pieces if isinstance(p, VisualPiece | CachedPiece)), ())
 
     def pieces(self, session: Session, step: int) -> list[Piece]:
         """See ``Insertion``."""
@@ -116,7 +116,7 @@ class Copy(Insertion):
             return VisualPiece(features, grid, tuple(range(len(features))))
         if self.positions == "frozen-cache":
             slots = session.visual_slots(image)
-            return CachedPiece(tuple(slots[i] for i in kept))
+            return CachedPiece(tuple(slots[i] for i in kept), kept)
         original = session.prompt_positions(image) if self.positions == "original" else None
         return VisualPiece(session.features(image), session.prompt.grids[image], kept, original)
 

@@ -174,6 +174,8 @@ class Session:
         self._started = False
         self._ids: list[int] = []
         self._forced: list[int] = []
+        self._awaited: int | None = None
+        """The forced token that ``generate`` was left no choice but to take."""
         self._clock = _Clock()
         self._features: torch.Tensor | None = None
         self._recorders: dict[int, QueryRecorder] = {}
@@ -320,7 +322,7 @@ class Session:
                 "on one generation, one token at a time"
             )
         else:
-            self._ids.append(int(ids[0, 0]))
+            self._take(int(ids[0, 0]))
         acting = self._fire()
         if acting:
             self._act(acting, cache, options)
@@ -328,9 +330,19 @@ class Session:
             self._move(cache, options)
         return args, options
 
+    def _take(self, token: int) -> None:
+        """Note the token that ``generate`` took."""
+        if self._awaited not in (None, token):
+            raise InputError(
+                f"the forced token {self._awaited} did not come ({token} did): a logits processor "
+                "or warper of this generation keeps it out; leave that out, or force other text"
+            )
+        self._awaited = None
+        self._ids.append(token)
+
     def _after(self, _module: Any, _args: tuple, output: Any) -> Any:
         if self._forced:
-            token = self._forced.pop(0)
+            self._awaited = token = self._forced.pop(0)
             logits = torch.full_like(output.logits[:, -1:], float("-inf"))
             logits[..., token] = 0.0
             output.logits = torch.cat([output.logits[:, :-1], logits], dim=1)
