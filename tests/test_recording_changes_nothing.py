@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import attnlens
-from attnlens.recording import tap
+from attnlens.recording import taps
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def state(model):
         "config": model.config.to_json_string(),
         "functions": dict(AttentionInterface._global_mapping),
         "masks": dict(AttentionMaskInterface._global_mapping),
-        "taps": dict(tap._taps),
+        "taps": dict(taps._taps),
     }
 
 
@@ -237,7 +237,7 @@ def test_a_setting_changed_inside_the_block_stays(tiny, prompt):
         model.generate(**prompt.inputs, max_new_tokens=2)
         model.set_attn_implementation("eager")
     assert model.config.text_config._attn_implementation == "eager"
-    assert not tap._taps
+    assert not taps._taps
     assert not [n for n in AttentionInterface._global_mapping if n.startswith("attnlens")]
 
 

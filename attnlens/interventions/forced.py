@@ -18,7 +18,7 @@ from attnlens.errors import InputError
 from attnlens.interventions.base import Intervention
 from attnlens.interventions.inject import Forcing
 from attnlens.interventions.session import Session
-from attnlens.recording.tap import tell_of_response
+from attnlens.recording.taps import tell_of_response
 from attnlens.vlm.load import VLM
 from attnlens.vlm.prompt import Prompt
 
@@ -98,9 +98,9 @@ class ForcedSession(Session):
             return []
         device = self.prompt.inputs["input_ids"].device
         options = self._positions(len(tokens))
-        self._move(self._cache, options)
-        found = self._pass(input_ids=torch.tensor([tokens], device=device), **options)
         self._fed += len(tokens)
+        self._stitch.move(self._cache, options, self._slot(self._fed) + 1)
+        found = self._pass(input_ids=torch.tensor([tokens], device=device), **options)
         return [found]
 
     def _prompt(self) -> dict[str, Any]:

@@ -27,31 +27,16 @@ from attnlens.interventions.base import (
     check_visual,
     select_heads,
 )
-from attnlens.interventions.blocks import (
-    CachedPiece,
-    Piece,
-    TextPiece,
-    VisualPiece,
-    capacity,
-    piece_positions,
-    repeat_cached,
-    step_back,
-)
+from attnlens.interventions.blocks import Piece, TextPiece
 from attnlens.interventions.editor import Reach, ScoreEditor
 from attnlens.interventions.inject import Forcing
 from attnlens.interventions.online import online_share
+from attnlens.interventions.stitch import Plan, Stitcher
 from attnlens.interventions.triggers import Moment, Trigger
 from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.layout import key_layout
 from attnlens.recording.recorder import QueryRecorder
-from attnlens.recording.tap import (
-    attach,
-    attach_editor,
-    detach,
-    detach_editor,
-    tell_of_new_keys,
-    tell_of_step_back,
-)
+from attnlens.recording.taps import attach, attach_editor, detach, detach_editor
 from attnlens.vlm.features import image_features
 from attnlens.vlm.load import VLM
 from attnlens.vlm.prompt import Prompt
@@ -100,31 +85,6 @@ class _State:
     reach: Reach | None = None
     counts: dict[int, int] = field(default_factory=dict)
     """How often each of its triggers has fired, by id."""
-
-
-@dataclass
-class _Clock:
-    """What insertions have moved."""
-
-    inserted: int = 0
-    rope: int = 0
-    first_free: int = 1
-    """Steps before this one lie before an insertion: nothing is stepped back over one."""
-
-
-@dataclass
-class _Plan:
-    """What goes into the cache from one slot on."""
-
-    pieces: list[tuple[Piece, bool]] = field(default_factory=list)
-    """Pieces in order, and whether they are inserted (or fed again)."""
-
-    def segments(self) -> list[str | None]:
-        return [
-            piece.segment if inserted else None
-            for piece, inserted in self.pieces
-            for _ in range(piece.count)
-        ]
 
 
 class Session:
@@ -176,7 +136,7 @@ class Session:
         self._forced: list[int] = []
         self._awaited: int | None = None
         """The forced token that ``generate`` was left no choice but to take."""
-        self._clock = _Clock()
+        self._stitch = Stitcher(vlm.model, self._family, len(prompt.segments))
         self._features: torch.Tensor | None = None
         self._recorders: dict[int, QueryRecorder] = {}
         self._editor: ScoreEditor | None = None
@@ -326,8 +286,8 @@ class Session:
         acting = self._fire()
         if acting:
             self._act(acting, cache, options)
-        if self._clock.inserted:
-            self._move(cache, options)
+        if self._stitch.inserted:
+            self._stitch.move(cache, options, self._slot(len(self._ids)) + 1)
         return args, options
 
     def _take(self, token: int) -> None:
@@ -364,7 +324,7 @@ class Session:
                 continue
             part.when.count(moment)
             state.fired += 1
-            at = step if isinstance(part, Forcing) else max(answer, self._clock.first_free)
+            at = step if isinstance(part, Forcing) else max(answer, self._stitch.first_free)
             acting.append((min(at, step) if step else 0, state))
         return sorted(acting, key=lambda pair: pair[0])
 
@@ -373,15 +333,15 @@ class Session:
 
     def _slot(self, step: int) -> int:
         """Slot of a step's query token, with what has been inserted so far."""
-        return len(self.prompt.segments) - 1 + step + self._clock.inserted
+        return len(self.prompt.segments) - 1 + step + self._stitch.inserted
 
     def _act(self, acting: list[tuple[int, _State]], cache: Any, options: dict[str, Any]) -> None:
         step = len(self._ids)
         first = acting[0][0]
         start = self._slot(first)
-        plan, at, slot = _Plan(), first, start
+        plan, at, slot = Plan(), first, start
         earlier = [] if self._editor is None else list(self._editor.reaches)
-        inserted, events = 0, []
+        events = []
         for act, state in acting:
             again = self._ids[at - 1 : act - 1] if act > at else []
             if again:
@@ -394,7 +354,7 @@ class Session:
             if isinstance(state.part, Insertion):
                 pieces = [p for p in state.part.pieces(self, act) if p.count]
                 kept = state.part.kept_of(pieces)
-                self._clock.first_free = max(act, self._clock.first_free)
+                self._stitch.first_free = max(act, self._stitch.first_free)
             elif isinstance(state.part, Edit):
                 assert self._editor is not None
                 reach = select_heads(state.part.layers, state.part.heads, *self._sizes)
@@ -406,7 +366,6 @@ class Session:
             count = sum(p.count for p in pieces)
             plan.pieces += [(p, True) for p in pieces]
             slot += count
-            inserted += count
             events.append(Event(state.part.name, act, step, count, kept, forced))
         again = self._ids[at - 1 : step - 1] if at and at < step else []
         if again:
@@ -415,95 +374,11 @@ class Session:
         if plan.pieces and self._editor is not None:
             self._editor.step_back(earlier, start, plan.segments())
         if plan.pieces:
-            self._apply(plan, start, step - first, inserted, cache, options)
+            self._stitch.apply(plan, start, step - first, cache, options["position_ids"])
             if next(self._family.text.parameters()).is_cuda:
                 torch.cuda.synchronize()
         seconds = time.perf_counter() - begun if plan.pieces else 0.0
         self.events += [replace(event, seconds=seconds) for event in events]
-
-    def _apply(
-        self,
-        plan: _Plan,
-        start: int,
-        back: int,
-        inserted: int,
-        cache: Any,
-        options: dict[str, Any],
-    ) -> None:
-        """Step the cache back, and feed what is inserted and what comes again."""
-        room = capacity(cache)
-        needed = start + sum(piece.count for piece, _ in plan.pieces) + 1
-        if room is not None and needed > room:
-            raise InputError(
-                f"the static cache holds {room} tokens, and {needed} are needed with "
-                f"{inserted} inserted ones: pass a larger one, "
-                "past_key_values=StaticCache(config, max_cache_len=...)"
-            )
-        now = options["position_ids"]
-        rope = int(now[-1, 0, -1]) - back + self._clock.rope
-        tell_of_step_back(self._family, start, plan.segments())
-        step_back(cache, back)
-        slot = start
-        run: list[tuple[Any, np.ndarray]] = []
-        for piece, _ in plan.pieces:
-            positions, after = piece_positions(piece, rope)
-            if isinstance(piece, CachedPiece):
-                self._feed(run, slot, cache)
-                slot += sum(p.count for p, _ in run) + piece.count
-                run = []
-                repeat_cached(cache, piece.slots)
-                tell_of_new_keys(self._family)
-            else:
-                run.append((piece, positions))
-            rope = after
-        self._feed(run, slot, cache)
-        self._clock.inserted += inserted
-        self._clock.rope = rope - int(now[-1, 0, -1])
-
-    def _feed(self, run: list[tuple[Any, np.ndarray]], start: int, cache: Any) -> None:
-        """One pass over pieces that stand side by side, on top of the cache."""
-        if not run:
-            return
-        embed = self.vlm.model.get_input_embeddings()
-        device = embed.weight.device
-        parts = []
-        for piece, _ in run:
-            if isinstance(piece, VisualPiece):
-                chosen = piece.features[list(piece.kept)]
-                parts.append(chosen.to(device=device, dtype=embed.weight.dtype))
-            else:
-                parts.append(embed(torch.tensor(piece.ids, device=device)))
-        block = torch.cat(parts)[None]
-        rope = np.concatenate([positions for _, positions in run], axis=1)
-        text = start + np.arange(block.shape[1])[None]
-        positions = torch.from_numpy(np.concatenate([text, rope]))[:, None].to(device)
-        mask = torch.ones((1, start + block.shape[1]), dtype=torch.int64, device=device)
-        with torch.no_grad():
-            self._family.text(
-                inputs_embeds=block,
-                position_ids=positions,
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=True,
-            )
-
-    def _move(self, cache: Any, options: dict[str, Any]) -> None:
-        """Move positions and mask of the pass that comes next by what was inserted."""
-        positions = options["position_ids"].clone()
-        rope = 1 if positions.shape[0] == 4 else 0
-        positions[:rope] += self._clock.inserted
-        positions[rope:] += self._clock.rope
-        options["position_ids"] = positions
-        length = self._slot(len(self._ids)) + 1
-        room = capacity(cache)
-        if room is not None and length > room:
-            raise InputError(
-                f"the static cache of {room} tokens is full after {len(self._ids)} response "
-                f"tokens, since {self._clock.inserted} were inserted: pass a larger one"
-            )
-        options["attention_mask"] = torch.ones(
-            (1, length), dtype=torch.int64, device=positions.device
-        )
 
 
 def intervene(vlm: VLM, prompt: Prompt, intervention: Intervention) -> Session:

@@ -19,7 +19,7 @@ from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.layout import KeyLayout, key_layout
 from attnlens.recording.recorder import QueryRecorder
 from attnlens.recording.store import as_plain
-from attnlens.recording.tap import attach, detach
+from attnlens.recording.taps import attach, detach
 from attnlens.recording.tokens import special_ids, token_texts
 from attnlens.recording.trace import Trace
 from attnlens.vlm.family import Parts, parts_of

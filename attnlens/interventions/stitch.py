@@ -1,0 +1,188 @@
+"""Insertion into a running cache: stepping back, the pass over what goes in, and what it moves.
+
+After an insertion every later token stands further back than ``generate`` knows: slots by the
+number of inserted tokens, rotary positions by what the inserted images take up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from attnlens.errors import InputError
+from attnlens.interventions.blocks import (
+    CachedPiece,
+    Piece,
+    VisualPiece,
+    capacity,
+    piece_positions,
+    repeat_cached,
+    step_back,
+)
+from attnlens.recording.taps import tell_of_new_keys, tell_of_step_back
+from attnlens.vlm.family import Parts
+
+
+@dataclass
+class Plan:
+    """What goes into the cache from one slot on.
+
+    Attributes
+    ----------
+    pieces
+        Pieces in order, and whether they are inserted (or fed again).
+    """
+
+    pieces: list[tuple[Piece, bool]] = field(default_factory=list)
+
+    @property
+    def inserted(self) -> int:
+        """Number of tokens that are inserted."""
+        return sum(piece.count for piece, inserted in self.pieces if inserted)
+
+    def segments(self) -> list[str | None]:
+        """Segment of each token; None for one that is fed again."""
+        return [
+            piece.segment if inserted else None
+            for piece, inserted in self.pieces
+            for _ in range(piece.count)
+        ]
+
+
+class Stitcher:
+    """Puts tokens into the cache of one generation.
+
+    Parameters
+    ----------
+    model, family
+        The model and its parts.
+    prompt_length
+        Number of prompt keys.
+
+    Attributes
+    ----------
+    inserted
+        Number of tokens inserted so far.
+    rope
+        By how much later tokens' rotary positions are moved.
+    first_free
+        Steps before this one lie before an insertion: nothing is stepped back over one.
+    """
+
+    def __init__(self, model: Any, family: Parts, prompt_length: int) -> None:
+        self._model = model
+        self._family = family
+        self._prompt_length = prompt_length
+        self.inserted = 0
+        self.rope = 0
+        self.first_free = 1
+
+    def apply(self, plan: Plan, start: int, back: int, cache: Any, now: torch.Tensor) -> None:
+        """Step the cache back, and feed what is inserted and what comes again.
+
+        Parameters
+        ----------
+        plan
+            What goes in.
+        start
+            Slot of its first token.
+        back
+            How many cached tokens are stepped back over.
+        cache
+            The cache.
+        now
+            Position ids of the pass that comes next, as ``generate`` made them.
+
+        Raises
+        ------
+        InputError
+            If a static cache has no room.
+        """
+        room = capacity(cache)
+        needed = start + sum(piece.count for piece, _ in plan.pieces) + 1
+        if room is not None and needed > room:
+            raise InputError(
+                f"the static cache holds {room} tokens, and {needed} are needed with "
+                f"{plan.inserted} inserted ones: pass a larger one, "
+                "past_key_values=StaticCache(config, max_cache_len=...)"
+            )
+        rope = int(now[-1, 0, 0]) - back + self.rope
+        tell_of_step_back(self._family, start, plan.segments())
+        step_back(cache, back)
+        slot = start
+        run: list[tuple[Any, np.ndarray]] = []
+        for piece, _ in plan.pieces:
+            positions, after = piece_positions(piece, rope)
+            if isinstance(piece, CachedPiece):
+                self._feed(run, slot, cache)
+                slot += sum(p.count for p, _ in run) + piece.count
+                run = []
+                repeat_cached(cache, piece.slots)
+                tell_of_new_keys(self._family)
+            else:
+                run.append((piece, positions))
+            rope = after
+        self._feed(run, slot, cache)
+        self.inserted += plan.inserted
+        self.rope = rope - int(now[-1, 0, 0])
+
+    def _feed(self, run: list[tuple[Any, np.ndarray]], start: int, cache: Any) -> None:
+        """One pass over pieces that stand side by side, on top of the cache."""
+        if not run:
+            return
+        embed = self._model.get_input_embeddings()
+        device = embed.weight.device
+        parts = []
+        for piece, _ in run:
+            if isinstance(piece, VisualPiece):
+                chosen = piece.features[list(piece.kept)]
+                parts.append(chosen.to(device=device, dtype=embed.weight.dtype))
+            else:
+                parts.append(embed(torch.tensor(piece.ids, device=device)))
+        block = torch.cat(parts)[None]
+        rope = np.concatenate([positions for _, positions in run], axis=1)
+        text = start + np.arange(block.shape[1])[None]
+        positions = torch.from_numpy(np.concatenate([text, rope]))[:, None].to(device)
+        mask = torch.ones((1, start + block.shape[1]), dtype=torch.int64, device=device)
+        with torch.no_grad():
+            self._family.text(
+                inputs_embeds=block,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+            )
+
+    def move(self, cache: Any, options: dict[str, Any], end: int) -> None:
+        """Move positions and mask of the pass that comes next by what was inserted.
+
+        Parameters
+        ----------
+        cache
+            The cache.
+        options
+            Keyword arguments of the pass, changed in place.
+        end
+            Slot after the pass's last token.
+
+        Raises
+        ------
+        InputError
+            If a static cache is full.
+        """
+        positions = options["position_ids"].clone()
+        text_rows = 1 if positions.shape[0] == 4 else 0
+        positions[:text_rows] += self.inserted
+        positions[text_rows:] += self.rope
+        options["position_ids"] = positions
+        room = capacity(cache)
+        if room is not None and end > room:
+            fed = end - self._prompt_length - self.inserted
+            raise InputError(
+                f"the static cache of {room} tokens is full after {fed} response "
+                f"tokens, since {self.inserted} were inserted: pass a larger one"
+            )
+        options["attention_mask"] = torch.ones((1, end), dtype=torch.int64, device=positions.device)
