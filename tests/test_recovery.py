@@ -151,11 +151,41 @@ def test_half_precision_is_forced_as_it_was_generated(tiny, prompts):
     assert (np.abs(copied["mass_rise"].values[5:]) > 1e-3).any()
 
 
-def test_a_text_of_its_own_cannot_be_forced_into_a_forced_response(tiny, prompts):
-    with pytest.raises(InputError, match="inject:red forces text of its own"):
-        ForcedSession(tiny, prompts[0], Copy(when=AtStep(3)) + Inject("red", when=AtStep(3)))
-    session = ForcedSession(tiny, prompts[0], Copy(when=AtStep(3)))
-    with session, pytest.raises(InputError, match="no token"):
+def test_forced_text_stands_between_the_untouched_tokens(tiny, prompts):
+    """Against one full pass over prompt, response and the text in its place."""
+    trace = attnlens.run(tiny, prompts[0], NEW, do_sample=False, **OPTIONS)
+    ids = trace.data["predicted_token_id"].values.tolist()
+    chosen = Inject(" red circle", when=AtStep(4)) + Boost(when=AtStep(0), log_odds=0.0)
+    with (
+        attnlens.record(tiny, prompts[0]) as recorder,
+        ForcedSession(tiny, prompts[0], chosen) as session,
+    ):
+        found = session.force(ids)
+    text = tiny.tokenizer(" red circle", add_special_tokens=False)["input_ids"]
+    assert [(e.step, e.forced) for e in session.events][1:] == [(5, len(text))]
+    inputs = prompts[0].inputs
+    whole = torch.cat([inputs["input_ids"], torch.tensor([[*ids[:4], *text, *ids[4:-1]]])], 1)
+    with torch.no_grad():
+        output = copy.deepcopy(tiny.model)
+        output.set_attn_implementation("eager")
+        output = output(
+            input_ids=whole,
+            attention_mask=torch.ones_like(whole),
+            mm_token_type_ids=(whole == tiny.model.config.image_token_id).int(),
+            pixel_values=inputs["pixel_values"],
+            image_grid_thw=inputs["image_grid_thw"],
+            output_attentions=True,
+        )
+    first = len(prompts[0].segments) - 1
+    rows = [first + t + (len(text) if t > 4 else 0) for t in range(NEW)]
+    want = output.logits[0, rows].log_softmax(-1)
+    assert torch.allclose(found, want, atol=1e-4)
+    visual = np.flatnonzero(prompts[0].segments == "visual")
+    weights = torch.stack(output.attentions)[:, 0][:, :, rows][..., visual].sum(-1)
+    mass = recorder.trace.data["mass"].sel(segment="visual").values
+    assert np.allclose(mass, weights.permute(2, 0, 1).numpy(), atol=1e-5)
+    assert recorder.trace.tokens == trace.tokens
+    with ForcedSession(tiny, prompts[0], chosen) as session, pytest.raises(InputError):
         session.force([])
 
 
@@ -176,7 +206,7 @@ def test_interventions_may_be_named(tiny, prompts):
 
 
 def test_free_rises_are_those_of_the_free_run(tiny, prompts, result):
-    """Also where text is forced, which leaves no forced twin."""
+    """Also where text is forced, and what is said is another thing."""
     for name, chosen, first in (
         ("inject:red", Inject("red", when=AtStep(3)), 3),
         ("copy", Copy(when=AtStep(5)), 5),
@@ -247,7 +277,8 @@ def test_shares_are_those_of_the_measures(tiny, prompts, result):
 def test_tables_say_what_acted_and_what_did_not(result):
     table = result.table("mass", resamples=500).set_index("intervention")
     assert table.loc["copy", "samples"] == 3
-    assert table.loc["knockout", "samples"] == table.loc["inject:red", "samples"] == 0
+    assert table.loc["knockout", "samples"] == 0
+    assert table.loc["inject:red", "samples"] == 3
     assert np.isnan(table.loc["knockout", "rise"])
     assert table.loc["copy", "inserted"] == 22
     assert table.loc["boost:1", "inserted"] == 0
@@ -288,9 +319,9 @@ def test_results_are_saved_whole(result, tmp_path):
 def test_the_figure_is_drawn(result, tmp_path):
     figure = attnlens.plots.recovery(result)
     left, right = figure.axes
-    assert len([line for line in left.lines if len(line.get_xdata()) > 2]) == 3
+    assert len([line for line in left.lines if len(line.get_xdata()) > 2]) == 4
     labels = [t.get_text() for t in right.get_yticklabels()]
-    assert labels == ["boost:0", "boost:1", "copy"]
+    assert labels == ["inject:red", "boost:0", "boost:1", "copy"]
     attnlens.plots.save(figure, tmp_path / "recovery.pdf")
     with pytest.raises(InputError, match="'gaze'"):
         attnlens.plots.recovery(result, "gaze")

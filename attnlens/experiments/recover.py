@@ -15,7 +15,6 @@ from attnlens.experiments.recovery import UNTOUCHED, Recovery
 from attnlens.experiments.recovery_data import DETAILS, Run, compare, to_dataset
 from attnlens.interventions.base import Intervention
 from attnlens.interventions.forced import ForcedSession
-from attnlens.interventions.inject import Forcing
 from attnlens.interventions.session import intervene
 from attnlens.progress import progress
 from attnlens.recording.record import record
@@ -43,8 +42,8 @@ def recover(
       ``free_rise`` come from it.
     - the **forced** twin: the untouched run's tokens are fed again under the intervention, many to
       a pass, so that step t compares with step t and nothing but the intervention differs. Rises
-      and changes of the next-token distribution come from it. An intervention that forces text has
-      none.
+      and changes of the next-token distribution come from it. Text that an intervention forces
+      stands between the untouched tokens there, and is no step of its own.
 
     Parameters
     ----------
@@ -88,7 +87,7 @@ def recover(
     _check(vlm, prompts, chosen, max_new_tokens)
     options = {"do_sample": False, **options}
     samples = []
-    total = len(prompts) * (1 + sum(1 if _forces(i) else 2 for i in chosen.values()))
+    total = len(prompts) * (1 + 2 * len(chosen))
     bar = iter(progress(range(total), description="recovery"))
     for one, truth in zip(prompts, truths, strict=True):
         next(bar)
@@ -98,10 +97,8 @@ def recover(
         for name, intervention in chosen.items():
             next(bar)
             free = _generate(vlm, one, max_new_tokens, intervention, seed, options, keep=False)
-            forced = None
-            if not _forces(intervention):
-                next(bar)
-                forced = _force(vlm, one, ids, intervention)
+            next(bar)
+            forced = _force(vlm, one, ids, intervention)
             rows[name] = compare(untouched, free, forced, truth, detail)
         samples.append(rows)
     next(bar, None)
@@ -147,10 +144,6 @@ def _check(
     for one in prompts:
         for intervention in chosen.values():
             intervene(vlm, one, intervention)  # made, never opened: it checks what does not fit
-
-
-def _forces(intervention: Intervention) -> bool:
-    return any(isinstance(part, Forcing) for part in intervention.parts)
 
 
 def _generate(

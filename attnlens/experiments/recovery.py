@@ -43,8 +43,7 @@ class Recovery:
             change of ``visual``, and of ``visual + copied``.
         ``free_rise[sample, run, definition]``, ``free_rise_with_copied``
             mean visual share of the free run over the steps from where the intervention acts to
-            its end, minus the same mean of the untouched run. What is said differs, too; it is the
-            only rise of interventions that force text.
+            its end, minus the same mean of the untouched run: what is said differs, too.
         ``kl[sample, run, step]`` (nats, of the untouched distribution from the twin's),
         ``hellinger`` (0 to 1)
             change of the next-token distribution. NaN at the steps inside a trigger's text, which
@@ -71,7 +70,7 @@ class Recovery:
 
         Columns ``rise`` (mean), ``area`` (sum, unit x steps), ``half_life`` (steps from the peak
         to half of it; infinite where it never comes down so far), ``kl`` and ``hellinger``
-        (means). NaN where the trigger never fired or the intervention has no forced twin.
+        (means). NaN where the trigger never fired.
 
         Raises
         ------

@@ -105,14 +105,14 @@ def _compute(data: xr.Dataset, definition: Definition, include_copied: bool) -> 
 
 
 def compare(
-    untouched: Run, free: Run, forced: Run | None, truth: str | None, detail: str
+    untouched: Run, free: Run, forced: Run, truth: str | None, detail: str
 ) -> dict[str, Any]:
     """Return everything that is kept of one intervention in one prompt.
 
     Parameters
     ----------
     untouched, free, forced
-        The run without intervention, the free run and the forced twin (None where there is none).
+        The run without intervention, the free run and the forced twin.
     truth
         The true answer, where it is known.
     detail
@@ -140,8 +140,6 @@ def compare(
     first = min((int(e["step"]) for e in events), default=None)
     for name, include_copied in (("", False), ("_with_copied", True)):
         row[f"free_rise{name}"] = _free_rise(untouched, free, first, include_copied)
-    if forced is None:
-        return row
     acted = forced.trace.attrs.get("interventions", [])
     row["first_step"] = float(min(e["step"] for e in acted)) if acted else float("nan")
     assert untouched.log_probabilities is not None

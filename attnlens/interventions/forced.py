@@ -16,8 +16,10 @@ import torch
 
 from attnlens.errors import InputError
 from attnlens.interventions.base import Intervention
+from attnlens.interventions.blocks import TextPiece
 from attnlens.interventions.inject import Forcing
-from attnlens.interventions.session import Session
+from attnlens.interventions.session import Event, Session
+from attnlens.interventions.stitch import Plan
 from attnlens.recording.taps import tell_of_response
 from attnlens.vlm.load import VLM
 from attnlens.vlm.prompt import Prompt
@@ -25,6 +27,10 @@ from attnlens.vlm.prompt import Prompt
 
 class ForcedSession(Session):
     """Feeds a known response under an intervention.
+
+    Text that the intervention forces stands between the response's tokens, after the one that made
+    its trigger fire, and acts from the next step on; it is no step itself. Triggers see the
+    response alone.
 
     Parameters
     ----------
@@ -34,16 +40,11 @@ class ForcedSession(Session):
     Raises
     ------
     InputError
-        As there, and if the intervention forces text itself.
+        As there.
     """
 
     def __init__(self, vlm: VLM, prompt: Prompt, intervention: Intervention) -> None:
         super().__init__(vlm, prompt, intervention)
-        if any(isinstance(part, Forcing) for part in intervention.parts):
-            raise InputError(
-                f"{intervention.name} forces text of its own: a response that is forced as a "
-                "whole leaves no place for it"
-            )
         self._cache: Any = None
         self._fed = 0
         self._rope_start = 0
@@ -76,14 +77,17 @@ class ForcedSession(Session):
             for token in ids[:-1]:
                 self._ids.append(int(token))
                 acting = self._fire()
-                if acting:
+                texts = [s.part for _, s in acting if isinstance(s.part, Forcing)]
+                others = [(at, s) for at, s in acting if not isinstance(s.part, Forcing)]
+                if others:
                     found += self._feed_response(waiting)
                     waiting = []
-                    self._act(acting, self._cache, self._positions(1))
+                    self._act(others, self._cache, self._positions(1))
                 waiting.append(int(token))
-                if alone:
+                if alone or texts:
                     found += self._feed_response(waiting)
                     waiting = []
+                    self._put_between(texts)
             found += self._feed_response(waiting)
         tell_of_response(self._family, torch.tensor([list(ids)]))
         return torch.cat(found)
@@ -102,6 +106,18 @@ class ForcedSession(Session):
         self._stitch.move(self._cache, options, self._slot(self._fed) + 1)
         found = self._pass(input_ids=torch.tensor([tokens], device=device), **options)
         return [found]
+
+    def _put_between(self, texts: list[Forcing]) -> None:
+        """Put texts after the last token that was fed."""
+        step = len(self._ids) + 1
+        for part in texts:
+            ids = tuple(part.token_ids(self.vlm.tokenizer))
+            plan, start = Plan([(TextPiece(ids), True)]), self._slot(step)
+            if self._editor is not None:
+                self._editor.step_back(list(self._editor.reaches), start, plan.segments())
+            self._stitch.apply(plan, start, 0, self._cache, self._positions(1)["position_ids"])
+            self._stitch.first_free = step
+            self.events.append(Event(part.name, step, step, forced=len(ids)))
 
     def _prompt(self) -> dict[str, Any]:
         """Give the pass over the prompt positions, so that none are kept on the model."""

@@ -60,8 +60,7 @@ def recovery(
     Raises
     ------
     InputError
-        If the definition or the width is unknown, or no intervention has a forced twin that it
-        acted in.
+        If the definition or the width is unknown, or no intervention acted.
     """
     import seaborn
 
@@ -70,7 +69,7 @@ def recovery(
     curves = {run: _aligned(result, definition, run, steps) for run in result.interventions}
     curves = {run: curve for run, curve in curves.items() if len(curve)}
     if not curves:
-        raise InputError("no intervention acted in a forced twin: there is no rise to draw")
+        raise InputError("no intervention acted: there is no rise to draw")
     palette = seaborn.color_palette("colorblind").as_hex()
     height = max(HEIGHT, 0.7 + ROW * len(curves))
     own = result.table(definition).set_index("intervention")

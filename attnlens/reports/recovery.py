@@ -165,7 +165,7 @@ def _draw(result: Recovery, folder: Path, settings: Settings) -> None:
 
     try:
         figure = plots.recovery(result, settings.definition)
-    except InputError as error:  # nothing acted, or text alone was forced: the tables say so
+    except InputError as error:  # nothing acted: the tables say so
         print(f"attnlens recover: no figure: {error}", file=sys.stderr)
         return
     for suffix in settings.formats:

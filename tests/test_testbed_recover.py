@@ -1,0 +1,121 @@
+"""Ways of looking again on scenes with known truth, and the heads that look."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import attnlens
+from attnlens.cli.main import main
+from attnlens.errors import InputError
+from attnlens.interventions import At, Knockout
+from attnlens.testbed import heads, held_out_sample, looking_again, mark_response
+from attnlens.testbed.forced import forced_pass
+from attnlens.testbed.hiding import states_fact
+
+
+@pytest.fixture(scope="module")
+def table(testbed):
+    return looking_again.looking_again(testbed, 2, seed=7, mode="back")
+
+
+def test_knocking_the_image_out_destroys_what_is_said_after_and_nothing_before(table):
+    rows = table["rows"]
+    assert rows["untouched"]["verified"]["mean"] == 1.0
+    assert rows["knock-out from the verification on"]["verified"]["mean"] < 0.65
+    assert rows["knock-out from the verification on"]["described"]["mean"] == 1.0
+    assert rows["knock-out in the reasoning"]["verified"]["mean"] == 1.0
+    assert rows["knock-out in the reasoning"]["described"]["mean"] == 1.0
+
+
+def test_every_way_acts_and_has_its_cost(testbed, table):
+    rows = table["rows"]
+    samples = [held_out_sample(7, i, "back") for i in range(2)]
+    visual = np.mean([s.scene.rows * s.scene.columns for s in samples])
+    names = list(looking_again.ways("back", samples[0].scene.draw()))
+    assert list(rows) == ["untouched", *names]
+    for name in names:
+        assert rows[name]["mass"]["samples"] == 2, name
+        assert np.isfinite(rows[name]["look-back, with copied"]["rise"]), name
+    assert rows["COPY"]["mass"]["inserted"] == pytest.approx(visual + 2)
+    assert rows["COPY"]["mass"]["rise"] == pytest.approx(rows["ROUTE 100%"]["mass"]["rise"])
+    assert rows["text of the same length"]["mass"]["inserted"] == pytest.approx(visual)
+    assert rows["boost by 2"]["mass"]["inserted"] == 0
+    assert rows["boost by 0.5"]["mass"]["rise"] < rows["boost by 1"]["mass"]["rise"]
+    assert rows["COPY"]["mass, with copied"]["rise"] > rows["COPY"]["mass"]["rise"]
+    assert rows["vision-only"]["verified"]["mean"] < rows["untouched"]["verified"]["mean"]
+    assert json.loads(json.dumps(table))["chance"]["verified"] == 0.375
+
+
+def test_marks_are_those_of_the_responses(testbed, table):
+    texts, samples = [], [held_out_sample(7, i, "back") for i in range(2)]
+    for sample in samples:
+        prompt = testbed.prompt(sample.scene.draw(), sample.question.text, "back")
+        chosen = Knockout(when=At("<back>", times=1))
+        texts.append(attnlens.run(testbed, prompt, 700, chosen).text)
+    marks = [mark_response(s, t) for s, t in zip(samples, texts, strict=True)]
+    row = table["rows"]["knock-out from the verification on"]
+    assert row["answer"]["mean"] == pytest.approx(np.mean([m.answer for m in marks]))
+    for name in ("size", "mark"):
+        pairs = [getattr(m, name) for m in marks]
+        want = np.mean([right / due for right, due in pairs if due])
+        assert row[name]["mean"] == pytest.approx(want)
+
+
+def test_heads_are_ranked_by_their_mass_on_the_object(testbed):
+    found = heads.looking_heads(testbed, 8, seed=7)
+    samples = [held_out_sample(7, i, "back") for i in range(4)]
+    passes = [forced_pass(testbed, s) for s in samples]
+    masses = [
+        p.on_object[step]
+        for p in passes
+        for step, token in enumerate(p.truth)
+        if states_fact(token)
+    ]
+    assert found["facts"] == len(masses)
+    assert np.allclose(found["on_object"], np.mean(masses, axis=0), atol=1e-4)
+    for p in passes:
+        assert (p.on_object <= p.mass + 1e-6).all()
+    values = [np.array(found["on_object"])[layer, head] for layer, head in found["ranking"]]
+    assert values == sorted(values, reverse=True)
+    assert len({tuple(h) for h in found["ranking"]}) == 16
+    knocked = found["knockouts"]
+    assert knocked["untouched"]["mean"] == 1.0
+    worst = knocked["by_count"][8]
+    assert worst["heads"] == found["ranking"][:8]
+    assert worst["top"]["mean"] < worst["random"]["mean"]
+    assert worst["random"]["mean"] == pytest.approx(np.mean(worst["random"]["draws"]))
+
+
+def test_bad_requests_are_refused(testbed):
+    for make in (looking_again.looking_again, heads.looking_heads):
+        with pytest.raises(InputError, match="'cot'"):
+            make(testbed, 4, mode="cot")
+        with pytest.raises(InputError, match="1 scenes"):
+            make(testbed, 1)
+
+
+def test_the_command_writes_all_tables(tmp_path, capsys, monkeypatch):
+    calls = []
+
+    def fake(name):
+        def made(_vlm, scenes, seed, *, mode):
+            calls.append((name, scenes, seed, mode))
+            mean = {"mean": 0.5, "low": None, "high": None}
+            row = {"answer": mean, "verified": {"mean": None}}
+            return {"mode": mode, "scenes": scenes, "rows": {"untouched": row}}
+
+        return made
+
+    monkeypatch.setattr(looking_again, "looking_again", fake("ways"))
+    monkeypatch.setattr(heads, "looking_heads", fake("heads"))
+    path = tmp_path / "out.json"
+    assert main(["testbed", "recover", "--scenes", "5", "--seed", "3", "--json", str(path)]) == 0
+    assert [c[0] for c in calls] == ["ways", "heads"] * 2
+    assert {c[1:3] for c in calls} == {(5, 3)}
+    record = json.loads(path.read_text())
+    assert list(record["modes"]) == ["back", "reflection"]
+    assert "50.0%" in capsys.readouterr().out
+    assert main(["testbed", "recover", "--scenes", "2", "--json", str(path)]) == 2
