@@ -129,7 +129,7 @@ def working(scene: Scene, question: Question, *, looked: bool = False) -> list[P
         verification follows, the part that asks for one says that it must be checked.
     """
     if question.kind in ("subtraction", "chain"):
-        return [Part(text) for text in _calculation(question)]
+        return [Part(_calculation(question))]
     if question.kind == "existence":
         there = _subject(scene, question)
         return [*_presence(question.subjects[0], there), Part(f", so {question.answer}.")]
@@ -150,17 +150,13 @@ def working(scene: Scene, question: Question, *, looked: bool = False) -> list[P
     return asked_fact(scene, question, must_look=True)
 
 
-def _calculation(question: Question) -> list[str]:
+def _calculation(question: Question) -> str:
     lines = []
-    for i, step in enumerate(question.steps, start=1):
+    for step in question.steps:
         sign = "-" if step.operation == "subtract" else "+"
-        start = ""
-        if question.kind == "chain":
-            start = f" Step {i}: {step.words},"
-        lines.append(
-            f"{start} {step.group} {step.count}: {step.before} {sign} {step.count} = {step.after}."
-        )
-    return lines
+        what = step.words if question.kind == "chain" else step.group
+        lines.append(f" {what} {step.count}: {step.before} {sign} {step.count} = {step.after}")
+    return ",".join(lines) + "."
 
 
 def asked_fact(scene: Scene, question: Question, *, must_look: bool) -> list[Part]:
@@ -214,7 +210,7 @@ def _boxed(scene: Scene, question: Question, *, must_look: bool = False) -> list
 def _summary(scene: Scene, question: Question) -> list[Part]:
     subjects = question.subjects
     if question.kind == "chain":
-        what = [Part(f" {len(question.steps)} steps")]
+        what = [Part(" " + ", ".join(step.words for step in question.steps))]
     elif question.kind == "comparison":
         what = [Part(f" {question.asked} {subjects[0]} than {subjects[1]}")]
     elif question.kind == "subtraction":

@@ -26,7 +26,7 @@ from attnlens.vlm.positions import ImagePiece, multimodal_positions
 IGNORED = -100
 """Label of positions that carry no loss."""
 
-DECISIONS = ("yes", "no", "more", "fewer")
+DECISIONS = ("yes", "no", "more", "fewer", "present", "absent")
 """Words on which an answer hangs that are one of two, and so weigh little in a loss by tokens."""
 
 PERCEPTION_BATCH = {"small": 48, "medium": 32, "large": 16}
@@ -89,9 +89,9 @@ class Stage:
 
 
 STAGES = (
-    Stage(0, tuple(KIND_SHARES.values()), decision_weight=3.0),
-    Stage(1000, (0.06, 0.14, 0.17, 0.25, 0.38), long_every=5, decision_weight=3.0),
-    Stage(2700, (0.1, 0.18, 0.2, 0.22, 0.3), long_every=8, decision_weight=3.0),
+    Stage(0, tuple(KIND_SHARES.values()), long_every=10, decision_weight=3.0),
+    Stage(1000, (0.07, 0.2, 0.15, 0.2, 0.38), long_every=6, decision_weight=3.0),
+    Stage(2400, (0.1, 0.22, 0.2, 0.2, 0.28), long_every=10, decision_weight=3.0),
 )
 """The stages of the shipped weights: chains take the longest to learn, and come often early on."""
 

@@ -30,10 +30,10 @@ TALLY_QUESTION = "Count the objects by colour and by shape."
 WORK_SUFFIX = "\nWork it out."
 KIND_SHARES: dict[str, float] = {
     "subtraction": 0.1,
-    "existence": 0.15,
-    "attribute": 0.2,
-    "comparison": 0.3,
-    "chain": 0.25,
+    "existence": 0.2,
+    "attribute": 0.18,
+    "comparison": 0.2,
+    "chain": 0.32,
 }
 """How often training asks each kind at first; scoring asks all alike."""
 

@@ -113,9 +113,9 @@ _COMPARISON = (
     "Can you see {m} {a} than {b}?",
 )
 _CHAIN = (
-    "Start with the number of objects. {s} What is the result?",
-    "Count the objects. {s} What number is that?",
-    "Take the number of objects. {s} How much is it?",
+    "Start with the number of objects: {s}. What is the result?",
+    "Count the objects: {s}. What number is that?",
+    "Take the number of objects: {s}. How much is it?",
 )
 
 
@@ -212,7 +212,7 @@ def _relation(counts: dict[str, int], first: str, second: str) -> int:
 
 
 def chain(scene: Scene, rng: np.random.Generator, length: int | None = None) -> Question:
-    """Subtract and add groups one after the other, 1 to ``MAX_STEPS`` numbered steps.
+    """Subtract and add groups one after the other, 1 to ``MAX_STEPS`` steps.
 
     Two or three steps unless ``length`` says how many. No group comes again before all have
     come. No step leads below 0 or above ``MAX_VALUE``.
@@ -229,7 +229,7 @@ def chain(scene: Scene, rng: np.random.Generator, length: int | None = None) -> 
             step = _step(scene, other, group, value)
         steps.append(step)
         value = step.after
-    listed = " ".join(f"Step {i}: {step.words}." for i, step in enumerate(steps, start=1))
+    listed = ", ".join(step.words for step in steps)
     return Question(
         kind="chain",
         text=pick(rng, _CHAIN).format(s=listed),
