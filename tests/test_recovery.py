@@ -189,6 +189,29 @@ def test_forced_text_stands_between_the_untouched_tokens(tiny, prompts):
         session.force([])
 
 
+def test_a_twin_that_says_the_same_stands_for_the_free_run(tiny, prompts, monkeypatch):
+    chosen = [
+        Boost(when=AtStep(5), log_odds=0.01),
+        Boost(when=AtStep(2), log_odds=6.0),
+        Inject(" red", when=AtStep(3)),
+    ]
+    full = attnlens.recover(tiny, prompts, chosen, NEW)
+    quick = attnlens.recover(tiny, prompts, chosen, NEW, reuse=True)
+    reused = np.isnan(quick.data["seconds"].values)
+    assert reused[:, 1].any()
+    assert not reused[:, [0, 3]].any()
+    assert full.data["text"].equals(quick.data["text"])
+    same = full.data["text"] == full.data["text"].sel(run="untouched")
+    assert not (reused & ~same.values).any()
+    for name in ("free_rise", "rise", "inserted", "fired", "steps", "first_step"):
+        assert np.allclose(full.data[name], quick.data[name], atol=1e-5, equal_nan=True), name
+    with pytest.raises(InputError, match="reuse=True with temperature"):
+        attnlens.recover(tiny, prompts, chosen, NEW, reuse=True, temperature=2.0)
+    monkeypatch.setattr(tiny.model.generation_config, "repetition_penalty", 1.05)
+    with pytest.raises(InputError, match="reuse=True with repetition_penalty"):
+        attnlens.recover(tiny, prompts, chosen, NEW, reuse=True)
+
+
 def test_interventions_may_be_named(tiny, prompts):
     chosen = {"early": Copy(when=AtStep(3)), "late": Copy(when=AtStep(8))}
     result = attnlens.recover(tiny, prompts[0], chosen, NEW, detail="layer", **OPTIONS)

@@ -94,7 +94,7 @@ def test_a_stage_asks_for_its_kinds_from_its_first_step_on(tiny, monkeypatch):
     assert all("Subtract" in q or "emove" in q for q in questions(2))
     for step in (3, 4):
         (question,) = questions(step)
-        assert "Step 9: " in question
+        assert len(re.findall(r"s (?:subtracted|added)[,.]", question)) >= 9
     for stage in STAGES:
         assert sum(stage.kinds) == pytest.approx(1)
 

@@ -87,7 +87,8 @@ def looking_again(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
         ``rows``: for ``untouched`` and each way, ``answer``, ``verified``, ``size``, ``mark`` and
         ``described`` (facts right: mean over scenes, with 95% bootstrap intervals over scenes),
         and, by definition, the columns of ``Recovery.table`` with inserted tokens counted as image
-        and not. ``chance``: of sizes, marks and both at random.
+        and not (``seconds_ratio`` over the scenes where the free run was run, see ``reuse`` of
+        ``attnlens.recover``). ``chance``: of sizes, marks and both at random.
 
     Raises
     ------
@@ -109,6 +110,7 @@ def looking_again(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
         max(map(len, lengths)) + 50,
         expected=[s.question.answer for s in samples],
         detail="step",
+        reuse=True,
     )
     return {
         "mode": mode,
