@@ -184,7 +184,7 @@ _NO_MATTER = {
     "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p",
     "eos_token_id", "pad_token_id", "bos_token_id",
     "max_length", "max_new_tokens", "use_cache", "cache_implementation",
-    "transformers_version", "_from_model_config",
+    "output_attentions", "output_hidden_states", "transformers_version", "_from_model_config",
 }  # fmt: skip
 """Settings of a checkpoint that leave the tokens of greedy decoding as they are."""
 
