@@ -154,7 +154,9 @@ def _calculation(question: Question) -> str:
     lines = []
     for step in question.steps:
         sign = "-" if step.operation == "subtract" else "+"
-        what = step.words if question.kind == "chain" else step.group
+        what = step.group
+        if question.kind == "chain":
+            what = step.words if question.brief else f"{step.words}, {step.group}"
         lines.append(f" {what} {step.count}: {step.before} {sign} {step.count} = {step.after}")
     return ",".join(lines) + "."
 

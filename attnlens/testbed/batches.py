@@ -80,43 +80,50 @@ class Stage:
     decision_weight
         Weight of the tokens of ``DECISIONS`` in the loss (and in the loss that is logged); that of
         all others is 1.
+    brief
+        Whether the working of a chain leaves out the group's name before its count.
     """
 
     first: int
     kinds: tuple[float, ...]
     long_every: int = 12
     decision_weight: float = 1.0
+    brief: bool = False
 
 
 STAGES = (
-    Stage(0, tuple(KIND_SHARES.values()), long_every=10, decision_weight=3.0),
-    Stage(1000, (0.07, 0.2, 0.15, 0.2, 0.38), long_every=6, decision_weight=3.0),
+    Stage(0, tuple(KIND_SHARES.values()), long_every=10, decision_weight=3.0, brief=True),
+    Stage(1000, (0.07, 0.2, 0.15, 0.2, 0.38), long_every=6, decision_weight=3.0, brief=True),
     Stage(2400, (0.1, 0.22, 0.2, 0.2, 0.28), long_every=10, decision_weight=3.0),
 )
-"""The stages of the shipped weights: chains take the longest to learn, and come often early on."""
+"""The stages of the shipped weights: chains take the longest to learn, and come often early on.
+
+First the items of a chain are learned in their order, one right after the other; then the count of
+each, which is found by the group's own name.
+"""
 
 Kinds = Mapping[str, float]
 """How often each kind of question is asked."""
 
 
-def _perception(rng: np.random.Generator, grid: str, kinds: Kinds) -> Example:
-    return Example(*perception_example(rng, grid, kinds))
+def _perception(rng: np.random.Generator, grid: str, kinds: Kinds, brief: bool) -> Example:
+    return Example(*perception_example(rng, grid, kinds, brief))
 
 
-def _answer(rng: np.random.Generator, grid: str, kinds: Kinds) -> Example:
+def _answer(rng: np.random.Generator, grid: str, kinds: Kinds, brief: bool) -> Example:
     if rng.random() < 0.25:
-        return _perception(rng, grid, kinds)
+        return _perception(rng, grid, kinds, brief)
     mode, kind = pick_by_share(rng, MODE_SHARES), pick_by_share(rng, kinds)
     steps = int(rng.integers(2, 9)) if kind == "chain" else None
     objects = few_or_many(rng) if rng.random() < 0.15 else None
-    sample = make_sample(rng, mode, kind=kind, objects=objects, grid=grid, steps=steps)
+    sample = make_sample(rng, mode, kind=kind, objects=objects, grid=grid, steps=steps, brief=brief)
     return _with_insertion(rng, sample)
 
 
-def _long(rng: np.random.Generator, grid: str, kinds: Kinds) -> Example:
+def _long(rng: np.random.Generator, grid: str, kinds: Kinds, brief: bool) -> Example:
     mode = pick_by_share(rng, MODE_SHARES)
     steps = int(9 * (MAX_STEPS / 9) ** rng.random())  # each doubling alike
-    sample = make_sample(rng, mode, grid=grid, kind="chain", steps=steps, counts=1)
+    sample = make_sample(rng, mode, grid=grid, kind="chain", steps=steps, counts=1, brief=brief)
     return _with_insertion(rng, sample)
 
 
@@ -190,7 +197,7 @@ class Batches(Dataset):
             make, size = _answer, ANSWER_BATCH[grid]
         # rows from 1: to NumPy, (seed, step, 0) is the batch's own (seed, step)
         seeds = [(self.seed, step, row) for row in range(1, size + 1)]
-        examples = [make(np.random.default_rng(s), grid, kinds) for s in seeds]
+        examples = [make(np.random.default_rng(s), grid, kinds, stage.brief) for s in seeds]
         examples.sort(key=_length)
         rows = LONG_PIECE if make is _long else PIECE
         return [

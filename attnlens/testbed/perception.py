@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from attnlens.testbed.answers import (
@@ -52,6 +53,7 @@ def perception_example(
     rng: np.random.Generator,
     grid: str | None = None,
     kinds: Mapping[str, float] = KIND_SHARES,
+    brief: bool = False,
 ) -> tuple[Scene, str, list[Part]]:
     """Draw a scene, the user's text and a short answer.
 
@@ -63,6 +65,8 @@ def perception_example(
         Size class of the scene; see ``random_scene``.
     kinds
         How often each kind of question is asked, where one is.
+    brief
+        Whether the working of a chain is brief; see ``Question``.
     """
     scene = random_scene(rng, objects=few_or_many(rng), grid=grid)
     draw = rng.random()
@@ -83,6 +87,7 @@ def perception_example(
     kind = pick_by_share(rng, kinds)
     if draw < 0.95:
         question = draw_question(scene, rng, kind, steps=int(rng.integers(2, 11)))
+        question = replace(question, brief=brief)
         parts = [Part(f" Total {len(scene.objects)}:"), *working(scene, question, looked=True)]
         return scene, question.text + WORK_SUFFIX, parts
     question = draw_question(scene, rng, kind)

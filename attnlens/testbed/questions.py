@@ -76,6 +76,9 @@ class Question:
         How many verifications a ``back`` answer makes; 2 where the text asks for them.
     counts
         How many times the reasoning counts the objects; more than once where the text asks for it.
+    brief
+        Whether the working of a chain leaves out the group's name before its count: in the first
+        stages of training alone.
     """
 
     kind: str
@@ -86,6 +89,7 @@ class Question:
     steps: tuple[Step, ...] = ()
     looks: int = 1
     counts: int = 1
+    brief: bool = False
 
     def look_twice(self) -> Question:
         """Return the same question with the wish that the image be looked at again twice."""

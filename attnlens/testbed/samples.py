@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ def make_sample(
     steps: int | None = None,
     looks: int | None = None,
     counts: int | None = None,
+    brief: bool = False,
 ) -> Sample:
     """Draw a scene, ask a question about it, and write the true answer.
 
@@ -109,6 +110,8 @@ def make_sample(
     counts
         How many times the reasoning counts the objects, 1 to ``MAX_COUNTS``; when not given, once
         in four of five.
+    brief
+        Whether the working of a chain is brief; see ``Question``.
 
     Raises
     ------
@@ -136,6 +139,7 @@ def make_sample(
         counts = int(rng.integers(2, MAX_COUNTS + 1)) if rng.random() < 0.2 else 1
     if counts > 1 and mode != "normal":
         question = question.count_times(counts)
+    question = replace(question, brief=brief)
     parts = write_answer(scene, question, mode)
     return Sample(scene=scene, question=question, mode=mode, parts=tuple(parts))
 
