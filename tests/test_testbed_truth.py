@@ -194,8 +194,9 @@ def test_answers_are_true(seed, mode, count, kind):
         assert task[1] == sample.question.kind
         if task[1] == "chain":
             assert f": {task[2]}. " in sample.question.text
-            worked = re.findall(r"(\w+s (?:subtracted|added)) \d+: \d+ [-+]", before)
-            assert ", ".join(worked) == task[2]
+            worked = re.findall(r"((\w+)s (?:subtracted|added)), (\w+) \d+: \d+ [-+]", before)
+            assert ", ".join(words for words, _, _ in worked) == task[2]
+            assert all(plural == group for _, plural, group in worked)
         else:  # the question's own words
             asked = re.sub(r"\b(objects|the|an?)\b ?", "", sample.question.text)
             for word in task[2].split():
@@ -350,7 +351,10 @@ def test_chains_grow_to_a_thousand_steps(tokenizer, steps):
     assert sample.question.kind == "chain"
     for text in (sample.question.text, sample.answer.split(" Total ")[0]):
         assert len(re.findall(r"s (?:subtracted|added)[,.]", text)) == steps
-    assert len(re.findall(r"s (?:subtracted|added) \d+:", sample.answer)) == steps
+    assert len(re.findall(r"s (?:subtracted|added), \w+ \d+:", sample.answer)) == steps
+    brief = held_out_sample(0, 0, "cot", steps=steps, brief=True)
+    assert brief.question.text == sample.question.text
+    assert brief.answer == re.sub(r"(?<=ed), \w+ (?=\d+: )", " ", sample.answer)
     length = len(tokenizer(sample.answer)["input_ids"])
     assert length > 12 * steps
     assert steps != MAX_STEPS or length > 900
