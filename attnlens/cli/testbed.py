@@ -42,15 +42,9 @@ def _add_train(actions: Any) -> None:
         "--perception_steps",
         type=int,
         metavar="N",
-        help="how many of them come first with short perception questions (600; 0 with --second)",
+        help="how many of them come first with short perception questions (600)",
     )
     train.add_argument("--start", metavar="DIR", help="go on from this testbed checkpoint")
-    train.add_argument(
-        "--second",
-        action="store_true",
-        help="the short second run of the shipped weights, from --start: 500 steps that ask most "
-        "for what the first run leaves unlearned",
-    )
     train.add_argument("--peak_rate", type=float, metavar="R", help="highest learning rate")
     train.add_argument("--checkpoint_every", type=int, default=100, metavar="N", help="steps (100)")
     train.set_defaults(run=run_train)
@@ -154,9 +148,7 @@ def run_train(options: argparse.Namespace) -> int:
         for name in ("seed", "steps", "perception_steps", "peak_rate")
         if getattr(options, name) is not None
     }
-    if options.second and options.start is None:
-        raise InputError("--second goes on from a first run: name its folder with --start")
-    plan = dataclasses.replace(Plan.second() if options.second else Plan(), **given)
+    plan = dataclasses.replace(Plan(), **given)
     at_least("seed", plan.seed, 0)
     at_least("steps", plan.steps, 1)
     at_least("perception_steps", plan.perception_steps, 0)

@@ -102,9 +102,6 @@ First the items of a chain are learned in their order, one right after the other
 each, which is found by the group's own name.
 """
 
-SECOND_STAGES = (Stage(0, (0.1, 0.12, 0.48, 0.1, 0.2), long_every=20),)
-"""The stage of a second, short run: an asked object's own attributes are what the first leaves."""
-
 Kinds = Mapping[str, float]
 """How often each kind of question is asked."""
 

@@ -17,7 +17,7 @@ from attnlens.errors import InputError
 from attnlens.files import check_writable, write_file, write_folder
 from attnlens.progress import progress
 from attnlens.testbed.architecture import build_model, build_processor, embed, initialise
-from attnlens.testbed.batches import IGNORED, SECOND_STAGES, STAGES, Batches, Stage
+from attnlens.testbed.batches import IGNORED, STAGES, Batches, Stage
 from attnlens.testbed.muon import Muon
 from attnlens.testbed.samples import HELD_OUT
 from attnlens.testbed.tokenizer import corpus, train_tokenizer
@@ -68,19 +68,6 @@ class Plan:
     corpus_scenes: int = 400
     start_sha256: str = ""
 
-    @staticmethod
-    def second(seed: int = 0) -> Plan:
-        """Return the plan of a second, short run that goes on from the weights of a first."""
-        return Plan(
-            seed=seed,
-            steps=500,
-            perception_steps=0,
-            stages=SECOND_STAGES,
-            peak_rate=1e-3,
-            warm_up=20,
-            decay_share=0.9,
-        )
-
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
         down = max(1.0, self.decay_share * self.steps)
@@ -116,7 +103,7 @@ def train(
     Returns
     -------
     dict
-        Plan and log, which also go into ``training.json``; ``before``: those of ``start``.
+        The log that also goes into ``training.json``.
 
     Raises
     ------
@@ -127,7 +114,7 @@ def train(
     folder = Path(folder).absolute()
     _check(folder, plan)
     torch.manual_seed(plan.seed)
-    processor, model, plan, before = _beginning(plan, start)
+    processor, model, plan = _beginning(plan, start)
     model.train()
     optimisers = build_optimisers(model, plan)
     checkpoint = folder.with_name(folder.name + ".checkpoint")
@@ -173,8 +160,6 @@ def train(
         if (step + 1) % checkpoint_every == 0 and step + 1 < plan.steps:
             _save_checkpoint(checkpoint, plan, step + 1, model, optimisers, log)
     record = {"plan": asdict(plan), "log": log}
-    if before is not None:
-        record["before"] = before
     model.eval()
     with write_folder(folder, replace=True) as temporary:
         model.save_pretrained(temporary)
@@ -198,19 +183,17 @@ def _check(folder: Path, plan: Plan) -> None:
         )
 
 
-def _beginning(plan: Plan, start: Path | None) -> tuple[Any, Any, Plan, Any]:
-    """Processor and model that a run begins with, its plan with their hash, and their record."""
+def _beginning(plan: Plan, start: Path | None) -> tuple[Any, Any, Plan]:
+    """Processor and model that a run begins with, and the plan with the hash of their weights."""
     if start is None:
         tokenizer = train_tokenizer(corpus(plan.seed, plan.corpus_scenes))
         model = build_model(tokenizer)
         initialise(model)
-        return build_processor(tokenizer), model, plan, None
+        return build_processor(tokenizer), model, plan
     source = TESTBED if str(start) == "testbed" else Path(start)
     vlm = load(source, device="cpu", dtype="float32")
     digest = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()
-    record = source / "training.json"
-    before = json.loads(record.read_text()) if record.is_file() else None
-    return vlm.processor, vlm.model, dataclasses.replace(plan, start_sha256=digest), before
+    return vlm.processor, vlm.model, dataclasses.replace(plan, start_sha256=digest)
 
 
 def build_optimisers(model: Any, plan: Plan) -> list[torch.optim.Optimizer]:
