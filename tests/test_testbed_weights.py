@@ -262,17 +262,11 @@ def test_the_shipped_checkpoint_is_a_plain_hub_folder(testbed):
     assert testbed.model.config.text_config.num_key_value_heads < 4
     assert len(testbed.model.config.vision_config.fullatt_block_indexes) == 1
     record = json.loads((TESTBED / "training.json").read_text())
-    # from nothing, by the plan that `attnlens testbed train` follows when nothing else is said,
-    # and then by that of `--second`
-    first = record["before"]
-    assert first["plan"] == json.loads(json.dumps(asdict(Plan())))
-    assert first["plan"]["start_sha256"] == ""
-    assert "before" not in first
-    assert record["plan"] | {"start_sha256": ""} == json.loads(json.dumps(asdict(Plan.second())))
-    assert len(record["plan"]["start_sha256"]) == 64
-    assert first["log"][-1]["step"] == Plan().steps
-    assert record["log"][-1]["step"] == Plan.second().steps
-    assert first["log"][-1]["seconds"] + record["log"][-1]["seconds"] < 120 * 60
+    # from nothing, by the plan that `attnlens testbed train` follows when nothing else is said
+    assert record["plan"] == json.loads(json.dumps(asdict(Plan())))
+    assert record["plan"]["start_sha256"] == ""
+    assert record["log"][-1]["step"] == Plan().steps
+    assert record["log"][-1]["seconds"] < 120 * 60
 
 
 def test_the_table_of_scores_says_what_chance_is(testbed):
@@ -310,7 +304,6 @@ def test_the_commands_write_their_tables(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["score", "--steps", "0"], "0 steps"),
-        (["train", "--out", "x", "--second"], "--start"),
         (["score", "--kind", "nonsense"], "'nonsense'"),
         (["score", "--json", ""], "cannot write"),
         (["score", "--json", "{folder}"], "cannot write"),
