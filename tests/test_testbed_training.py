@@ -79,8 +79,7 @@ def test_a_stage_asks_for_its_kinds_from_its_first_step_on(tiny, monkeypatch):
     stages = (
         Stage(0, only["existence"]),
         Stage(2, only["subtraction"]),
-        Stage(3, only["chain"], 1, brief=True),
-        Stage(4, only["chain"], 1),
+        Stage(3, only["chain"], 1),
     )
     batches = Batches(tiny.processor, 0, 5, perception_steps=0, stages=stages)
     tokenizer = tiny.tokenizer
@@ -95,9 +94,7 @@ def test_a_stage_asks_for_its_kinds_from_its_first_step_on(tiny, monkeypatch):
     assert all("Subtract" in q or "emove" in q for q in questions(2))
     for step in (3, 4):
         (question,) = questions(step)
-        assert len(re.findall(r"s (?:subtracted|added)[,.]", question)) >= 9
-        assert bool(re.search(r"(?:subtracted|added) \d+: \d+ [-+]", question)) == (step == 3)
-        assert bool(re.search(r"(?:subtracted|added), \w+ \d+: \d+ [-+]", question)) == (step == 4)
+        assert "Step 9: " in question
     for stage in STAGES:
         assert sum(stage.kinds) == pytest.approx(1)
 

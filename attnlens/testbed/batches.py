@@ -26,9 +26,6 @@ from attnlens.vlm.positions import ImagePiece, multimodal_positions
 IGNORED = -100
 """Label of positions that carry no loss."""
 
-DECISIONS = ("yes", "no", "more", "fewer", "present", "absent")
-"""Words on which an answer hangs that are one of two, and so weigh little in a loss by tokens."""
-
 PERCEPTION_BATCH = {"small": 48, "medium": 32, "large": 16}
 ANSWER_BATCH = {"small": 24, "medium": 20, "large": 14}
 LONG_BATCH = 6
@@ -78,53 +75,46 @@ class Stage:
     long_every
         Every such step has long chained questions.
     decision_weight
-        Weight of the tokens of ``DECISIONS`` in the loss (and in the loss that is logged); that of
+        Weight of the tokens "yes" and "no" in the loss (and in the loss that is logged); that of
         all others is 1.
-    brief
-        Whether the working of a chain leaves out the group's name before its count.
     """
 
     first: int
     kinds: tuple[float, ...]
     long_every: int = 12
     decision_weight: float = 1.0
-    brief: bool = False
 
 
 STAGES = (
-    Stage(0, tuple(KIND_SHARES.values()), long_every=10, decision_weight=3.0, brief=True),
-    Stage(1000, (0.07, 0.2, 0.15, 0.2, 0.38), long_every=6, decision_weight=3.0, brief=True),
-    Stage(2400, (0.1, 0.22, 0.2, 0.2, 0.28), long_every=10, decision_weight=3.0),
+    Stage(0, tuple(KIND_SHARES.values())),
+    Stage(3600, (0.05, 0.1, 0.15, 0.3, 0.4), long_every=4),  # chains are not learned yet
+    Stage(4150, (0.08, 0.12, 0.15, 0.45, 0.2)),  # now they are, and comparisons are not
+    Stage(4900, (0.08, 0.12, 0.15, 0.45, 0.2), decision_weight=10.0),
 )
-"""The stages of the shipped weights: chains take the longest to learn, and come often early on.
-
-First the items of a chain are learned in their order, one right after the other; then the count of
-each, which is found by the group's own name.
-"""
+"""The stages of the shipped weights: what is left to learn is asked more often."""
 
 Kinds = Mapping[str, float]
 """How often each kind of question is asked."""
 
 
-def _perception(rng: np.random.Generator, grid: str, kinds: Kinds, brief: bool) -> Example:
-    return Example(*perception_example(rng, grid, kinds, brief))
+def _perception(rng: np.random.Generator, grid: str, kinds: Kinds) -> Example:
+    return Example(*perception_example(rng, grid, kinds))
 
 
-def _answer(rng: np.random.Generator, grid: str, kinds: Kinds, brief: bool) -> Example:
+def _answer(rng: np.random.Generator, grid: str, kinds: Kinds) -> Example:
     if rng.random() < 0.25:
-        return _perception(rng, grid, kinds, brief)
+        return _perception(rng, grid, kinds)
     mode, kind = pick_by_share(rng, MODE_SHARES), pick_by_share(rng, kinds)
     steps = int(rng.integers(2, 9)) if kind == "chain" else None
     objects = few_or_many(rng) if rng.random() < 0.15 else None
-    sample = make_sample(rng, mode, kind=kind, objects=objects, grid=grid, steps=steps, brief=brief)
+    sample = make_sample(rng, mode, kind=kind, objects=objects, grid=grid, steps=steps)
     return _with_insertion(rng, sample)
 
 
-def _long(rng: np.random.Generator, grid: str, kinds: Kinds, brief: bool) -> Example:
+def _long(rng: np.random.Generator, grid: str, kinds: Kinds) -> Example:
     mode = pick_by_share(rng, MODE_SHARES)
-    steps = int(9 * (MAX_STEPS / 9) ** rng.random())  # each doubling alike
-    sample = make_sample(rng, mode, grid=grid, kind="chain", steps=steps, counts=1, brief=brief)
-    return _with_insertion(rng, sample)
+    steps = int(rng.integers(9, MAX_STEPS + 1))
+    return _with_insertion(rng, make_sample(rng, mode, grid=grid, kind="chain", steps=steps))
 
 
 def _with_insertion(rng: np.random.Generator, sample: Any) -> Example:
@@ -197,7 +187,7 @@ class Batches(Dataset):
             make, size = _answer, ANSWER_BATCH[grid]
         # rows from 1: to NumPy, (seed, step, 0) is the batch's own (seed, step)
         seeds = [(self.seed, step, row) for row in range(1, size + 1)]
-        examples = [make(np.random.default_rng(s), grid, kinds, stage.brief) for s in seeds]
+        examples = [make(np.random.default_rng(s), grid, kinds) for s in seeds]
         examples.sort(key=_length)
         rows = LONG_PIECE if make is _long else PIECE
         return [
@@ -222,7 +212,7 @@ def collate(
     examples
         The rows.
     decision_weight
-        Weight of ``DECISIONS``; see ``Stage``.
+        Weight of "yes" and "no"; see ``Stage``.
 
     Returns
     -------
@@ -251,7 +241,7 @@ def collate(
         must_look[i, :n] = torch.tensor(row.must_look)
         positions[:, i, :n] = torch.from_numpy(row.positions)
     weights = torch.ones(shape)
-    decisions = [t for t in processor.tokenizer.get_vocab() if t.lstrip("\u0120") in DECISIONS]
+    decisions = [t for t in processor.tokenizer.get_vocab() if t.lstrip("\u0120") in ("yes", "no")]
     decision_ids = torch.tensor(processor.tokenizer.convert_tokens_to_ids(sorted(decisions)))
     weights[torch.isin(labels, decision_ids)] = decision_weight
     return {

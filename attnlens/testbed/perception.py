@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from attnlens.testbed.answers import (
@@ -32,9 +31,9 @@ WORK_SUFFIX = "\nWork it out."
 KIND_SHARES: dict[str, float] = {
     "subtraction": 0.1,
     "existence": 0.2,
-    "attribute": 0.18,
+    "attribute": 0.25,
     "comparison": 0.2,
-    "chain": 0.32,
+    "chain": 0.25,
 }
 """How often training asks each kind at first; scoring asks all alike."""
 
@@ -53,7 +52,6 @@ def perception_example(
     rng: np.random.Generator,
     grid: str | None = None,
     kinds: Mapping[str, float] = KIND_SHARES,
-    brief: bool = False,
 ) -> tuple[Scene, str, list[Part]]:
     """Draw a scene, the user's text and a short answer.
 
@@ -65,8 +63,6 @@ def perception_example(
         Size class of the scene; see ``random_scene``.
     kinds
         How often each kind of question is asked, where one is.
-    brief
-        Whether the working of a chain is brief; see ``Question``.
     """
     scene = random_scene(rng, objects=few_or_many(rng), grid=grid)
     draw = rng.random()
@@ -87,7 +83,6 @@ def perception_example(
     kind = pick_by_share(rng, kinds)
     if draw < 0.95:
         question = draw_question(scene, rng, kind, steps=int(rng.integers(2, 11)))
-        question = replace(question, brief=brief)
         parts = [Part(f" Total {len(scene.objects)}:"), *working(scene, question, looked=True)]
         return scene, question.text + WORK_SUFFIX, parts
     question = draw_question(scene, rng, kind)

@@ -71,10 +71,10 @@ def corpus(seed: int, scenes: int) -> Iterator[str]:
     for index in range(scenes):
         rng = np.random.default_rng((seed, index))
         for mode in MODES:
-            sample = make_sample(rng, mode, brief=True)
+            sample = make_sample(rng, mode)
             yield user_text(sample.question.text, mode)
             yield sample.answer
-        _, text, parts = perception_example(rng, brief=True)
+        _, text, parts = perception_example(rng)
         yield text + "\n" + text_of(parts)
         for number in range(MAX_STEPS + 1):  # each a token of its own, with and without a space
             yield f"#{number} {number}"

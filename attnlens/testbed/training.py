@@ -38,8 +38,8 @@ class Plan:
     perception_steps
         Steps of short perception questions, which come first.
     stages
-        How often each kind of question is asked, and long chains, and how decisions ("yes",
-        "fewer") weigh in the loss, from which step on.
+        How often each kind of question is asked, and long chains, and how "yes" and "no" weigh in
+        the loss, from which step on.
     peak_rate
         Highest learning rate of the matrices: reached after ``warm_up`` steps, kept, and brought
         down to 0 along a straight line in the last ``decay_share`` of the steps. So two plans that
@@ -57,7 +57,7 @@ class Plan:
     """
 
     seed: int = 0
-    steps: int = 3800
+    steps: int = 5500
     perception_steps: int = 600
     stages: tuple[Stage, ...] = STAGES
     peak_rate: float = 3e-3
