@@ -189,6 +189,36 @@ def test_forced_text_stands_between_the_untouched_tokens(tiny, prompts):
         session.force([])
 
 
+def test_text_forced_first_stands_after_the_prompt(tiny, prompts):
+    trace = attnlens.run(tiny, prompts[0], NEW, do_sample=False, **OPTIONS)
+    ids = trace.data["predicted_token_id"].values.tolist()
+    text = tiny.tokenizer(" red circle", add_special_tokens=False)["input_ids"]
+    with ForcedSession(tiny, prompts[0], Inject(" red circle", when=AtStep(0))) as session:
+        found = session.force(ids)
+    inputs = prompts[0].inputs
+    whole = torch.cat([inputs["input_ids"], torch.tensor([[*text, *ids[:-1]]])], 1)
+    with torch.no_grad():
+        logits = tiny.model(
+            input_ids=whole,
+            attention_mask=torch.ones_like(whole),
+            mm_token_type_ids=(whole == tiny.model.config.image_token_id).int(),
+            pixel_values=inputs["pixel_values"],
+            image_grid_thw=inputs["image_grid_thw"],
+        ).logits[0, len(prompts[0].segments) - 1 :]
+    rows = [0, *range(len(text) + 1, len(text) + NEW)]
+    assert torch.allclose(found, logits[rows].log_softmax(-1), atol=1e-4)
+    assert session.events[0].step == 1
+
+
+def test_rounding_is_no_effect(result):
+    nothing = result.table("mass", resamples=200).set_index("intervention").loc["boost:0"]
+    assert nothing["p_value"] == 1.0
+    assert nothing["effect_size"] == nothing["rise"] == 0.0
+    heads = result.by_head("boost:0")
+    assert (heads["p_value"] == 1.0).all()
+    assert (result.by_head("boost:1")["p_value"] < 1.0).all()
+
+
 def test_a_twin_that_says_the_same_stands_for_the_free_run(tiny, prompts, monkeypatch):
     chosen = [
         Boost(when=AtStep(5), log_odds=0.01),

@@ -62,6 +62,12 @@ def add_parser(commands: Any) -> None:
     out = parser.add_argument_group("generation, measure and output")
     out.add_argument("--max_new_tokens", type=int, default=2048, metavar="N", help="(2048)")
     out.add_argument("--definition", default="mass", help="definition of attention (mass)")
+    out.add_argument(
+        "--detail",
+        default="layer",
+        choices=("head", "layer", "step"),
+        help="how finely recovery.nc keeps rises; by head takes much room (layer)",
+    )
     out.add_argument("--save_folder", default="results", metavar="DIR", help="(results)")
     out.add_argument("--format", nargs="+", default=["png"], choices=("png", "pdf", "svg"))
     parser.set_defaults(run=run_recover)
@@ -83,6 +89,7 @@ def run_recover(options: argparse.Namespace) -> int:
         positions=options.positions,
         max_new_tokens=options.max_new_tokens,
         definition=options.definition,
+        detail=options.detail,
         save_folder=options.save_folder,
         formats=tuple(dict.fromkeys(options.format)),
     )

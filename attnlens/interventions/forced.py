@@ -47,6 +47,7 @@ class ForcedSession(Session):
         super().__init__(vlm, prompt, intervention)
         self._cache: Any = None
         self._fed = 0
+        self._texts: list[Forcing] = []
         self._rope_start = 0
 
     def force(self, ids: Sequence[int]) -> torch.Tensor:
@@ -73,21 +74,20 @@ class ForcedSession(Session):
         with torch.no_grad():
             self._cache = DynamicCache(config=self._family.text.config)
             found.append(self._pass(**self._prompt(), logits_to_keep=1))
+            self._put_between(self._texts)
             waiting: list[int] = []
             for token in ids[:-1]:
                 self._ids.append(int(token))
                 acting = self._fire()
-                texts = [s.part for _, s in acting if isinstance(s.part, Forcing)]
-                others = [(at, s) for at, s in acting if not isinstance(s.part, Forcing)]
-                if others:
+                if acting:
                     found += self._feed_response(waiting)
                     waiting = []
-                    self._act(others, self._cache, self._positions(1))
+                    self._act(acting, self._cache, self._positions(1))
                 waiting.append(int(token))
-                if alone or texts:
+                if alone or self._texts:
                     found += self._feed_response(waiting)
                     waiting = []
-                    self._put_between(texts)
+                    self._put_between(self._texts)
             found += self._feed_response(waiting)
         tell_of_response(self._family, torch.tensor([list(ids)]))
         return torch.cat(found)
@@ -107,8 +107,16 @@ class ForcedSession(Session):
         found = self._pass(input_ids=torch.tensor([tokens], device=device), **options)
         return [found]
 
+    def _act(self, acting: list[Any], cache: Any, options: dict[str, Any]) -> None:
+        """Act, but for forced texts: these wait until the step's query token has been fed."""
+        self._texts = [state.part for _, state in acting if isinstance(state.part, Forcing)]
+        others = [pair for pair in acting if not isinstance(pair[1].part, Forcing)]
+        if others:
+            super()._act(others, cache, options)
+
     def _put_between(self, texts: list[Forcing]) -> None:
         """Put texts after the last token that was fed."""
+        self._texts = []
         step = len(self._ids) + 1
         for part in texts:
             ids = tuple(part.token_ids(self.vlm.tokenizer))

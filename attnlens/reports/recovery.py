@@ -33,6 +33,7 @@ class Settings:
     dtype: str = "auto"
     max_new_tokens: int = 2048
     definition: str = "mass"
+    detail: str = "layer"
     save_folder: str = "results"
     formats: tuple[str, ...] = ("png",)
 
@@ -84,7 +85,14 @@ def run_recovery(jobs: list[Job], settings: Settings) -> Path:
     vlm = load(settings.model, device=settings.device, dtype=settings.dtype)
     prompts = [vlm.prompt(job.image, job.question, settings.mode) for job in jobs]
     answers: Any = [job.answer for job in jobs]  # None where it is not known
-    result = recover(vlm, prompts, settings.parsed(), settings.max_new_tokens, expected=answers)
+    result = recover(
+        vlm,
+        prompts,
+        settings.parsed(),
+        settings.max_new_tokens,
+        expected=answers,
+        detail=settings.detail,
+    )
     table = result.table(settings.definition)
     with write_folder(folder, replace=True) as temporary:
         table.to_csv(temporary / "table.csv", index=False)
