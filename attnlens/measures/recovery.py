@@ -38,9 +38,7 @@ def mean_of_known(values: np.ndarray) -> np.ndarray:
 
 def mean_from(values: np.ndarray, start: int) -> float:
     """Return the mean of a series from a step on, undefined steps left out; NaN without any."""
-    kept = values[start:]
-    kept = kept[np.isfinite(kept)]
-    return float(kept.mean()) if len(kept) else float("nan")
+    return float(mean_of_known(values[start:]))
 
 
 def area_from(values: np.ndarray, start: int) -> float:

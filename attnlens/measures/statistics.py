@@ -135,6 +135,20 @@ def bootstrap_mean(
     return float(low), float(high)
 
 
+def with_interval(values: list[float]) -> dict[str, float | None]:
+    """Return ``mean``, ``low`` and ``high``: a mean with its 95% bootstrap interval.
+
+    Parameters
+    ----------
+    values : list of float
+        One finite value per unit; without two of them there is no interval (None).
+    """
+    if len(values) < 2:
+        return {"mean": float(np.mean(values)) if values else None, "low": None, "high": None}
+    low, high = bootstrap_mean(np.array(values), confidence=0.95, resamples=9999, seed=0)
+    return {"mean": float(np.mean(values)), "low": low, "high": high}
+
+
 def signed_rank(differences: np.ndarray) -> tuple[float, float]:
     """Run the Wilcoxon signed-rank test and give the effect size that belongs to it.
 

@@ -9,10 +9,11 @@ import numpy as np
 from attnlens.errors import InputError
 from attnlens.interventions import At, Knockout
 from attnlens.interventions.forced import ForcedSession
+from attnlens.measures.statistics import with_interval
 from attnlens.progress import progress
 from attnlens.testbed.forced import forced_pass
 from attnlens.testbed.hiding import states_fact
-from attnlens.testbed.looking_again import TAGS, with_interval
+from attnlens.testbed.looking_again import TAGS
 from attnlens.testbed.samples import Sample, held_out_sample
 
 if TYPE_CHECKING:
@@ -78,8 +79,9 @@ def looking_heads(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
             chosen[count, draw] = [ranking[i] for i in others]
     found: dict[tuple[int, int], list[float]] = {key: [] for key in chosen}
     for sample in progress(held, description=f"knocking heads out, {mode}"):
-        for key, heads in chosen.items():
-            found[key].append(facts_right(vlm, sample, heads))
+        shares = facts_right(vlm, sample, list(chosen.values()))
+        for key, right in zip(chosen, shares, strict=True):
+            found[key].append(right)
     table["knockouts"] = {
         "scenes": len(held),
         "untouched": with_interval(found[0, 0]),
@@ -125,7 +127,7 @@ def rank(vlm: VLM, samples: list[Sample]) -> dict[str, Any]:
     }
 
 
-def facts_right(vlm: VLM, sample: Sample, heads: list[Head]) -> float:
+def facts_right(vlm: VLM, sample: Sample, choices: list[list[Head]]) -> list[float]:
     """Fraction of verified facts that are the most likely token, with heads knocked out.
 
     Parameters
@@ -134,22 +136,26 @@ def facts_right(vlm: VLM, sample: Sample, heads: list[Head]) -> float:
         A testbed model.
     sample
         A sample with at least one object; its true answer is fed in.
-    heads
-        Heads (layer, head) that the image is hidden from, from the verification on; none leaves
-        the run untouched.
+    choices
+        For each pass, heads (layer, head) that the image is hidden from, from the verification on;
+        none leaves it untouched.
+
+    Returns
+    -------
+    list of float
+        One fraction for each choice.
     """
     from attnlens.recording.tokens import token_texts
     from attnlens.testbed.truth import token_truth
 
     prompt = vlm.prompt(sample.scene.draw(), sample.question.text, sample.mode)
     ids = vlm.tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
-    when = At(TAGS[sample.mode][0] if heads else "<never>", times=1)
-    with ForcedSession(vlm, prompt, Knockout(when=when, heads=heads or None)) as session:
-        most_likely = session.force(ids).argmax(-1).tolist()
     truth = token_truth(sample, token_texts(vlm.tokenizer, ids))
-    right = [
-        said == true
-        for said, true, token in zip(most_likely, ids, truth, strict=True)
-        if states_fact(token)
-    ]
-    return float(np.mean(right))
+    facts = np.array([states_fact(token) for token in truth])
+    shares = []
+    for heads in choices:
+        when = At(TAGS[sample.mode][0] if heads else "<never>", times=1)
+        with ForcedSession(vlm, prompt, Knockout(when=when, heads=heads or None)) as session:
+            most_likely = session.force(ids).argmax(-1).numpy()
+        shares.append(float((most_likely == np.array(ids))[facts].mean()))
+    return shares

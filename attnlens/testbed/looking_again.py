@@ -23,7 +23,7 @@ from attnlens.interventions import (
     Knockout,
     Route,
 )
-from attnlens.measures.statistics import bootstrap_mean
+from attnlens.measures.statistics import with_interval
 from attnlens.testbed.respond import picture
 from attnlens.testbed.samples import Sample, held_out_sample
 from attnlens.testbed.scoring import CHANCE, mark_response
@@ -157,11 +157,3 @@ def _marks(samples: list[Sample], texts: list[str]) -> dict[str, dict[str, float
             if due:
                 values[name].append(right / due)
     return {name: with_interval(found) for name, found in values.items()}
-
-
-def with_interval(values: list[float]) -> dict[str, float | None]:
-    """Return the mean over scenes with a 95% bootstrap interval, None where there is none."""
-    if len(values) < 2:
-        return {"mean": float(np.mean(values)) if values else None, "low": None, "high": None}
-    low, high = bootstrap_mean(np.array(values), confidence=0.95, resamples=9999, seed=0)
-    return {"mean": float(np.mean(values)), "low": low, "high": high}
