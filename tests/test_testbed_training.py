@@ -81,7 +81,7 @@ def test_a_stage_asks_for_its_kinds_from_its_first_step_on(tiny, monkeypatch):
         Stage(2, only["subtraction"]),
         Stage(3, only["chain"], 1),
     )
-    batches = Batches(tiny.processor, 0, 5, perception_steps=0, stages=stages)
+    batches = Batches(tiny.processor, 0, 4, perception_steps=0, stages=stages)
     tokenizer = tiny.tokenizer
 
     def questions(step):
@@ -92,9 +92,8 @@ def test_a_stage_asks_for_its_kinds_from_its_first_step_on(tiny, monkeypatch):
     for step in (0, 1):
         assert all(re.search(r"Is there|Does the|Can you", q) for q in questions(step))
     assert all("Subtract" in q or "emove" in q for q in questions(2))
-    for step in (3, 4):
-        (question,) = questions(step)
-        assert "Step 9: " in question
+    (question,) = questions(3)
+    assert len(re.findall(r"s (?:subtracted|added)[,.]", question)) >= 9
     for stage in STAGES:
         assert sum(stage.kinds) == pytest.approx(1)
 

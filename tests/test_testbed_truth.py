@@ -143,7 +143,7 @@ def answer_from_pixels_of(scene, question):
         return str(len(scene.objects) - counts[words[0]])
     if question.kind == "chain":
         value = len(scene.objects)
-        named = re.findall(r"Step \d+: (\w+)s (subtracted|added)\.", text)
+        named = re.findall(r"(\w+)s (subtracted|added)(?=[,.])", text)
         assert len(named) == len(question.steps)
         for word, sign in named:
             value += counts[word] * (1 if sign == "added" else -1)
@@ -171,14 +171,36 @@ def test_answers_are_true(seed, mode, count, kind):
     if mode != "normal":  # every number of the reasoning, against the scene
         of = {g: sum(g in (o.colour, o.shape) for o in sample.scene.objects) for g in GROUPS}
         before = re.split("<back>|<REFLECTION>", sample.answer)[0]
-        total, tally = re.search(r" Total (\d+):([^.]*)\.", before).groups()
-        assert int(total) == count
-        assert tally == "".join(f" {g} {n}," for g, n in of.items())[:-1]
+        tallies = re.findall(r" Total (\d+):([^.]*)\.", before)
+        for total, tally in tallies:
+            assert int(total) == count
+            assert tally == "".join(f" {g} {n}," for g, n in of.items())[:-1]
+        times = re.search(r"Count (\d+) times\.", sample.question.text)
+        assert len(tallies) == sample.question.counts == (int(times[1]) if times else 1)
+        numbered = re.findall(r" Count (\d+) of (\d+)\.", before)
+        due = [(str(i), times[1]) for i in range(1, int(times[1]) + 1)] if times else []
+        assert numbered == due
         for group, n in re.findall(rf"\b({'|'.join(GROUPS)}) (\d+)\b", before):
             assert of[group] == int(n)
-        for a, words, b in re.findall(r"(\d+) (is more than|is fewer than|equals) (\d+)", before):
+        relations = re.findall(r"(\d+) (exceeds|is below|equals) (\d+), asked for (\w+),", before)
+        assert len(relations) == (kind == "comparison")
+        for a, words, b, asked in relations:
             order = (int(a) > int(b)) - (int(a) < int(b))
-            assert ("is fewer than", "equals", "is more than")[order + 1] == words
+            assert ("is below", "equals", "exceeds")[order + 1] == words
+            assert f" {asked} " in sample.question.text
+            first, second = sample.question.subjects
+            assert f" {asked} {first} than {second}? {first} {a}, {second} {b}: {a} " in before
+        task = re.search(r"(?:<think>|<SUMMARY>) The task is (\w+): ([^.]*)\.", before)
+        assert task[1] == sample.question.kind
+        if task[1] == "chain":
+            assert f": {task[2]}. " in sample.question.text
+            worked = re.findall(r"((\w+)s (?:subtracted|added)), (\w+) \d+: \d+ [-+]", before)
+            assert ", ".join(words for words, _, _ in worked) == task[2]
+            assert all(plural == group for _, plural, group in worked)
+        else:  # the question's own words
+            asked = re.sub(r"\b(objects|the|an?)\b ?", "", sample.question.text)
+            for word in task[2].split():
+                assert re.search(rf"\b{word}s?\b", asked) or word == "of"
         for name, word in re.findall(r"(\w+ \w+): (present|absent)", before):
             assert (name in sample.scene.by_name) == (word == "present")
         assert set(re.findall(r", so (yes|no)\.", before)) <= {sample.question.answer}
@@ -243,9 +265,11 @@ def test_truth_reaches_every_token(tokenizer, seed, mode):
         m[0] for m in re.finditer(r"\n<back>.*?</back>|<REFLECTION>.*?</REFLECTION>\n", text, re.S)
     )
     described = "".join(t.text for t in truth if t.section == "description")
-    assert described == "".join(
-        m[0] for m in re.finditer(r"<think>.*?\.(?= Total)|<CAPTION>.*?</CAPTION>\n", text, re.S)
-    )
+    listing = r"(?<=\.) (?:I see|There are) [^.]*\.(?= Total| Count)|<CAPTION>.*?</CAPTION>\n"
+    assert described == "".join(m[0] for m in re.finditer(listing, text, re.S))
+    summary = "".join(t.text for t in truth if t.section == "summary")
+    task = r"^<think> The task [^.]*\.|<SUMMARY>.*?</SUMMARY>\n"
+    assert summary == "".join(m[0] for m in re.finditer(task, text, re.S))
     concluded = "".join(t.text for t in truth if t.section == "conclusion")
     assert text.endswith(concluded)
     assert concluded.count("\\boxed") == 1
@@ -282,7 +306,7 @@ def test_each_kind_is_asked_in_three_ways():
     content = "|".join([*COLOURS, *SHAPES, "more", "fewer", "size", "mark", "an?", "objects"])
     for kind, make in KINDS.items():
         texts = {make(scene, np.random.default_rng(i)).text for i in range(200)}
-        steps = {re.sub(r"Step .*\.", "...", text) for text in texts}
+        steps = {re.sub(r": .*\.", ": ....", text) for text in texts}
         frames = {re.sub(rf"\b({content})s?\b", "", text).replace("  ", " ") for text in steps}
         frames = {re.sub(r"\s+", " ", frame) for frame in frames}
         assert len(frames) == 3, (kind, frames)
@@ -325,9 +349,9 @@ def test_perception_questions_have_true_answers(seed):
 def test_chains_grow_to_a_thousand_steps(tokenizer, steps):
     sample = held_out_sample(0, 0, "cot", steps=steps)
     assert sample.question.kind == "chain"
-    assert f" Step {steps}: " in sample.answer
-    assert f"Step {steps}: " in sample.question.text
-    assert f"Step {steps + 1}: " not in sample.question.text
+    for text in (sample.question.text, sample.answer.split(" Total ")[0]):
+        assert len(re.findall(r"s (?:subtracted|added)[,.]", text)) == steps
+    assert len(re.findall(r"s (?:subtracted|added), \w+ \d+:", sample.answer)) == steps
     length = len(tokenizer(sample.answer)["input_ids"])
     assert length > 12 * steps
     assert steps != MAX_STEPS or length > 900
@@ -359,6 +383,7 @@ def test_saved_samples_are_an_image_and_json(tmp_path):
         ({"steps": MAX_STEPS + 1}, f"{MAX_STEPS + 1} steps"),
         ({"steps": 3, "kind": "existence"}, "only 'chain'"),
         ({"looks": 3}, "3 verifications"),
+        ({"counts": 9}, "9 counts"),
         ({"objects": MAX_OBJECTS + 1}, f"{MAX_OBJECTS + 1} objects"),
         ({"objects": -1}, "-1 objects"),
         ({"grid": "tiny"}, "'tiny'"),

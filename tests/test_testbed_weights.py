@@ -44,7 +44,7 @@ def test_wrong_responses_are_marked_wrong():
     both = sample.answer.replace(" </back>", f" {fact}{other}. </back>")
     assert mark_response(sample, both).mark == (count - 1, count)
     # facts count inside the verification alone, and a tag inside another is no format
-    nested = sample.answer.replace("<think> I", f"<think> <back> {fact}{o.mark} </back> I", 1)
+    nested = sample.answer.replace("<think> The", f"<think> <back> {fact}{o.mark} </back> The", 1)
     assert not mark_response(sample, nested).format
     for noise in (f" {other}", " large", " large dot"):  # a fact with more behind it is none
         more = sample.answer.replace(fact + o.mark, fact + o.mark + noise)
@@ -89,12 +89,11 @@ def scored(testbed):
     return score(testbed, 100, seed=5, modes=("cot", "back", "reflection"))
 
 
-def test_the_shipped_weights_do_what_the_card_says_on_a_hundred_scenes(scored):
-    """Of comparisons the conclusion is not learned; see the card. All else is at the bars."""
-    for mode, row in scored.items():
-        for kind, found in row["by_kind"].items():
-            assert found["answer"] >= (0.45 if kind == "comparison" else 0.95), (mode, kind)
-        assert row["answer"] >= 0.85, mode
+def test_the_shipped_weights_reach_the_bars_on_a_hundred_scenes(scored):
+    for mode, bar in {"back": 0.97, "cot": 0.95, "reflection": 0.97}.items():
+        assert scored[mode]["answer"] >= bar, mode
+        for kind, found in scored[mode]["by_kind"].items():
+            assert found["answer"] >= 0.85, (mode, kind)
     for mode in ("back", "reflection"):
         assert scored[mode]["verified"] >= 0.97
         assert scored[mode]["chance"]["verified"] == 0.375
@@ -354,7 +353,7 @@ def test_demo_images_are_what_their_list_says(testbed):
     )
     assert len(rows) == len(list(root.glob("*.png"))) >= 6
     for name, n, mode, question, answer, kind, option, value, rows_, columns, objects in rows:
-        more = {"looks": 1} if mode == "back" else {}
+        more = {"counts": 1} | ({"looks": 1} if mode == "back" else {})
         more |= {option: int(value)} if option else {}
         sample = held_out_sample(
             2026,

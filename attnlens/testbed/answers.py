@@ -30,8 +30,8 @@ class Part:
     must_look
         True where neither the question nor the text before determines the words.
     section
-        ``description``, ``reasoning``, ``verification`` or ``conclusion``; ``summary`` in mode
-        ``reflection``. A tag belongs to the section that it opens or closes.
+        ``summary`` (of the task), ``description``, ``reasoning``, ``verification`` or
+        ``conclusion``. A tag belongs to the section that it opens or closes.
     """
 
     text: str
@@ -78,6 +78,7 @@ def facts(
     scene: Scene,
     attributes: tuple[str, ...] = ("size", "mark"),
     order: Sequence[int] | None = None,
+    named: bool = True,
 ) -> list[Part]:
     """State attributes of objects, which colour and shape do not tell.
 
@@ -89,14 +90,21 @@ def facts(
         Which attributes.
     order
         Indices of the objects; all of them in reading order when not given.
+    named
+        Whether the text before names the objects; otherwise they must be looked up too.
     """
     if not scene.objects:
-        return [Part(" no objects.")]
+        return [Part(" no objects.", must_look=not named)]
     parts: list[Part] = []
     for i in range(len(scene.objects)) if order is None else order:
         o = scene.objects[i]
-        parts += [Part(f" {o.name}", i), Part(":"), *_stated(o, i, attributes), Part(",")]
-    return [*parts[:-1], Part(".")]
+        parts += [
+            Part(f" {o.name}", i, not named),
+            Part(":"),
+            *_stated(o, i, attributes),
+            Part(",", must_look=not named),
+        ]
+    return [*parts[:-1], Part(".", must_look=not named)]
 
 
 def presence(scene: Scene, names: Sequence[str]) -> list[Part]:
@@ -129,32 +137,36 @@ def working(scene: Scene, question: Question, *, looked: bool = False) -> list[P
         verification follows, the part that asks for one says that it must be checked.
     """
     if question.kind in ("subtraction", "chain"):
-        return [Part(text) for text in _calculation(question)]
+        return [Part(_calculation(question))]
     if question.kind == "existence":
         there = _subject(scene, question)
         return [*_presence(question.subjects[0], there), Part(f", so {question.answer}.")]
     if question.kind == "comparison":
         a, b = (len(members(scene, group)) for group in question.subjects)
         first, second = question.subjects
-        than = "is more than" if a > b else "is fewer than" if a < b else "equals"
-        return [Part(f" {first} {a}, {second} {b}: {a} {than} {b}, so {question.answer}.")]
+        than = "exceeds" if a > b else "is below" if a < b else "equals"
+        # the task's words first, as they stand in the summary; what was asked once more, beside
+        # the conclusion, in words that the relation does not use
+        text = (
+            f" {question.asked} {first} than {second}? {first} {a}, {second} {b}: {a} {than} {b}, "
+            f"asked for {question.asked}, so {question.answer}."
+        )
+        return [Part(text)]
     if not looked:
         name = Part(f" {question.subjects[0]}", _subject(scene, question))
         return [Part(f" The {question.asked} of the"), name, Part(" must be checked.")]
     return asked_fact(scene, question, must_look=True)
 
 
-def _calculation(question: Question) -> list[str]:
+def _calculation(question: Question) -> str:
     lines = []
-    for i, step in enumerate(question.steps, start=1):
+    for step in question.steps:
         sign = "-" if step.operation == "subtract" else "+"
-        start = ""
+        what = step.group
         if question.kind == "chain":
-            start = f" Step {i}: {step.words},"
-        lines.append(
-            f"{start} {step.group} {step.count}: {step.before} {sign} {step.count} = {step.after}."
-        )
-    return lines
+            what = f"{step.words}, {step.group}"
+        lines.append(f" {what} {step.count}: {step.before} {sign} {step.count} = {step.after}")
+    return ",".join(lines) + "."
 
 
 def asked_fact(scene: Scene, question: Question, *, must_look: bool) -> list[Part]:
@@ -186,8 +198,12 @@ def _named(scene: Scene, question: Question) -> int:
 
 def _think(scene: Scene, question: Question, *, looked: bool) -> list[Part]:
     """Return total, tally and working: told by the listing, but for an attribute looked up."""
-    n = len(scene.objects)
-    return [Part(f" Total {n}:"), *tally(scene), *working(scene, question, looked=looked)]
+    parts: list[Part] = []
+    for i in range(1, question.counts + 1):
+        if question.counts > 1:
+            parts.append(Part(f" Count {i} of {question.counts}."))
+        parts += [Part(f" Total {len(scene.objects)}:"), *tally(scene)]
+    return [*parts, *working(scene, question, looked=looked)]
 
 
 def _conclusion(scene: Scene, question: Question) -> list[Part]:
@@ -204,7 +220,7 @@ def _boxed(scene: Scene, question: Question, *, must_look: bool = False) -> list
 def _summary(scene: Scene, question: Question) -> list[Part]:
     subjects = question.subjects
     if question.kind == "chain":
-        what = [Part(f" {len(question.steps)} steps")]
+        what = [Part(" " + ", ".join(step.words for step in question.steps))]
     elif question.kind == "comparison":
         what = [Part(f" {question.asked} {subjects[0]} than {subjects[1]}")]
     elif question.kind == "subtraction":
@@ -224,10 +240,11 @@ def write_answer(scene: Scene, question: Question, mode: str) -> list[Part]:
     scene, question
         The scene and a question about it.
     mode
-        ``normal`` (the boxed answer), ``cot`` (``<think>``), ``back`` (``<think>``, then a
-        verification inside ``<back>``, then ``<think>`` again; with ``question.looks == 2`` the
-        sizes first and the marks in a second verification) or ``reflection`` (``<SUMMARY>``,
-        ``<CAPTION>``, ``<REASONING>``, ``<REFLECTION>``, ``<CONCLUSION>``).
+        ``normal`` (the boxed answer), ``cot`` (``<think>``, which begins with a summary of the
+        task), ``back`` (``<think>``, then a verification inside ``<back>``, then ``<think>``
+        again; with ``question.looks == 2`` the sizes first and the marks in a second
+        verification) or ``reflection`` (``<SUMMARY>``, ``<CAPTION>``, ``<REASONING>``,
+        ``<REFLECTION>``, ``<CONCLUSION>``).
 
     Raises
     ------
@@ -238,7 +255,11 @@ def write_answer(scene: Scene, question: Question, mode: str) -> list[Part]:
         return _as("conclusion", _boxed(scene, question, must_look=True))
     closing = _as("conclusion", [Part("\n"), *_boxed(scene, question)])
     listed = listing(scene, _named(scene, question))
-    described = _as("description", [Part("<think>"), *listed])
+    task = _summary(scene, question)
+    described = [
+        *_as("summary", [Part("<think>"), *task]),
+        *_as("description", listed),
+    ]
     thought = _think(scene, question, looked=mode == "cot")
     reasoned = _as("reasoning", [*thought, Part(" </think>")])
     if mode == "cot":
@@ -249,7 +270,7 @@ def write_answer(scene: Scene, question: Question, mode: str) -> list[Part]:
         for i, attributes in enumerate(looks):
             parts += _as("verification", [Part("\n"), *_inside("back", facts(scene, attributes))])
             last = i + 1 == len(looks)
-            then = _conclusion(scene, question) if last else [Part(" I look once more.")]
+            then = _conclusion(scene, question) if last else [Part(" I look again.")]
             parts += _as(
                 "conclusion" if last else "reasoning", [Part("\n"), *_inside("think", then)]
             )
@@ -257,7 +278,7 @@ def write_answer(scene: Scene, question: Question, mode: str) -> list[Part]:
     if mode == "reflection":
         concluded = [*_conclusion(scene, question), Part(" "), *_boxed(scene, question)]
         return [
-            *_as("summary", [*_inside("SUMMARY", _summary(scene, question)), Part("\n")]),
+            *_as("summary", [*_inside("SUMMARY", task), Part("\n")]),
             *_as("description", [*_inside("CAPTION", listed), Part("\n")]),
             *_as("reasoning", [*_inside("REASONING", thought), Part("\n")]),
             *_as("verification", [*_inside("REFLECTION", facts(scene)), Part("\n")]),

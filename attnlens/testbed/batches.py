@@ -26,6 +26,9 @@ from attnlens.vlm.positions import ImagePiece, multimodal_positions
 IGNORED = -100
 """Label of positions that carry no loss."""
 
+DECISIONS = ("yes", "no", "more", "fewer", "present", "absent")
+"""Words on which an answer hangs that are one of two, and so weigh little in a loss by tokens."""
+
 PERCEPTION_BATCH = {"small": 48, "medium": 32, "large": 16}
 ANSWER_BATCH = {"small": 24, "medium": 20, "large": 14}
 LONG_BATCH = 6
@@ -41,6 +44,13 @@ INSERTION_SHARES = {
     "reflection": {"none": 0.25, "all": 0.45, "part": 0.3},
 }
 """How often visual tokens are inserted before a verification's tag in training."""
+
+HIDDEN_SHARE = 0.4
+"""In how many pieces the told words of a verification are written without a view of the image.
+
+A fact can be taken up from the image at the step that states it or at the name before it. Where
+that name sees no image, only the step itself can: without such pieces a model may learn either.
+"""
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ class Stage:
     long_every
         Every such step has long chained questions.
     decision_weight
-        Weight of the tokens "yes" and "no" in the loss (and in the loss that is logged); that of
+        Weight of the tokens of ``DECISIONS`` in the loss (and in the loss that is logged); that of
         all others is 1.
     """
 
@@ -86,12 +96,10 @@ class Stage:
 
 
 STAGES = (
-    Stage(0, tuple(KIND_SHARES.values())),
-    Stage(3600, (0.05, 0.1, 0.15, 0.3, 0.4), long_every=4),  # chains are not learned yet
-    Stage(4150, (0.08, 0.12, 0.15, 0.45, 0.2)),  # now they are, and comparisons are not
-    Stage(4900, (0.08, 0.12, 0.15, 0.45, 0.2), decision_weight=10.0),
+    Stage(0, tuple(KIND_SHARES.values()), long_every=10, decision_weight=3.0),
+    Stage(3000, (0.1, 0.2, 0.32, 0.18, 0.2), long_every=10, decision_weight=3.0),
 )
-"""The stages of the shipped weights: what is left to learn is asked more often."""
+"""The stages of the shipped weights: chains take the longest to learn, and come often early on."""
 
 Kinds = Mapping[str, float]
 """How often each kind of question is asked."""
@@ -113,8 +121,9 @@ def _answer(rng: np.random.Generator, grid: str, kinds: Kinds) -> Example:
 
 def _long(rng: np.random.Generator, grid: str, kinds: Kinds) -> Example:
     mode = pick_by_share(rng, MODE_SHARES)
-    steps = int(rng.integers(9, MAX_STEPS + 1))
-    return _with_insertion(rng, make_sample(rng, mode, grid=grid, kind="chain", steps=steps))
+    steps = int(9 * (MAX_STEPS / 9) ** rng.random())  # each doubling alike
+    sample = make_sample(rng, mode, grid=grid, kind="chain", steps=steps, counts=1)
+    return _with_insertion(rng, sample)
 
 
 def _with_insertion(rng: np.random.Generator, sample: Any) -> Example:
@@ -191,7 +200,12 @@ class Batches(Dataset):
         examples.sort(key=_length)
         rows = LONG_PIECE if make is _long else PIECE
         return [
-            collate(self.processor, examples[i : i + rows], stage.decision_weight)
+            collate(
+                self.processor,
+                examples[i : i + rows],
+                stage.decision_weight,
+                hide=rng.random() < HIDDEN_SHARE,
+            )
             for i in range(0, size, rows)
         ]
 
@@ -201,7 +215,11 @@ def _length(example: Example) -> int:
 
 
 def collate(
-    processor: Any, examples: list[Example], decision_weight: float = 1.0
+    processor: Any,
+    examples: list[Example],
+    decision_weight: float = 1.0,
+    *,
+    hide: bool = False,
 ) -> dict[str, Any]:
     """Turn examples into one right-padded batch.
 
@@ -212,13 +230,17 @@ def collate(
     examples
         The rows.
     decision_weight
-        Weight of "yes" and "no"; see ``Stage``.
+        Weight of ``DECISIONS``; see ``Stage``.
+    hide
+        Whether visual tokens are hidden from the steps that write told words of a verification.
 
     Returns
     -------
     dict
         ``input_ids`` and ``labels`` (``IGNORED`` outside answers) [batch, length]; ``must_look``
-        (bool) and ``weights`` (float32), aligned with them; ``position_ids`` [3, batch, length];
+        (bool) and ``weights`` (float32), aligned with them; ``hidden`` (bool) [batch, length]: the
+        tokens that see no visual token, since the next word is told; ``position_ids`` [3, batch,
+        length];
         ``pixel_values``, ``image_grid_thw``; ``visual_index`` [image tokens of the batch]: which
         visual token, of all that the vision tower gives for this batch, stands at each image token.
     """
@@ -233,15 +255,18 @@ def collate(
     ids = torch.full(shape, processor.tokenizer.pad_token_id)
     labels = torch.full(shape, IGNORED)
     must_look = torch.zeros(shape, dtype=torch.bool)
+    hidden = torch.zeros(shape, dtype=torch.bool)
     positions = torch.zeros((3, *shape), dtype=torch.long)
     for i, row in enumerate(rows):
         n = len(row.ids)
         ids[i, :n] = torch.tensor(row.ids)
         labels[i, :n] = torch.tensor(row.labels)
         must_look[i, :n] = torch.tensor(row.must_look)
+        if hide:
+            hidden[i, : n - 1] = torch.tensor(row.told[1:])
         positions[:, i, :n] = torch.from_numpy(row.positions)
     weights = torch.ones(shape)
-    decisions = [t for t in processor.tokenizer.get_vocab() if t.lstrip("\u0120") in ("yes", "no")]
+    decisions = [t for t in processor.tokenizer.get_vocab() if t.lstrip("\u0120") in DECISIONS]
     decision_ids = torch.tensor(processor.tokenizer.convert_tokens_to_ids(sorted(decisions)))
     weights[torch.isin(labels, decision_ids)] = decision_weight
     return {
@@ -249,6 +274,7 @@ def collate(
         "labels": labels,
         "weights": weights,
         "must_look": must_look,
+        "hidden": hidden,
         "position_ids": positions,
         "pixel_values": vision["pixel_values"],
         "image_grid_thw": vision["image_grid_thw"],
@@ -261,6 +287,8 @@ class _Row:
     ids: list[int]
     labels: list[int]
     must_look: list[bool]
+    told: list[bool]
+    """Whether this token and the one before it are a verification's, and this one is told."""
     positions: np.ndarray
     visual: list[int]
 
@@ -277,6 +305,7 @@ def _encode(processor: Any, example: Example, first: int) -> _Row:
     row_ids: list[int] = list(prompt_ids["input_ids"])
     before_image = row_ids.index(processor.image_token_id)
     labels, looks = [IGNORED] * len(row_ids), [False] * len(row_ids)
+    told = [False] * len(row_ids)
     pieces: list[int | ImagePiece] = [before_image, ImagePiece(*grid)]
     text_tokens = len(row_ids) - before_image - count
     visual = list(range(first, first + count))
@@ -285,10 +314,11 @@ def _encode(processor: Any, example: Example, first: int) -> _Row:
     coded = tokenizer(
         answer + tokenizer.eos_token, add_special_tokens=False, return_offsets_mapping=True
     )
-    must_look = np.zeros(len(answer) + 16, dtype=bool)
+    must_look, verifies = np.zeros((2, len(answer) + 16), dtype=bool)
     insertions, start = set(), 0
     for part in example.parts:
         must_look[start : start + len(part.text)] = part.must_look
+        verifies[start : start + len(part.text)] = part.section == "verification"
         if example.kept and part.text in VERIFICATION_TAGS:
             insertions.add(start)
         start += len(part.text)
@@ -301,12 +331,14 @@ def _encode(processor: Any, example: Example, first: int) -> _Row:
             row_ids += [vision_start, *[processor.image_token_id] * k, vision_end]
             labels += [IGNORED] * (k + 2)
             looks += [False] * (k + 2)
+            told += [False] * (k + 2)
             pieces += [text_tokens + 1, ImagePiece(*grid, example.kept)]
             text_tokens = 1
             visual += [first + j for j in example.kept]
         row_ids.append(token)
         labels.append(token)
         looks.append(bool(must_look[a:b].any()))
+        told.append(a > 0 and bool(verifies[a - 1] and verifies[a]) and not looks[-1])
         text_tokens += 1
     positions = multimodal_positions([*pieces, text_tokens])
-    return _Row(row_ids, labels, looks, positions, visual)
+    return _Row(row_ids, labels, looks, told, positions, visual)

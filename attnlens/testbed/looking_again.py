@@ -58,7 +58,7 @@ def ways(mode: str, other: Any) -> dict[str, Intervention]:
         "COPY of another scene": Copy(when=at, source=other),
         "COPY of a blank image": Copy(when=at, source="blank"),
         "text of the same length": Copy(when=at, source="text"),
-        "text-only": Inject(" I look once more.", when=at),
+        "text-only": Inject(" I look again.", when=at),
         "vision-only": InsertAndClose(when=at, close=closing),
         **{f"boost by {b:g}": Boost(when=at, log_odds=b) for b in (0.5, 1.0, 2.0)},
         "PAI, alpha 0.5": Boost(when=at, alpha=0.5),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from attnlens.testbed.answers import (
@@ -30,10 +31,10 @@ TALLY_QUESTION = "Count the objects by colour and by shape."
 WORK_SUFFIX = "\nWork it out."
 KIND_SHARES: dict[str, float] = {
     "subtraction": 0.1,
-    "existence": 0.2,
+    "existence": 0.17,
     "attribute": 0.25,
-    "comparison": 0.2,
-    "chain": 0.25,
+    "comparison": 0.18,
+    "chain": 0.3,
 }
 """How often training asks each kind at first; scoring asks all alike."""
 
@@ -66,13 +67,14 @@ def perception_example(
     """
     scene = random_scene(rng, objects=few_or_many(rng), grid=grid)
     draw = rng.random()
-    if draw < 0.25:
-        return scene, FACTS_QUESTION, facts(scene)
+    if draw < 0.2:
+        return scene, FACTS_QUESTION, _as_verification(facts(scene, named=False))
     if draw < 0.5 and scene.objects:
         # asked for out of order, so that a fact is found by what the object is, not by its turn
         order = rng.permutation(len(scene.objects))[: int(rng.integers(1, 9))].tolist()
         names = ", ".join(scene.objects[i].name for i in order)
-        return scene, ASKED_QUESTION.format(names=names), facts(scene, order=order)
+        stated = _as_verification(facts(scene, order=order))
+        return scene, ASKED_QUESTION.format(names=names), stated
     if draw < 0.6:
         named = _some_there(rng, scene)
         return scene, PRESENCE_QUESTION.format(names=", ".join(named)), presence(scene, named)
@@ -87,6 +89,10 @@ def perception_example(
         return scene, question.text + WORK_SUFFIX, parts
     question = draw_question(scene, rng, kind)
     return scene, user_text(question.text, "normal"), write_answer(scene, question, "normal")
+
+
+def _as_verification(parts: list[Part]) -> list[Part]:
+    return [replace(part, section="verification") for part in parts]
 
 
 def _some_there(rng: np.random.Generator, scene: Scene) -> list[str]:

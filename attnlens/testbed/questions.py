@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import permutations
 from typing import TYPE_CHECKING
 
 from attnlens.testbed.draws import pick
@@ -17,6 +18,9 @@ GROUPS = (*COLOURS, *SHAPES)
 
 MAX_STEPS = 70
 """Most steps of a chained question."""
+
+MAX_COUNTS = 8
+"""Most times that a question asks for the objects to be counted."""
 
 MAX_VALUE = 20
 """Largest number that a chained question reaches on its way."""
@@ -70,6 +74,8 @@ class Question:
         The calculation of ``subtraction`` and ``chain``.
     looks
         How many verifications a ``back`` answer makes; 2 where the text asks for them.
+    counts
+        How many times the reasoning counts the objects; more than once where the text asks for it.
     """
 
     kind: str
@@ -79,10 +85,15 @@ class Question:
     asked: str = ""
     steps: tuple[Step, ...] = ()
     looks: int = 1
+    counts: int = 1
 
     def look_twice(self) -> Question:
         """Return the same question with the wish that the image be looked at again twice."""
         return replace(self, text=f"{self.text} Look twice.", looks=2)
+
+    def count_times(self, counts: int) -> Question:
+        """Return the same question with the wish that the objects be counted several times."""
+        return replace(self, text=f"{self.text} Count {counts} times.", counts=counts)
 
 
 _SUBTRACTION = (
@@ -102,9 +113,9 @@ _COMPARISON = (
     "Can you see {m} {a} than {b}?",
 )
 _CHAIN = (
-    "Start with the number of objects. {s} What is the result?",
-    "Count the objects. {s} What number is that?",
-    "Take the number of objects. {s} How much is it?",
+    "Start with the number of objects: {s}. What is the result?",
+    "Count the objects: {s}. What number is that?",
+    "Take the number of objects: {s}. How much is it?",
 )
 
 
@@ -175,28 +186,33 @@ def attribute(scene: Scene, rng: np.random.Generator) -> Question:
 def comparison(scene: Scene, rng: np.random.Generator) -> Question:
     """Ask whether one group has more, or fewer, objects than another.
 
-    More, fewer and equal numbers are about equally likely where the scene allows.
+    Half of the answers are "yes"; half of the others are of equal numbers, where the scene has two
+    groups of one number that is not 0.
     """
     counts = {group: len(members(scene, group)) for group in GROUPS}
-    relation = int(rng.integers(-1, 2))
-    for _ in range(12):
-        first, second = (GROUPS[int(i)] for i in rng.choice(len(GROUPS), size=2, replace=False))
-        a, b = counts[first], counts[second]
-        if (a > b) - (a < b) == relation and (a or b or rng.random() < 0.25):
-            break
     asked = pick(rng, ("more", "fewer"))
+    right = 1 if asked == "more" else -1
+    relation = right if rng.random() < 0.5 else pick(rng, (0, -right))
+    pairs = [pair for pair in permutations(GROUPS, 2) if any(counts[group] for group in pair)]
+    related = [pair for pair in pairs if _relation(counts, *pair) == relation]
+    first, second = pick(rng, tuple(related or pairs or permutations(GROUPS, 2)))
+    yes = _relation(counts, first, second) == right
     text = pick(rng, _COMPARISON).format(m=asked, a=group_name(first), b=group_name(second))
     return Question(
         kind="comparison",
         text=text,
-        answer="yes" if (a > b if asked == "more" else a < b) else "no",
+        answer="yes" if yes else "no",
         subjects=(first, second),
         asked=asked,
     )
 
 
+def _relation(counts: dict[str, int], first: str, second: str) -> int:
+    return (counts[first] > counts[second]) - (counts[first] < counts[second])
+
+
 def chain(scene: Scene, rng: np.random.Generator, length: int | None = None) -> Question:
-    """Subtract and add groups one after the other, 1 to ``MAX_STEPS`` numbered steps.
+    """Subtract and add groups one after the other, 1 to ``MAX_STEPS`` steps.
 
     Two or three steps unless ``length`` says how many. No group comes again before all have
     come. No step leads below 0 or above ``MAX_VALUE``.
@@ -213,7 +229,7 @@ def chain(scene: Scene, rng: np.random.Generator, length: int | None = None) -> 
             step = _step(scene, other, group, value)
         steps.append(step)
         value = step.after
-    listed = " ".join(f"Step {i}: {step.words}." for i, step in enumerate(steps, start=1))
+    listed = ", ".join(step.words for step in steps)
     return Question(
         kind="chain",
         text=pick(rng, _CHAIN).format(s=listed),

@@ -14,7 +14,7 @@ from attnlens.errors import InputError
 from attnlens.files import write_folder
 from attnlens.testbed.answers import Part, text_of, write_answer
 from attnlens.testbed.draws import pick
-from attnlens.testbed.questions import KINDS, MAX_STEPS, Question, draw_question
+from attnlens.testbed.questions import KINDS, MAX_COUNTS, MAX_STEPS, Question, draw_question
 from attnlens.testbed.scenes import Scene, random_scene
 from attnlens.testbed.truth import token_truth
 
@@ -65,6 +65,7 @@ class Sample:
             "mode": self.mode,
             "kind": self.question.kind,
             "looks": self.question.looks,
+            "counts": self.question.counts,
             "question": self.question.text,
             "expected": self.question.answer,
             "answer": self.answer,
@@ -87,6 +88,7 @@ def make_sample(
     grid: tuple[int, int] | str | None = None,
     steps: int | None = None,
     looks: int | None = None,
+    counts: int | None = None,
 ) -> Sample:
     """Draw a scene, ask a question about it, and write the true answer.
 
@@ -104,6 +106,9 @@ def make_sample(
         Number of steps of a ``chain`` question, 1 to ``MAX_STEPS``; 2 or 3 when not given.
     looks
         Number of verifications of a ``back`` answer, 1 or 2; when not given, 2 in one of four.
+    counts
+        How many times the reasoning counts the objects, 1 to ``MAX_COUNTS``; when not given, once
+        in four of five.
 
     Raises
     ------
@@ -118,6 +123,8 @@ def make_sample(
         raise InputError(f"{steps} steps of a {kind!r} question: only 'chain' questions have steps")
     if looks not in (None, 1, 2):
         raise InputError(f"{looks!r} verifications: give 1 or 2")
+    if counts is not None and not 1 <= counts <= MAX_COUNTS:
+        raise InputError(f"{counts!r} counts of the objects: give 1 to {MAX_COUNTS}")
     scene = random_scene(rng, objects=objects, grid=grid)
     if kind is None:
         kind = pick(rng, tuple(KINDS)) if steps is None else "chain"
@@ -125,6 +132,10 @@ def make_sample(
     twice = rng.random() < 0.25 if looks is None else looks == 2
     if mode == "back" and twice:
         question = question.look_twice()
+    if counts is None:
+        counts = int(rng.integers(2, MAX_COUNTS + 1)) if rng.random() < 0.2 else 1
+    if counts > 1 and mode != "normal":
+        question = question.count_times(counts)
     parts = write_answer(scene, question, mode)
     return Sample(scene=scene, question=question, mode=mode, parts=tuple(parts))
 

@@ -38,8 +38,8 @@ class Plan:
     perception_steps
         Steps of short perception questions, which come first.
     stages
-        How often each kind of question is asked, and long chains, and how "yes" and "no" weigh in
-        the loss, from which step on.
+        How often each kind of question is asked, and long chains, and how decisions ("yes",
+        "fewer") weigh in the loss, from which step on.
     peak_rate
         Highest learning rate of the matrices: reached after ``warm_up`` steps, kept, and brought
         down to 0 along a straight line in the last ``decay_share`` of the steps. So two plans that
@@ -57,7 +57,7 @@ class Plan:
     """
 
     seed: int = 0
-    steps: int = 5500
+    steps: int = 5400
     perception_steps: int = 600
     stages: tuple[Stage, ...] = STAGES
     peak_rate: float = 3e-3
@@ -232,18 +232,31 @@ def _loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int
         batch["visual_index"],
     )
     # explicit positions, since part of an image may stand in the sequence once more
-    hidden = model.model.language_model(
-        inputs_embeds=embedded, position_ids=batch["position_ids"], use_cache=False
+    states = model.model.language_model(
+        inputs_embeds=embedded,
+        attention_mask=_mask(batch, model.config.image_token_id),
+        position_ids=batch["position_ids"],
+        use_cache=False,
     ).last_hidden_state[:, :-1]
     labels = batch["labels"][:, 1:]
     counted = labels != IGNORED
-    logits = model.lm_head(hidden[counted])
+    logits = model.lm_head(states[counted])
     targets = labels[counted]
     looks = batch["must_look"][:, 1:][counted]
     right = (logits.detach().argmax(-1) == targets)[looks]
     weights = batch["weights"][:, 1:][counted]
     losses = F.cross_entropy(logits, targets, reduction="none") * weights
     return losses.sum(), int(right.sum()), int(looks.sum())
+
+
+def _mask(batch: dict[str, torch.Tensor], image_token: int) -> dict[str, torch.Tensor] | None:
+    """Causal mask with visual keys hidden where the batch says so; None where it hides none."""
+    if not batch["hidden"].any():
+        return None
+    ids = batch["input_ids"]
+    seen = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+    unseen = batch["hidden"][:, :, None] & (ids == image_token)[:, None]
+    return {"full_attention": (seen & ~unseen)[:, None]}
 
 
 def _save_checkpoint(

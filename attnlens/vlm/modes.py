@@ -19,7 +19,7 @@ MODES: dict[str, str] = {
     "back": (
         "{question}\nThink step by step inside <think> </think>. "
         "Then look at the image again and verify what you said inside <back> </back>. "
-        "Think once more inside <think> </think>, "
+        "Think again inside <think> </think>, "
         "and give the final answer inside \\boxed{}."
     ),
     "reflection": (
