@@ -14,7 +14,7 @@ import attnlens
 from attnlens.errors import InputError
 from attnlens.testbed import held_out_sample, make_sample
 from attnlens.testbed.answers import text_of
-from attnlens.testbed.architecture import build_model, initialise
+from attnlens.testbed.architecture import build_model, embed, initialise
 from attnlens.testbed.batches import (
     IGNORED,
     INSERTION_SHARES,
@@ -141,6 +141,62 @@ def test_inserted_images_are_what_transformers_makes_of_the_stitched_sequence(ti
     for row, example in enumerate(examples):
         text = tiny.tokenizer.decode(ids[row][labels[row] != IGNORED])
         assert text == text_of(example.parts) + "<|im_end|>"
+
+
+def test_told_words_of_a_verification_are_written_without_a_view_of_the_image(tiny):
+    """Against a pass in which eager attention is given the hidden rows by hand."""
+    examples = [reflection_example(i) for i in range(3)]
+    batch = collate(tiny.processor, examples, hide=True)
+    tokenizer, image = tiny.tokenizer, tiny.processor.image_token_id
+    by_hand = torch.zeros_like(batch["hidden"])
+    for row, example in enumerate(examples):
+        ids = batch["input_ids"][row].tolist()
+        labels = batch["labels"][row]
+        truth = [(part.section == "verification", part.must_look) for part in example.parts]
+        # one truth for each character, then for each token that is learned
+        spread = [t for part, t in zip(example.parts, truth, strict=True) for _ in part.text]
+        tokens = [i for i in range(len(ids)) if labels[i] != IGNORED][:-1]  # without the end
+        ends = np.cumsum([len(tokenizer.decode(ids[i])) for i in tokens])
+        assert ends[-1] == len(spread)
+        for k in range(1, len(tokens)):
+            characters = spread[ends[k - 1] : ends[k]]
+            told = not any(looked for _, looked in characters)
+            inside = characters[0][0] and spread[ends[k - 1] - 1][0]
+            by_hand[row, tokens[k] - 1] = told and inside
+    assert torch.equal(batch["hidden"], by_hand)
+    assert by_hand.sum() > 20
+    length = batch["input_ids"].shape[1]
+    with torch.no_grad():
+        tiny_loss = _loss(tiny.model, batch)[0]
+        allowed = torch.ones(length, length).tril()[None].repeat(3, 1, 1)
+        for row in range(3):
+            keys = batch["input_ids"][row] == image
+            for query in by_hand[row].nonzero()[:, 0]:
+                allowed[row, query, keys] = 0
+        mask = torch.where(allowed == 1, 0.0, -1e30)[:, None]
+        before = tiny.model.config._attn_implementation
+        tiny.model.set_attn_implementation("eager")
+        try:
+            states = tiny.model.model.language_model(
+                inputs_embeds=embed(
+                    tiny.model,
+                    batch["input_ids"],
+                    batch["pixel_values"],
+                    batch["image_grid_thw"],
+                    batch["visual_index"],
+                ),
+                attention_mask={"full_attention": mask},
+                position_ids=batch["position_ids"],
+            ).last_hidden_state
+        finally:
+            tiny.model.set_attn_implementation(before)
+        logits = tiny.model.lm_head(states[:, :-1])
+        plain = _loss(tiny.model, collate(tiny.processor, examples))[0]
+    labels, weights = batch["labels"][:, 1:], batch["weights"][:, 1:]
+    counted = labels != IGNORED
+    log_p = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    assert tiny_loss.item() == pytest.approx(-(log_p * weights)[counted].sum().item(), rel=1e-5)
+    assert abs(plain.item() - tiny_loss.item()) > 1e-3
 
 
 def test_a_part_of_an_image_keeps_its_place_in_the_grid(tiny):
