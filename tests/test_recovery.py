@@ -210,6 +210,49 @@ def test_text_forced_first_stands_after_the_prompt(tiny, prompts):
     assert session.events[0].step == 1
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        Copy(when=At("<back>")),
+        Route(when=At("<back>"), percent=30) + Boost(when=At("ck"), log_odds=1.0, until=AtStep(9)),
+        Knockout(when=AtStep(6), until=At(">")) + Copy(when=Every(5), wrap=False),
+        Inject(" red", when=At("<back>")) + Copy(when=At(" re", times=1)),
+    ],
+    ids=lambda others: others.name,
+)
+def test_forced_text_sets_off_what_it_would_in_a_generation(tiny, prompts, others):
+    """The same tokens, one by one, as a generation that says all of them."""
+    trace = attnlens.run(tiny, prompts[0], NEW, do_sample=False, **OPTIONS)
+    ids = trace.data["predicted_token_id"].values.tolist()
+    texts = [" <back>"] + [p.text for p in others.parts if isinstance(p, Inject)]
+    text = [t for one in texts for t in tiny.tokenizer(one, add_special_tokens=False)["input_ids"]]
+    rest = [p for p in others.parts if not isinstance(p, Inject)]
+    said = ForceTokens((*ids[:4], *text, *ids[4:]), when=AtStep(0))
+    for part in rest:
+        said = said + part
+    with kept_log_probabilities(tiny) as kept:
+        new = NEW + len(text)
+        slow = attnlens.run(tiny, prompts[0], new, said, do_sample=False, eos_token_id=None)
+    chosen = Inject(" <back>", when=AtStep(4)) + others
+    with (
+        attnlens.record(tiny, prompts[0]) as recorder,
+        ForcedSession(tiny, prompts[0], chosen) as session,
+    ):
+        found = session.force(ids)
+    rows = [t + (len(text) if t > 4 else 0) for t in range(NEW)]
+    assert torch.allclose(found, torch.stack(kept)[rows], atol=1e-4)
+    own, all_steps = recorder.trace.data["mass"], slow.data["mass"].isel(step=rows)
+    for segment in ("visual", "copied"):
+        one, other = (m.sel(segment=segment).values for m in (own, all_steps))
+        assert np.allclose(one, other, atol=1e-5), segment
+    assert recorder.trace.tokens == trace.tokens
+    names = [e.intervention for e in session.events if not e.forced]
+    due = [e for e in slow.attrs["interventions"] if not e["forced"]]
+    assert names == [e["intervention"] for e in due]
+    assert [e.inserted for e in session.events if not e.forced] == [e["inserted"] for e in due]
+    assert session.never_fired == slow.attrs["never_fired"] == []
+
+
 def test_rounding_is_no_effect(result):
     nothing = result.table("mass", resamples=200).set_index("intervention").loc["boost:0"]
     assert nothing["p_value"] == 1.0

@@ -10,13 +10,15 @@ there, tokens go one by one, as in the generation that they come from.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from attnlens.errors import InputError
-from attnlens.interventions.base import Intervention
-from attnlens.interventions.blocks import TextPiece
+from attnlens.interventions.base import Edit, Insertion, Intervention, select_heads
+from attnlens.interventions.blocks import Piece, TextPiece
+from attnlens.interventions.editor import Reach
 from attnlens.interventions.inject import Forcing
 from attnlens.interventions.session import Event, Session
 from attnlens.interventions.stitch import Plan
@@ -29,8 +31,10 @@ class ForcedSession(Session):
     """Feeds a known response under an intervention.
 
     Text that the intervention forces stands between the response's tokens, after the one that made
-    its trigger fire, and acts from the next step on; it is no step itself. Triggers see the
-    response alone.
+    its trigger fire, and acts from the next step on; it is no step itself. Triggers see it between
+    these tokens, as they would in a generation, and count its tokens as steps; what they set off
+    inside it goes in with it (the visual share, which is known of steps alone, sets nothing off
+    there).
 
     Parameters
     ----------
@@ -48,6 +52,9 @@ class ForcedSession(Session):
         self._cache: Any = None
         self._fed = 0
         self._texts: list[Forcing] = []
+        self._steps: list[int] = []
+        """For each token that triggers see, the first step that acting before it acts on."""
+        self._inside_text = False
         self._rope_start = 0
 
     def force(self, ids: Sequence[int]) -> torch.Tensor:
@@ -78,7 +85,9 @@ class ForcedSession(Session):
             waiting: list[int] = []
             for token in ids[:-1]:
                 self._ids.append(int(token))
-                acting = self._fire()
+                self._firing.seen.append(int(token))
+                self._steps.append(len(self._ids))
+                acting = self._due()
                 if acting:
                     found += self._feed_response(waiting)
                     waiting = []
@@ -114,18 +123,61 @@ class ForcedSession(Session):
         if others:
             super()._act(others, cache, options)
 
+    def _step_of(self, answer: int) -> int:
+        return self._steps[answer - 1] if answer else 0
+
+    def _shares(self, definition: str, count: int) -> list[float]:
+        return [] if self._inside_text else super()._shares(definition, count)
+
     def _put_between(self, texts: list[Forcing]) -> None:
-        """Put texts after the last token that was fed."""
+        """Put texts after the last token that was fed, and what their words set off."""
+        if not texts:
+            return
         self._texts = []
-        step = len(self._ids) + 1
-        for part in texts:
-            ids = tuple(part.token_ids(self.vlm.tokenizer))
-            plan, start = Plan([(TextPiece(ids), True)]), self._slot(step)
-            if self._editor is not None:
-                self._editor.step_back(list(self._editor.reaches), start, plan.segments())
-            self._stitch.apply(plan, start, 0, self._cache, self._positions(1)["position_ids"])
-            self._stitch.first_free = step
-            self.events.append(Event(part.name, step, step, forced=len(ids)))
+        earlier = [] if self._editor is None else list(self._editor.reaches)
+        text = _Text(self._slot(len(self._ids) + 1))
+        self._inside_text = True
+        while texts:
+            self._walk(texts, text)
+        self._inside_text = False
+        plan = text.plan()
+        if self._editor is not None:
+            self._editor.step_back(earlier, text.start, plan.segments())
+        for reach, bound, token in text.bounds:
+            setattr(reach, bound, text.slot(token))
+        now = self._positions(1)["position_ids"]
+        self._stitch.apply(plan, text.start, 0, self._cache, now)
+        self._stitch.first_free = len(self._ids) + 1
+
+    def _walk(self, texts: list[Forcing], text: _Text) -> None:
+        """Go through the first of some texts, and note what its words set off."""
+        step, part = len(self._ids) + 1, texts.pop(0)
+        ids = part.token_ids(self.vlm.tokenizer)
+        self.events.append(Event(part.name, step, step, forced=len(ids)))
+        for token in ids:
+            self._firing.seen.append(token)
+            self._steps.append(step)
+            place = text.add(token)
+            for answer, state in self._firing.ask(partial(text.bound, token=place)):
+                # what began before the text acts where the text begins
+                at = max(0, place - (len(self._firing.seen) - answer))
+                chosen = state.part
+                if isinstance(chosen, Forcing):
+                    texts.append(chosen)
+                    continue
+                pieces: list[Piece] = []
+                kept: tuple[int, ...] = ()
+                if isinstance(chosen, Insertion):
+                    pieces = [p for p in chosen.pieces(self, step) if p.count]
+                    kept = chosen.kept_of(pieces)
+                    text.before[at] += pieces
+                elif isinstance(chosen, Edit):
+                    assert self._editor is not None
+                    heads = select_heads(chosen.layers, chosen.heads, *self._sizes)
+                    state.reach = self._editor.add(chosen, self.prompt, heads, text.start)
+                    text.bounds.append((state.reach, "start", at))
+                count = sum(p.count for p in pieces)
+                self.events.append(Event(chosen.name, step, step, count, kept))
 
     def _prompt(self) -> dict[str, Any]:
         """Give the pass over the prompt positions, so that none are kept on the model."""
@@ -151,3 +203,36 @@ class ForcedSession(Session):
     def _pass(self, **options: Any) -> torch.Tensor:
         output = self._family.generator(**options, past_key_values=self._cache, use_cache=True)
         return output.logits[0].float().log_softmax(-1).cpu()
+
+
+class _Text:
+    """Forced text, with what stands before its tokens and the edits that begin or end there."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+        self.ids: list[int] = []
+        self.before: list[list[Piece]] = []
+        self.bounds: list[tuple[Reach, str, int]] = []
+
+    def add(self, token: int) -> int:
+        self.ids.append(token)
+        self.before.append([])
+        return len(self.ids) - 1
+
+    def bound(self, reach: Reach, token: int) -> None:
+        reach.stop = self.start  # where it comes to lie is known when all has been said
+        self.bounds.append((reach, "stop", token))
+
+    def slot(self, token: int) -> int:
+        pieces = [piece for before in self.before[: token + 1] for piece in before]
+        return self.start + token + sum(piece.count for piece in pieces)
+
+    def plan(self) -> Plan:
+        pieces: list[Piece] = []
+        for token, before in zip(self.ids, self.before, strict=True):
+            last = pieces[-1] if pieces and not before else None
+            if isinstance(last, TextPiece):
+                pieces[-1] = TextPiece((*last.ids, token))
+            else:
+                pieces += [*before, TextPiece((token,))]
+        return Plan([(piece, True) for piece in pieces])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -29,10 +29,11 @@ from attnlens.interventions.base import (
 )
 from attnlens.interventions.blocks import Piece, TextPiece
 from attnlens.interventions.editor import Reach, ScoreEditor
+from attnlens.interventions.firing import Firing, State
 from attnlens.interventions.inject import Forcing
 from attnlens.interventions.online import online_share
 from attnlens.interventions.stitch import Plan, Stitcher
-from attnlens.interventions.triggers import Moment, Trigger
+from attnlens.interventions.triggers import Trigger
 from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.layout import key_layout
 from attnlens.recording.recorder import QueryRecorder
@@ -76,17 +77,6 @@ class Event:
     seconds: float = 0.0
 
 
-@dataclass
-class _State:
-    """How far one intervention has come."""
-
-    part: Intervention
-    fired: int = 0
-    reach: Reach | None = None
-    counts: dict[int, int] = field(default_factory=dict)
-    """How often each of its triggers has fired, by id."""
-
-
 class Session:
     """Intervenes in one generation; made by ``attnlens.interventions.intervene``.
 
@@ -128,7 +118,7 @@ class Session:
                 self._watches_share = True
                 check_visual("a trigger by visual share", prompt)
         intervention.check(prompt, *self._sizes)
-        self._states = [_State(part) for part in intervention.parts]
+        self._firing = Firing(intervention.parts, vlm.tokenizer, self._shares)
         self._stack = ExitStack()
         self._used = False
         self._started = False
@@ -150,13 +140,13 @@ class Session:
         self._used = True
         with ExitStack() as stack:  # unwound if anything below fails
             self._stack = stack
-            if any(isinstance(s.part, Edit) for s in self._states):
+            if any(isinstance(s.part, Edit) for s in self._firing.states):
                 self._editor = ScoreEditor(self._attention_name())
                 attach_editor(self._family, self._editor)
                 stack.callback(detach_editor, self._family, self._editor)
             if self._watches_share:
                 self.listen(self.new_recorder(every=1), self)
-            for state in self._states:
+            for state in self._firing.states:
                 if isinstance(state.part, Insertion):
                     state.part.prepare(self)
             model, visual = self._family.generator, self._family.vision
@@ -195,7 +185,7 @@ class Session:
     @property
     def never_fired(self) -> list[str]:
         """Names of the interventions whose trigger has not fired."""
-        return [state.part.name for state in self._states if not state.fired]
+        return [state.part.name for state in self._firing.states if not state.fired]
 
     def new_recorder(self, **options: Any) -> QueryRecorder:
         """Make a recorder for this prompt; options as in ``QueryRecorder``."""
@@ -283,7 +273,7 @@ class Session:
             )
         else:
             self._take(int(ids[0, 0]))
-        acting = self._fire()
+        acting = self._due()
         if acting:
             self._act(acting, cache, options)
         if self._stitch.inserted:
@@ -299,6 +289,7 @@ class Session:
             )
         self._awaited = None
         self._ids.append(token)
+        self._firing.seen.append(token)
 
     def _after(self, _module: Any, _args: tuple, output: Any) -> Any:
         if self._forced:
@@ -308,25 +299,23 @@ class Session:
             output.logits = torch.cat([output.logits[:, :-1], logits], dim=1)
         return output
 
-    def _fire(self) -> list[tuple[int, _State]]:
+    def _due(self) -> list[tuple[int, State]]:
         """Ask the triggers; the step to act on and the intervention, in order of steps."""
         step = len(self._ids)
-        acting = []
-        for state in self._states:
-            part = state.part
-            moment = Moment(step, self._ids, self.vlm.tokenizer, self._shares, state.counts)
-            if isinstance(part, Edit) and state.reach is not None and state.reach.stop is None:
-                if part.until is not None and part.until.fires(moment) is not None:
-                    state.reach.stop = self._slot(step)
-                continue  # a second time would change nothing
-            answer = part.when.answer(moment)
-            if answer is None:
-                continue
-            part.when.count(moment)
-            state.fired += 1
-            at = step if isinstance(part, Forcing) else max(answer, self._stitch.first_free)
-            acting.append((min(at, step) if step else 0, state))
-        return sorted(acting, key=lambda pair: pair[0])
+        due = []
+        for answer, state in self._firing.ask(self._stop):
+            at = self._step_of(answer)
+            if not isinstance(state.part, Forcing):
+                at = max(at, self._stitch.first_free)
+            due.append((min(at, step) if step else 0, state))
+        return sorted(due, key=lambda pair: pair[0])
+
+    def _step_of(self, answer: int) -> int:
+        """Step of a trigger's answer."""
+        return answer
+
+    def _stop(self, reach: Reach) -> None:
+        reach.stop = self._slot(len(self._ids))
 
     def _shares(self, definition: str, count: int) -> list[float]:
         return online_share(self.recorder_of(self), definition, count)
@@ -335,7 +324,7 @@ class Session:
         """Slot of a step's query token, with what has been inserted so far."""
         return len(self.prompt.segments) - 1 + step + self._stitch.inserted
 
-    def _act(self, acting: list[tuple[int, _State]], cache: Any, options: dict[str, Any]) -> None:
+    def _act(self, acting: list[tuple[int, State]], cache: Any, options: dict[str, Any]) -> None:
         step = len(self._ids)
         first = acting[0][0]
         start = self._slot(first)
