@@ -143,8 +143,7 @@ class ForcedSession(Session):
         plan = text.plan()
         if self._editor is not None:
             self._editor.step_back(earlier, text.start, plan.segments())
-        for reach, bound, token in text.bounds:
-            setattr(reach, bound, text.slot(token))
+        text.settle()
         now = self._positions(1)["position_ids"]
         self._stitch.apply(plan, text.start, 0, self._cache, now)
         self._stitch.first_free = len(self._ids) + 1
@@ -158,7 +157,7 @@ class ForcedSession(Session):
             self._firing.seen.append(token)
             self._steps.append(step)
             place = text.add(token)
-            for answer, state in self._firing.ask(partial(text.bound, token=place)):
+            for answer, state in self._firing.ask(partial(text.stop, token=place)):
                 # what began before the text acts where the text begins
                 at = max(0, place - (len(self._firing.seen) - answer))
                 chosen = state.part
@@ -175,7 +174,7 @@ class ForcedSession(Session):
                     assert self._editor is not None
                     heads = select_heads(chosen.layers, chosen.heads, *self._sizes)
                     state.reach = self._editor.add(chosen, self.prompt, heads, text.start)
-                    text.bounds.append((state.reach, "start", at))
+                    text.starts.append((state.reach, at, len(text.before[at])))
                 count = sum(p.count for p in pieces)
                 self.events.append(Event(chosen.name, step, step, count, kept))
 
@@ -212,20 +211,30 @@ class _Text:
         self.start = start
         self.ids: list[int] = []
         self.before: list[list[Piece]] = []
-        self.bounds: list[tuple[Reach, str, int]] = []
+        self.starts: list[tuple[Reach, int, int]] = []
+        """Edits that begin: at which token, and after how many of the pieces before it."""
+        self.stops: list[tuple[Reach, int]] = []
 
     def add(self, token: int) -> int:
         self.ids.append(token)
         self.before.append([])
         return len(self.ids) - 1
 
-    def bound(self, reach: Reach, token: int) -> None:
+    def stop(self, reach: Reach, token: int) -> None:
         reach.stop = self.start  # where it comes to lie is known when all has been said
-        self.bounds.append((reach, "stop", token))
+        self.stops.append((reach, token))
 
-    def slot(self, token: int) -> int:
-        pieces = [piece for before in self.before[: token + 1] for piece in before]
-        return self.start + token + sum(piece.count for piece in pieces)
+    def settle(self) -> None:
+        """Set where edits begin and end."""
+        for reach, token, pieces in self.starts:
+            reach.start = self._slot(token, pieces)
+        for reach, token in self.stops:
+            reach.stop = self._slot(token, len(self.before[token]))
+
+    def _slot(self, token: int, pieces: int) -> int:
+        earlier = [piece for before in self.before[:token] for piece in before]
+        earlier += self.before[token][:pieces]
+        return self.start + token + sum(piece.count for piece in earlier)
 
     def plan(self) -> Plan:
         pieces: list[Piece] = []
