@@ -132,6 +132,13 @@ def test_an_edit_may_end_by_visual_share(tiny, one, plain):
     assert run(tiny, one, chosen).tokens == plain.tokens
 
 
+def test_what_ends_an_edit_ends_it_as_often_as_it_may(tiny, one):
+    for times, seeing in ((1, {0, 1, 5}), (None, {0, 1, 5, 10, 15})):
+        chosen = Knockout(when=Every(2) | AtStep(11), until=Every(5, times=times))
+        mass = run(tiny, one, chosen).data["mass"].sel(segment="visual").values
+        assert {step for step in range(NEW) if (mass[step] > 0).any()} == seeing
+
+
 def test_online_shares_are_those_of_the_measures(tiny, one, plain):
     for definition in ("mass", "look-back"):
         share = visual_share(plain, definition)
@@ -439,6 +446,10 @@ def test_all_of_it_is_copy_and_none_of_it_is_nothing(tiny, one, plain):
     kept = [attrs["interventions"][0]["kept"] for attrs in random]
     assert kept[0] == kept[1] != kept[2]
     assert all(len(k) == 8 and k == sorted(set(k)) for k in kept)
+    # another picture, another draw
+    other = tiny.prompt(picture(140, 112, 7), "Is there a red circle?", "back")
+    drawn = run(tiny, other, Route(when=AtStep(8), percent=40, select="random"))
+    assert drawn.attrs["interventions"][0]["kept"] != kept[0]
 
 
 # Refusals
@@ -463,11 +474,16 @@ def test_all_of_it_is_copy_and_none_of_it_is_nothing(tiny, one, plain):
         (lambda: Boost(when=AtStep(3)), "one of the two"),
         (lambda: Boost(when=AtStep(3), log_odds=1.0, alpha=1.0), "one of the two"),
         (lambda: Boost(when=AtStep(3), log_odds=1.0, heads=[7]), "no head 7"),
+        (lambda: Boost(when=AtStep(3), log_odds=float("nan")), "log_odds=nan"),
+        (lambda: Boost(when=AtStep(3), alpha=float("inf")), "alpha=inf"),
         (lambda: Knockout(when=AtStep(3), heads=[(5, 0)]), "no layer 5"),
         (lambda: Knockout(when=AtStep(3), heads=[]), "no head is in reach"),
         (lambda: Knockout(when=AtStep(3), box=(900, 900, 990, 990)), "overlaps"),
         (lambda: Inject("", when=AtStep(3)), "text to force in"),
         (lambda: Inject("x", when=At("")), "text to look for"),
+        (lambda: Inject("see x", when=At("x")), "again and again"),
+        (lambda: Inject("x y", when=At("x") | AtStep(3)), "again and again"),
+        (lambda: Inject("x y", when=At("x") & At("y")), "again and again"),
         (lambda: Inject("x", when=Every(0)), r"Every\(0\)"),
         (lambda: Inject("x", when=At("y", times=0)), "times=0"),
         (lambda: Inject("x", when=WhenVisualBelow(0.1, "no-sink")), "'no-sink'"),
@@ -486,7 +502,8 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(tiny, one, make, me
 def test_prompts_that_do_not_fit_are_refused(tiny, one, two):
     text = tiny.prompt(None, "How many?", "cot")
     by_share = Inject("x", when=WhenVisualBelow(0.1))
-    for chosen in (Copy(when=AtStep(3)), Boost(when=AtStep(3), log_odds=1.0), by_share):
+    forced = Inject("x", when=AtStep(3))
+    for chosen in (Copy(when=AtStep(3)), Boost(when=AtStep(3), log_odds=1.0), by_share, forced):
         with pytest.raises(InputError, match="no image"):
             intervene(tiny, text, chosen)
     with pytest.raises(InputError, match="has 2 images: say which"):
@@ -495,6 +512,13 @@ def test_prompts_that_do_not_fit_are_refused(tiny, one, two):
         intervene(tiny, two, Knockout(when=AtStep(3), box=(0, 0, 9, 9)))
     with pytest.raises(InputError, match="one prompt"):
         intervene(tiny, tiny.batch([one, two]), Copy(when=AtStep(3), image=0))
+    with (
+        intervene(tiny, one, Copy(when=AtStep(3))),
+        pytest.raises(InputError, match="tokens of another prompt"),
+    ):
+        other = tiny.prompt(picture(140, 112), "Is there a red square?", "back")
+        assert len(other.segments) == len(one.segments)
+        tiny.model.generate(**other.inputs, max_new_tokens=4)
     with (
         intervene(tiny, one, Copy(when=AtStep(3))),
         pytest.raises(InputError, match="2 sequences"),
@@ -529,9 +553,14 @@ def test_a_copied_source_may_be_a_file(tiny, one, tmp_path):
     by_image = run(tiny, one, Copy(when=AtStep(5), source=Image.open(path)))
     assert same(by_path, by_image)
     assert same(by_name, by_image)
+    assert Copy(when=AtStep(5), source=path).name == "copy:other.png"
     blank = run(tiny, one, Copy(when=AtStep(5), source="blank"))
     assert blank.attrs["interventions"][0]["inserted"] == 22
     text = run(tiny, one, Copy(when=AtStep(5), source="text"))
-    assert text.attrs["interventions"][0]["inserted"] == 20
+    assert text.attrs["interventions"][0]["inserted"] == 22
     assert (text.data["keys"].sel(segment="copied").values == 0).all()
-    assert text.data["keys"].sel(segment="response").values[-1] == NEW - 1 + 20
+    assert text.data["keys"].sel(segment="response").values[-1] == NEW - 1 + 22
+    bare = run(tiny, one, Copy(when=AtStep(5), source="text", wrap=False))
+    assert bare.attrs["interventions"][0]["inserted"] == 20
+    for trace in (by_path, blank, text):  # what was inserted is not of the prompt's image
+        assert trace.attrs["interventions"][0]["kept"] == []

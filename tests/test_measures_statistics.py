@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations, permutations, product
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy import stats
 
 from attnlens.errors import InputError
 from attnlens.measures import mann_kendall
-from attnlens.measures.statistics import bootstrap_mean, signed_rank
+from attnlens.measures.statistics import bootstrap_mean, median_interval, signed_rank
 
 LIGHT = settings(max_examples=80, deadline=None)
 SERIES = st.lists(st.integers(-4, 4), min_size=3, max_size=25).map(lambda v: np.array(v, float))
@@ -188,3 +189,20 @@ def test_signed_rank_edges():
     assert signed_rank(np.zeros(4)) == (1.0, 0.0)
     assert np.isnan(signed_rank(np.array([0.3]))).all()
     assert signed_rank(np.array([0.0, 0.2]))[1] == 1.0
+
+
+@given(st.integers(1, 60), st.sampled_from([0.8, 0.95, 0.99]))
+def test_intervals_of_medians_cover_by_enumeration(count, confidence):
+    """Order statistics a and b hold the median unless fewer than a, or more than b - 1, lie low."""
+    low, high = median_interval(np.arange(1.0, count + 1), confidence)
+    weights = [math.comb(count, k) / 2**count for k in range(count + 1)]
+    if np.isnan(low):
+        assert 2 * weights[0] > 1 - confidence  # even the extremes would not do
+        return
+    assert low + high == count + 1
+    assert sum(weights[int(low) : int(high)]) >= confidence
+    assert sum(weights[int(low) + 1 : int(high) - 1]) < confidence
+
+
+def test_an_interval_of_medians_may_be_without_end():
+    assert median_interval(np.array([1.0] * 5 + [np.inf] * 5), 0.95) == (1.0, np.inf)

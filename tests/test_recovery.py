@@ -21,7 +21,7 @@ from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.experiments.dependence import correlation
 from attnlens.experiments.distributions import kept_log_probabilities
-from attnlens.experiments.recovery import holm, mcnemar
+from attnlens.experiments.recovery import Recovery, holm, mcnemar
 from attnlens.interventions import (
     At,
     AtStep,
@@ -70,7 +70,7 @@ def test_the_forced_twin_has_the_untouched_runs_tokens(tiny, prompts, result):
         trace = attnlens.run(tiny, prompt, NEW, do_sample=False, **OPTIONS)
         untouched = result.data.sel(run="untouched").isel(sample=sample)
         want = trace.data["mass"].sel(segment="visual").values
-        assert np.array_equal(untouched["visual"].values[:NEW].astype(np.float32), want)
+        assert np.allclose(untouched["visual"].values[:NEW], want, atol=1e-5)
         ids = trace.data["predicted_token_id"].values.tolist()
         twin = result.data.sel(run="boost:1").isel(sample=sample)
         # the boost's own law, in the first layer at its first step
@@ -304,6 +304,28 @@ def test_interventions_may_be_named(tiny, prompts):
         attnlens.recover(tiny, prompts[0], chosen, NEW, detail="gaze")
 
 
+def test_each_prompt_may_have_interventions_of_its_own(tiny, prompts):
+    sources = [picture(112, 112, seed) for seed in (8, 9, 10)]
+
+    def ways(number):
+        return {"another": Copy(when=AtStep(3), source=sources[number])}
+
+    together = attnlens.recover(tiny, prompts, ways, NEW, detail="step", **OPTIONS)
+    assert together.interventions == ["another"]
+    for number, prompt in enumerate(prompts):
+        alone = attnlens.recover(tiny, prompt, ways(number), NEW, detail="step", **OPTIONS)
+        for name in ("share_with_copied", "kl"):
+            got = together.data[name].isel(sample=number).sel(run="another").values
+            want = alone.data[name].isel(sample=0).sel(run="another").values
+            assert np.allclose(got, want, atol=1e-6, equal_nan=True), name
+
+    def others(number):
+        return {f"way {number}": Copy(when=AtStep(3))}
+
+    with pytest.raises(InputError, match="prompt 1 has interventions called way 1"):
+        attnlens.recover(tiny, prompts, others, NEW)
+
+
 def test_free_rises_are_those_of_the_free_run(tiny, prompts, result):
     """Also where text is forced, and what is said is another thing."""
     for name, chosen, first in (
@@ -384,6 +406,11 @@ def test_tables_say_what_acted_and_what_did_not(result):
     assert table.loc["boost:1", "rise"] > 0
     assert table.loc["boost:1", "rise_low"] <= table.loc["boost:1", "rise"]
     assert table.loc["boost:0", "rise"] == pytest.approx(0, abs=1e-6)
+    for name in ("area", "kl", "hellinger", "free_rise"):
+        ends = [table.loc["boost:1", f"{name}_{end}"] for end in ("low", "high")]
+        assert ends[0] <= table.loc["boost:1", name] <= ends[1]
+    assert np.isnan(table.loc["boost:1", "half_life_low"])  # three are too few
+    assert (table["right_p_adjusted"] >= table["right_p_value"]).all()
     per_sample = result.per_sample("mass")
     rises = per_sample[per_sample["run"] == "copy"]["rise"].to_numpy()
     by_hand = result.data["rise"].sel(run="copy", definition="mass").values[:, 5:NEW].mean(1)
@@ -413,6 +440,13 @@ def test_results_are_saved_whole(result, tmp_path):
     back = xr.load_dataset(tmp_path / "r.nc", engine="scipy")
     for name in ("rise", "kl", "copied"):
         assert np.array_equal(back[name].values, result.data[name].values, equal_nan=True)
+
+
+def test_an_array_too_large_for_the_file_is_refused_with_a_way_out(result, tmp_path):
+    large = xr.Dataset({"visual": (("a",), np.broadcast_to(np.float32(0), (2**29,)))})
+    with pytest.raises(InputError, match=r"visual takes 2\.0 GiB.*detail='layer'"):
+        Recovery(large).save(tmp_path / "r.nc")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_figure_is_drawn(result, tmp_path):
@@ -520,6 +554,12 @@ def test_dependence_is_the_difference_of_two_full_passes(tiny, prompts):
     assert np.isnan(data["look_back"].values[0])
     assert np.allclose(data["look_back"][1:], visual_share(trace, "look-back"))
     found = correlation(data, "kl", "mass", resamples=200)
+    removed = data.sel(reference=["removed"])
+    assert correlation(removed, resamples=100) == correlation(
+        data, reference="removed", resamples=100
+    )
+    with pytest.raises(InputError, match="'blank' was not measured: use removed"):
+        correlation(removed, reference="blank")
     known = stats.spearmanr(data["kl"].sel(reference="blank"), data["mass"]).statistic
     assert found["rho"] == pytest.approx(known)
     assert found["low"] <= found["rho"] <= found["high"]
@@ -567,7 +607,7 @@ def test_dependence_refuses_what_does_not_fit(tiny, prompts):
     [
         ("copy", "copy"),
         ("copy:blank", "copy:blank"),
-        ("copy:some/cat.png", "copy:other"),
+        ("copy:some/cat.png", "copy:cat.png"),
         ("route:25", "route:25"),
         ("route:25:random", "route:25:random"),
         ("inject:Let me look + see", "inject:Let me look + see"),
@@ -580,6 +620,15 @@ def test_dependence_refuses_what_does_not_fit(tiny, prompts):
 )
 def test_words_of_the_command_line(text, name):
     assert parse_intervention(text, At("<back>")).name == name
+
+
+def test_a_file_name_is_taken_whole_where_the_file_is_there(tmp_path):
+    path = tmp_path / "cat+boost:2.png"
+    picture(112, 112).save(path)
+    (part,) = parse_intervention(f"copy:{path}", At("<back>")).parts
+    assert part.source == str(path)
+    joined = parse_intervention(f"copy:{tmp_path}/cat.png+boost:2", At("<back>"))
+    assert joined.name == "copy:cat.png+boost:2"
 
 
 def test_triggers_of_the_command_line():

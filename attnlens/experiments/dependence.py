@@ -117,7 +117,7 @@ def correlation(
     dependence_name: str = "kl",
     share: str = "mass",
     *,
-    reference: str = "blank",
+    reference: str | None = None,
     confidence: float = 0.95,
     resamples: int = 9999,
     seed: int = 0,
@@ -133,7 +133,7 @@ def correlation(
     share
         ``mass`` or ``look_back``.
     reference
-        One of the references measured.
+        One of the references measured; when not given, ``blank`` or else the first.
     confidence, resamples, seed
         Of the bootstrap interval: steps are drawn as pairs. Neighbouring steps are alike, so the
         interval is narrower than that of as many independent steps.
@@ -143,7 +143,17 @@ def correlation(
     dict
         ``rho``, ``low``, ``high``, ``steps``; NaN where fewer than four steps are defined or one
         of the two is constant.
+
+    Raises
+    ------
+    InputError
+        If the reference was not measured.
     """
+    measured = [str(name) for name in data["reference"].values]
+    if reference is None:
+        reference = "blank" if "blank" in measured else measured[0]
+    if reference not in measured:
+        raise InputError(f"reference {reference!r} was not measured: use {', '.join(measured)}")
     a = data[dependence_name].sel(reference=reference).values
     b = data[share].values
     known = np.isfinite(a) & np.isfinite(b)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from attnlens.errors import InputError
-from attnlens.experiments.distributions import kept_log_probabilities
 from attnlens.experiments.recovery import UNTOUCHED, Recovery
 from attnlens.experiments.recovery_data import DETAILS, Run, compare, to_dataset
-from attnlens.interventions.base import Intervention
+from attnlens.interventions.base import Intervention, Nothing
 from attnlens.interventions.forced import ForcedSession
 from attnlens.interventions.inject import Forcing
 from attnlens.interventions.session import intervene
@@ -25,6 +22,9 @@ from attnlens.recording.run import note_session, run
 from attnlens.vlm.load import VLM
 from attnlens.vlm.prompt import Prompt, PromptBatch
 
+Interventions = Intervention | Sequence[Intervention] | Mapping[str, Intervention]
+"""One or several; a mapping names them."""
+
 CLEAR = 1e-2
 """Least margin (nats) by which a token is said to be the most likely: far above rounding."""
 
@@ -32,7 +32,7 @@ CLEAR = 1e-2
 def recover(
     vlm: VLM,
     prompt: Prompt | Sequence[Prompt],
-    interventions: Intervention | Sequence[Intervention] | Mapping[str, Intervention],
+    interventions: Interventions | Callable[[int], Interventions],
     max_new_tokens: int = 256,
     *,
     expected: str | Sequence[str] | None = None,
@@ -59,7 +59,9 @@ def recover(
     prompt
         One prompt or several.
     interventions
-        One or several, controls among them, with different names; or a mapping that names them.
+        One or several, controls among them, with different names; or a mapping that names them; or
+        a function that gives them for a prompt's number, the same names for each (another picture
+        in each prompt, say).
     max_new_tokens
         Longest response.
     expected
@@ -70,7 +72,8 @@ def recover(
     reuse
         Whether the forced twin also stands for the free run where, at every step, it finds the
         untouched token most likely by a clear margin: greedy decoding says the same then. Saves
-        most of the time where interventions change little; ``seconds`` is NaN there.
+        most of the time where interventions change little; ``seconds`` is NaN there, so that ratios
+        of seconds are of the prompts in which the intervention changed what is said.
     seed
         Seed of sampled generation.
     options
@@ -85,13 +88,17 @@ def recover(
     ------
     InputError
         If something does not fit, before anything is run: no prompt or intervention, two
-        interventions of one name, another number of answers than prompts, or as in
+        interventions of one name, other names for another prompt, another number of answers than
+        prompts, or as in
         ``attnlens.interventions.intervene``.
     """
     if isinstance(prompt, PromptBatch):
         prompt = prompt.prompts
     prompts = [prompt] if isinstance(prompt, Prompt) else list(prompt)
-    chosen = _named(interventions)
+    chosen = [
+        _named(interventions(i) if callable(interventions) else interventions)
+        for i in range(len(prompts))
+    ]
     truths = _truths(expected, len(prompts))
     if detail not in DETAILS:
         raise InputError(f"detail={detail!r}: use one of {', '.join(DETAILS)}")
@@ -100,30 +107,31 @@ def recover(
         _check_greedy(vlm, options)
     options = {"do_sample": False, **options}
     samples = []
-    total = len(prompts) * (1 + 2 * len(chosen))
+    total = len(prompts) * (1 + 2 * len(chosen[0]))
+    _generate(vlm, prompts[0], 2, None, seed, {"do_sample": False})  # the first run is slower than the others
     bar = iter(progress(range(total), description="recovery"))
-    for one, truth in zip(prompts, truths, strict=True):
+    for one, named, truth in zip(prompts, chosen, truths, strict=True):
         next(bar)
-        untouched = _generate(vlm, one, max_new_tokens, None, seed, options)
-        ids = untouched.trace.data["predicted_token_id"].values.tolist()
-        rows = {UNTOUCHED: compare(untouched, untouched, untouched, truth, detail)}
-        for name, intervention in chosen.items():
+        said = _generate(vlm, one, max_new_tokens, None, seed, options)
+        ids = said.trace.data["predicted_token_id"].values.tolist()
+        # the twins' own passes, so that rounding is the same on both sides
+        untouched = _force(vlm, one, ids, Nothing())
+        rows = {UNTOUCHED: compare(said, untouched, said, untouched, truth, detail)}
+        for name, intervention in named.items():
             next(bar)
             forced = _force(vlm, one, ids, intervention)
             next(bar)
             if reuse and not _forces(intervention) and _says_the_same(forced, ids):
                 free = replace(forced, seconds=float("nan"))
             else:
-                free = _generate(vlm, one, max_new_tokens, intervention, seed, options, keep=False)
-            rows[name] = compare(untouched, free, forced, truth, detail)
+                free = _generate(vlm, one, max_new_tokens, intervention, seed, options)
+            rows[name] = compare(said, untouched, free, forced, truth, detail)
         samples.append(rows)
     next(bar, None)
     return Recovery(to_dataset(samples, vlm))
 
 
-def _named(
-    given: Intervention | Sequence[Intervention] | Mapping[str, Intervention],
-) -> dict[str, Intervention]:
+def _named(given: Interventions) -> dict[str, Intervention]:
     if isinstance(given, Mapping):
         return {str(name): one for name, one in given.items()}
     listed = [given] if isinstance(given, Intervention) else list(given)
@@ -147,18 +155,24 @@ def _truths(expected: str | Sequence[str] | None, count: int) -> list[str | None
 
 
 def _check(
-    vlm: VLM, prompts: list[Prompt], chosen: dict[str, Intervention], max_new_tokens: int
+    vlm: VLM, prompts: list[Prompt], chosen: list[dict[str, Intervention]], max_new_tokens: int
 ) -> None:
     if not prompts:
         raise InputError("no prompt was given: give at least one")
-    if not chosen:
+    if not chosen[0]:
         raise InputError("no intervention was given: give at least one")
+    for number, named in enumerate(chosen):
+        if list(named) != list(chosen[0]):
+            raise InputError(
+                f"prompt {number} has interventions called {', '.join(named)}, and prompt 0 "
+                f"{', '.join(chosen[0])}: give each prompt the same names in the same order"
+            )
     if max_new_tokens < 2:
         raise InputError(f"max_new_tokens={max_new_tokens}: give at least 2")
-    if UNTOUCHED in chosen:
+    if UNTOUCHED in chosen[0]:
         raise InputError(f"an intervention is called {UNTOUCHED!r}: give it another name")
-    for one in prompts:
-        for intervention in chosen.values():
+    for one, named in zip(prompts, chosen, strict=True):
+        for intervention in named.values():
             intervene(vlm, one, intervention)  # made, never opened: it checks what does not fit
 
 
@@ -169,15 +183,10 @@ def _generate(
     intervention: Intervention | None,
     seed: int,
     options: dict[str, Any],
-    *,
-    keep: bool = True,
 ) -> Run:
     start = time.perf_counter()
-    with kept_log_probabilities(vlm) if keep else nullcontext() as kept:
-        trace = run(vlm, prompt, max_new_tokens, intervention, seed=seed, **options)
-    seconds = time.perf_counter() - start
-    found = None if kept is None else torch.stack(kept).numpy()[: trace.data.sizes["step"]]
-    return Run(trace, found, seconds)
+    trace = run(vlm, prompt, max_new_tokens, intervention, seed=seed, **options)
+    return Run(trace, None, time.perf_counter() - start)
 
 
 _NO_MATTER = {

@@ -12,7 +12,7 @@ from scipy import stats
 from attnlens.errors import InputError
 from attnlens.files import write_file
 from attnlens.measures.recovery import area_from, half_life, mean_from
-from attnlens.measures.statistics import bootstrap_mean, signed_rank
+from attnlens.measures.statistics import bootstrap_mean, median_interval, signed_rank
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,12 +131,13 @@ class Recovery:
         Returns
         -------
         pandas.DataFrame
-            ``samples`` in which it acted; ``rise`` with ``rise_low`` and ``rise_high``; ``area``;
-            ``half_life`` (median); ``free_rise`` with ``free_rise_low`` and ``free_rise_high``;
-            ``kl``; ``hellinger``; ``p_value`` of the Wilcoxon signed-rank
-            test of the rises, ``p_adjusted`` (Holm, over interventions) and ``effect_size``
-            (matched-pairs rank-biserial); ``answer_changed``, ``right``, ``right_untouched``
-            (means) and ``right_p_value`` (exact McNemar); ``inserted``, ``cache_bytes``,
+            ``samples`` in which it acted; ``rise``, ``area``, ``free_rise``, ``kl`` and
+            ``hellinger`` (means) and ``half_life`` (median), each with the ends of its interval,
+            as in ``rise_low`` and ``rise_high`` (bootstrap for means, order statistics for the
+            median); ``p_value`` of the Wilcoxon signed-rank test of the rises, ``p_adjusted``
+            (Holm, over interventions) and ``effect_size`` (matched-pairs rank-biserial);
+            ``answer_changed``, ``right``, ``right_untouched`` (means), ``right_p_value`` (exact
+            McNemar) and ``right_p_adjusted`` (Holm); ``inserted``, ``cache_bytes``,
             ``seconds_ratio`` (means over samples, ratio against the untouched run).
 
         Raises
@@ -157,25 +158,51 @@ class Recovery:
             free = one[f"free_rise{'_with_copied' if include_copied else ''}"]
             free_rise = free.sel(definition=definition).values
             free_rise = free_rise[np.isfinite(free_rise)]
-            (low, high), (free_low, free_high) = (
-                bootstrap_mean(v, confidence=confidence, resamples=resamples, seed=seed)
-                for v in (rise, free_rise)
-            )
+            ends = {
+                f"{name}_{end}": value
+                for name, values in (
+                    ("rise", rise),
+                    ("area", acted["area"].to_numpy()),
+                    ("free_rise", free_rise),
+                    ("kl", acted["kl"].to_numpy()),
+                    ("hellinger", acted["hellinger"].to_numpy()),
+                )
+                for end, value in zip(
+                    ("low", "high"),
+                    bootstrap_mean(
+                        values[np.isfinite(values)],
+                        confidence=confidence,
+                        resamples=resamples,
+                        seed=seed,
+                    ),
+                    strict=True,
+                )
+            }
+            half = acted["half_life"].to_numpy()
+            half_low, half_high = median_interval(half[~np.isnan(half)], confidence)
             p_value, effect = signed_rank(rise)
             rows.append(
                 {
                     "intervention": run,
                     "samples": len(acted),
                     "rise": _mean(rise),
-                    "rise_low": low,
-                    "rise_high": high,
+                    "rise_low": ends["rise_low"],
+                    "rise_high": ends["rise_high"],
                     "area": _mean(acted["area"]),
-                    "half_life": _median(acted["half_life"]),
+                    "area_low": ends["area_low"],
+                    "area_high": ends["area_high"],
+                    "half_life": _median(half),
+                    "half_life_low": half_low,
+                    "half_life_high": half_high,
                     "free_rise": _mean(free_rise),
-                    "free_rise_low": free_low,
-                    "free_rise_high": free_high,
+                    "free_rise_low": ends["free_rise_low"],
+                    "free_rise_high": ends["free_rise_high"],
                     "kl": _mean(acted["kl"]),
+                    "kl_low": ends["kl_low"],
+                    "kl_high": ends["kl_high"],
                     "hellinger": _mean(acted["hellinger"]),
+                    "hellinger_low": ends["hellinger_low"],
+                    "hellinger_high": ends["hellinger_high"],
                     "p_value": p_value,
                     "effect_size": effect,
                     "answer_changed": _mean(one["answer_changed"].values),
@@ -188,9 +215,10 @@ class Recovery:
                 }
             )
         table = pd.DataFrame(rows)
-        table.insert(
-            table.columns.get_loc("p_value") + 1, "p_adjusted", holm(table["p_value"].to_numpy())
-        )
+        for name in ("p", "right_p"):
+            place = table.columns.get_loc(f"{name}_value") + 1
+            adjusted = holm(table[f"{name}_value"].to_numpy())
+            table.insert(place, f"{name}_adjusted", adjusted)
         return table
 
     def by_head(
@@ -270,7 +298,20 @@ class Recovery:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write every number as a netCDF file, whole or not at all."""
+        """Write every number as a netCDF file, whole or not at all.
+
+        Raises
+        ------
+        InputError
+            If an array is larger than the format holds (2 GiB).
+        """
+        for name, values in self.data.data_vars.items():
+            if values.nbytes >= 2**31:
+                raise InputError(
+                    f"{name} takes {values.nbytes / 2**30:.1f} GiB, and a netCDF file holds arrays "
+                    "of at most 2: call recover with detail='layer' or 'step', or with fewer "
+                    "prompts or interventions"
+                )
         with write_file(Path(path)) as temporary:
             temporary.write_bytes(bytes(self.data.to_netcdf(engine="scipy")))
 

@@ -105,14 +105,16 @@ def _compute(data: xr.Dataset, definition: Definition, include_copied: bool) -> 
 
 
 def compare(
-    untouched: Run, free: Run, forced: Run, truth: str | None, detail: str
+    said: Run, untouched: Run, free: Run, forced: Run, truth: str | None, detail: str
 ) -> dict[str, Any]:
     """Return everything that is kept of one intervention in one prompt.
 
     Parameters
     ----------
-    untouched, free, forced
-        The run without intervention, the free run and the forced twin.
+    said, untouched
+        The free run without intervention, and its forced twin.
+    free, forced
+        The free run under the intervention, and the forced twin.
     truth
         The true answer, where it is known.
     detail
@@ -125,7 +127,7 @@ def compare(
     """
     events = free.trace.attrs.get("interventions", [])
     answer = final_answer(free.trace.text)
-    before = final_answer(untouched.trace.text)
+    before = final_answer(said.trace.text)
     row: dict[str, Any] = {
         "answer": "" if answer is None else answer,
         "text": free.trace.text,
@@ -139,7 +141,7 @@ def compare(
     }
     first = min((int(e["step"]) for e in events), default=None)
     for name, include_copied in (("", False), ("_with_copied", True)):
-        row[f"free_rise{name}"] = _free_rise(untouched, free, first, include_copied)
+        row[f"free_rise{name}"] = _free_rise(said, free, first, include_copied)
     acted = forced.trace.attrs.get("interventions", [])
     row["first_step"] = float(min(e["step"] for e in acted)) if acted else float("nan")
     assert untouched.log_probabilities is not None
@@ -161,13 +163,13 @@ def compare(
     return row
 
 
-def _free_rise(untouched: Run, free: Run, first: int | None, include_copied: bool) -> np.ndarray:
+def _free_rise(said: Run, free: Run, first: int | None, include_copied: bool) -> np.ndarray:
     """Mean share of the free run from a step on, minus the untouched run's, by definition."""
     if first is None:
         return np.full(len(DEFINITIONS), np.nan)
     after, before = (
         np.array([mean_from(curve, first) for curve in one.shares("step", include_copied)])
-        for one in (free, untouched)
+        for one in (free, said)
     )
     return after - before
 

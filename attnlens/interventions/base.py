@@ -148,6 +148,18 @@ class Joined(Intervention):
             part.check(prompt, layers, heads)
 
 
+class Nothing(Intervention):
+    """No intervention: a twin that is untouched."""
+
+    @property
+    def parts(self) -> tuple[Intervention, ...]:
+        """See ``Intervention``."""
+        return ()
+
+    def check(self, prompt: Prompt, layers: int, heads: int) -> None:
+        """See ``Intervention``."""
+
+
 def check_visual(name: str, prompt: Prompt) -> None:
     """Refuse a prompt without an image."""
     if not prompt.images:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -63,6 +64,11 @@ class Boost(Edit):
         if (self.log_odds is None) == (self.alpha is None):
             raise InputError(
                 f"Boost(log_odds={self.log_odds!r}, alpha={self.alpha!r}): give one of the two"
+            )
+        if not all(math.isfinite(n) for n in (self.log_odds, self.alpha) if n is not None):
+            raise InputError(
+                f"Boost(log_odds={self.log_odds!r}, alpha={self.alpha!r}): give a finite number; "
+                "Knockout hides keys"
             )
         check_visual("a boost", prompt)
         if self.image is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,12 @@ class Copy(Insertion):
         Whether vision-start and vision-end tokens stand around the image, as in a prompt.
     repeat
         How many copies, one after the other.
+
+    Notes
+    -----
+    ``Knockout`` and ``Boost`` reach the prompt's visual keys, never the inserted ones: joined with
+    a knock-out, the response looks at the copy alone. Rows of inserted tokens are in reach of an
+    edit that began before them, or at the same moment but earlier in the sum.
     """
 
     when: Trigger
@@ -64,7 +71,10 @@ class Copy(Insertion):
         """See ``Intervention``."""
         if self.source is None:
             return "copy"
-        return f"copy:{self.source}" if self.source in ("blank", "text") else "copy:other"
+        if self.source in ("blank", "text"):
+            return f"copy:{self.source}"
+        named = isinstance(self.source, str | PathLike)
+        return f"copy:{Path(self.source).name}" if named else "copy:other"
 
     def check(self, prompt: Prompt, layers: int, heads: int) -> None:
         """See ``Intervention``."""
@@ -91,6 +101,8 @@ class Copy(Insertion):
 
     def kept_of(self, pieces: Sequence[Piece]) -> tuple[int, ...]:
         """Which visual tokens of the image stand in the pieces, for the record."""
+        if self.source is not None:
+            return ()
         return next((p.kept for p in pieces if isinstance(p, VisualPiece | CachedPiece)), ())
 
     def pieces(self, session: Session, step: int) -> list[Piece]:
@@ -110,7 +122,8 @@ class Copy(Insertion):
     def _inner(self, session: Session, image: int, kept: tuple[int, ...]) -> Piece:
         if self.source == "text":
             ids = session.vlm.tokenizer(session.prompt.question, add_special_tokens=False)
-            return TextPiece(tuple(np.resize(ids["input_ids"], len(kept)).tolist()))
+            count = len(kept) + 2 * self.wrap  # as many tokens as the image with its wrapping
+            return TextPiece(tuple(np.resize(ids["input_ids"], count).tolist()))
         if self.source is not None:
             features, grid = session.once((id(self), image), lambda: self._foreign(session, image))
             return VisualPiece(features, grid, tuple(range(len(features))))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attnlens.errors import InputError
-from attnlens.interventions.base import Intervention
+from attnlens.interventions.base import Intervention, check_visual
 from attnlens.interventions.triggers import Trigger
 
 if TYPE_CHECKING:
@@ -49,6 +49,12 @@ class Inject(Forcing):
         """See ``Intervention``."""
         if not self.text:
             raise InputError("Inject(''): give the text to force in, such as '<back>'")
+        check_visual("a forced text", prompt)
+        if self.when.set_off_by(self.text):
+            raise InputError(
+                f"Inject({self.text!r}) would set off its own trigger, again and again: "
+                "give the trigger times=1"
+            )
 
     def token_ids(self, tokenizer: Any) -> list[int]:
         """See ``Forcing``."""

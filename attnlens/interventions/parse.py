@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from attnlens.errors import InputError
 from attnlens.interventions.base import Intervention
@@ -19,7 +20,7 @@ FORMS = (
     "route:PERCENT:bottom, inject:TEXT, close:TEXT, boost:LOG_ODDS, pai:ALPHA, knockout"
 )
 """What ``parse_intervention`` reads; several are joined by ``+``, but for ``inject`` and ``close``,
-whose text is taken whole."""
+whose text is taken whole, and the name of a file that is there."""
 
 
 def parse_trigger(text: str) -> Trigger:
@@ -62,7 +63,10 @@ def parse_intervention(text: str, when: Trigger, positions: str = "fresh") -> In
     InputError
         If it is in none of the forms.
     """
-    if not text.startswith(("inject:", "close:")) and "+" in text:
+    whole = text.startswith(("inject:", "close:")) or (
+        text.startswith("copy:") and Path(text.removeprefix("copy:")).is_file()
+    )
+    if not whole and "+" in text:
         first, *others = [parse_intervention(part, when, positions) for part in text.split("+")]
         for other in others:
             first = first + other

@@ -41,7 +41,8 @@ class Route(Copy):
     layers, heads
         Which layers and heads are averaged; all when not given.
     seed
-        Seed of ``random``.
+        Seed of ``random``; with it the prompt and the step decide, so that prompts have draws of
+        their own.
     """
 
     percent: float = 50.0
@@ -89,7 +90,7 @@ class Route(Copy):
         if count in (0, total):
             return tuple(range(count))
         if self.select == "random":
-            rng = np.random.default_rng((self.seed, step))
+            rng = np.random.default_rng((self.seed, step, session.prompt_hash))
             return tuple(sorted(rng.permutation(total)[:count].tolist()))
         weights = self._weights(session, step, image)
         order = np.argsort(-weights if self.select == "top" else weights, kind="stable")

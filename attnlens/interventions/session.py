@@ -10,6 +10,7 @@ moved by what was inserted.
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -60,7 +61,8 @@ class Event:
     inserted
         Number of inserted tokens, with those that wrap an image.
     kept
-        Which visual tokens of the image were inserted, in reading order.
+        Which visual tokens of the prompt's image were inserted, in reading order; empty where
+        something else was.
     forced
         Number of response tokens that are forced.
     seconds
@@ -230,6 +232,12 @@ class Session:
         start = sum(counts[:image])
         return self._features[start : start + counts[image]]
 
+    @property
+    def prompt_hash(self) -> int:
+        """A number that another question or another picture would change."""
+        pixels = self.prompt.inputs["pixel_values"].float().cpu().numpy().tobytes()
+        return zlib.crc32(self.prompt.text.encode(), zlib.crc32(pixels))
+
     def visual_slots(self, image: int) -> list[int]:
         """Slots of an image's visual keys in the prompt."""
         return np.flatnonzero(self.prompt.image_of_key == image).tolist()
@@ -264,6 +272,11 @@ class Session:
                     f"generate was called with {ids.shape[0]} sequences of {ids.shape[1]} tokens, "
                     f"and the intervention was made for one prompt of {len(self.prompt.segments)}: "
                     "generate one response to that prompt"
+                )
+            if not torch.equal(ids, self.prompt.inputs["input_ids"].to(ids.device)):
+                raise InputError(
+                    "generate was called with the tokens of another prompt than the intervention "
+                    "was made for: generate one response to that prompt"
                 )
             self._started = True
         elif tuple(ids.shape) != (1, 1):

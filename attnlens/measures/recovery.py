@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+_ROWS = 32
+"""Steps that are compared at a time."""
+
 
 def divergences(log_p: np.ndarray, log_q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compare two next-token distributions at each step.
@@ -19,12 +22,17 @@ def divergences(log_p: np.ndarray, log_q: np.ndarray) -> tuple[np.ndarray, np.nd
         Kullback-Leibler divergence ``sum p log(p / q)`` in nats, and Hellinger distance
         ``sqrt(1 - sum sqrt(p q))``, 0 to 1.
     """
-    log_p, log_q = log_p.astype(np.float64), log_q.astype(np.float64)
-    p = np.exp(log_p)
-    # where p is 0 the term is 0, whatever q is
-    terms = np.where(p > 0, p * (log_p - np.where(p > 0, log_q, 0.0)), 0.0)
-    overlap = np.exp((log_p + log_q) / 2).sum(-1)
-    return np.maximum(terms.sum(-1), 0.0), np.sqrt(np.clip(1.0 - overlap, 0.0, 1.0))
+    kl, hellinger = np.zeros(len(log_p)), np.zeros(len(log_p))
+    for start in range(0, len(log_p), _ROWS):  # a vocabulary of 152,000 is 1.2 MB a row
+        rows = slice(start, start + _ROWS)
+        a, b = log_p[rows].astype(np.float64), log_q[rows].astype(np.float64)
+        p = np.exp(a)
+        # where p is 0 the term is 0, whatever q is
+        terms = np.where(p > 0, p * (a - np.where(p > 0, b, 0.0)), 0.0)
+        overlap = np.exp((a + b) / 2).sum(-1)
+        kl[rows] = np.maximum(terms.sum(-1), 0.0)
+        hellinger[rows] = np.sqrt(np.clip(1.0 - overlap, 0.0, 1.0))
+    return kl, hellinger
 
 
 def mean_of_known(values: np.ndarray) -> np.ndarray:

@@ -149,6 +149,37 @@ def with_interval(values: list[float]) -> dict[str, float | None]:
     return {"mean": float(np.mean(values)), "low": low, "high": high}
 
 
+def median_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Return a distribution-free interval of the median, by order statistics.
+
+    Parameters
+    ----------
+    values : numpy.ndarray, shape (n,)
+        One value per unit; infinite ones count.
+    confidence : float
+        Level of the interval; that of order statistics is at least so high.
+
+    Returns
+    -------
+    tuple of float
+        The largest and the smallest value that the median is not beyond; NaN where there are too
+        few values for the level.
+
+    Raises
+    ------
+    InputError
+        If the level is out of range.
+    """
+    check_confidence(confidence)
+    count = len(values)
+    # fewer than k values lie under the median with probability (1 - confidence) / 2 at most
+    k = int(stats.binom.ppf((1 - confidence) / 2, count, 0.5))
+    if k < 1:
+        return float("nan"), float("nan")
+    ordered = np.sort(values)
+    return float(ordered[k - 1]), float(ordered[count - k])
+
+
 def signed_rank(differences: np.ndarray) -> tuple[float, float]:
     """Run the Wilcoxon signed-rank test and give the effect size that belongs to it.
 
