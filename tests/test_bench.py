@@ -103,4 +103,5 @@ def test_insertions_are_timed_beside_one_pass(monkeypatch):
     assert all(value > 0 for value in seconds.values())
     assert seconds["insertion"] < seconds["copy"]
     assert result["copy"] == pytest.approx(seconds["insertion"] / seconds["one pass"])
-    assert result["never"] == pytest.approx(seconds["never"] / seconds["plain"])
+    for name in ("never", "never, ROUTE", "never, by share"):
+        assert result[name] == pytest.approx(seconds[name] / seconds["plain"])

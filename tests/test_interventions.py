@@ -564,3 +564,16 @@ def test_a_copied_source_may_be_a_file(tiny, one, tmp_path):
     assert bare.attrs["interventions"][0]["inserted"] == 20
     for trace in (by_path, blank, text):  # what was inserted is not of the prompt's image
         assert trace.attrs["interventions"][0]["kept"] == []
+
+
+def test_compiled_decoding_gives_the_same(tiny, one):
+    torch._dynamo.reset()
+    chosen = Copy(when=AtStep(2)) + Boost(when=AtStep(3), log_odds=1.0) + Inject("x", AtStep(5))
+    want = run(tiny, one, chosen, max_new_tokens=8, min_new_tokens=8)
+    model = copy.deepcopy(tiny.model)
+    vlm = attnlens.VLM(model, tiny.processor, "tiny", tiny.family)
+    model.forward = torch.compile(model.forward, backend="eager")
+    got = run(vlm, one, chosen, max_new_tokens=8, min_new_tokens=8)
+    assert got.tokens == want.tokens
+    assert np.allclose(got.data["mass"], want.data["mass"], atol=1e-5)
+    torch._dynamo.reset()

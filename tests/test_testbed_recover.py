@@ -11,9 +11,9 @@ import attnlens
 from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.interventions import At, Knockout
-from attnlens.testbed import heads, held_out_sample, looking_again, mark_response
+from attnlens.testbed import heads, held_out_sample, knockouts, looking_again, mark_response
 from attnlens.testbed.forced import forced_pass
-from attnlens.testbed.hiding import states_fact
+from attnlens.testbed.hiding import states_fact, verification
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_every_way_acts_and_has_its_cost(testbed, table):
         assert np.isfinite(rows[name]["look-back, with copied"]["rise"]), name
     assert rows["COPY"]["mass"]["inserted"] == pytest.approx(visual + 2)
     assert rows["COPY"]["mass"]["rise"] == pytest.approx(rows["ROUTE 100%"]["mass"]["rise"])
-    assert rows["text of the same length"]["mass"]["inserted"] == pytest.approx(visual)
+    assert rows["text of the same length"]["mass"]["inserted"] == pytest.approx(visual + 2)
     assert rows["boost by 2"]["mass"]["inserted"] == 0
     assert rows["boost by 0.5"]["mass"]["rise"] < rows["boost by 1"]["mass"]["rise"]
     assert rows["COPY"]["mass, with copied"]["rise"] > rows["COPY"]["mass"]["rise"]
@@ -62,6 +62,32 @@ def test_marks_are_those_of_the_responses(testbed, table):
         pairs = [getattr(m, name) for m in marks]
         want = np.mean([right / due for right, due in pairs if due])
         assert row[name]["mean"] == pytest.approx(want)
+
+
+def test_hiding_the_image_spoils_what_is_looked_up_there_and_nothing_else(testbed):
+    """Against eager attention with the same rows hidden by hand."""
+    found = knockouts.knock_outs(testbed, 6, seed=7)["rows"]
+    assert set(found["nothing"]) == set(knockouts.GROUPS)
+    assert all(row["mean"] > 0.97 for row in found["nothing"].values())
+    assert found["in the description"]["listed"]["mean"] < 0.7
+    for span in ("in the verification", "from the verification on"):
+        assert found[span]["facts"]["mean"] < 0.7
+        assert found[span]["listed"] == found["nothing"]["listed"]
+        assert found[span]["reasoned"] == found["nothing"]["reasoned"]
+        assert found[span]["names"]["mean"] > 0.97
+    assert found["in the reasoning"]["facts"]["mean"] > 0.97
+    shares = []
+    for index in range(6):
+        sample = held_out_sample(
+            7,
+            index,
+            "back",
+        )
+        passed = forced_pass(testbed, sample, hide=verification)
+        facts = [states_fact(t) for t in passed.truth]
+        if any(facts):
+            shares.append(passed.right[facts].mean())
+    assert found["in the verification"]["facts"]["mean"] == pytest.approx(np.mean(shares), abs=0.02)
 
 
 def test_heads_are_ranked_by_their_mass_on_the_object(testbed):
@@ -90,7 +116,7 @@ def test_heads_are_ranked_by_their_mass_on_the_object(testbed):
 
 
 def test_bad_requests_are_refused(testbed):
-    for make in (looking_again.looking_again, heads.looking_heads):
+    for make in (looking_again.looking_again, heads.looking_heads, knockouts.knock_outs):
         with pytest.raises(InputError, match="'cot'"):
             make(testbed, 4, mode="cot")
         with pytest.raises(InputError, match="1 scenes"):
@@ -105,15 +131,16 @@ def test_the_command_writes_all_tables(tmp_path, capsys, monkeypatch):
             calls.append((name, scenes, seed, mode))
             mean = {"mean": 0.5, "low": None, "high": None}
             row = {"answer": mean, "verified": {"mean": None}}
-            return {"mode": mode, "scenes": scenes, "rows": {"untouched": row}}
+            return {"mode": mode, "scenes": scenes, "rows": {"untouched": row, "nothing": row}}
 
         return made
 
     monkeypatch.setattr(looking_again, "looking_again", fake("ways"))
+    monkeypatch.setattr(knockouts, "knock_outs", fake("hidden"))
     monkeypatch.setattr(heads, "looking_heads", fake("heads"))
     path = tmp_path / "out.json"
     assert main(["testbed", "recover", "--scenes", "5", "--seed", "3", "--json", str(path)]) == 0
-    assert [c[0] for c in calls] == ["ways", "heads"] * 2
+    assert [c[0] for c in calls] == ["ways", "hidden", "heads"] * 2
     assert {c[1:3] for c in calls} == {(5, 3)}
     record = json.loads(path.read_text())
     assert list(record["modes"]) == ["back", "reflection"]

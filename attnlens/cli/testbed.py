@@ -254,6 +254,7 @@ def run_recover(options: argparse.Namespace) -> int:
     check_file(Path(options.json))
     from attnlens.testbed import held_out_sample
     from attnlens.testbed.heads import looking_heads
+    from attnlens.testbed.knockouts import knock_outs
     from attnlens.testbed.looking_again import looking_again
     from attnlens.vlm.load import load
 
@@ -263,8 +264,10 @@ def run_recover(options: argparse.Namespace) -> int:
     for mode in options.modes:
         table = looking_again(vlm, options.scenes, options.seed, mode=mode)
         _print_ways(table)
+        hidden = knock_outs(vlm, options.scenes, options.seed, mode=mode)
+        _print_hidden(hidden)
         heads = looking_heads(vlm, options.scenes, options.seed, mode=mode)
-        record["modes"][mode] = {**table, "heads": heads}
+        record["modes"][mode] = {**table, "knockouts": hidden, "heads": heads}
         write_json(options.json, record)  # what is there is kept if the next mode fails
     print(f"written to {options.json}", file=sys.stderr)
     return 0
@@ -288,6 +291,15 @@ def _print_ways(table: dict[str, Any]) -> None:
             _cell(own.get("inserted"), ".0f"),
         ]
         print(f"{run:36}" + "".join(f"{cell:>13}" for cell in cells))
+
+
+def _print_hidden(table: dict[str, Any]) -> None:
+    print("words of the true answer that stay the most likely, with the image hidden")
+    names = list(table["rows"]["nothing"])
+    print(f"{'':36}" + "".join(f"{name:>13}" for name in names))
+    for span, row in table["rows"].items():
+        cells = (_cell(row[name]["mean"], ".1%") for name in names)
+        print(f"{span:36}" + "".join(f"{cell:>13}" for cell in cells))
 
 
 def _cell(value: float | None, layout: str) -> str:

@@ -108,7 +108,9 @@ def recover(
     options = {"do_sample": False, **options}
     samples = []
     total = len(prompts) * (1 + 2 * len(chosen[0]))
-    _generate(vlm, prompts[0], 2, None, seed, {"do_sample": False})  # the first run is slower than the others
+    _generate(
+        vlm, prompts[0], 2, None, seed, {"do_sample": False}
+    )  # the first run is slower than the others
     bar = iter(progress(range(total), description="recovery"))
     for one, named, truth in zip(prompts, chosen, truths, strict=True):
         next(bar)

@@ -152,10 +152,14 @@ class Session:
                 if isinstance(state.part, Insertion):
                     state.part.prepare(self)
             model, visual = self._family.generator, self._family.vision
+            # compiled decoding must call back into Python here, not trace these
+            before, after, keep = map(
+                torch.compiler.disable, (self._before, self._after, self._keep_features)
+            )
             handles = [
-                model.register_forward_pre_hook(self._before, with_kwargs=True),
-                model.register_forward_hook(self._after),
-                visual.register_forward_hook(self._keep_features),
+                model.register_forward_pre_hook(before, with_kwargs=True),
+                model.register_forward_hook(after),
+                visual.register_forward_hook(keep),
             ]
             for handle in handles:
                 stack.callback(handle.remove)

@@ -101,12 +101,12 @@ def looking_again(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
         )
     samples = [held_out_sample(seed, i, mode) for i in range(scenes)]
     prompts = [vlm.prompt(s.scene.draw(), s.question.text, mode) for s in samples]
+    others = [picture(s, "other") for s in samples]
     lengths = vlm.tokenizer([s.answer for s in samples], add_special_tokens=False)["input_ids"]
-    other = picture(held_out_sample(seed, scenes, mode), "other")
     result = recover(
         vlm,
         prompts,
-        ways(mode, other),
+        lambda i: ways(mode, others[i]),
         max(map(len, lengths)) + 50,
         expected=[s.question.answer for s in samples],
         detail="step",
