@@ -128,10 +128,11 @@ class Copy(Insertion):
             features, grid = session.once((id(self), image), lambda: self._foreign(session, image))
             return VisualPiece(features, grid, tuple(range(len(features))))
         if self.positions == "frozen-cache":
-            slots = session.visual_slots(image)
+            slots = session.images.slots(image)
             return CachedPiece(tuple(slots[i] for i in kept), kept)
-        original = session.prompt_positions(image) if self.positions == "original" else None
-        return VisualPiece(session.features(image), session.prompt.grids[image], kept, original)
+        images = session.images
+        original = images.positions(image) if self.positions == "original" else None
+        return VisualPiece(images.features(image), session.prompt.grids[image], kept, original)
 
     def _foreign(self, session: Session, image: int) -> tuple[torch.Tensor, tuple[int, int]]:
         """Vision features and grid of a picture that the prompt does not hold."""

@@ -90,7 +90,7 @@ class Route(Copy):
         if count in (0, total):
             return tuple(range(count))
         if self.select == "random":
-            rng = np.random.default_rng((self.seed, step, session.prompt_hash))
+            rng = np.random.default_rng((self.seed, step, session.images.checksum()))
             return tuple(sorted(rng.permutation(total)[:count].tolist()))
         weights = self._weights(session, step, image)
         order = np.argsort(-weights if self.select == "top" else weights, kind="stable")

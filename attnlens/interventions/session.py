@@ -10,7 +10,6 @@ moved by what was inserted.
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -33,13 +32,13 @@ from attnlens.interventions.editor import Reach, ScoreEditor
 from attnlens.interventions.firing import Firing, State
 from attnlens.interventions.inject import Forcing
 from attnlens.interventions.online import online_share
+from attnlens.interventions.pictures import PromptImages
 from attnlens.interventions.stitch import Plan, Stitcher
 from attnlens.interventions.triggers import Trigger
 from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.layout import key_layout
 from attnlens.recording.recorder import QueryRecorder
 from attnlens.recording.taps import attach, attach_editor, detach, detach_editor
-from attnlens.vlm.features import image_features
 from attnlens.vlm.load import VLM
 from attnlens.vlm.prompt import Prompt
 
@@ -86,6 +85,8 @@ class Session:
     ----------
     events
         What has been done so far, in order.
+    images
+        The prompt's images, for what is inserted.
     """
 
     def __init__(self, vlm: VLM, prompt: Prompt, intervention: Intervention) -> None:
@@ -129,7 +130,7 @@ class Session:
         self._awaited: int | None = None
         """The forced token that ``generate`` was left no choice but to take."""
         self._stitch = Stitcher(vlm.model, self._family, len(prompt.segments))
-        self._features: torch.Tensor | None = None
+        self.images = PromptImages(vlm.model, self._family, prompt)
         self._recorders: dict[int, QueryRecorder] = {}
         self._editor: ScoreEditor | None = None
 
@@ -174,7 +175,7 @@ class Session:
     ) -> None:
         """Leave the model as it was found."""
         self._stack.close()
-        self._features = None
+        self.images.clear()
         self._recorders.clear()
         self._made.clear()
 
@@ -221,47 +222,11 @@ class Session:
             self._made[key] = make()
         return self._made[key]
 
-    # Visual tokens
-
-    def features(self, image: int) -> torch.Tensor:
-        """Vision features of an image of the prompt, [visual tokens, width]; computed once."""
-        if self._features is None:
-            with torch.no_grad():
-                self._features = image_features(
-                    self.vlm.model,
-                    self.prompt.inputs["pixel_values"],
-                    self.prompt.inputs["image_grid_thw"],
-                )
-        counts = [rows * columns for rows, columns in self.prompt.grids]
-        start = sum(counts[:image])
-        return self._features[start : start + counts[image]]
-
-    @property
-    def prompt_hash(self) -> int:
-        """A number that another question or another picture would change."""
-        pixels = self.prompt.inputs["pixel_values"].float().cpu().numpy().tobytes()
-        return zlib.crc32(self.prompt.text.encode(), zlib.crc32(pixels))
-
-    def visual_slots(self, image: int) -> list[int]:
-        """Slots of an image's visual keys in the prompt."""
-        return np.flatnonzero(self.prompt.image_of_key == image).tolist()
-
-    def prompt_positions(self, image: int) -> np.ndarray:
-        """Rotary positions of an image's visual tokens in the prompt, int64 [3, tokens]."""
-        inputs = self.prompt.inputs
-        positions, _ = self._family.generator.model.get_rope_index(
-            inputs["input_ids"],
-            mm_token_type_ids=inputs["mm_token_type_ids"],
-            image_grid_thw=inputs["image_grid_thw"],
-            attention_mask=inputs["attention_mask"],
-        )
-        return positions[:, 0, self.visual_slots(image)].cpu().numpy()
+    # The hooks
 
     def _keep_features(self, _module: Any, _args: tuple, output: Any) -> None:
-        if self._started and self._features is None:
-            self._features = output.pooler_output
-
-    # The hooks
+        if self._started:
+            self.images.keep(output.pooler_output)
 
     def _before(self, _module: Any, args: tuple, options: dict[str, Any]) -> tuple:
         ids, cache = options.get("input_ids"), options.get("past_key_values")
