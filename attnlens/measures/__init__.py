@@ -14,14 +14,19 @@ from attnlens.measures.region_summary import region_summary
 from attnlens.measures.results import Decay, GroupDecay, Refocus
 from attnlens.measures.share import shares, visual_share
 from attnlens.measures.statistics import TrendTest, mann_kendall
+from attnlens.measures.theorems.dilution import Dilution, dilution
+from attnlens.measures.theorems.log_odds import log_odds
 
 __all__ = [
     "Decay",
+    "Dilution",
     "GroupDecay",
     "Refocus",
     "TrendTest",
     "decay",
     "definitions",
+    "dilution",
+    "log_odds",
     "mann_kendall",
     "refocus",
     "region_summary",

@@ -1,0 +1,115 @@
+"""Attention of random queries and keys, whose dilution is known in closed form.
+
+A row's scores are ``q . k / sqrt(d)``. Keys are random, so that scores scatter about 0 with the
+standard deviation asked for; visual keys have a part along the query that raises their scores by a
+gap; the first key, the sink, has a score of its own. Then, for every row,
+
+    preference = gap + log mean over V of exp(e) - log mean over R of exp(e)
+
+with the scatter e, which vanishes where all scores are equal; with a sink of score s among n other
+keys of score 0 the second mean is ``(exp(s) + n) / (n + 1)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from attnlens.errors import InputError
+from attnlens.segments import SEGMENTS
+
+
+def synthetic_attention(
+    steps: int,
+    *,
+    visual: int = 64,
+    text: int = 32,
+    layers: int = 2,
+    heads: int = 2,
+    gap: float | Sequence[float] | np.ndarray = 0.0,
+    scatter: float = 0.0,
+    sink: float | None = None,
+    dimension: int = 16,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Draw queries and keys, and return the mass of their softmax as a trace holds it.
+
+    Parameters
+    ----------
+    steps
+        Steps of the run; each adds one response key.
+    visual, text
+        Number of visual keys, and of keys of the user's text, in the prompt.
+    layers, heads
+        How many.
+    gap
+        By how much scores of visual keys are raised: one number, or one for each step.
+    scatter
+        Standard deviation of the scores of random keys.
+    sink
+        Score of the very first key; no sink key when not given.
+    dimension
+        Length of queries and keys.
+    seed
+        Seed of queries and keys.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``mass`` (step, layer, head, segment) and ``keys`` (step, segment), float64, with a
+        coordinate ``predicted_token``: what ``attnlens.measures`` takes for a trace.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range, or there are not as many gaps as steps.
+    """
+    if min(steps, visual, text, layers, heads) < 1 or dimension < 2:
+        raise InputError(
+            f"{steps} steps, {visual} visual and {text} text keys, {layers} layers of {heads} "
+            f"heads, dimension {dimension}: give at least 1 of each, and 2 dimensions"
+        )
+    gaps = np.asarray(gap, dtype=np.float64)
+    if gaps.shape not in ((), (steps,)):
+        raise InputError(f"gaps of shape {gaps.shape} for {steps} steps: give one, or one for each")
+    gaps = np.broadcast_to(gaps, (steps,))
+    rng = np.random.default_rng(seed)
+    segments = ["sink"] * (sink is not None) + ["visual"] * visual + ["query"] * text
+    segments += ["response"] * (steps - 1)
+    of_segment = np.array(segments)
+    shape = (layers, heads, len(of_segment), dimension)
+    # the first direction is the query's own, the others carry the scatter
+    keys = rng.standard_normal(shape)
+    keys[..., 0] = 0.0
+    queries = rng.standard_normal((steps, layers, heads, dimension))
+    queries[..., 0] = 0.0
+    queries *= scatter * np.sqrt(dimension) / np.linalg.norm(queries, axis=-1, keepdims=True)
+    mass = np.zeros((steps, layers, heads, len(SEGMENTS)))
+    counts = np.zeros((steps, len(SEGMENTS)), dtype=np.int64)
+    prompt = len(of_segment) - (steps - 1)
+    for step in range(steps):
+        seen = of_segment[: prompt + step]
+        scores = np.einsum("lhd,lhkd->lhk", queries[step], keys[:, :, : len(seen)])
+        scores = scores / np.sqrt(dimension) + gaps[step] * (seen == "visual")
+        if sink is not None:
+            scores[..., 0] = sink
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        for column, name in enumerate(SEGMENTS):
+            mass[step, ..., column] = weights[..., seen == name].sum(-1)
+            counts[step, column] = (seen == name).sum()
+    return xr.Dataset(
+        {
+            "mass": (("step", "layer", "head", "segment"), mass),
+            "keys": (("step", "segment"), counts),
+        },
+        {
+            "step": np.arange(steps),
+            "layer": np.arange(layers),
+            "head": np.arange(heads),
+            "segment": list(SEGMENTS),
+            "predicted_token": ("step", np.array([f" {i}" for i in range(steps)])),
+        },
+    )

@@ -1,0 +1,259 @@
+"""Dilution: the split of log-odds, exponents, evenness, on closed forms and real attention."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import attnlens
+from attnlens.errors import InputError
+from attnlens.measures import dilution, log_odds
+from attnlens.measures.statistics import bootstrap_mean, bootstrap_ratio
+from attnlens.measures.theorems.change import change, differences
+from attnlens.measures.theorems.evenness import evenness
+from attnlens.measures.theorems.exponent import exponents
+from attnlens.measures.theorems.synthetic import synthetic_attention
+
+FEW = {"resamples": 200}
+
+
+def test_the_split_is_that_of_the_scores_themselves(tiny):
+    """Preference from full attention matrices: the mean weight of a set is its mean exp score."""
+    prompt = tiny.prompt(picture(140, 112), "Is there a red circle?", "back")
+    trace = attnlens.run(tiny, prompt, 12, do_sample=False, min_new_tokens=12)
+    ids = trace.data["predicted_token_id"].values.tolist()
+    whole = torch.cat([prompt.inputs["input_ids"], torch.tensor([ids[:-1]])], 1)
+    eager = copy.deepcopy(tiny.model)
+    eager.set_attn_implementation("eager")
+    with torch.no_grad():
+        weights = eager(
+            input_ids=whole,
+            attention_mask=torch.ones_like(whole),
+            mm_token_type_ids=(whole == tiny.model.config.image_token_id).int(),
+            pixel_values=prompt.inputs["pixel_values"],
+            image_grid_thw=prompt.inputs["image_grid_thw"],
+            output_attentions=True,
+        ).attentions
+    first = len(prompt.segments) - 1
+    for sink in (True, False):
+        terms = log_odds(trace, sink=sink)
+        assert np.allclose(terms["log_odds"], terms["counts"] + terms["preference"], atol=1e-12)
+        for step in range(12):
+            seen = np.array([*prompt.segments, *["response"] * 12])[: first + 1 + step]
+            visual = np.flatnonzero(seen == "visual")
+            rest = np.flatnonzero((seen != "visual") & (sink | (seen != "sink")))
+            assert terms["counts"].values[step] == pytest.approx(np.log(len(visual) / len(rest)))
+            assert terms["key_share"].values[step] == pytest.approx(
+                len(visual) / (len(visual) + len(rest))
+            )
+            for layer, of_layer in enumerate(weights):
+                row = of_layer[0, :, first + step].double().numpy()
+                want = np.log(row[:, visual].mean(-1)) - np.log(row[:, rest].mean(-1))
+                assert np.allclose(terms["preference"].values[step, layer], want, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    visual=st.integers(1, 40),
+    text=st.integers(1, 20),
+    steps=st.integers(3, 30),
+    gap=st.floats(-4, 4),
+)
+def test_equal_scores_are_diluted_exactly(visual, text, steps, gap):
+    run = synthetic_attention(steps, visual=visual, text=text, gap=gap)
+    terms = log_odds(run)
+    assert np.allclose(terms["preference"], gap, atol=1e-9)
+    rest = text + np.arange(steps)
+    assert np.allclose(terms["counts"], np.log(visual / rest))
+    if gap == 0:
+        assert np.allclose(terms["mass"], (visual / (visual + rest))[:, None, None])
+    even = evenness(run)
+    assert np.isnan(even.sel(segment=["sink", "copied"])).all()
+    if gap == 0:
+        assert np.allclose(even.sel(segment=["visual", "query"]), 1)
+
+
+def test_a_sink_takes_what_the_closed_form_says():
+    run = synthetic_attention(40, visual=30, text=10, gap=0.5, sink=6.0)
+    rest = 10 + np.arange(40)
+    with_sink = 0.5 - np.log((np.exp(6.0) + rest) / (rest + 1))
+    assert np.allclose(log_odds(run)["preference"], with_sink[:, None, None])
+    without = log_odds(run, sink=False)
+    assert np.allclose(without["preference"], 0.5)
+    assert np.allclose(without["counts"], np.log(30 / rest))
+    # with the sink, more text makes the mean of the rest smaller: dilution by one key less even
+    found = dilution([run, run], **FEW)
+    assert found.change_without_sink.preference.mean == pytest.approx(0)
+    assert found.change_without_sink.dilution_share == pytest.approx(1)
+    assert found.change.preference.mean > 0.1
+
+
+def test_scattered_scores_come_out_near_their_gap():
+    run = synthetic_attention(20, visual=4000, text=4000, gap=1.2, scatter=0.7, layers=1, heads=4)
+    preference = log_odds(run)["preference"].values
+    assert np.allclose(preference, 1.2, atol=0.1)
+    assert preference.std() > 1e-4
+
+
+def test_exponents_of_powers_are_found_through_outliers():
+    rng = np.random.default_rng(0)
+    share = np.geomspace(0.5, 0.05, 60)
+    truth = np.array([[-0.5, 0.0], [1.0, 2.3]])
+    curves = np.log(share)[:, None, None] * truth + rng.normal(0, 0.01, (60, 2, 2))
+    curves[::9] += 3.0  # a ninth of the steps far off
+    curves[5, 0, 0] = -np.inf
+    assert np.allclose(exponents(curves, np.log(share)), truth, atol=0.05)
+    assert np.isnan(exponents(np.full((60, 1), np.nan), np.log(share))).all()
+    assert np.isnan(exponents(curves, np.zeros(60))).all()
+    long = np.log(np.geomspace(0.5, 0.05, 3000))
+    assert exponents(long[:, None] * 1.7, long) == pytest.approx(1.7)
+
+
+def test_even_attention_has_exponent_one_and_is_all_dilution():
+    runs = [synthetic_attention(60, visual=v, text=8, seed=v) for v in (20, 30, 45)]
+    found = dilution(runs, **FEW)
+    assert found.exponent == pytest.approx(1)
+    assert np.allclose(found.by_head["exponent"], 1)
+    assert found.falling == found.falling_clearly == 1
+    assert found.change.dilution_share == pytest.approx(1)
+    assert found.change.preference.mean == pytest.approx(0, abs=1e-9)
+    assert found.key_share_first == pytest.approx(np.mean([v / (v + 8) for v in (20, 30, 45)]))
+    assert found.key_share_last == pytest.approx(np.mean([v / (v + 67) for v in (20, 30, 45)]))
+    assert found.samples == 3
+    assert found.steps == (60, 60, 60)
+    words = " ".join(found.verdict())
+    assert "100% [100%, 100%] of the fall is key counts" in words
+    assert json.loads(json.dumps(found.as_dict()))["verdict"] == found.verdict()
+
+
+def test_a_model_that_turns_away_is_told_from_dilution():
+    """Between two windows: counts by hand, the rest is the gap that was lost."""
+    gaps = np.linspace(1.0, -1.0, 50)
+    runs = [
+        synthetic_attention(50, visual=40, text=t, gap=gaps + 0.01 * t, seed=t) for t in (10, 20)
+    ]
+    found = dilution(runs, between=((0, 10), (40, 50)), **FEW)
+    steps = np.arange(50)
+    counts = [
+        np.log(40 / (t + steps[40:])).mean() - np.log(40 / (t + steps[:10])).mean()
+        for t in (10, 20)
+    ]
+    lost = gaps[40:].mean() - gaps[:10].mean()
+    assert found.change.counts.mean == pytest.approx(np.mean(counts))
+    assert found.change.preference.mean == pytest.approx(lost)
+    assert found.change.log_odds.mean == pytest.approx(np.mean(counts) + lost)
+    share = np.mean(counts) / (np.mean(counts) + lost)
+    assert found.change.dilution_share == pytest.approx(share)
+    assert found.change.dilution_share_low <= share <= found.change.dilution_share_high
+    assert found.exponent > 1
+    assert "faster than key counts say" in found.verdict()[0]
+    rising = dilution([synthetic_attention(50, gap=-3 * gaps) for _ in range(2)], **FEW)
+    assert "rises" in rising.verdict()[0]
+    assert rising.falling == 0
+
+
+def test_regions_are_windows_and_each_run_may_have_its_own(testbed):
+    prompts = [
+        testbed.prompt(s.scene.draw(), s.question.text, "back")
+        for s in (attnlens.testbed.held_out_sample(3, i, "back", looks=1) for i in range(2))
+    ]
+    traces = [attnlens.run(testbed, p, 400, do_sample=False) for p in prompts]
+    found = dilution(traces, between=("think", "back"), **FEW)
+    assert found.between == ("think", "back")
+    assert found.change.samples == 2
+    windows = []
+    for trace in traces:
+        spans = {r.name: (r.start, r.stop) for r in reversed(trace.regions)}
+        windows.append((spans["think"], spans["back"]))
+    same = dilution(traces, between=windows, **FEW)
+    assert same.change == found.change
+    # counts cannot rise without insertions: the rise inside <back> is preference
+    assert found.change.counts.mean < 0 < found.change.preference.mean
+    with pytest.raises(InputError, match="'REFLECTION'"):
+        dilution(traces, between=("think", "REFLECTION"), **FEW)
+
+
+def test_copied_tokens_count_where_asked(tiny):
+    prompt = tiny.prompt(picture(140, 112), "Is there a red circle?", "back")
+    chosen = attnlens.interventions.Copy(when=attnlens.interventions.AtStep(5))
+    trace = attnlens.run(tiny, prompt, 12, chosen, do_sample=False, min_new_tokens=12)
+    plain, both = log_odds(trace), log_odds(trace, include_copied=True)
+    assert plain["key_share"].values[5] < plain["key_share"].values[4]
+    # Theorem 3.2: with k more visual keys of L the part is (L_c + k) / (L + k), and larger
+    count, total = 20, len(prompt.segments) + 5
+    assert both["key_share"].values[5] == pytest.approx((count + 20) / (total + 22))
+    assert both["key_share"].values[5] > both["key_share"].values[4]
+    assert np.allclose(both["mass"][:5], plain["mass"][:5])
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000), st.integers(1, 2000))
+def test_inserting_raises_the_part_of_the_keys(visual, rest, inserted):
+    """Theorem 3.2 as a property of counts: r' > r wherever something else is there."""
+    total = visual + rest
+    assert (visual + inserted) / (total + inserted) > visual / total
+
+
+def test_intervals_of_exponents_cover_as_they_say():
+    """1,000 sets of runs whose exponents scatter about a known one."""
+    rng = np.random.default_rng(1)
+    share = np.log(np.geomspace(0.5, 0.1, 12))
+    truth, covered = 1.4, 0
+    for seed in range(1000):
+        alphas = rng.normal(truth, 0.3, 100)
+        curves = share[:, None] * alphas + rng.normal(0, 0.02, (12, 100))
+        low, high = bootstrap_mean(
+            exponents(curves, share), confidence=0.95, resamples=999, seed=seed
+        )
+        covered += low <= truth <= high
+    assert 930 <= covered <= 970
+
+
+def test_intervals_of_shares_cover_as_they_say():
+    rng = np.random.default_rng(2)
+    covered = 0
+    for seed in range(1000):
+        counts = rng.normal(-0.6, 0.1, 100)
+        preference = rng.normal(-0.9, 0.3, 100)
+        low, high = bootstrap_ratio(
+            counts, counts + preference, confidence=0.95, resamples=999, seed=seed
+        )
+        covered += low <= 0.4 <= high
+    assert 930 <= covered <= 970
+
+
+def test_no_change_is_not_shared_out():
+    gaps = np.linspace(0.0, 1.0, 20)
+    runs = [synthetic_attention(20, text=2000, gap=s * gaps, seed=1) for s in (1, -1, 1, -1)]
+    found = change(differences(runs, [((0, 2), (18, 20))] * 4), resamples=200)
+    assert np.isnan(found.dilution_share)
+    assert "no change" in found.words()
+    assert json.loads(json.dumps(found.as_dict()))["dilution_share"] is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda run: dilution([]), "empty list"),
+        (lambda run: dilution([run.isel(step=[0, 1])]), "2 steps"),
+        (lambda run: dilution([run, run.isel(layer=[0])]), "differ in their layers"),
+        (lambda run: dilution([run, run], between=[("think", "back")]), "1 pairs of windows"),
+        (lambda run: dilution([run], between=((0, 5), (90, 99))), r"\(90, 99\) holds no step"),
+        (lambda run: dilution([run], layers=[7]), r"Layers \[7\]"),
+        (lambda run: dilution([run], confidence=1.5), r"1\.5"),
+        (lambda run: dilution([run.assign(keys=run["keys"] * 0)]), "no visual keys"),
+        (lambda run: dilution(["run.zarr"]), "not a trace"),
+        (lambda run: synthetic_attention(0), "0 steps"),
+        (lambda run: synthetic_attention(5, gap=[1.0, 2.0]), r"\(2,\) for 5 steps"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(make, message):
+    run = synthetic_attention(20)
+    with pytest.raises(InputError, match=message):
+        make(run)
