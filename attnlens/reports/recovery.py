@@ -96,7 +96,10 @@ def run_recovery(jobs: list[Job], settings: Settings) -> Path:
     table = result.table(settings.definition)
     with write_folder(folder, replace=True) as temporary:
         table.to_csv(temporary / "table.csv", index=False)
-        result.save(temporary / "recovery.nc")
+        try:
+            result.save(temporary / "recovery.nc")
+        except InputError as error:  # too large for the format: keep everything else
+            print(f"attnlens recover: no recovery.nc: {error}", file=sys.stderr)
         text = json.dumps(_summary(result, jobs, settings), indent=2, ensure_ascii=False)
         (temporary / "summary.json").write_text(text + "\n", encoding="utf-8")
         _draw(result, temporary, settings)

@@ -56,6 +56,9 @@ class Dilution(Result):
     by_head : pandas.DataFrame
         ``layer``, ``head``; ``exponent`` with ``exponent_low`` and ``exponent_high``; ``log_odds``,
         ``counts`` and ``preference``: mean change over runs.
+    curves : pandas.DataFrame
+        One row for each run and step: ``sample``, ``step``, ``key_share``, and ``mass``,
+        ``log_odds``, ``counts``, ``preference``, each the mean over layers and heads.
     """
 
     samples: int
@@ -72,10 +75,12 @@ class Dilution(Result):
     change_without_sink: Change
     between: tuple[str, str]
     by_head: pd.DataFrame
+    curves: pd.DataFrame
 
     def as_dict(self) -> dict[str, Any]:
-        """See ``Result``; the table by head becomes a list of rows."""
+        """See ``Result``; the table by head becomes a list of rows, curves are left out."""
         plain = super().as_dict()
+        del plain["curves"]
         plain["by_head"] = _rows(self.by_head)
         plain["evenness"] = _rows(
             pd.DataFrame(self.evenness).T.rename_axis("segment").reset_index()
@@ -183,6 +188,7 @@ def dilution(
         change_without_sink=change(differences(runs, pairs, sink=False, **chosen), **options),
         between=(str(pairs[0][0]), str(pairs[0][1])) if _same(pairs) else ("by run", "by run"),
         by_head=_table(found, by_head, options),
+        curves=pd.concat([_curve(t, i) for i, t in enumerate(terms)], ignore_index=True),
     )
 
 
@@ -200,6 +206,19 @@ def _check_alike(runs: list[Any]) -> None:
                     f"Traces differ in their {axis}s ({first[axis].values.tolist()} and "
                     f"{data[axis].values.tolist()}): give traces of one model and one choice."
                 )
+
+
+def _curve(terms: xr.Dataset, sample: int) -> pd.DataFrame:
+    means = {n: terms[n].mean(("layer", "head")).values for n in ("mass", "log_odds", "preference")}
+    return pd.DataFrame(
+        {
+            "sample": sample,
+            "step": terms["step"].values,
+            "key_share": terms["key_share"].values,
+            **means,
+            "counts": terms["counts"].values,
+        }
+    )
 
 
 def _same(pairs: list[Pair]) -> bool:

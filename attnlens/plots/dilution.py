@@ -1,0 +1,129 @@
+"""Dilution: mass against the fraction of visual keys, and what a change is made of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+from attnlens.plots.style import (
+    LONE_COLOUR,
+    Figure,
+    add_caption,
+    colours,
+    new_figure,
+    set_height,
+    style,
+    width_in_inches,
+)
+
+if TYPE_CHECKING:
+    from attnlens.measures.theorems.change import Change
+    from attnlens.measures.theorems.dilution import Dilution
+
+HEIGHT = 2.5
+"""Height of the figure without caption, in inches."""
+MOST_RUNS = 60
+"""Runs that are drawn as lines of their own."""
+TERMS = ("log_odds", "counts", "preference")
+
+
+def dilution(result: Dilution, *, width: str | float = "two-column") -> Figure:
+    """Draw mass against the fraction of visual keys, and the change of log-odds split in two.
+
+    Parameters
+    ----------
+    result
+        What ``attnlens.measures.dilution`` returns.
+    width
+        "one-column" (3.35 inches), "two-column" (6.9 inches) or a number of inches.
+
+    Returns
+    -------
+    Figure
+        Left, on logarithms: mass (mean over layers and heads) of every run (at most 60), the mean
+        over runs in bins of the fraction, and the line of equal attention to all keys, mass = r.
+        Right: change of the log-odds between the two windows, and its terms, with 95% intervals
+        over runs, with the sink among the keys and without.
+
+    Raises
+    ------
+    InputError
+        If the width cannot be used.
+    """
+    inches = width_in_inches(width)
+    with style():
+        figure = new_figure(inches, HEIGHT)
+        left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
+        _draw_mass(left, result)
+        _draw_change(right, result)
+        low, high = result.exponent_low, result.exponent_high
+        interval = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
+        caption = (
+            "Left: fraction of attention mass on the image (mass: sum over visual keys, mean over "
+            "layers and heads) against r, the fraction of keys that is visual, at every step of "
+            f"{result.samples} runs; the answer grows from right to left. Dashed: mass = r, equal "
+            "attention to all keys (Theorem 3.1 of arXiv 2505.23558). mass ~ r^alpha, Theil-Sen: "
+            f"alpha = {result.exponent:.2f}{interval}. Right: change of the log-odds of visual "
+            f"mass from {result.between[0]} to {result.between[1]}, = key counts + preference, "
+            "exact at each step, layer and head; bars: 95% bootstrap interval over runs."
+        )
+        room = add_caption(figure, caption)
+        set_height(figure, HEIGHT, room)
+        figure.draw_without_rendering()
+    return figure
+
+
+def _draw_mass(axes: Any, result: Dilution) -> None:
+    curves = result.curves[result.curves["mass"] > 0]
+    blue = colours()["image"]
+    for sample in curves["sample"].unique()[:MOST_RUNS]:
+        run = curves[curves["sample"] == sample]
+        axes.plot(run["key_share"], run["mass"], color=blue, lw=0.4, alpha=0.25)
+    edges = np.geomspace(curves["key_share"].min(), curves["key_share"].max() * (1 + 1e-9), 13)
+    place = np.digitize(curves["key_share"], edges)
+    binned = curves.groupby(place)[["key_share", "mass"]].mean()
+    axes.plot(binned["key_share"], binned["mass"], color=blue, marker="o", label="mass, mean")
+    ends = np.array([edges[0], edges[-1]])
+    axes.plot(ends, ends, color=LONE_COLOUR, ls=(0, (4, 1.5)), label="mass = r")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(NullFormatter())
+    ticks = np.geomspace(edges[0], edges[-1], 4).round(2)
+    axes.set_xticks(np.unique(ticks))
+    low = min(np.quantile(curves["mass"], 0.01), edges[0])
+    high = max(np.quantile(curves["mass"], 0.99), edges[-1])
+    axes.set_yticks(np.unique(np.geomspace(low, high, 4).round(2)))
+    axes.set_xlabel("r (fraction of keys)")
+    axes.set_ylabel("visual mass (fraction)")
+    axes.legend(loc="best")
+
+
+def _draw_change(axes: Any, result: Dilution) -> None:
+    looks: tuple[tuple[str, Change, dict[str, Any]], ...] = (
+        ("all keys", result.change, {"marker": "o"}),
+        ("without the sink", result.change_without_sink, {"marker": "s", "mfc": "none"}),
+    )
+    for shift, (label, change, look) in zip((0.12, -0.12), looks, strict=True):
+        terms = [getattr(change, name) for name in TERMS]
+        means = np.array([term.mean for term in terms])
+        ends = np.array([(t.mean - t.low, t.high - t.mean) for t in terms]).T
+        rows = np.arange(len(TERMS))[::-1] + shift
+        axes.errorbar(
+            means,
+            rows,
+            xerr=np.abs(np.nan_to_num(ends)),
+            ls="",
+            capsize=2,
+            color=LONE_COLOUR,
+            label=label,
+            **look,
+        )
+    axes.axvline(0, color="0.6", linewidth=0.6, zorder=0)
+    axes.set_yticks(range(len(TERMS)), ["preference", "key counts", "log-odds"])
+    axes.set_ylim(-0.5, len(TERMS) - 0.5 + 0.6)
+    axes.set_xlabel("change (natural log)")
+    axes.legend(loc="upper center", ncols=2, columnspacing=1.0, handletextpad=0.3)
