@@ -21,6 +21,7 @@ from attnlens.interventions import (
     Boost,
     Copy,
     Every,
+    ForceTokens,
     Inject,
     InsertAndClose,
     Knockout,
@@ -392,7 +393,7 @@ def test_a_knockout_takes_a_box_or_an_image_away(tiny, one, two):
 # ROUTE
 
 
-def brute_force(vlm, prompt, response, step, percent, layers=None, heads=None, sign=-1):
+def brute_force(vlm, prompt, response, step, percent, layers=None, heads=None, sign=-1, image=0):
     """Eq. (5) from full eager matrices, and Python's own sort."""
     model = copy.deepcopy(vlm.model)
     model.set_attn_implementation("eager")
@@ -411,7 +412,7 @@ def brute_force(vlm, prompt, response, step, percent, layers=None, heads=None, s
         weights = weights[layers]
     if heads is not None:
         weights = weights[:, heads]
-    visual = np.flatnonzero(prompt.segments == "visual")
+    visual = np.flatnonzero(prompt.image_of_key == image)
     rows = slice(len(prompt.segments), None)
     a = weights[:, :, rows][..., visual].mean((0, 1, 2)).tolist()
     count = -(-len(a) * percent // 100)
@@ -433,6 +434,45 @@ def test_route_chooses_by_attention_so_far(tiny, one, options, reach):
         (event,) = trace.attrs["interventions"]
         response = trace.data["predicted_token_id"].values.tolist()
         assert tuple(event["kept"]) == brute_force(tiny, one, response, 12, percent, **reach)
+
+
+def test_route_chooses_in_long_answers_and_among_images(tiny, two):
+    """Beyond what is recorded in one go (32 steps), and for the image that is named."""
+    for image in (0, 1):
+        chosen = Route(when=AtStep(45), percent=30, image=image)
+        trace = run(tiny, two, chosen, max_new_tokens=50, min_new_tokens=50)
+        (event,) = trace.attrs["interventions"]
+        response = trace.data["predicted_token_id"].values.tolist()
+        assert tuple(event["kept"]) == brute_force(tiny, two, response, 45, 30, image=image)
+
+
+def test_route_chooses_by_all_steps_also_after_an_insertion(tiny, one):
+    """From the recorded visual map: the mean over the response tokens before the second one."""
+    trace = attnlens.run(
+        tiny,
+        one,
+        intervention=Route(when=Every(8, times=2), percent=30),
+        visual_map=True,
+        **GREEDY,
+    )
+    first, second = trace.attrs["interventions"]
+    assert (first["step"], second["step"]) == (8, 16)
+    a = trace.data["visual_map"].values[1:16].mean((0, 1))
+    count = -(-len(a) * 30 // 100)
+    assert second["kept"] == sorted(np.argsort(-a, kind="stable")[:count].tolist())
+
+
+def test_percentages_are_of_numbers_not_of_floats(tiny, one):
+    chosen = Route(when=AtStep(3), percent=64.4, select="random")
+
+    class Session:
+        class prompt:
+            grids = ((10, 25),)
+
+        class images:
+            checksum = staticmethod(lambda: 0)
+
+    assert len(chosen.chosen(Session, 3, 0)) == 161
 
 
 def test_all_of_it_is_copy_and_none_of_it_is_nothing(tiny, one, plain):
@@ -475,6 +515,17 @@ def test_all_of_it_is_copy_and_none_of_it_is_nothing(tiny, one, plain):
         (lambda: Boost(when=AtStep(3), log_odds=1.0, alpha=1.0), "one of the two"),
         (lambda: Boost(when=AtStep(3), log_odds=1.0, heads=[7]), "no head 7"),
         (lambda: Boost(when=AtStep(3), log_odds=float("nan")), "log_odds=nan"),
+        (lambda: Boost(when=AtStep(3), log_odds=1.0, layers=2), r"layers=2: give a list"),
+        (lambda: Boost(when=AtStep(3), log_odds=1.0, layers=[2], heads=[(0, 1)]), "leave layers"),
+        (lambda: Knockout(when=AtStep(3), box=(0, 0, 9)), r"\(0, 0, 9\)"),
+        (lambda: Route(when=AtStep(3), select="random", seed=-1), "seed=-1"),
+        (lambda: ForceTokens((1, 10**9), when=AtStep(3)), "no token 1000000000"),
+        (lambda: ForceTokens((-1,), when=AtStep(3)), "whole numbers from 0"),
+        (lambda: Inject("let me look at the image again", when=Every(5)), "again and again"),
+        (
+            lambda: Inject("x", when=At("y")) + Inject("y", when=At("x")),
+            "again and again",
+        ),
         (lambda: Boost(when=AtStep(3), alpha=float("inf")), "alpha=inf"),
         (lambda: Knockout(when=AtStep(3), heads=[(5, 0)]), "no layer 5"),
         (lambda: Knockout(when=AtStep(3), heads=[]), "no head is in reach"),
@@ -483,7 +534,6 @@ def test_all_of_it_is_copy_and_none_of_it_is_nothing(tiny, one, plain):
         (lambda: Inject("x", when=At("")), "text to look for"),
         (lambda: Inject("see x", when=At("x")), "again and again"),
         (lambda: Inject("x y", when=At("x") | AtStep(3)), "again and again"),
-        (lambda: Inject("x y", when=At("x") & At("y")), "again and again"),
         (lambda: Inject("x", when=Every(0)), r"Every\(0\)"),
         (lambda: Inject("x", when=At("y", times=0)), "times=0"),
         (lambda: Inject("x", when=WhenVisualBelow(0.1, "no-sink")), "'no-sink'"),
@@ -538,6 +588,26 @@ def test_prompts_that_do_not_fit_are_refused(tiny, one, two):
         tiny.model.generate(**one.inputs, past_key_values=cache, max_new_tokens=10)
 
 
+def test_one_intervention_at_a_time_is_open_on_a_model(tiny, one, plain):
+    chosen = Copy(when=AtStep(3))
+    with intervene(tiny, one, chosen):
+        with pytest.raises(InputError, match="join the two by"), intervene(tiny, one, chosen):
+            pytest.fail("opened")
+        twin = attnlens.VLM(copy.deepcopy(tiny.model), tiny.processor, "twin", tiny.family)
+        with intervene(twin, one, chosen):
+            pass
+    with intervene(tiny, one, Copy(when=At("<never>"))):
+        assert attnlens.run(tiny, one, **GREEDY).tokens == plain.tokens
+
+
+def test_numbers_may_be_numpys(tiny, one):
+    chosen = Boost(
+        when=AtStep(3), log_odds=1.0, layers=np.arange(1, 3), heads=np.array([0]), image=np.int64(0)
+    )
+    same_numbers = Boost(when=AtStep(3), log_odds=1.0, layers=[1, 2], heads=[0], image=0)
+    assert same(run(tiny, one, chosen), run(tiny, one, same_numbers))
+
+
 def test_scores_are_changed_under_sdpa_and_eager_alone(tiny, one, monkeypatch):
     config = tiny.model.config.text_config
     monkeypatch.setattr(config, "_attn_implementation_internal", "flash_attention_2")
@@ -553,7 +623,7 @@ def test_a_copied_source_may_be_a_file(tiny, one, tmp_path):
     by_image = run(tiny, one, Copy(when=AtStep(5), source=Image.open(path)))
     assert same(by_path, by_image)
     assert same(by_name, by_image)
-    assert Copy(when=AtStep(5), source=path).name == "copy:other.png"
+    assert Copy(when=AtStep(5), source=path).name == f"copy:{path}"
     blank = run(tiny, one, Copy(when=AtStep(5), source="blank"))
     assert blank.attrs["interventions"][0]["inserted"] == 22
     text = run(tiny, one, Copy(when=AtStep(5), source="text"))

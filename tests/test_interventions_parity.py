@@ -199,8 +199,10 @@ def test_a_tag_is_stepped_back_to(tiny, one):
     assert "".join(trace.tokens[6:9]).endswith("<back>")
 
 
-def test_insertions_repeat(tiny, one):
-    _, session = check(tiny, one, Copy(when=Every(5, times=3)))
+@pytest.mark.parametrize("policy", ["fresh", "original"])
+def test_insertions_repeat(tiny, one, policy):
+    chosen = Copy(when=Every(5, times=3), positions=policy)
+    _, session = check(tiny, one, chosen, policy=policy)
     assert [e.step for e in session.events] == [5, 10, 15]
 
 
@@ -238,11 +240,14 @@ def test_each_of_two_images_at_its_own_positions(tiny, two, image):
     kept = tuple(range(two.grids[image][0] * two.grids[image][1]))
     chosen = Copy(when=AtStep(5), image=image, positions="original")
     check(tiny, two, chosen, [(5, image, kept)], policy="original")
+    routed = Route(when=AtStep(8), image=image, percent=40, positions="original")
+    check_route_of(tiny, two, routed, image, policy="original")
 
 
-def check_route_of(vlm, prompt, chosen, image):
+def check_route_of(vlm, prompt, chosen, image, **options):
     _, _, _, session = generated(vlm, prompt, chosen)
-    return check(vlm, prompt, chosen, [(e.step, image, e.kept) for e in session.events])
+    insertions = [(e.step, image, e.kept) for e in session.events]
+    return check(vlm, prompt, chosen, insertions, **options)
 
 
 def test_a_static_cache_gives_the_same(tiny, one):
@@ -251,6 +256,9 @@ def test_a_static_cache_gives_the_same(tiny, one):
     static, _ = check(tiny, one, chosen, past_key_values=cache)
     dynamic, _ = check(tiny, one, chosen)
     assert static.tokens == dynamic.tokens
+    original = Route(when=AtStep(9), percent=60, positions="original")
+    cache = StaticCache(tiny.model.config.text_config, max_cache_len=len(one.segments) + NEW + 40)
+    check(tiny, one, original, policy="original", past_key_values=cache)
 
 
 def test_eager_attention_gives_the_same(tiny, one):
@@ -336,6 +344,90 @@ def test_frozen_copies_raise_log_odds_of_the_first_layer_by_log_of_one_more(tiny
     assert untouched.tokens[:7] == trace.tokens[:7]
     rise = np.log(both / (1 - both)) - np.log(plain / (1 - plain))
     assert np.allclose(rise, np.log(1 + copies), atol=1e-5)
+
+
+def frozen_pass(vlm, prompt, response, insertions, wrap):
+    """One eager pass in which a key that was repeated n times has its scores raised by log(1 + n).
+
+    ``insertions`` are (step, image, kept) in order; the tokens that wrap them stand in the
+    sequence as text. Returns logits [steps, vocabulary] and visual mass [step, layer, head], of
+    the prompt's keys and their copies together.
+    """
+    config, first = vlm.model.config, len(prompt.segments)
+    ids, step_of = prompt.inputs["input_ids"][0].tolist(), [None] * (first - 1) + [0]
+    repeated = []  # from which slot on, and which keys
+    for t, token in enumerate(response[:-1]):
+        for step, image, kept in insertions:
+            if step == t + 1:
+                slots = np.flatnonzero(prompt.image_of_key == image)[list(kept)]
+                if wrap:
+                    ids.append(config.vision_start_token_id)
+                repeated.append((len(ids), slots))
+                if wrap:
+                    ids.append(config.vision_end_token_id)
+                step_of += [None] * (len(ids) - len(step_of))
+        ids.append(token)
+        step_of.append(t + 1)
+    whole = torch.tensor([ids])
+    bias = torch.zeros((len(ids), len(ids)))
+    counts = torch.ones((len(ids), len(ids)))
+    for start, slots in repeated:
+        counts[start:, slots] += 1
+    bias = counts.log()
+    seen = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
+    bias.masked_fill_(~seen, torch.finfo(torch.float32).min)
+    model = copy.deepcopy(vlm.model)
+    model.set_attn_implementation("eager")
+    inputs = prompt.inputs
+    with torch.no_grad():
+        found = model.get_image_features(
+            inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True
+        )
+        embedded = model.get_input_embeddings()(whole)
+        embedded[0, whole[0] == config.image_token_id] = torch.cat(tuple(found.pooler_output))
+        of_prompt, _ = model.model.get_rope_index(
+            inputs["input_ids"],
+            mm_token_type_ids=(inputs["input_ids"] == config.image_token_id).int(),
+            image_grid_thw=inputs["image_grid_thw"],
+        )
+        later = int(of_prompt.max()) + 1 + torch.arange(len(ids) - first)
+        output = model.model.language_model(
+            inputs_embeds=embedded,
+            attention_mask={"full_attention": bias[None, None]},
+            position_ids=torch.cat([of_prompt, later.expand(3, 1, -1)], dim=-1),
+            output_attentions=True,
+            use_cache=False,
+        )
+        logits = model.lm_head(output.last_hidden_state)[0]
+    rows = [i for i, step in enumerate(step_of) if step is not None]
+    visual = np.flatnonzero(prompt.segments == "visual")
+    weights = torch.stack(output.attentions)[:, 0][:, :, rows][..., visual].sum(-1)
+    return logits[rows], weights.permute(2, 0, 1).numpy()
+
+
+@pytest.mark.parametrize("wrap", [True, False])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        lambda **o: Copy(when=AtStep(7), image=0, **o),
+        lambda **o: Route(when=AtStep(7), percent=40, image=1, **o),
+        lambda **o: (
+            Copy(when=AtStep(4), image=1, **o) + Route(when=AtStep(11), percent=60, image=0, **o)
+        ),
+        lambda **o: Copy(when=Every(6, times=2), image=0, **o),
+    ],
+    ids=["copy", "route", "both images", "twice"],
+)
+def test_frozen_insertions_equal_a_pass_with_these_keys_raised(tiny, two, chosen, wrap):
+    made = chosen(positions="frozen-cache", wrap=wrap)
+    trace, ids, logits, session = generated(tiny, two, made)
+    images = {part.name: part.image for part in made.parts}
+    insertions = [(e.step, images[e.intervention], e.kept) for e in session.events]
+    assert len(insertions) == (2 if "+" in made.name or made.when == Every(6, times=2) else 1)
+    want, mass = frozen_pass(tiny, two, ids, insertions, wrap)
+    assert torch.allclose(logits, want, atol=1e-4)
+    both = trace.data["mass"].sel(segment=["visual", "copied"]).values.sum(-1)
+    assert np.allclose(both, mass, atol=1e-5)
 
 
 def test_routed_keys_of_the_cache_get_the_weight_of_the_keys_they_repeat(tiny, one):

@@ -21,7 +21,7 @@ from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.experiments.dependence import correlation
 from attnlens.experiments.distributions import kept_log_probabilities
-from attnlens.experiments.recovery import Recovery, holm, mcnemar
+from attnlens.experiments.recovery import Recovery
 from attnlens.interventions import (
     At,
     AtStep,
@@ -38,6 +38,7 @@ from attnlens.interventions.forced import ForcedSession
 from attnlens.interventions.parse import parse_intervention, parse_trigger
 from attnlens.measures import visual_share
 from attnlens.measures.definitions import DEFINITIONS
+from attnlens.measures.paired import holm, mcnemar
 from attnlens.measures.recovery import divergences, half_life, mean_from
 
 NEW = 14
@@ -300,6 +301,8 @@ def test_interventions_may_be_named(tiny, prompts):
         result.by_head("early")
     with pytest.raises(InputError, match="'untouched'"):
         attnlens.recover(tiny, prompts[0], {"untouched": Copy(when=AtStep(3))}, NEW)
+    with pytest.raises(InputError, match="layers: recover records every layer"):
+        attnlens.recover(tiny, prompts[0], chosen, NEW, layers=[0])
     with pytest.raises(InputError, match="detail='gaze'"):
         attnlens.recover(tiny, prompts[0], chosen, NEW, detail="gaze")
 
@@ -420,6 +423,13 @@ def test_tables_say_what_acted_and_what_did_not(result):
     assert table.loc["copy", "cache_bytes"] == 22 * per_token
     heads = result.by_head("boost:1")
     assert len(heads) == 12
+    layers = result.by_layer("boost:1", "look-back")
+    assert layers.columns.tolist() == ["layer", "rise", "effect_size", "p_value", "p_adjusted"]
+    by_hand = result.data["rise_by_layer"].sel(run="boost:1", definition="look-back")
+    assert np.allclose(layers["rise"], np.nanmean(by_hand.values[:, 5:NEW], (0, 1)))
+    counted = result.table("reflection-v", include_copied=True, resamples=200)
+    assert counted.set_index("intervention").loc["copy", "samples"] == 3
+    assert np.isnan(counted["rise"]).all()
     rises = result.data["mass_rise"].sel(run="boost:1").values[:, 5:NEW].mean((0, 1))
     assert np.allclose(heads["rise"].to_numpy().reshape(3, 4), rises, atol=1e-6)
     ratios = result.by_head("boost:1", "lookback-ratio")["rise"]
@@ -433,6 +443,47 @@ def test_tables_say_what_acted_and_what_did_not(result):
     with pytest.raises(InputError, match="'gaze'"):
         result.table("gaze")
     assert json.loads(json.dumps(result.summary()))["samples"] == 3
+
+
+def test_rises_are_told_from_rounding_in_the_unit_of_their_definition(result):
+    """A mean weight is a mass over the number of visual keys: so is what counts as rounding."""
+    small = result.data.copy(deep=True)
+    for name in ("share", "rise", "share_with_copied", "rise_with_copied"):
+        small[name] = small[name] / 4096
+    scaled = Recovery(small).table("mass", resamples=200).set_index("intervention")
+    table = result.table("mass", resamples=200).set_index("intervention")
+    for run in ("copy", "boost:1"):
+        assert scaled.loc[run, "rise"] == pytest.approx(table.loc[run, "rise"] / 4096)
+        assert scaled.loc[run, "half_lives"] == table.loc[run, "half_lives"]
+    assert scaled.loc["boost:0", "rise"] == 0
+
+
+def test_a_sample_without_a_value_is_left_out_by_head(result):
+    holed = result.data.copy(deep=True)
+    holed["rise_by_head"].values[0, :, :, :, 1, 2] = np.nan
+    table = Recovery(holed).by_head("boost:1").set_index(["layer", "head"])
+    assert np.isfinite(table["rise"]).all()
+    whole = result.by_head("boost:1").set_index(["layer", "head"])
+    others = result.data["mass_rise"].sel(run="boost:1").values[1:, 5:NEW, 1, 2].mean()
+    assert table.loc[(1, 2), "rise"] == pytest.approx(others, abs=1e-6)
+    assert table.loc[(0, 0), "rise"] == whole.loc[(0, 0), "rise"]
+
+
+def test_parts_that_never_fired_are_named(tiny, prompts):
+    chosen = {"both": Copy(when=AtStep(3)) + Boost(when=At("<nope>"), log_odds=1.0)}
+    result = attnlens.recover(tiny, prompts[0], chosen, NEW, detail="step", **OPTIONS)
+    assert result.never_fired == ["boost:1 (of both)"]
+    assert result.summary()["never_fired"] == ["boost:1 (of both)"]
+
+
+def test_small_numbers_keep_their_digits_in_the_summary(result):
+    exact = result.table("mean-weight")
+    for row, plain in zip(
+        exact.to_dict("records"), result.summary("mean-weight")["interventions"], strict=True
+    ):
+        for name, value in row.items():
+            if isinstance(value, float):
+                assert plain[name] == (value if np.isfinite(value) else None), name
 
 
 def test_results_are_saved_whole(result, tmp_path):
@@ -607,7 +658,7 @@ def test_dependence_refuses_what_does_not_fit(tiny, prompts):
     [
         ("copy", "copy"),
         ("copy:blank", "copy:blank"),
-        ("copy:some/cat.png", "copy:cat.png"),
+        ("copy:some/cat.png", "copy:some/cat.png"),
         ("route:25", "route:25"),
         ("route:25:random", "route:25:random"),
         ("inject:Let me look + see", "inject:Let me look + see"),
@@ -628,7 +679,7 @@ def test_a_file_name_is_taken_whole_where_the_file_is_there(tmp_path):
     (part,) = parse_intervention(f"copy:{path}", At("<back>")).parts
     assert part.source == str(path)
     joined = parse_intervention(f"copy:{tmp_path}/cat.png+boost:2", At("<back>"))
-    assert joined.name == "copy:cat.png+boost:2"
+    assert joined.name == f"copy:{tmp_path}/cat.png+boost:2"
 
 
 def test_triggers_of_the_command_line():
@@ -653,7 +704,7 @@ def test_recover_writes_table_numbers_figure_and_summary(tmp_path, capsys):
     assert main(command) == 0
     folder = tmp_path / "out" / "scene_recovery"
     names = {p.name for p in folder.iterdir()}
-    assert names == {"table.csv", "recovery.nc", "recovery.png", "summary.json"}
+    assert names == {"table.csv", "layers.csv", "recovery.nc", "recovery.png", "summary.json"}
     summary = json.loads((folder / "summary.json").read_text())
     assert [row["intervention"] for row in summary["interventions"]] == ["copy", "route:50"]
     assert summary["interventions"][0]["rise"] is not None

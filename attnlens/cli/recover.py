@@ -7,7 +7,11 @@ from typing import Any
 
 from attnlens.cli.arguments import at_least
 from attnlens.cli.trend import questions_of
+from attnlens.errors import InputError
 from attnlens.vlm.modes import MODES
+
+VERIFICATIONS = {"back": "<back>", "reflection": "<REFLECTION>"}
+"""Tag that opens the verification, by mode."""
 
 
 def add_parser(commands: Any) -> None:
@@ -17,8 +21,9 @@ def add_parser(commands: Any) -> None:
         help="measure how much visual attention an intervention brings back",
         description="Generate an answer untouched and under each intervention, freely and with the "
         "untouched answer's tokens forced, and write into SAVE_FOLDER/<image name>_recovery/ a "
-        "table of recoveries with intervals (table.csv), every number (recovery.nc), a figure and "
-        "summary.json. Options are spelled with _ or -.",
+        "table of recoveries with intervals (table.csv; by layer or head in layers.csv or "
+        "heads.csv), every number (recovery.nc), a figure and summary.json. Options are spelled "
+        "with _ or -.",
     )
     what = parser.add_argument_group("what to ask")
     what.add_argument("--image_path", metavar="FILE", help="the picture")
@@ -44,8 +49,8 @@ def add_parser(commands: Any) -> None:
     )
     do.add_argument(
         "--when",
-        default="<back>",
-        help="trigger: a text in the answer (<back>), step:N, every:N or below:SHARE",
+        help="trigger: a text in the answer, step:N, every:N or below:SHARE; when not given, the "
+        "tag of the mode's verification, <back> or <REFLECTION>",
     )
     do.add_argument(
         "--positions",
@@ -66,7 +71,8 @@ def add_parser(commands: Any) -> None:
         "--detail",
         default="layer",
         choices=("head", "layer", "step"),
-        help="how finely recovery.nc keeps rises; by head takes much room (layer)",
+        help="how finely recovery.nc keeps rises, with a table heads.csv by head, which takes much "
+        "room, or layers.csv (layer)",
     )
     out.add_argument("--save_folder", default="results", metavar="DIR", help="(results)")
     out.add_argument("--format", nargs="+", default=["png"], choices=("png", "pdf", "svg"))
@@ -79,13 +85,19 @@ def run_recover(options: argparse.Namespace) -> int:
     from attnlens.reports.recovery import Settings, run_recovery
 
     at_least("max_new_tokens", options.max_new_tokens, 2)
+    when = options.when or VERIFICATIONS.get(options.mode)
+    if not when:
+        raise InputError(
+            f"answers of mode {options.mode!r} have no verification to act at: give --when, such "
+            "as --when step:20"
+        )
     settings = Settings(
         mode=options.mode,
         model=options.model_path,
         device=options.device,
         dtype=options.dtype,
         interventions=tuple(options.intervention),
-        when=options.when,
+        when=when,
         positions=options.positions,
         max_new_tokens=options.max_new_tokens,
         definition=options.definition,

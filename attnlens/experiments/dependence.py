@@ -75,7 +75,9 @@ def dependence(
     if unknown:
         raise InputError(f"unknown reference {unknown[0]!r}: use {', '.join(REFERENCES)}")
     asked = _same_prompt(vlm, trace) if prompt is None else prompt
-    if asked.text != trace.attrs.get("prompt"):
+    noted = [image.get("sha256") for image in trace.attrs.get("images", [])]
+    shown = [image.as_dict().get("sha256") for image in asked.images]
+    if asked.text != trace.attrs.get("prompt") or shown != noted:
         raise InputError("the prompt is not that of the trace: give the one that was generated")
     ids = trace.data["predicted_token_id"].values.tolist()
     again = vlm.prompt(list(asked.pictures) or None, asked.question, asked.mode)

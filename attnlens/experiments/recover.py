@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from attnlens.errors import InputError
-from attnlens.experiments.recovery import UNTOUCHED, Recovery
+from attnlens.experiments.recovery import Recovery
 from attnlens.experiments.recovery_data import DETAILS, Run, compare, to_dataset
+from attnlens.experiments.recovery_tables import UNTOUCHED
 from attnlens.interventions.base import Intervention, Nothing
 from attnlens.interventions.forced import ForcedSession
 from attnlens.interventions.inject import Forcing
 from attnlens.interventions.session import intervene
 from attnlens.progress import progress
 from attnlens.recording.record import record
-from attnlens.recording.run import note_session, run
+from attnlens.recording.run import RECORDING, note_session, run
 from attnlens.vlm.load import VLM
 from attnlens.vlm.prompt import Prompt, PromptBatch
 
@@ -102,6 +103,12 @@ def recover(
     truths = _truths(expected, len(prompts))
     if detail not in DETAILS:
         raise InputError(f"detail={detail!r}: use one of {', '.join(DETAILS)}")
+    recording = sorted(set(options) & set(RECORDING))
+    if recording:
+        raise InputError(
+            f"{', '.join(recording)}: recover records every layer and step; options are those of "
+            "model.generate"
+        )
     _check(vlm, prompts, chosen, max_new_tokens)
     if reuse:
         _check_greedy(vlm, options)

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from attnlens.boxed import final_answer
-from attnlens.experiments.recovery import UNTOUCHED
+from attnlens.experiments.recovery_tables import UNTOUCHED
 from attnlens.measures.definitions import DEFINITIONS, Definition
 from attnlens.measures.recovery import divergences, mean_from, mean_of_known
 from attnlens.measures.share import visual_segments
@@ -32,7 +32,7 @@ _AXES: dict[str, tuple[str, ...]] = {
     **{f"share_by_layer{c}": ("definition", *_LAYER) for c in ("", "_with_copied")},
     **{f"share_by_head{c}": ("definition", *_HEAD) for c in ("", "_with_copied")},
 }
-_TEXTS = ("answer", "text")
+_TEXTS = ("answer", "text", "never_fired")
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,7 @@ def compare(
     row: dict[str, Any] = {
         "answer": "" if answer is None else answer,
         "text": free.trace.text,
+        "never_fired": "\n".join(free.trace.attrs.get("never_fired", [])),
         "answer_changed": float(answer != before),
         "right": float("nan") if truth is None else float(answer == truth),
         "steps": float(free.trace.data.sizes["step"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from attnlens.errors import InputError
@@ -180,9 +181,9 @@ def which_image(name: str, prompt: Prompt, image: int | None) -> int:
         if count > 1:
             raise InputError(f"the prompt has {count} images: say which by image=0 to {count - 1}")
         return 0
-    if not isinstance(image, int) or not 0 <= image < count:
+    if not is_whole(image) or not 0 <= image < count:
         raise InputError(f"there is no image {image!r}: the prompt has images 0 to {count - 1}")
-    return image
+    return int(image)
 
 
 def select_heads(
@@ -195,13 +196,21 @@ def select_heads(
     InputError
         If a layer or a head is not there, or nothing is left.
     """
+    for name, given in (("layers", layers), ("heads", heads)):
+        if given is not None and not isinstance(given, Iterable):
+            raise InputError(f"{name}={given!r}: give a list, such as [{given!r}]")
     chosen_layers = range(layer_count) if layers is None else list(layers)
     for layer in chosen_layers:
-        if not isinstance(layer, int) or not -layer_count <= layer < layer_count:
+        if not is_whole(layer) or not -layer_count <= layer < layer_count:
             raise InputError(
                 f"there is no layer {layer!r}: the model has layers 0 to {layer_count - 1}"
             )
     named: list[Any] = list(range(head_count)) if heads is None else list(heads)
+    if layers is not None and any(isinstance(entry, tuple) for entry in named):
+        raise InputError(
+            f"layers={list(chosen_layers)!r} beside heads={named!r}: pairs name their layers, "
+            "leave layers out"
+        )
     reach: dict[int, list[int]] = {}
     for entry in named:
         pairs = (
@@ -210,23 +219,28 @@ def select_heads(
             else [(layer % layer_count, entry) for layer in chosen_layers]
         )
         for layer, head in pairs:
-            if not isinstance(layer, int) or not 0 <= layer < layer_count:
+            if not is_whole(layer) or not 0 <= layer < layer_count:
                 raise InputError(
                     f"there is no layer {layer!r}: the model has layers 0 to {layer_count - 1}"
                 )
-            if not isinstance(head, int) or not 0 <= head < head_count:
+            if not is_whole(head) or not 0 <= head < head_count:
                 raise InputError(
                     f"there is no head {head!r}: a layer has heads 0 to {head_count - 1}"
                 )
-            reach.setdefault(layer, []).append(head)
+            reach.setdefault(int(layer), []).append(int(head))
     if not reach:
         raise InputError("no head is in reach: name at least one layer and head")
     return {layer: tuple(sorted(set(found))) for layer, found in sorted(reach.items())}
+
+
+def is_whole(value: object) -> bool:
+    """Tell whether something is a whole number, NumPy's among them."""
+    return isinstance(value, Integral)
 
 
 def keep_lists(intervention: Any) -> None:
     """Turn ``layers`` and ``heads`` into tuples, since a generator can be read only once."""
     for name in ("layers", "heads"):
         given = getattr(intervention, name)
-        if given is not None and not isinstance(given, tuple):
+        if isinstance(given, Iterable) and not isinstance(given, tuple):
             object.__setattr__(intervention, name, tuple(given))

@@ -44,7 +44,8 @@ class Copy(Insertion):
     source
         What is inserted: None, the image itself; ``"blank"``, a plain picture of its size in its
         mean colour; ``"text"``, as many tokens of plain text (the question's, over and over); or
-        another image (a path or a ``PIL.Image``). All but the first are controls.
+        another image (a path or a ``PIL.Image``), with as many tokens as its own size gives. All
+        but the first are controls.
     positions
         ``fresh``, ``original`` or ``frozen-cache``; see ``attnlens.interventions.POSITIONS``.
     wrap
@@ -73,8 +74,7 @@ class Copy(Insertion):
             return "copy"
         if self.source in ("blank", "text"):
             return f"copy:{self.source}"
-        named = isinstance(self.source, str | PathLike)
-        return f"copy:{Path(self.source).name}" if named else "copy:other"
+        return f"copy:{self.source}" if isinstance(self.source, str | PathLike) else "copy:other"
 
     def check(self, prompt: Prompt, layers: int, heads: int) -> None:
         """See ``Intervention``."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from attnlens.errors import InputError
 from attnlens.interventions.base import Edit, Intervention
 from attnlens.interventions.editor import Reach
 from attnlens.interventions.inject import Forcing
@@ -98,3 +99,49 @@ class Firing:
         if answer is not None:
             trigger.count(moment)
         return answer
+
+
+LONGEST_CHAIN = 1000
+"""Tokens of forced text that one text may set off, beyond the texts' own."""
+
+
+def check_forced_texts(parts: Iterable[Intervention], tokenizer: Any, vocabulary: int) -> None:
+    """Refuse forced texts that set themselves, or one another, off without end.
+
+    Parameters
+    ----------
+    parts
+        The interventions of one generation.
+    tokenizer
+        Encodes the texts.
+    vocabulary
+        Number of tokens that the model knows.
+
+    Raises
+    ------
+    InputError
+        If a text does so, or a forced token is not in the vocabulary.
+    """
+    forcing = [part for part in parts if isinstance(part, Forcing)]
+    ids = {id(part): part.token_ids(tokenizer) for part in forcing}
+    longest = LONGEST_CHAIN + sum(map(len, ids.values()))
+    for part in forcing:
+        unknown = [token for token in ids[id(part)] if token >= vocabulary]
+        if unknown:
+            raise InputError(
+                f"{part.name}: there is no token {unknown[0]}; the model knows 0 to "
+                f"{vocabulary - 1}"
+            )
+        firing = Firing(forcing, tokenizer, lambda *_: [])
+        first = next(state for state in firing.states if state.part is part)
+        first.counts[id(part.when)] = 1
+        waiting: list[Intervention] = [part]
+        while waiting:
+            for token in ids[id(waiting.pop(0))]:
+                firing.seen.append(token)
+                waiting += [state.part for _, state in firing.ask(lambda _: None)]
+            if len(firing.seen) > longest:
+                raise InputError(
+                    f"the text of {part.name} would set off forced text again and again: give "
+                    "its trigger times=1"
+                )

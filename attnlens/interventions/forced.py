@@ -34,7 +34,7 @@ class ForcedSession(Session):
     its trigger fire, and acts from the next step on; it is no step itself. Triggers see it between
     these tokens, as they would in a generation, and count its tokens as steps; what they set off
     inside it goes in with it (the visual share, which is known of steps alone, sets nothing off
-    there).
+    there, and ROUTE chooses by the steps before the text).
 
     Parameters
     ----------

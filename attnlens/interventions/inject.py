@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attnlens.errors import InputError
-from attnlens.interventions.base import Intervention, check_visual
+from attnlens.interventions.base import Intervention, check_visual, is_whole
 from attnlens.interventions.triggers import Trigger
 
 if TYPE_CHECKING:
@@ -50,11 +50,6 @@ class Inject(Forcing):
         if not self.text:
             raise InputError("Inject(''): give the text to force in, such as '<back>'")
         check_visual("a forced text", prompt)
-        if self.when.set_off_by(self.text):
-            raise InputError(
-                f"Inject({self.text!r}) would set off its own trigger, again and again: "
-                "give the trigger times=1"
-            )
 
     def token_ids(self, tokenizer: Any) -> list[int]:
         """See ``Forcing``."""
@@ -85,7 +80,9 @@ class ForceTokens(Forcing):
         """See ``Intervention``."""
         if not self.ids:
             raise InputError("ForceTokens(()): give at least one token id")
+        if not all(is_whole(i) and i >= 0 for i in self.ids):
+            raise InputError(f"ForceTokens({self.ids[:5]!r}...): give ids, whole numbers from 0 on")
 
     def token_ids(self, tokenizer: Any) -> list[int]:
         """See ``Forcing``."""
-        return list(self.ids)
+        return [int(i) for i in self.ids]

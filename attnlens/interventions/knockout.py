@@ -56,6 +56,10 @@ class Knockout(Edit):
         if self.image is not None or self.box is not None:
             which_image("a knock-out", prompt, self.image)
         select_heads(self.layers, self.heads, layers, heads)
+        if self.box is not None and (
+            len(self.box) != 4 or not np.isfinite(np.asarray(self.box, dtype=np.float64)).all()
+        ):
+            raise InputError(f"box={self.box!r}: give (left, top, right, bottom) in pixels")
         if not self.reach(prompt):
             raise InputError(f"no visual token overlaps the box {self.box!r}")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from attnlens.errors import InputError
-from attnlens.interventions.base import Heads, keep_lists, select_heads
+from attnlens.interventions.base import Heads, is_whole, keep_lists, select_heads
 from attnlens.interventions.copy import Copy
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class Route(Copy):
             raise InputError(f"Route(percent={self.percent!r}): give 0 to 100")
         if self.select not in SELECTIONS:
             raise InputError(f"select={self.select!r}: use one of {', '.join(SELECTIONS)}")
+        if not is_whole(self.seed) or self.seed < 0:
+            raise InputError(f"Route(seed={self.seed!r}): give a whole number from 0 on")
         if self.source is not None:
             raise InputError("Route inserts tokens of the prompt's image: source is for Copy")
         select_heads(self.layers, self.heads, layers, heads)
@@ -86,11 +88,12 @@ class Route(Copy):
         """See ``Copy``."""
         rows, columns = session.prompt.grids[image]
         total = rows * columns
-        count = math.ceil(total * self.percent / 100)
+        # 64.4% of 250 is 161, whatever floats make of it
+        count = math.ceil(round(total * self.percent / 100, 9))
         if count in (0, total):
             return tuple(range(count))
         if self.select == "random":
-            rng = np.random.default_rng((self.seed, step, session.images.checksum()))
+            rng = np.random.default_rng((int(self.seed), step, session.images.checksum()))
             return tuple(sorted(rng.permutation(total)[:count].tolist()))
         weights = self._weights(session, step, image)
         order = np.argsort(-weights if self.select == "top" else weights, kind="stable")

@@ -10,6 +10,7 @@ moved by what was inserted.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from attnlens.interventions.base import (
 )
 from attnlens.interventions.blocks import Piece, TextPiece
 from attnlens.interventions.editor import Reach, ScoreEditor
-from attnlens.interventions.firing import Firing, State
+from attnlens.interventions.firing import Firing, State, check_forced_texts
 from attnlens.interventions.inject import Forcing
 from attnlens.interventions.online import online_share
 from attnlens.interventions.pictures import PromptImages
@@ -43,6 +44,9 @@ from attnlens.vlm.load import VLM
 from attnlens.vlm.prompt import Prompt
 
 S = TypeVar("S", bound="Session")
+
+_OPEN: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Models that a session is open on."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,8 @@ class Session:
                 self._watches_share = True
                 check_visual("a trigger by visual share", prompt)
         intervention.check(prompt, *self._sizes)
+        vocabulary = vlm.model.get_input_embeddings().num_embeddings
+        check_forced_texts(intervention.parts, vlm.tokenizer, vocabulary)
         self._firing = Firing(intervention.parts, vlm.tokenizer, self._shares)
         self._stack = ExitStack()
         self._used = False
@@ -141,8 +147,14 @@ class Session:
         if self._used:
             raise RuntimeError("a session is used once: call intervene(...) again")
         self._used = True
+        if self.vlm.model in _OPEN:
+            raise InputError(
+                "another intervention is open on this model: join the two by +, or close one first"
+            )
         with ExitStack() as stack:  # unwound if anything below fails
             self._stack = stack
+            _OPEN.add(self.vlm.model)
+            stack.callback(_OPEN.discard, self.vlm.model)
             if any(isinstance(s.part, Edit) for s in self._firing.states):
                 self._editor = ScoreEditor(self._attention_name())
                 attach_editor(self._family, self._editor)

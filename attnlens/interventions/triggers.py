@@ -80,10 +80,6 @@ class Trigger(ABC):
         """Earliest step that it can answer with."""
         return 1
 
-    def set_off_by(self, text: str) -> bool:
-        """Whether a text that it has put there sets it off without end."""
-        return False
-
     def __or__(self, other: Trigger) -> Trigger:
         """Fire where either fires."""
         return _Joined((self, other), either=True)
@@ -121,10 +117,6 @@ class At(Trigger):
         if not self.text:
             raise InputError("At(''): give the text to look for, such as '<back>'")
 
-    def set_off_by(self, text: str) -> bool:
-        """See ``Trigger``."""
-        return self.times is None and self.text in text
-
     def fires(self, moment: Moment) -> int | None:
         """See ``Trigger``."""
         if not moment.ids:
@@ -150,7 +142,8 @@ class AtStep(Trigger):
     ----------
     step
         Step 0 is the last prompt position; it has no query token in the response, so that nothing
-        can be inserted before it, while a boost or a knock-out can act on it.
+        can be inserted before it, while a boost or a knock-out can act on it. That takes a mask
+        over the whole prompt, heads x prompt tokens squared numbers, in the first pass.
     """
 
     step: int
@@ -260,10 +253,6 @@ class _Joined(Trigger):
             for name, steps in part.definitions.items():
                 merged[name] = max(steps, merged.get(name, 0))
         return merged
-
-    def set_off_by(self, text: str) -> bool:
-        sets_off = [part.set_off_by(text) for part in self.parts]
-        return any(sets_off) if self.either else all(sets_off)
 
     @property
     def first_step(self) -> int:

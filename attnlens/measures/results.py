@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from attnlens.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NAN = float("nan")
 
@@ -187,6 +190,25 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a table's rows as values that ``json.dumps`` writes without special numbers.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Numbers and texts.
+
+    Returns
+    -------
+    list of dict
+        By column; NaNs and infinities become None, digits are kept.
+    """
+    return [
+        {str(name): _plain(value) for name, value in row.items()}
+        for row in table.to_dict(orient="records")
+    ]
 
 
 def check_confidence(confidence: float, least: float = 0.0) -> None:

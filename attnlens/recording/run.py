@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from attnlens.interventions.base import Intervention
     from attnlens.interventions.session import Session
 
-_RECORDING = ("layers", "visual_map", "prompt_rows", "every")
+RECORDING = ("layers", "visual_map", "prompt_rows", "every")
 
 
 def run(
@@ -67,7 +67,7 @@ def run(
             "attnlens.run records one response to one prompt: for several, use attnlens.record "
             "and recorder.traces"
         )
-    recording = {k: options.pop(k) for k in _RECORDING if k in options}
+    recording = {k: options.pop(k) for k in RECORDING if k in options}
     from attnlens.interventions.session import intervene
 
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()

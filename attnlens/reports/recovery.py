@@ -96,6 +96,7 @@ def run_recovery(jobs: list[Job], settings: Settings) -> Path:
     table = result.table(settings.definition)
     with write_folder(folder, replace=True) as temporary:
         table.to_csv(temporary / "table.csv", index=False)
+        _write_places(result, temporary, settings)
         try:
             result.save(temporary / "recovery.nc")
         except InputError as error:  # too large for the format: keep everything else
@@ -108,6 +109,25 @@ def run_recovery(jobs: list[Job], settings: Settings) -> Path:
         print(one_line(f"{run}: the trigger {settings.when!r} never fired"))
     print(one_line(f"written to {folder}"))
     return folder
+
+
+def _write_places(result: Recovery, folder: Path, settings: Settings) -> None:
+    """Write rises by layer, or by layer and head, of every intervention."""
+    import pandas as pd
+
+    if settings.detail == "step":
+        return
+    tables = []
+    for run in result.interventions:
+        try:
+            by = result.by_head if settings.detail == "head" else result.by_layer
+            tables.append(by(run, settings.definition).assign(intervention=run))
+        except InputError:  # a definition that reduces heads itself
+            tables.append(result.by_layer(run, settings.definition).assign(intervention=run))
+    table = pd.concat(tables, ignore_index=True)
+    table.insert(0, "intervention", table.pop("intervention"))
+    name = "heads.csv" if "head" in table else "layers.csv"
+    table.to_csv(folder / name, index=False)
 
 
 def as_text(result: Recovery, definition: str) -> str:

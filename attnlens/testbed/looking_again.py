@@ -6,7 +6,6 @@ brings back in visual attention, what it does to answers and verified facts, and
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from attnlens.interventions import (
     Knockout,
     Route,
 )
+from attnlens.measures.results import plain_rows
 from attnlens.measures.statistics import with_interval
 from attnlens.testbed.respond import picture
 from attnlens.testbed.samples import Sample, held_out_sample
@@ -125,9 +125,7 @@ def _rows(result: Recovery, samples: list[Sample]) -> dict[str, dict[str, Any]]:
     tables = {
         (definition, counted): {
             row["intervention"]: row
-            for row in json.loads(
-                result.table(definition, include_copied=counted).to_json(orient="records")
-            )
+            for row in plain_rows(result.table(definition, include_copied=counted))
         }
         for definition in DEFINITIONS
         for counted in (False, True)

@@ -12,7 +12,7 @@ import xarray as xr
 
 from attnlens.errors import InputError
 from attnlens.measures.inputs import TraceLike, dataset_of
-from attnlens.measures.results import NAN, Result, check_confidence
+from attnlens.measures.results import NAN, Result, check_confidence, plain_rows
 from attnlens.measures.statistics import bootstrap_mean, mann_kendall
 from attnlens.measures.theorems.change import (
     WHOLE_RUN,
@@ -81,10 +81,10 @@ class Dilution(Result):
         """See ``Result``; the table by head becomes a list of rows, curves are left out."""
         plain = super().as_dict()
         del plain["curves"]
-        plain["by_head"] = _rows(self.by_head)
-        plain["evenness"] = _rows(
-            pd.DataFrame(self.evenness).T.rename_axis("segment").reset_index()
-        )
+        plain["by_head"] = plain_rows(self.by_head)
+        plain["evenness"] = {
+            segment: plain_rows(pd.DataFrame([row]))[0] for segment, row in self.evenness.items()
+        }
         plain["verdict"] = self.verdict()
         return plain
 
@@ -269,10 +269,3 @@ def _compare(low: float, high: float) -> str:
     if low <= 1 <= high and low > 0:
         return "key counts alone would do"
     return "whether it falls is not settled"
-
-
-def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
-        for row in table.to_dict(orient="records")
-    ]
