@@ -57,7 +57,7 @@ class Plan:
     """
 
     seed: int = 0
-    steps: int = 5400
+    steps: int = 4800
     perception_steps: int = 600
     stages: tuple[Stage, ...] = STAGES
     peak_rate: float = 3e-3
