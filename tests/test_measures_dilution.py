@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import picture
@@ -13,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import attnlens
+from attnlens import plots
+from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.measures import dilution, log_odds
 from attnlens.measures.statistics import bootstrap_mean, bootstrap_ratio
@@ -257,3 +261,69 @@ def test_what_cannot_be_measured_is_refused(make, message):
     run = synthetic_attention(20)
     with pytest.raises(InputError, match=message):
         make(run)
+
+
+def saved(folder, count=3):
+    for i in range(count):
+        run = synthetic_attention(30, visual=20 + i, text=8, gap=0.2 * i, seed=i)
+        words = ["<think>", *["a"] * 13, "</think>", "<back>", *["b"] * 13, "</back>"]
+        run = run.assign_coords(predicted_token=("step", np.array(words)))
+        run["predicted_token_id"] = ("step", np.arange(30))
+        attnlens.Trace(run).save(folder / f"{i:05d}_scene" / "back_trace.zarr")
+
+
+def test_the_command_reads_traces_and_writes_every_number(tmp_path, capsys):
+    saved(tmp_path / "traces")
+    command = ["dilution", "--traces", str(tmp_path / "traces"), "--save-folder", str(tmp_path)]
+    assert main([*command, "--between", "0-10", "75%-100%", "--format", "pdf"]) == 0
+    folder = tmp_path / "dilution"
+    names = {"dilution.json", "by_head.csv", "curves.csv", "dilution.pdf"}
+    assert {p.name for p in folder.iterdir()} == names
+    record = json.loads((folder / "dilution.json").read_text())
+    assert record["samples"] == 3
+    assert record["traces"][0] == "00000_scene/back_trace.zarr"
+    assert record["between"] == ["(0, 10)", "(0.75, 1.0)"]
+    curves = pd.read_csv(folder / "curves.csv")
+    assert len(curves) == 90
+    assert np.allclose(curves["log_odds"], curves["counts"] + curves["preference"])
+    assert "of the fall is key counts" in capsys.readouterr().out
+    assert main([*command, "--between", "think", "back"]) == 0
+    assert json.loads((folder / "dilution.json").read_text())["between"] == ["think", "back"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--traces", "{folder}/nothing"], "is no folder"),
+        (["--traces", "{folder}/empty"], "holds no trace"),
+        (["--between", "60%-40%", "back"], "60%-40%"),
+        (["--between", "think", "glimpse"], "'glimpse'"),
+        (["--layers", "9"], r"Layers \[9\]"),
+    ],
+)
+def test_what_the_command_cannot_do_is_one_line(more, message, tmp_path, capsys):
+    saved(tmp_path / "traces", 2)
+    (tmp_path / "empty").mkdir()
+    out = ["--save_folder", str(tmp_path / "out")]
+    command = ["dilution", "--traces", str(tmp_path / "traces"), *out]
+    assert main([*command, *(m.format(folder=tmp_path) for m in more)]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out" / "dilution").exists()
+
+
+def test_the_figure_shows_every_run(tmp_path):
+    runs = [synthetic_attention(30, visual=20 + i, gap=0.1 * i, seed=i) for i in range(3)]
+    for width in ("one-column", "two-column"):
+        figure = plots.dilution(dilution(runs, **FEW), width=width)
+        left, right = figure.axes
+        assert sum(line.get_lw() < 0.5 for line in left.lines) == 3
+        assert [t.get_text() for t in right.get_yticklabels()] == [
+            "preference",
+            "key counts",
+            "log-odds",
+        ]
+        plots.save(figure, tmp_path / "a.svg")
+    lone = plots.dilution(dilution(runs[:1], **FEW))  # no interval, and no warning
+    plots.save(lone, tmp_path / "b.pdf")
