@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 HEIGHT = 2.5
 """Height of the figure without caption, in inches."""
+NARROW = 5.0
+"""Below this width the panels stand one above the other, in inches."""
 MOST_RUNS = 60
 """Runs that are drawn as lines of their own."""
 TERMS = ("log_odds", "counts", "preference")
@@ -42,8 +44,9 @@ def dilution(result: Dilution, *, width: str | float = "two-column") -> Figure:
     Returns
     -------
     Figure
-        Left, on logarithms: mass (mean over layers and heads) of every run (at most 60), the mean
-        over runs in bins of the fraction, and the line of equal attention to all keys, mass = r.
+        Left (above, where it is narrow), on logarithms: mass (mean over layers and heads) of every
+        run (at most 60), the mean over runs in bins of the fraction, and the line of equal
+        attention to all keys, mass = r.
         Right: change of the log-odds between the two windows, and its terms, with 95% intervals
         over runs, with the sink among the keys and without.
 
@@ -54,23 +57,29 @@ def dilution(result: Dilution, *, width: str | float = "two-column") -> Figure:
     """
     inches = width_in_inches(width)
     with style():
-        figure = new_figure(inches, HEIGHT)
-        left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
+        stacked = inches < NARROW
+        height = HEIGHT * (1.8 if stacked else 1)
+        figure = new_figure(inches, height)
+        if stacked:
+            left, right = figure.subplots(2, 1, height_ratios=(1.2, 1))
+        else:
+            left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
         _draw_mass(left, result)
         _draw_change(right, result)
         low, high = result.exponent_low, result.exponent_high
         interval = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
         caption = (
-            "Left: fraction of attention mass on the image (mass: sum over visual keys, mean over "
-            "layers and heads) against r, the fraction of keys that is visual, at every step of "
+            f"{'Above' if stacked else 'Left'}: fraction of attention mass on the image (mass: sum "
+            "over visual keys, mean over layers and heads) against r, the fraction of keys that is visual, at every step of "
             f"{result.samples} runs; the answer grows from right to left. Dashed: mass = r, equal "
             "attention to all keys (Theorem 3.1 of arXiv 2505.23558). mass ~ r^alpha, Theil-Sen: "
-            f"alpha = {result.exponent:.2f}{interval}. Right: change of the log-odds of visual "
+            f"alpha = {result.exponent:.2f}{interval}. "
+            f"{'Below' if stacked else 'Right'}: change of the log-odds of visual "
             f"mass from {result.between[0]} to {result.between[1]}, = key counts + preference, "
             "exact at each step, layer and head; bars: 95% bootstrap interval over runs."
         )
         room = add_caption(figure, caption)
-        set_height(figure, HEIGHT, room)
+        set_height(figure, height, room)
         figure.draw_without_rendering()
     return figure
 
@@ -105,7 +114,7 @@ def _draw_mass(axes: Any, result: Dilution) -> None:
 def _draw_change(axes: Any, result: Dilution) -> None:
     looks: tuple[tuple[str, Change, dict[str, Any]], ...] = (
         ("all keys", result.change, {"marker": "o"}),
-        ("without the sink", result.change_without_sink, {"marker": "s", "mfc": "none"}),
+        ("without the sink", result.change_without_sink, {"marker": "s", "mfc": "white"}),
     )
     for shift, (label, change, look) in zip((0.12, -0.12), looks, strict=True):
         terms = [getattr(change, name) for name in TERMS]
