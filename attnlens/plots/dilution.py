@@ -70,9 +70,10 @@ def dilution(result: Dilution, *, width: str | float = "two-column") -> Figure:
         interval = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
         caption = (
             f"{'Above' if stacked else 'Left'}: fraction of attention mass on the image (mass: sum "
-            "over visual keys, mean over layers and heads) against r, the fraction of keys that is visual, at every step of "
-            f"{result.samples} runs; the answer grows from right to left. Dashed: mass = r, equal "
-            "attention to all keys (Theorem 3.1 of arXiv 2505.23558). mass ~ r^alpha, Theil-Sen: "
+            "over visual keys, mean over layers and heads) against r, the fraction of keys that is "
+            f"visual, at every step of {result.samples} runs; the answer grows from right to left. "
+            "Dashed: mass = r, equal attention to all keys (Theorem 3.1 of arXiv 2505.23558). "
+            "mass ~ r^alpha, Theil-Sen: "
             f"alpha = {result.exponent:.2f}{interval}. "
             f"{'Below' if stacked else 'Right'}: change of the log-odds of visual "
             f"mass from {result.between[0]} to {result.between[1]}, = key counts + preference, "
