@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from attnlens import interventions, measures, plots, testbed
     from attnlens.errors import InputError
     from attnlens.experiments.dependence import dependence
+    from attnlens.experiments.force import force
     from attnlens.experiments.recover import recover
     from attnlens.recording.record import record
     from attnlens.recording.run import run
@@ -27,6 +28,7 @@ _HOMES = {
     "Trace": "attnlens.recording.trace",
     "VLM": "attnlens.vlm.load",
     "dependence": "attnlens.experiments.dependence",
+    "force": "attnlens.experiments.force",
     "load": "attnlens.vlm.load",
     "recover": "attnlens.experiments.recover",
     "record": "attnlens.recording.record",
@@ -40,6 +42,7 @@ __all__ = [
     "Prompt",
     "Trace",
     "dependence",
+    "force",
     "interventions",
     "load",
     "measures",

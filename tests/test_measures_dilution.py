@@ -18,7 +18,7 @@ import attnlens
 from attnlens import plots
 from attnlens.cli.main import main
 from attnlens.errors import InputError
-from attnlens.measures import dilution, log_odds
+from attnlens.measures import dilution, insertion, log_odds
 from attnlens.measures.statistics import bootstrap_mean, bootstrap_ratio
 from attnlens.measures.theorems.change import change, differences
 from attnlens.measures.theorems.evenness import evenness
@@ -202,6 +202,83 @@ def test_inserting_raises_the_part_of_the_keys(visual, rest, inserted):
     """Theorem 3.2 as a property of counts: r' > r wherever something else is there."""
     total = visual + rest
     assert (visual + inserted) / (total + inserted) > visual / total
+
+
+def insertions(gap, counts=(0, 8, 16, 32), text=12):
+    """Twins in which so many copies are seen from step 10 on."""
+    return {
+        str(k): synthetic_attention(
+            40, visual=16, text=text, gap=gap, seed=text, copied=(k, 10 if k else 0)
+        )
+        for k in counts
+    }
+
+
+def test_with_equal_scores_insertions_bring_what_theorem_says():
+    groups = [insertions(0.0, text=t) for t in (8, 12, 20)]
+    found = insertion(groups, **FEW)
+    assert found.exponent == pytest.approx(1)
+    assert found.saturates_at is None
+    table = found.table.set_index("insertion")
+    assert table.index.tolist() == ["0", "8", "16", "32"]
+    steps = np.arange(10, 40)
+    for k in (0, 8, 16, 32):
+        share = np.mean([((16 + k) / (16 + k + t + steps)).mean() for t in (8, 12, 20)])
+        assert table.loc[str(k), "key_share"] == pytest.approx(share)
+        assert table.loc[str(k), "mass"] == pytest.approx(share)
+        assert table.loc[str(k), "counts"] == pytest.approx(np.log((16 + k) / 16))
+        assert table.loc[str(k), "preference"] == pytest.approx(0, abs=1e-9)
+        assert table.loc[str(k), "inserted"] == k
+    assert (table["rising"].dropna() == 1).all()
+    assert json.loads(json.dumps(found.as_dict()))["table"][0]["rising"] is None
+
+
+def test_insertions_that_are_not_looked_at_saturate():
+    """Copies of a low gap: the largest one is given a gap that takes all it brings."""
+    lost = -np.log((16 + 32) / (16 + 16))
+    groups = []
+    for t in (8, 12, 20, 30):
+        group = insertions(0.0, text=t, counts=(0, 8, 16))
+        group["32"] = insertions(lost - 0.01 * t, text=t, counts=(32,))["32"]
+        groups.append(group)
+    found = insertion(groups, **FEW)
+    assert found.saturates_at == "16"
+    last = found.table.iloc[-1]
+    assert last["preference"] == pytest.approx(lost - 0.01 * np.mean([8, 12, 20, 30]))
+    assert last["log_odds"] == pytest.approx(last["counts"] + last["preference"])
+
+
+def test_a_forced_response_may_be_compared_step_by_step(tiny):
+    prompt = tiny.prompt(picture(140, 112), "Is there a red circle?", "back")
+    said = attnlens.run(tiny, prompt, 12, do_sample=False, min_new_tokens=12)
+    copies = {
+        "none": None,
+        **{
+            str(n): attnlens.interventions.Copy(
+                when=attnlens.interventions.AtStep(5),
+                positions="frozen-cache",
+                wrap=False,
+                repeat=n,
+            )
+            for n in (1, 3)
+        },
+    }
+    twins = {name: attnlens.force(tiny, prompt, said, chosen) for name, chosen in copies.items()}
+    assert all(twin.tokens == said.tokens for twin in twins.values())
+    assert np.allclose(twins["none"].data["mass"], said.data["mass"], atol=1e-5)
+    found = insertion([twins, twins], layers=0, **FEW).table.set_index("insertion")
+    # in the first layer repeated keys have the scores of those they repeat: counts alone
+    for n in (1, 3):
+        assert found.loc[str(n), "preference"] == pytest.approx(0, abs=1e-5)
+        assert found.loc[str(n), "log_odds"] == pytest.approx(np.log(1 + n), abs=1e-5)
+    with pytest.raises(InputError, match="other tokens than the first"):
+        insertion([{"none": twins["none"], "1": said.data.isel(step=slice(0, 9))}])
+    with pytest.raises(InputError, match="no inserted"):
+        insertion([{"none": twins["none"], "1": said}])
+    with pytest.raises(InputError, match="at least one group"):
+        insertion([])
+    with pytest.raises(InputError, match="group 1 has traces called none, 3"):
+        insertion([{"none": said, "1": twins["1"]}, {"none": said, "3": twins["3"]}])
 
 
 def test_intervals_of_exponents_cover_as_they_say():

@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 
 from attnlens.errors import InputError
+from attnlens.experiments.force import forced
 from attnlens.experiments.recovery import Recovery
 from attnlens.experiments.recovery_data import DETAILS, Run, compare, to_dataset
 from attnlens.experiments.recovery_tables import UNTOUCHED
 from attnlens.interventions.base import Intervention, Nothing
-from attnlens.interventions.forced import ForcedSession
 from attnlens.interventions.inject import Forcing
 from attnlens.interventions.session import intervene
 from attnlens.progress import progress
-from attnlens.recording.record import record
-from attnlens.recording.run import RECORDING, note_session, run
+from attnlens.recording.run import RECORDING, run
 from attnlens.vlm.load import VLM
 from attnlens.vlm.prompt import Prompt, PromptBatch
 
@@ -128,13 +127,13 @@ def recover(
         rows = {UNTOUCHED: compare(said, untouched, said, untouched, truth, detail)}
         for name, intervention in named.items():
             next(bar)
-            forced = _force(vlm, one, ids, intervention)
+            twin = _force(vlm, one, ids, intervention)
             next(bar)
-            if reuse and not _forces(intervention) and _says_the_same(forced, ids):
-                free = replace(forced, seconds=float("nan"))
+            if reuse and not _forces(intervention) and _says_the_same(twin, ids):
+                free = replace(twin, seconds=float("nan"))
             else:
                 free = _generate(vlm, one, max_new_tokens, intervention, seed, options)
-            rows[name] = compare(said, untouched, free, forced, truth, detail)
+            rows[name] = compare(said, untouched, free, twin, truth, detail)
         samples.append(rows)
     next(bar, None)
     return Recovery(to_dataset(samples, vlm))
@@ -221,22 +220,15 @@ def _forces(intervention: Intervention) -> bool:
     return any(isinstance(part, Forcing) for part in intervention.parts)
 
 
-def _says_the_same(forced: Run, ids: list[int]) -> bool:
+def _says_the_same(twin: Run, ids: list[int]) -> bool:
     """Whether greedy decoding under the intervention would say these very tokens."""
-    assert forced.log_probabilities is not None
-    best = np.sort(np.partition(forced.log_probabilities, -2, axis=-1)[:, -2:], axis=-1)
+    assert twin.log_probabilities is not None
+    best = np.sort(np.partition(twin.log_probabilities, -2, axis=-1)[:, -2:], axis=-1)
     clear = best[:, 1] - best[:, 0] > CLEAR
-    return bool(clear.all() and (forced.log_probabilities.argmax(-1) == ids).all())
+    return bool(clear.all() and (twin.log_probabilities.argmax(-1) == ids).all())
 
 
 def _force(vlm: VLM, prompt: Prompt, ids: list[int], intervention: Intervention) -> Run:
-    """Feed a response's tokens again, under an intervention."""
     start = time.perf_counter()
-    with (
-        record(vlm, prompt) as recorder,
-        ForcedSession(vlm, prompt, intervention) as session,
-    ):
-        found = session.force(ids)
-    trace = recorder.trace
-    note_session(trace, intervention, session)
+    trace, found = forced(vlm, prompt, ids, intervention)
     return Run(trace, found.numpy(), time.perf_counter() - start)

@@ -15,17 +15,20 @@ from attnlens.measures.results import Decay, GroupDecay, Refocus
 from attnlens.measures.share import shares, visual_share
 from attnlens.measures.statistics import TrendTest, mann_kendall
 from attnlens.measures.theorems.dilution import Dilution, dilution
+from attnlens.measures.theorems.insertion import Insertion, insertion
 from attnlens.measures.theorems.log_odds import log_odds
 
 __all__ = [
     "Decay",
     "Dilution",
     "GroupDecay",
+    "Insertion",
     "Refocus",
     "TrendTest",
     "decay",
     "definitions",
     "dilution",
+    "insertion",
     "log_odds",
     "mann_kendall",
     "refocus",

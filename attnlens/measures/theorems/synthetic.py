@@ -31,6 +31,7 @@ def synthetic_attention(
     gap: float | Sequence[float] | np.ndarray = 0.0,
     scatter: float = 0.0,
     sink: float | None = None,
+    copied: tuple[int, int] = (0, 0),
     dimension: int = 16,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -50,6 +51,9 @@ def synthetic_attention(
         Standard deviation of the scores of random keys.
     sink
         Score of the very first key; no sink key when not given.
+    copied
+        How many visual keys are inserted again (the first ones, over and over, with their scores),
+        and the step from which on they are seen.
     dimension
         Length of queries and keys.
     seed
@@ -78,21 +82,28 @@ def synthetic_attention(
     rng = np.random.default_rng(seed)
     segments = ["sink"] * (sink is not None) + ["visual"] * visual + ["query"] * text
     segments += ["response"] * (steps - 1)
+    again, since = copied
+    segments += ["copied"] * again
     of_segment = np.array(segments)
     shape = (layers, heads, len(of_segment), dimension)
     # the first direction is the query's own, the others carry the scatter
     keys = rng.standard_normal(shape)
     keys[..., 0] = 0.0
+    if again:
+        first_visual = int(sink is not None)
+        keys[:, :, -again:] = keys[:, :, first_visual + np.arange(again) % visual]
     queries = rng.standard_normal((steps, layers, heads, dimension))
     queries[..., 0] = 0.0
     queries *= scatter * np.sqrt(dimension) / np.linalg.norm(queries, axis=-1, keepdims=True)
     mass = np.zeros((steps, layers, heads, len(SEGMENTS)))
     counts = np.zeros((steps, len(SEGMENTS)), dtype=np.int64)
-    prompt = len(of_segment) - (steps - 1)
+    prompt = len(of_segment) - (steps - 1) - again
     for step in range(steps):
-        seen = of_segment[: prompt + step]
-        scores = np.einsum("lhd,lhkd->lhk", queries[step], keys[:, :, : len(seen)])
-        scores = scores / np.sqrt(dimension) + gaps[step] * (seen == "visual")
+        slots = [*range(prompt + step), *range(len(of_segment) - again, len(of_segment))]
+        slots = slots if step >= since else slots[: prompt + step]
+        seen = of_segment[slots]
+        scores = np.einsum("lhd,lhkd->lhk", queries[step], keys[:, :, slots])
+        scores = scores / np.sqrt(dimension) + gaps[step] * np.isin(seen, ("visual", "copied"))
         if sink is not None:
             scores[..., 0] = sink
         weights = np.exp(scores - scores.max(-1, keepdims=True))

@@ -1,0 +1,65 @@
+"""A known response fed again, under an intervention: the twin that compares step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from attnlens.interventions.base import Intervention, Nothing
+from attnlens.interventions.forced import ForcedSession
+from attnlens.recording.record import record
+from attnlens.recording.run import note_session
+from attnlens.recording.trace import Trace
+from attnlens.vlm.load import VLM
+from attnlens.vlm.prompt import Prompt
+
+
+def force(
+    vlm: VLM,
+    prompt: Prompt,
+    response: Trace | Sequence[int],
+    intervention: Intervention | None = None,
+    **recording: Any,
+) -> Trace:
+    """Feed a response's tokens again, many to a pass, and record them.
+
+    Parameters
+    ----------
+    vlm, prompt
+        The model, and what was asked.
+    response
+        A trace of an answer to the prompt, or the ids of its tokens.
+    intervention
+        What is done meanwhile; see ``attnlens.interventions.forced.ForcedSession`` for text that
+        it forces.
+    recording
+        ``layers``, ``visual_map`` and ``prompt_rows``, as in ``attnlens.record``.
+
+    Returns
+    -------
+    Trace
+        Step t compares with step t of the untouched run: nothing but the intervention differs.
+
+    Raises
+    ------
+    InputError
+        If the response has no token, or as in ``attnlens.interventions.intervene``.
+    """
+    ids = response.data["predicted_token_id"].values if isinstance(response, Trace) else response
+    return forced(vlm, prompt, [int(i) for i in ids], intervention or Nothing(), **recording)[0]
+
+
+def forced(
+    vlm: VLM, prompt: Prompt, ids: list[int], intervention: Intervention, **recording: Any
+) -> tuple[Trace, torch.Tensor]:
+    """Return the trace, and log-probabilities float32 [steps, vocabulary]; as ``force``."""
+    with (
+        record(vlm, prompt, **recording) as recorder,
+        ForcedSession(vlm, prompt, intervention) as session,
+    ):
+        found = session.force(ids)
+    trace = recorder.trace
+    note_session(trace, intervention, session)
+    return trace, found

@@ -1,0 +1,178 @@
+"""Theorem 3.2, measured: what inserting visual tokens does to mass on them.
+
+Qwen-LookAgain (arXiv 2505.23558), Theorem 3.2: inserting k visual tokens turns the fraction of keys
+that is visual from ``r = L_c / L`` into ``r' = (L_c + k) / (L + k)``, which is larger, and with
+equal contributions of all keys attention to the image rises with it. Measured on the same forced
+continuation, so that nothing but the insertion differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from attnlens.errors import InputError
+from attnlens.measures.inputs import TraceLike, dataset_of
+from attnlens.measures.results import Result, plain_rows
+from attnlens.measures.statistics import bootstrap_mean
+from attnlens.measures.theorems.exponent import exponents
+from attnlens.measures.theorems.log_odds import log_odds
+
+
+@dataclass(frozen=True)
+class Insertion(Result):
+    """What insertions do to mass on visual and copied keys together.
+
+    Parameters
+    ----------
+    samples : int
+        Number of prompts.
+    exponent, exponent_low, exponent_high : float
+        alpha in ``mass ~ r' ** alpha`` over the insertions of one prompt (Theil-Sen): mean over
+        prompts, with a bootstrap interval over them. 1 if all keys weighed alike.
+    saturates_at : str or None
+        The insertion from which on a larger one brings no more mass: the next one's gain over it
+        has an interval that holds 0 or lies below it. None where each brings more.
+    table : pandas.DataFrame
+        One row for each insertion, in order of ``key_share``; means over prompts of means over
+        steps from where it stands, layers and heads: ``inserted`` (visual tokens), ``key_share``
+        (r'), ``mass`` with ends of its interval, ``rising`` (fraction of prompts in which mass is
+        above the untouched twin's), and, against the untouched twin, ``log_odds``, ``counts`` and
+        ``preference`` with ends.
+    """
+
+    samples: int
+    exponent: float
+    exponent_low: float
+    exponent_high: float
+    saturates_at: str | None
+    table: pd.DataFrame
+
+    def as_dict(self) -> dict[str, Any]:
+        """See ``Result``; the table becomes a list of rows."""
+        return super().as_dict() | {"table": plain_rows(self.table)}
+
+
+def insertion(
+    groups: Sequence[Mapping[str, TraceLike]],
+    *,
+    layers: int | Sequence[int] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> Insertion:
+    """Measure Theorem 3.2 on forced twins.
+
+    Parameters
+    ----------
+    groups
+        For each prompt, traces of the same forced response (``attnlens.force``) by name: the first
+        one untouched, the others with visual tokens inserted. The same names in each.
+    layers : int, sequence of int or None
+        Layer indices in the model to use; None uses every recorded layer.
+    confidence, resamples, seed
+        Of the bootstrap intervals over prompts.
+
+    Returns
+    -------
+    Insertion
+
+    Raises
+    ------
+    InputError
+        If there is no group, names differ between groups, traces of a group differ in their tokens,
+        or one but the first has no inserted token.
+    """
+    if not groups or len(groups[0]) < 2:
+        raise InputError("give at least one group of two traces: untouched, and with an insertion")
+    names = list(groups[0])
+    options: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    rows = []
+    for number, group in enumerate(groups):
+        if list(group) != names:
+            raise InputError(
+                f"group {number} has traces called {', '.join(group)}, and group 0 "
+                f"{', '.join(names)}: give each group the same names in the same order"
+            )
+        rows.append(_measure(group, number, layers))
+    values = {key: np.array([row[key] for row in rows]) for key in rows[0]}  # [prompt, insertion]
+    with np.errstate(divide="ignore"):
+        alphas = np.array(
+            [
+                float(exponents(np.log(mass), np.log(share)))
+                for mass, share in zip(values["mass"], values["key_share"], strict=True)
+            ]
+        )
+    known = alphas[np.isfinite(alphas)]
+    low, high = bootstrap_mean(known, **options)
+    order = np.argsort(values["key_share"].mean(0), kind="stable")
+    return Insertion(
+        samples=len(groups),
+        exponent=float(known.mean()) if len(known) else float("nan"),
+        exponent_low=low,
+        exponent_high=high,
+        saturates_at=_saturation([names[i] for i in order], values["mass"][:, order], options),
+        table=pd.DataFrame([_row(names[i], values, i, options) for i in order]),
+    )
+
+
+def _measure(
+    group: Mapping[str, TraceLike], number: int, layers: int | Sequence[int] | None
+) -> dict[str, list[float]]:
+    tokens, starts = None, []
+    for place, (name, trace) in enumerate(group.items()):
+        data = dataset_of(trace)
+        said = data["predicted_token"].values.tolist()
+        if tokens is not None and said != tokens:
+            raise InputError(
+                f"trace {name!r} of group {number} says other tokens than the first: give forced "
+                "twins (attnlens.force)"
+            )
+        tokens = said
+        steps = data["step"].values[data["keys"].sel(segment="copied").values > 0]
+        if place and not len(steps):
+            raise InputError(f"trace {name!r} of group {number} has no inserted visual token")
+        starts += [int(steps[0])] if place else []
+    since = max(starts)
+    found: dict[str, list[float]] = {}
+    for trace in group.values():
+        terms = log_odds(trace, layers=layers, include_copied=True)
+        terms = terms.where(terms["step"] >= since, drop=True)
+        copied = dataset_of(trace)["keys"].sel(segment="copied").values
+        means = {n: float(terms[n].mean()) for n in ("mass", "key_share", "log_odds", "counts")}
+        means["preference"] = float(terms["preference"].mean())
+        means["inserted"] = float(copied.max())
+        for key, value in means.items():
+            found.setdefault(key, []).append(value)
+    return found
+
+
+def _row(
+    name: str, values: dict[str, np.ndarray], place: int, options: dict[str, Any]
+) -> dict[str, Any]:
+    mass = values["mass"][:, place]
+    row: dict[str, Any] = {
+        "insertion": name,
+        "inserted": float(values["inserted"][:, place].mean()),
+        "key_share": float(values["key_share"][:, place].mean()),
+        "rising": float((mass > values["mass"][:, 0]).mean()) if place else float("nan"),
+    }
+    changes = {
+        n: values[n][:, place] - values[n][:, 0] for n in ("log_odds", "counts", "preference")
+    }
+    for key, found in {"mass": mass, **changes}.items():
+        low, high = bootstrap_mean(found[np.isfinite(found)], **options)
+        row |= {key: float(np.nanmean(found)), f"{key}_low": low, f"{key}_high": high}
+    return row
+
+
+def _saturation(names: list[str], masses: np.ndarray, options: dict[str, Any]) -> str | None:
+    for place in range(len(names) - 1):
+        low, _ = bootstrap_mean(masses[:, place + 1] - masses[:, place], **options)
+        if low <= 0:
+            return names[place]
+    return None
