@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xarray as xr
 from conftest import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.measures import dilution, insertion, log_odds
 from attnlens.measures.statistics import bootstrap_mean, bootstrap_ratio
-from attnlens.measures.theorems.change import change, differences
+from attnlens.measures.theorems.change import change, difference
 from attnlens.measures.theorems.evenness import evenness
 from attnlens.measures.theorems.exponent import exponents
 from attnlens.measures.theorems.synthetic import synthetic_attention
@@ -134,6 +135,8 @@ def test_even_attention_has_exponent_one_and_is_all_dilution():
     assert found.steps == (60, 60, 60)
     words = " ".join(found.verdict())
     assert "100% [100%, 100%] of the fall is key counts" in words
+    assert "0% to 25% of the run to 75% to 100% of the run" in words
+    assert "fewer than 10 runs are narrower" in words
     assert json.loads(json.dumps(found.as_dict()))["verdict"] == found.verdict()
 
 
@@ -157,10 +160,56 @@ def test_a_model_that_turns_away_is_told_from_dilution():
     assert found.change.dilution_share == pytest.approx(share)
     assert found.change.dilution_share_low <= share <= found.change.dilution_share_high
     assert found.exponent > 1
-    assert "faster than key counts say" in found.verdict()[0]
+    assert "more steeply than in proportion" in found.verdict()[0]
     rising = dilution([synthetic_attention(50, gap=-3 * gaps) for _ in range(2)], **FEW)
-    assert "rises" in rising.verdict()[0]
+    assert "goes the other way" in rising.verdict()[0]
+    assert "the rise is preference, against key counts" in rising.verdict()[2]
     assert rising.falling == 0
+    slowed = dilution([synthetic_attention(50, gap=-0.3 * gaps) for _ in range(2)], **FEW)
+    assert "the fall is key counts, against preference" in slowed.verdict()[2]
+
+
+@pytest.mark.parametrize("gap", [-2.0, 0.0, 1.0])
+def test_pure_dilution_is_all_counts_whatever_its_exponent(gap):
+    """A constant preference: alpha is (1 - mass) / (1 - r), the share of counts is 1."""
+    run = synthetic_attention(100, visual=64, text=32, gap=gap, layers=1, heads=1)
+    found = dilution(run)
+    assert found.change.dilution_share == pytest.approx(1)
+    assert np.isnan(found.change.dilution_share_low)
+    assert "100% of the fall is key counts" in found.verdict()[2]
+    r, mass = (found.curves[name].to_numpy() for name in ("key_share", "mass"))
+    slopes = (1 - mass) / (1 - r)
+    assert slopes.min() <= found.exponent <= slopes.max()
+    assert (found.exponent > 1) == (gap < 0) or gap == 0
+    assert "over 1 run =" in found.verdict()[2]
+    assert found.undefined == 0
+
+
+def test_steps_without_log_odds_are_counted():
+    run = synthetic_attention(20)
+    run["mass"][4:9, 0, 0, list(run["segment"].values).index("visual")] = 0.0
+    found = dilution(run)
+    assert found.undefined == pytest.approx(5 / 80)
+    assert found.settings == {
+        "layers": None,
+        "include_copied": False,
+        "confidence": 0.95,
+        "resamples": 9999,
+        "seed": 0,
+    }
+
+
+def test_traces_are_measured_one_by_one():
+    alive = []
+
+    def load():
+        for i in range(3):
+            alive.append(i)
+            yield synthetic_attention(30, visual=20 + i, seed=i)
+            assert alive == list(range(i + 1))  # the next one is made when this one is done
+
+    runs = [synthetic_attention(30, visual=20 + i, seed=i) for i in range(3)]
+    assert dilution(load(), **FEW).as_dict() == dilution(runs, **FEW).as_dict()
 
 
 def test_regions_are_windows_and_each_run_may_have_its_own(testbed):
@@ -312,7 +361,8 @@ def test_intervals_of_shares_cover_as_they_say():
 def test_no_change_is_not_shared_out():
     gaps = np.linspace(0.0, 1.0, 20)
     runs = [synthetic_attention(20, text=2000, gap=s * gaps, seed=1) for s in (1, -1, 1, -1)]
-    found = change(differences(runs, [((0, 2), (18, 20))] * 4), resamples=200)
+    each = [difference(run, ((0, 2), (18, 20))) for run in runs]
+    found = change(xr.concat(each, "sample"), resamples=200)
     assert np.isnan(found.dilution_share)
     assert "no change" in found.words()
     assert json.loads(json.dumps(found.as_dict()))["dilution_share"] is None
@@ -324,7 +374,10 @@ def test_no_change_is_not_shared_out():
         (lambda run: dilution([]), "empty list"),
         (lambda run: dilution([run.isel(step=[0, 1])]), "2 steps"),
         (lambda run: dilution([run, run.isel(layer=[0])]), "differ in their layers"),
-        (lambda run: dilution([run, run], between=[("think", "back")]), "1 pairs of windows"),
+        (lambda run: dilution([run, run], between=[((0, 5), (5, 9))]), "1 pairs of windows"),
+        (lambda run: dilution([run], between=[((0, 5), (5, 9))] * 2), "More pairs of windows"),
+        (lambda run: dilution([run], between=["think", "back"]), "two windows, such as"),
+        (lambda run: dilution([run], between=((0.0, 10.0), (0.5, 1.0))), "no part of a run"),
         (lambda run: dilution([run], between=((0, 5), (90, 99))), r"\(90, 99\) holds no step"),
         (lambda run: dilution([run], layers=[7]), r"Layers \[7\]"),
         (lambda run: dilution([run], confidence=1.5), r"1\.5"),
@@ -359,13 +412,23 @@ def test_the_command_reads_traces_and_writes_every_number(tmp_path, capsys):
     record = json.loads((folder / "dilution.json").read_text())
     assert record["samples"] == 3
     assert record["traces"][0] == "00000_scene/back_trace.zarr"
-    assert record["between"] == ["(0, 10)", "(0.75, 1.0)"]
+    assert record["between"] == ["steps 0 to 9", "75% to 100% of the run"]
     curves = pd.read_csv(folder / "curves.csv")
     assert len(curves) == 90
     assert np.allclose(curves["log_odds"], curves["counts"] + curves["preference"])
     assert "of the fall is key counts" in capsys.readouterr().out
     assert main([*command, "--between", "think", "back"]) == 0
     assert json.loads((folder / "dilution.json").read_text())["between"] == ["think", "back"]
+    # a run that was cut off is said and left out
+    short = synthetic_attention(30).assign(predicted_token_id=("step", np.arange(30)))
+    attnlens.Trace(short).save(tmp_path / "traces" / "cut.zarr")
+    capsys.readouterr()
+    assert main([*command, "--between", "think", "back"]) == 0
+    record = json.loads((folder / "dilution.json").read_text())
+    assert record["samples"] == len(record["traces"]) == 3
+    assert "skipped" in capsys.readouterr().err
+    one = ["dilution", "--traces", str(tmp_path / "traces" / "cut.zarr"), *command[3:]]
+    assert main(one) == 0
 
 
 @pytest.mark.parametrize(
@@ -384,9 +447,9 @@ def test_what_the_command_cannot_do_is_one_line(more, message, tmp_path, capsys)
     out = ["--save_folder", str(tmp_path / "out")]
     command = ["dilution", "--traces", str(tmp_path / "traces"), *out]
     assert main([*command, *(m.format(folder=tmp_path) for m in more)]) == 2
-    error = capsys.readouterr().err
+    *skipped, error = capsys.readouterr().err.splitlines()
     assert re.search(message, error)
-    assert error.count("\n") == 1
+    assert all("skipped" in line for line in skipped)
     assert not (tmp_path / "out" / "dilution").exists()
 
 
@@ -402,5 +465,17 @@ def test_the_figure_shows_every_run(tmp_path):
             "log-odds",
         ]
         plots.save(figure, tmp_path / "a.svg")
+    small = synthetic_attention(30, visual=2, text=3000, gap=-4.0)
+    low = plots.dilution(dilution([small, small], **FEW)).axes[0]
+    assert min(*low.get_xlim(), *low.get_ylim()) > 0
+    assert all(tick > 0 for tick in [*low.get_xticks(), *low.get_yticks()])
+    assert "80% bootstrap" in _caption(plots.dilution(dilution(runs, confidence=0.8, **FEW)))
+    dark = small.assign(mass=small["mass"].where(small["segment"] != "visual", 0.0))
+    with pytest.raises(InputError, match="no step has mass"):
+        plots.dilution(dilution([dark], **FEW))
     lone = plots.dilution(dilution(runs[:1], **FEW))  # no interval, and no warning
     plots.save(lone, tmp_path / "b.pdf")
+
+
+def _caption(figure):
+    return " ".join(text.get_text() for text in figure.texts).replace("\n", " ")

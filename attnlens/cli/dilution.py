@@ -32,7 +32,9 @@ def add_parser(commands: Any) -> None:
         "(0%%-25%% 75%%-100%%, the default)",
     )
     parser.add_argument(
-        "--layers", metavar="LIST", help="layers to use, such as 0,2 or 4-7 (all recorded ones)"
+        "--layers",
+        metavar="LIST",
+        help="layers to use, of those recorded, such as 0,2 or 4-7 (all)",
     )
     parser.add_argument(
         "--include_copied",
@@ -68,6 +70,7 @@ def run_dilution(options: argparse.Namespace) -> int:
     """Check everything that can be checked, then load, measure, draw and write."""
     before, after = (parse_window(text) for text in options.between)
     layers = parse_layers(options.layers)
+    layers = None if layers is None else list(dict.fromkeys(layers))
     from attnlens.reports.dilution import run_report
 
     run_report(

@@ -14,9 +14,10 @@ from attnlens.measures.region_summary import region_summary
 from attnlens.measures.results import Decay, GroupDecay, Refocus
 from attnlens.measures.share import shares, visual_share
 from attnlens.measures.statistics import TrendTest, mann_kendall
-from attnlens.measures.theorems.dilution import Dilution, dilution
+from attnlens.measures.theorems.dilution import dilution
 from attnlens.measures.theorems.insertion import Insertion, insertion
 from attnlens.measures.theorems.log_odds import log_odds
+from attnlens.measures.theorems.result import Dilution
 
 __all__ = [
     "Decay",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
+from attnlens.errors import InputError
 from attnlens.plots.style import (
     LONE_COLOUR,
     Figure,
@@ -20,7 +21,7 @@ from attnlens.plots.style import (
 
 if TYPE_CHECKING:
     from attnlens.measures.theorems.change import Change
-    from attnlens.measures.theorems.dilution import Dilution
+    from attnlens.measures.theorems.result import Dilution
 
 HEIGHT = 2.5
 """Height of the figure without caption, in inches."""
@@ -45,17 +46,19 @@ def dilution(result: Dilution, *, width: str | float = "two-column") -> Figure:
     -------
     Figure
         Left (above, where it is narrow), on logarithms: mass (mean over layers and heads) of every
-        run (at most 60), the mean over runs in bins of the fraction, and the line of equal
+        run (at most 60), the mean over all steps in bins of the fraction, and the line of equal
         attention to all keys, mass = r.
-        Right: change of the log-odds between the two windows, and its terms, with 95% intervals
-        over runs, with the sink among the keys and without.
+        Right: change of the log-odds between the two windows, and its terms, with intervals over
+        runs, with the sink among the keys and without.
 
     Raises
     ------
     InputError
-        If the width cannot be used.
+        If the width cannot be used, or no step has mass on the image.
     """
     inches = width_in_inches(width)
+    if not (result.curves["mass"] > 0).any():
+        raise InputError("nothing to draw: no step has mass on the image")
     with style():
         stacked = inches < NARROW
         height = HEIGHT * (1.8 if stacked else 1)
@@ -68,16 +71,19 @@ def dilution(result: Dilution, *, width: str | float = "two-column") -> Figure:
         _draw_change(right, result)
         low, high = result.exponent_low, result.exponent_high
         interval = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
+        between = ", from {} to {}".format(*result.between) if result.between[0] else ""
+        counted = " and inserted" if result.settings["include_copied"] else ""
         caption = (
             f"{'Above' if stacked else 'Left'}: fraction of attention mass on the image (mass: sum "
-            "over visual keys, mean over layers and heads) against r, the fraction of keys that is "
-            f"visual, at every step of {result.samples} runs; the answer grows from right to left. "
+            f"over visual{counted} keys, mean over layers and heads) against r, the fraction of keys "
+            f"that is visual, at every step of {result.samples} runs; the answer grows from right "
+            "to left. "
             "Dashed: mass = r, equal attention to all keys (Theorem 3.1 of arXiv 2505.23558). "
             "mass ~ r^alpha, Theil-Sen: "
             f"alpha = {result.exponent:.2f}{interval}. "
             f"{'Below' if stacked else 'Right'}: change of the log-odds of visual "
-            f"mass from {result.between[0]} to {result.between[1]}, = key counts + preference, "
-            "exact at each step, layer and head; bars: 95% bootstrap interval over runs."
+            f"mass{between}, = key counts + preference, exact at each step, layer and head; bars: "
+            f"{result.settings['confidence']:.0%} bootstrap interval over runs."
         )
         room = add_caption(figure, caption)
         set_height(figure, height, room)
@@ -102,14 +108,18 @@ def _draw_mass(axes: Any, result: Dilution) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(ScalarFormatter())
         axis.set_minor_formatter(NullFormatter())
-    ticks = np.geomspace(edges[0], edges[-1], 4).round(2)
-    axes.set_xticks(np.unique(ticks))
+    axes.set_xticks(_ticks(edges[0], edges[-1]))
     low = min(np.quantile(curves["mass"], 0.01), edges[0])
     high = max(np.quantile(curves["mass"], 0.99), edges[-1])
-    axes.set_yticks(np.unique(np.geomspace(low, high, 4).round(2)))
+    axes.set_yticks(_ticks(low, high))
     axes.set_xlabel("r (fraction of keys)")
     axes.set_ylabel("visual mass (fraction)")
     axes.legend(loc="best")
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four numbers of two digits along a logarithmic axis."""
+    return sorted({float(f"{value:.2g}") for value in np.geomspace(low, high, 4)})
 
 
 def _draw_change(axes: Any, result: Dilution) -> None:

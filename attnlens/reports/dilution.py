@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attnlens
 from attnlens.errors import InputError
 from attnlens.files import check_writable, write_folder
+from attnlens.measures.inputs import find_region
 from attnlens.progress import progress
 from attnlens.text import one_line
+
+if TYPE_CHECKING:
+    from attnlens.recording.trace import Trace
 
 
 def run_report(
@@ -43,7 +49,8 @@ def run_report(
     Raises
     ------
     InputError
-        If there is no trace, one cannot be read, or they cannot be measured together.
+        If there is no trace, one cannot be read, or they cannot be measured together. A trace
+        without one of the regions, or of fewer than three steps, is reported and left out.
     """
     from attnlens import measures, plots
 
@@ -51,6 +58,8 @@ def run_report(
     if not root.is_dir():
         raise InputError(f"{str(root)!r} is no folder: give one that holds traces (*.zarr)")
     paths = sorted(p for p in root.rglob("*.zarr") if p.is_dir())
+    if root.suffix == ".zarr":
+        paths = [root]
     if not paths:
         raise InputError(
             f"{str(root)!r} holds no trace (*.zarr): make some with attnlens trend or Trace.save"
@@ -59,12 +68,20 @@ def run_report(
     if folder.exists() and not (folder / "dilution.json").is_file():
         raise InputError(f"{str(folder)!r} holds something else than dilution: move it away")
     check_writable(folder)
-    runs = [attnlens.Trace.load(path) for path in progress(paths, description="traces")]
-    found = measures.dilution(runs, between=between, layers=layers, include_copied=include_copied)
+    used: list[Path] = []
+    models: set[str] = set()
+    names = [window for window in between if isinstance(window, str)]
+    loaded = _load(paths, names, used, models)
+    try:
+        found = measures.dilution(
+            loaded, between=between, layers=layers, include_copied=include_copied
+        )
+    except InputError as error:
+        raise InputError(f"{used[-1]}: {error}" if used else str(error)) from error
     record = {
         **found.as_dict(),
-        "traces": [str(path.relative_to(root)) for path in paths],
-        "models": sorted({str(run.attrs.get("model", "")) for run in runs}),
+        "traces": [str(path.relative_to(root)) for path in used],
+        "models": sorted(models),
         "versions": {"attnlens": attnlens.__version__},
     }
     figure = plots.dilution(found)
@@ -79,3 +96,26 @@ def run_report(
         print(one_line(sentence))
     print(one_line(f"written to {folder}"))
     return folder
+
+
+def _load(
+    paths: list[Path], names: list[str], used: list[Path], models: set[str]
+) -> Iterator[Trace]:
+    """Load one trace after the other; what lacks a region, or is too short, is said and skipped."""
+    last: InputError | None = None
+    for path in progress(paths, description="traces"):
+        trace = attnlens.Trace.load(path)
+        try:
+            for name in names:
+                find_region(trace, name)
+            if trace.data.sizes["step"] < 3:
+                raise InputError("it has fewer than three steps")
+        except InputError as error:
+            last = error
+            print(one_line(f"attnlens dilution: skipped {path}: {error}"), file=sys.stderr)
+            continue
+        used.append(path)
+        models.add(str(trace.attrs.get("model", "")))
+        yield trace
+    if not used and last is not None:
+        raise InputError(f"no trace can be used; {paths[-1]}: {last}")

@@ -1,7 +1,8 @@
 """Written answers in the formats of the papers, with the truth of each part.
 
 An answer is built from parts. A part knows which object it speaks of and whether the text before
-it determines it ("told") or only the image does ("must look").
+it determines it ("told") or only the image does ("must look"). What determines is words: the rules
+by which scenes are drawn (at most twelve objects, no two of one name) count for nothing here.
 """
 
 from __future__ import annotations

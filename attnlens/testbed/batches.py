@@ -48,8 +48,9 @@ INSERTION_SHARES = {
 HIDDEN_SHARE = 0.4
 """In how many pieces the told words of a verification are written without a view of the image.
 
-A fact can be taken up from the image at the step that states it or at the name before it. Where
-that name sees no image, only the step itself can: without such pieces a model may learn either.
+A fact can be taken up from the image at the step that states it or at the name before it, and
+without such pieces a model may learn either: one did. Where the name sees no image, the step itself
+is nearest.
 """
 
 

@@ -14,7 +14,7 @@ from attnlens.measures.statistics import with_interval
 from attnlens.progress import progress
 from attnlens.recording.tokens import token_texts
 from attnlens.testbed.hiding import states_fact
-from attnlens.testbed.looking_again import TAGS
+from attnlens.testbed.looking_again import REASONING, TAGS
 from attnlens.testbed.samples import Sample, held_out_sample
 from attnlens.testbed.truth import TokenTruth, token_truth
 
@@ -36,8 +36,8 @@ def spans(mode: str) -> dict[str, Intervention]:
     opening, closing = TAGS[mode]
     return {
         "nothing": Nothing(),
-        "in the description": Knockout(when=AtStep(1), until=At(" Total", times=1)),
-        "in the reasoning": Knockout(when=At(" Total", times=1), until=At(opening, times=1)),
+        "in summary and description": Knockout(when=AtStep(1), until=REASONING),
+        "in the reasoning": Knockout(when=REASONING, until=At(opening, times=1)),
         "in the verification": Knockout(when=At(opening), until=At(closing)),
         "from the verification on": Knockout(when=At(opening, times=1)),
     }

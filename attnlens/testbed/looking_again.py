@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 TAGS = {"back": ("<back>", " </back>"), "reflection": ("<REFLECTION>", " </REFLECTION>")}
 """Tags around a verification, by mode."""
 
+REASONING = At(" Total", times=1) | At(" Count", times=1)
+"""Where the reasoning begins: with the total, or with the first of several counts."""
+
 DEFINITIONS = ("mass", "look-back")
 
 
@@ -63,7 +66,7 @@ def ways(mode: str, other: Any) -> dict[str, Intervention]:
         **{f"boost by {b:g}": Boost(when=at, log_odds=b) for b in (0.5, 1.0, 2.0)},
         "PAI, alpha 0.5": Boost(when=at, alpha=0.5),
         "knock-out from the verification on": Knockout(when=at),
-        "knock-out in the reasoning": Knockout(when=At(" Total", times=1), until=at),
+        "knock-out in the reasoning": Knockout(when=REASONING, until=at),
     }
 
 

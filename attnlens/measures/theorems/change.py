@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -53,8 +55,9 @@ class Change(Result):
         The change, and its terms: it is their sum.
     dilution_share, dilution_share_low, dilution_share_high : float
         ``counts / log_odds``: the fraction of the change that follows from key counts, the ratio of
-        the means with a bootstrap interval over samples. Above 1 where preference went the other
-        way. NaN where the interval of the change holds 0: there is no change to share out.
+        the means with a bootstrap interval over samples (none for one). Above 1 where preference
+        worked against counts, below 0 where counts worked against preference. NaN where the
+        interval of the change holds 0: there is no change to share out.
     """
 
     samples: int
@@ -65,65 +68,70 @@ class Change(Result):
     dilution_share_low: float
     dilution_share_high: float
 
-    def words(self) -> str:
-        """Say it in a sentence."""
-        total = self.log_odds
-        if np.isnan(self.dilution_share):
-            return (
-                f"Log-odds of visual mass changed by {total.mean:+.2f} "
-                f"[{total.low:+.2f}, {total.high:+.2f}] over {self.samples} runs: no change that "
-                "could be shared out."
-            )
-        direction = "fall" if total.mean < 0 else "rise"
-        return (
-            f"Log-odds of visual mass {direction} by {abs(total.mean):.2f} over {self.samples} "
-            f"runs: key counts {self.counts.mean:+.2f}, preference {self.preference.mean:+.2f}; "
-            f"{self.dilution_share:.0%} [{self.dilution_share_low:.0%}, "
-            f"{self.dilution_share_high:.0%}] of the {direction} is key counts."
+    def words(self, before: str = "", after: str = "") -> str:
+        """Say it in a sentence.
+
+        Parameters
+        ----------
+        before, after
+            The windows, in words.
+        """
+        total, counts, preference = self.log_odds, self.counts, self.preference
+        said = (
+            f"Log-odds of visual mass, {before} to {after}" if before else "Log-odds of visual mass"
         )
+        runs = f"{self.samples} run{'' if self.samples == 1 else 's'}"
+        ends = f" [{total.low:+.2f}, {total.high:+.2f}]" if np.isfinite(total.low) else ""
+        said += f": {total.mean:+.2f}{ends} over {runs}"
+        if np.isnan(self.dilution_share):
+            return f"{said}: no change that could be shared out."
+        said += f" = key counts {counts.mean:+.2f} and preference {preference.mean:+.2f}; "
+        direction = "fall" if total.mean < 0 else "rise"
+        share, low, high = self.dilution_share, self.dilution_share_low, self.dilution_share_high
+        if share < 0:
+            return f"{said}the {direction} is preference, against key counts."
+        if share > 1 + 1e-9:
+            return f"{said}the {direction} is key counts, against preference."
+        ends = f" [{low:.0%}, {high:.0%}]" if np.isfinite(low) else ""
+        return f"{said}{share:.0%}{ends} of the {direction} is key counts."
 
 
-def differences(
-    traces: Sequence[TraceLike],
-    between: Sequence[Pair],
+def difference(
+    trace: TraceLike,
+    between: Pair,
     *,
     layers: int | Sequence[int] | None = None,
     include_copied: bool = False,
     sink: bool = True,
 ) -> xr.Dataset:
-    """Return each run's change of the terms between two windows.
+    """Return a run's change of the terms between two windows.
 
     Parameters
     ----------
-    traces
-        The runs.
+    trace
+        The run.
     between
-        One pair of windows for each.
+        Before and after.
     layers, include_copied, sink
         As in ``log_odds``.
 
     Returns
     -------
     xarray.Dataset, float64
-        ``log_odds``, ``counts`` and ``preference`` (sample, layer, head): mean over the steps of
-        the second window minus that of the first. At a head and step where the log-odds are
-        undefined counts are left out too, so that the terms stay a sum.
+        ``log_odds``, ``counts`` and ``preference`` (layer, head): mean over the steps of the second
+        window minus that of the first. At a head and step where the log-odds are undefined counts
+        are left out too, so that the terms stay a sum.
 
     Raises
     ------
     InputError
-        If a region is not in a trace, or a window holds no step.
+        If a region is not in the trace, or a window holds no step.
     """
-    rows = []
-    for trace, (before, after) in zip(traces, between, strict=True):
-        terms = log_odds(trace, layers=layers, include_copied=include_copied, sink=sink)
-        terms["counts"] = terms["log_odds"] - terms["preference"]
-        first, second = (_steps(trace, terms, window) for window in (before, after))
-        rows.append(
-            terms[list(TERMS)].isel(step=second).mean("step")
-            - terms[list(TERMS)].isel(step=first).mean("step")
-        )
-    return xr.concat(rows, dim="sample")
+    terms = log_odds(trace, layers=layers, include_copied=include_copied, sink=sink)
+    terms["counts"] = terms["log_odds"] - terms["preference"]
+    first, second = (_steps(trace, terms, window) for window in between)
+    kept = terms[list(TERMS)]
+    return kept.isel(step=second).mean("step") - kept.isel(step=first).mean("step")
 
 
 def change(
@@ -134,7 +142,7 @@ def change(
     Parameters
     ----------
     found
-        What ``differences`` returns, or some of its layers and heads.
+        What ``difference`` returns for each run, along ``sample``.
     confidence, resamples, seed
         Of the bootstrap intervals over samples.
     """
@@ -147,7 +155,8 @@ def change(
         terms[name] = Term(float(values[known].mean()) if known.any() else NAN, low, high)
     total = terms["log_odds"]
     share = share_low = share_high = NAN
-    if total.low > 0 or total.high < 0:
+    one = known.sum() == 1 and abs(total.mean) > 1e-9
+    if one or total.low > 0 or total.high < 0:
         share = terms["counts"].mean / total.mean
         share_low, share_high = bootstrap_ratio(
             means["counts"][known],
@@ -163,20 +172,33 @@ def change(
     )
 
 
-def pairs_for(between: Pair | Sequence[Pair], count: int) -> list[Pair]:
-    """Give each of so many runs its pair of windows.
+def pairs_for(between: Pair | Sequence[Pair]) -> Iterator[Pair]:
+    """Give the runs their pairs of windows: the one over and over, or one for each.
 
     Raises
     ------
     InputError
-        If there are pairs for another number of runs.
+        If it is neither a pair of windows nor a list of these.
     """
-    if isinstance(between, tuple):
-        return [between] * count
-    pairs = list(between)
-    if len(pairs) != count:
-        raise InputError(f"{len(pairs)} pairs of windows for {count} traces: give one for each")
-    return pairs
+    if _is_pair(between):
+        return repeat(between)  # type: ignore[arg-type]
+    if isinstance(between, (list, tuple)) and between and all(map(_is_pair, between)):
+        return iter(between)
+    raise InputError(
+        f"between={between!r}: give two windows, such as ('think', 'back'), ((0, 40), (40, 80)) "
+        "or ((0.0, 0.25), (0.75, 1.0)), or a list of such pairs"
+    )
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_window, value))
+
+
+def _is_window(value: Any) -> bool:
+    if isinstance(value, str):
+        return True
+    numbers = isinstance(value, (list, tuple)) and len(value) == 2
+    return numbers and all(isinstance(n, (int, float, np.integer)) for n in value)
 
 
 def _steps(trace: TraceLike, terms: xr.Dataset, window: Window) -> np.ndarray:
@@ -184,7 +206,12 @@ def _steps(trace: TraceLike, terms: xr.Dataset, window: Window) -> np.ndarray:
     if isinstance(window, str):
         region = find_region(trace, window)
         start, stop = region.start, region.stop
-    elif all(isinstance(bound, float) for bound in window):
+    elif any(isinstance(bound, float) for bound in window):
+        if not all(0 <= bound <= 1 for bound in window):
+            raise InputError(
+                f"The window {window!r} is no part of a run: give fractions from 0.0 to 1.0, or "
+                "whole numbers of steps."
+            )
         start, stop = (round(labels[0] + bound * len(labels)) for bound in window)
     else:
         start, stop = (int(bound) for bound in window)

@@ -2,8 +2,10 @@
 
 Qwen-LookAgain (arXiv 2505.23558), Theorem 3.1: with ``r = L_c / (L_x + L_c + L_y)`` visual
 attention falls as the response of ``L_y`` tokens grows, bounded in proportion to r, if each token
-contributes about equally. Equal contributions give ``mass = r``; ``mass ~ r ** alpha`` with alpha
-above 1 falls faster than key counts say, with alpha between 0 and 1 slower, and below 0 it rises.
+contributes about equally. Equal contributions give ``mass = r``, in proportion; ``mass ~ r **
+alpha`` with alpha above 1 falls more steeply, between 0 and 1 less, and below 0 it rises. Alpha is
+no share of dilution: with a constant preference it is (1 - mass) / (1 - r); the split of log-odds
+tells the two apart.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def exponents(log_mass: np.ndarray, log_share: np.ndarray) -> np.ndarray:
     for column, curve in enumerate(curves.T):
         if np.isfinite(curve).sum() < 3 or not len(run):
             continue
-        slopes = (curve[second] - curve[first]) / run
+        with np.errstate(invalid="ignore"):  # two steps without mass
+            slopes = (curve[second] - curve[first]) / run
         slopes = slopes[np.isfinite(slopes)]
         if len(slopes):
             found[column] = np.median(slopes)

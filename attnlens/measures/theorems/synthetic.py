@@ -70,10 +70,10 @@ def synthetic_attention(
     InputError
         If a number is out of range, or there are not as many gaps as steps.
     """
-    if min(steps, visual, text, layers, heads) < 1 or dimension < 2:
+    if min(steps, visual, text, layers, heads) < 1 or dimension < 3:
         raise InputError(
             f"{steps} steps, {visual} visual and {text} text keys, {layers} layers of {heads} "
-            f"heads, dimension {dimension}: give at least 1 of each, and 2 dimensions"
+            f"heads, dimension {dimension}: give at least 1 of each, and 3 dimensions"
         )
     gaps = np.asarray(gap, dtype=np.float64)
     if gaps.shape not in ((), (steps,)):
@@ -86,15 +86,22 @@ def synthetic_attention(
     segments += ["copied"] * again
     of_segment = np.array(segments)
     shape = (layers, heads, len(of_segment), dimension)
-    # the first direction is the query's own, the others carry the scatter
+    # two directions are for the gap and the sink, the others carry the scatter
     keys = rng.standard_normal(shape)
-    keys[..., 0] = 0.0
+    keys[..., :2] = 0.0
+    keys[:, :, of_segment == "visual", 0] = 1.0
+    if sink is not None:
+        keys[:, :, 0] = 0.0
+        keys[:, :, 0, 1] = sink
     if again:
         first_visual = int(sink is not None)
         keys[:, :, -again:] = keys[:, :, first_visual + np.arange(again) % visual]
     queries = rng.standard_normal((steps, layers, heads, dimension))
-    queries[..., 0] = 0.0
-    queries *= scatter * np.sqrt(dimension) / np.linalg.norm(queries, axis=-1, keepdims=True)
+    queries[..., :2] = 0.0
+    queries *= scatter / np.linalg.norm(queries, axis=-1, keepdims=True)
+    queries[..., 0] = gaps[:, None, None]
+    queries[..., 1] = 1.0
+    queries *= np.sqrt(dimension)
     mass = np.zeros((steps, layers, heads, len(SEGMENTS)))
     counts = np.zeros((steps, len(SEGMENTS)), dtype=np.int64)
     prompt = len(of_segment) - (steps - 1) - again
@@ -102,10 +109,7 @@ def synthetic_attention(
         slots = [*range(prompt + step), *range(len(of_segment) - again, len(of_segment))]
         slots = slots if step >= since else slots[: prompt + step]
         seen = of_segment[slots]
-        scores = np.einsum("lhd,lhkd->lhk", queries[step], keys[:, :, slots])
-        scores = scores / np.sqrt(dimension) + gaps[step] * np.isin(seen, ("visual", "copied"))
-        if sink is not None:
-            scores[..., 0] = sink
+        scores = np.einsum("lhd,lhkd->lhk", queries[step], keys[:, :, slots]) / np.sqrt(dimension)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         for column, name in enumerate(SEGMENTS):

@@ -1,0 +1,136 @@
+"""What the check of Theorem 3.1 found, in numbers and in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from attnlens.measures.results import Result, plain_rows
+from attnlens.measures.theorems.change import Change
+
+FEW_RUNS = 10
+"""From this many runs on bootstrap intervals are taken at their word."""
+
+
+@dataclass(frozen=True)
+class Dilution(Result):
+    """What runs say about Theorem 3.1 of Qwen-LookAgain (arXiv 2505.23558).
+
+    Parameters
+    ----------
+    samples : int
+        Number of runs.
+    steps : tuple of int
+        Steps of each.
+    key_share_first, key_share_last : float
+        r, the fraction of keys that is visual, at the first and the last step: mean over runs.
+    exponent, exponent_low, exponent_high : float
+        alpha in ``mass ~ r ** alpha``: mean over runs, with a bootstrap interval over runs. Mass is
+        the mean over layers and heads. 1 is in proportion to r. (Pure dilution gives 1 only where
+        mass = r: with a constant preference alpha is (1 - mass) / (1 - r), by the split.)
+    falling : float
+        Fraction of runs in which mass falls over the steps (Kendall's tau below 0).
+    falling_clearly : float
+        The same with p below 0.05, corrected for autocorrelation (Hamed and Rao 1998).
+    undefined : float
+        Fraction of steps, layers and heads without log-odds, since the image or everything else
+        gets no mass there.
+    evenness : dict
+        By segment: mass over fraction of keys, mean over layers and heads: ``mean``, ``low``,
+        ``high`` over runs. The theorem assumes 1 for all.
+    change, change_without_sink : Change
+        The change of the log-odds of visual mass between the two windows, split.
+    between : tuple of str
+        The windows, in words.
+    settings : dict
+        ``layers``, ``include_copied``, ``confidence``, ``resamples`` and ``seed``.
+    by_head : pandas.DataFrame
+        ``layer``, ``head``; ``exponent`` with ``exponent_low`` and ``exponent_high``; ``log_odds``,
+        ``counts`` and ``preference``: mean change over runs.
+    curves : pandas.DataFrame
+        One row for each run and step: ``sample``, ``step``, ``key_share``, and ``mass``,
+        ``log_odds``, ``counts``, ``preference``, each the mean over layers and heads.
+    """
+
+    samples: int
+    steps: tuple[int, ...]
+    key_share_first: float
+    key_share_last: float
+    exponent: float
+    exponent_low: float
+    exponent_high: float
+    falling: float
+    falling_clearly: float
+    undefined: float
+    evenness: dict[str, dict[str, float]]
+    change: Change
+    change_without_sink: Change
+    between: tuple[str, str]
+    settings: dict[str, Any]
+    by_head: pd.DataFrame
+    curves: pd.DataFrame
+
+    def as_dict(self) -> dict[str, Any]:
+        """See ``Result``; the table by head becomes a list of rows, curves are left out."""
+        plain = super().as_dict()
+        del plain["curves"]
+        plain["by_head"] = plain_rows(self.by_head)
+        plain["evenness"] = {
+            segment: plain_rows(pd.DataFrame([row]))[0] for segment, row in self.evenness.items()
+        }
+        plain["verdict"] = self.verdict()
+        return plain
+
+    def verdict(self) -> list[str]:
+        """Say in sentences what was found, with its figures."""
+        said = [
+            f"The image's part of the keys, r, goes from {self.key_share_first:.3f} to "
+            f"{self.key_share_last:.3f}; mass on it goes as r to the power of "
+            f"{_interval(self.exponent, self.exponent_low, self.exponent_high, '.2f')}: "
+            f"{_compare(self)}.",
+            f"Mass falls over the steps in {self.falling:.0%} of {_runs(self.samples)}, clearly in "
+            f"{self.falling_clearly:.0%}.",
+            self.change.words(*self.between),
+        ]
+        known = {k: v["mean"] for k, v in self.evenness.items() if np.isfinite(v["mean"])}
+        if known:
+            least, most = (choose(known, key=lambda k: known[k]) for choose in (min, max))
+            said.append(
+                "The theorem lets each key weigh alike; here a key of "
+                f"{most!r} gets {known[most]:.2g} times and one of {least!r} {known[least]:.2g} "
+                "times an even part."
+            )
+        if 1 < self.samples < FEW_RUNS:
+            said.append(
+                f"Bootstrap intervals over fewer than {FEW_RUNS} runs are narrower than they say."
+            )
+        return said
+
+
+def _compare(found: Dilution) -> str:
+    low, high = found.exponent_low, found.exponent_high
+    if not np.isfinite(found.exponent):
+        return "no run has a trend to fit"
+    if not np.isfinite(low):
+        return "one run has no interval"
+    if low > 1:
+        return "more steeply than in proportion"
+    if high < 0:
+        return "mass goes the other way"
+    if low > 0 and high < 1:
+        return "less steeply than in proportion"
+    if low > 0:
+        return "1, in proportion, is not ruled out"
+    return "neither proportion nor no relation is settled"
+
+
+def _interval(value: float, low: float, high: float, layout: str) -> str:
+    ends = f" [{low:{layout}}, {high:{layout}}]" if np.isfinite(low) else ""
+    return f"{value:{layout}}{ends}"
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'' if count == 1 else 's'}"
