@@ -75,9 +75,9 @@ def dilution(result: Dilution, *, width: str | float = "two-column") -> Figure:
         counted = " and inserted" if result.settings["include_copied"] else ""
         caption = (
             f"{'Above' if stacked else 'Left'}: fraction of attention mass on the image (mass: sum "
-            f"over visual{counted} keys, mean over layers and heads) against r, the fraction of keys "
-            f"that is visual, at every step of {result.samples} runs; the answer grows from right "
-            "to left. "
+            f"over visual{counted} keys, mean over layers and heads) against r, the fraction of "
+            f"keys that is visual, at every step of {result.samples} runs; the answer grows from "
+            "right to left. "
             "Dashed: mass = r, equal attention to all keys (Theorem 3.1 of arXiv 2505.23558). "
             "mass ~ r^alpha, Theil-Sen: "
             f"alpha = {result.exponent:.2f}{interval}. "
