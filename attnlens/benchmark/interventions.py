@@ -29,7 +29,7 @@ from attnlens.vlm.load import VLM
 from attnlens.vlm.prompt import Prompt
 
 LIMITS = {
-    "copy": "COPY at half of the steps, in one pass over as many tokens (1.1)",
+    "copy": "COPY at the last step, in one pass over as many tokens (1.1)",
     "route": "ROUTE of 50% in a random choice of as many, whole runs (1.05)",
     "never": "COPY that never fires in the plain run (1.05)",
     "never, ROUTE": "ROUTE that never fires in the plain run (1.05)",
@@ -58,7 +58,8 @@ def compare_interventions(
     Parameters
     ----------
     size, device, visual, new, repeats
-        As in ``attnlens.benchmark.recording.compare``. Insertions come after ``new / 2`` steps.
+        As in ``attnlens.benchmark.recording.compare``. Insertions come at step ``new``, and two
+        more tokens follow.
 
     Returns
     -------
@@ -75,38 +76,31 @@ def compare_interventions(
     inputs, segments = build_inputs(visual, device, getattr(torch, shape.dtype))
     vlm = VLM(model, _Processor(), "random weights", QWEN2_5_VL)
     prompt = _prompt(inputs, segments)
-    step = max(1, new // 2)
-    runs: dict[str, Intervention | None] = {
-        "plain": None,
-        "never": Copy(when=At("<never>")),
-        "never, ROUTE": Route(when=At("<never>"), percent=50),
-        "never, by share": Copy(when=WhenVisualBelow(1e-9)),
-        "copy": Copy(when=AtStep(step)),
-        "route": Route(when=AtStep(step), percent=50),
-        "random": Route(when=AtStep(step), percent=50, select="random"),
-    }
+    runs = _runs(new)
+    warm_up = _runs(2)
     seconds: dict[str, list[float]] = {name: [] for name in (*runs, "insertion", "one pass")}
     rounds = [name for r in range(repeats + 1) for name in rotated(list(runs), r)]
     for place, name in enumerate(progress(rounds, description="interventions")):
-        chosen = runs[name]
+        first = place < len(runs)  # a short round warms up
+        chosen, step = (warm_up[name], 2) if first else (runs[name], new)
         begun = now(device)
         with nullcontext() if chosen is None else intervene(vlm, prompt, chosen) as session:
             cache = model.generate(
                 **inputs,
-                max_new_tokens=new,
-                min_new_tokens=new,
+                max_new_tokens=step + 2,
+                min_new_tokens=step + 2,
                 do_sample=False,
                 return_dict_in_generate=True,
             ).past_key_values
         taken = now(device) - begun
-        if place < len(runs):  # the first round warms up
+        if first:
             continue
         seconds[name].append(taken)
         if name == "copy":
             assert session is not None
             seconds["insertion"].append(session.events[0].seconds)
             seconds["one pass"].append(
-                _one_pass(model, cache, len(segments) - 1 + step, visual, device)
+                _one_pass(model, cache, len(segments) - 1 + new, visual, device)
             )
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
@@ -117,6 +111,19 @@ def compare_interventions(
         "visual": visual,
         "new": new,
         "repeats": repeats,
+    }
+
+
+def _runs(step: int) -> dict[str, Intervention | None]:
+    """Return what is timed, by name; insertions come at a step."""
+    return {
+        "plain": None,
+        "never": Copy(when=At("<never>")),
+        "never, ROUTE": Route(when=At("<never>"), percent=50),
+        "never, by share": Copy(when=WhenVisualBelow(1e-9)),
+        "copy": Copy(when=AtStep(step)),
+        "route": Route(when=AtStep(step), percent=50),
+        "random": Route(when=AtStep(step), percent=50, select="random"),
     }
 
 

@@ -46,6 +46,11 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="measure what inserting visual tokens costs, too",
     )
+    parser.add_argument(
+        "--no_recording",
+        action="store_true",
+        help="leave the table of recording out, where only --context or --interventions is asked",
+    )
     parser.add_argument("--json", metavar="FILE", help="write all figures here too")
     parser.set_defaults(run=run_bench)
 
@@ -61,31 +66,13 @@ def run_bench(options: argparse.Namespace) -> int:
         raise InputError(f"--context {min(options.context)}: give at least 1 visual token")
     if options.json is not None:
         check_file(Path(options.json))
-    from attnlens.benchmark.recording import WAYS, by_context, compare
+    from attnlens.benchmark.recording import by_context
     from attnlens.vlm.load import find_device
 
     device = str(find_device(options.device))
-    result: dict[str, Any] = compare(
-        options.size,
-        device=device,
-        visual=options.visual,
-        new=options.new,
-        repeats=options.repeats,
-    )
-    print(
-        f"{options.visual} visual tokens, {options.new} new tokens, {device}, "
-        f"{result['threads']} threads, median of {options.repeats}"
-    )
-    print(f"{'':10}{'seconds':>10}{'ratio':>8}{'peak MiB':>10}{'ratio':>8}{'rise MiB':>10}")
-    for way in WAYS:
-        print(
-            f"{way:10}{result['seconds'][way]:>10.2f}{result['time_ratio'][way]:>8.3f}"
-            f"{result['peak_mib'][way]:>10.0f}{result['memory_ratio'][way]:>8.3f}"
-            f"{result['rise_mib'][way]:>10.0f}"
-        )
-    print(
-        "tokens with recording equal tokens without: " + ("yes" if result["same_tokens"] else "NO")
-    )
+    result: dict[str, Any] = {}
+    if not options.no_recording:
+        result = _compare(options, device)
     if options.context:
         result["by_context"] = by_context(
             options.size,
@@ -114,3 +101,30 @@ def run_bench(options: argparse.Namespace) -> int:
     if options.json is not None:
         write_json(options.json, result)
     return 0
+
+
+def _compare(options: argparse.Namespace, device: str) -> dict[str, Any]:
+    from attnlens.benchmark.recording import WAYS, compare
+
+    result = compare(
+        options.size,
+        device=device,
+        visual=options.visual,
+        new=options.new,
+        repeats=options.repeats,
+    )
+    print(
+        f"{options.visual} visual tokens, {options.new} new tokens, {device}, "
+        f"{result['threads']} threads, median of {options.repeats}"
+    )
+    print(f"{'':10}{'seconds':>10}{'ratio':>8}{'peak MiB':>10}{'ratio':>8}{'rise MiB':>10}")
+    for way in WAYS:
+        print(
+            f"{way:10}{result['seconds'][way]:>10.2f}{result['time_ratio'][way]:>8.3f}"
+            f"{result['peak_mib'][way]:>10.0f}{result['memory_ratio'][way]:>8.3f}"
+            f"{result['rise_mib'][way]:>10.0f}"
+        )
+    print(
+        "tokens with recording equal tokens without: " + ("yes" if result["same_tokens"] else "NO")
+    )
+    return result
