@@ -28,6 +28,7 @@ from attnlens.testbed.batches import (
 from attnlens.testbed.muon import Muon, orthogonalise
 from attnlens.testbed.perception import KIND_SHARES
 from attnlens.testbed.questions import KINDS
+from attnlens.testbed.scenes import SIZES
 from attnlens.testbed.training import Plan, _loss, build_optimisers, train
 from attnlens.vlm.modes import user_text
 from attnlens.vlm.positions import ImagePiece, multimodal_positions
@@ -146,7 +147,7 @@ def test_inserted_images_are_what_transformers_makes_of_the_stitched_sequence(ti
 def test_told_words_of_a_verification_are_written_without_a_view_of_the_image(tiny):
     """Against a pass in which eager attention is given the hidden rows by hand."""
     examples = [reflection_example(i) for i in range(3)]
-    batch = collate(tiny.processor, examples, hide=True)
+    batch = collate(tiny.processor, examples, hide="told words")
     tokenizer, image = tiny.tokenizer, tiny.processor.image_token_id
     by_hand = torch.zeros_like(batch["hidden"])
     for row, example in enumerate(examples):
@@ -199,6 +200,40 @@ def test_told_words_of_a_verification_are_written_without_a_view_of_the_image(ti
     assert abs(plain.item() - tiny_loss.item()) > 1e-3
 
 
+def test_where_marks_are_looked_up_alone_sizes_see_no_image_and_are_not_learned(tiny):
+    examples = [reflection_example(i) for i in range(3)]
+    told = collate(tiny.processor, examples, hide="told words")
+    both = collate(tiny.processor, examples, hide="told words and sizes")
+    for row, example in enumerate(examples):
+        words = tiny.tokenizer.convert_ids_to_tokens(both["input_ids"][row].tolist())
+        looks = both["must_look"][row].tolist()
+        sizes = [i for i, w in enumerate(words) if w.lstrip("\u0120") in SIZES and looks[i]]
+        assert len(sizes) == len(example.scene.objects)
+        more = (both["hidden"][row] & ~told["hidden"][row]).nonzero()[:, 0].tolist()
+        assert more == [i - 1 for i in sizes]
+        assert not (told["hidden"][row] & ~both["hidden"][row]).any()
+        assert (both["weights"][row] == 0).nonzero()[:, 0].tolist() == sizes
+        # a mark is stated by the next word, whose step sees the image
+        assert not both["hidden"][row, sizes].any()
+    assert torch.equal(both["labels"], told["labels"])
+
+
+def test_a_stage_may_look_marks_up_alone(tiny, monkeypatch):
+    small_batches(monkeypatch, 1, 4)
+    shares = dict(zip(KINDS, STAGES[0].kinds, strict=True)).values()
+    made = {
+        lone: Batches(tiny.processor, 0, 40, 0, stages=(Stage(0, tuple(shares), lone_marks=lone),))
+        for lone in (0.0, 1.0)
+    }
+    unlearned = {
+        lone: [bool((piece["weights"] == 0).any()) for step in range(6) for piece in batches[step]]
+        for lone, batches in made.items()
+    }
+    assert not any(unlearned[0.0])
+    assert any(unlearned[1.0])
+    assert not all(unlearned[1.0])
+
+
 def test_a_part_of_an_image_keeps_its_place_in_the_grid(tiny):
     whole = collate(tiny.processor, [reflection_example(0)])
     kept = (1, 8, 20, 30)
@@ -245,7 +280,15 @@ def test_positions_follow_the_rule_of_qwen2_vl(pieces):
 
 def miniature(folder, steps=6, **options):
     stages = (Stage(0, STAGES[0].kinds, long_every=5),)
-    plan = Plan(seed=1, steps=steps, perception_steps=3, stages=stages, warm_up=2, corpus_scenes=10)
+    plan = Plan(
+        seed=1,
+        steps=steps,
+        restart=4,
+        perception_steps=3,
+        stages=stages,
+        warm_up=2,
+        corpus_scenes=10,
+    )
     return train(folder, plan, workers=0, **options)
 
 
@@ -308,6 +351,14 @@ def test_the_rate_rises_stays_and_comes_down(tiny):
     assert set(rates[9:70]) == {2.0}
     assert np.allclose(np.diff(rates[70:]), -2.0 / 30)
     assert rates[-1] == pytest.approx(2.0 / 30)
+    twice = Plan(
+        steps=150, restart=100, restart_rate=0.5, warm_up=10, decay_share=0.3, peak_rate=2.0
+    )
+    again = [twice.rate(step) for step in range(150)]
+    assert again[:100] == rates
+    assert again[100] == pytest.approx(0.5)
+    assert np.allclose(np.diff(again[100:]), -0.5 / 50)
+    assert Plan(steps=100).first_part == 100  # ends before the restart
     longer = Plan(steps=150, warm_up=10, decay_share=0.3, peak_rate=2.0)
     assert [longer.rate(step) for step in range(70)] == rates[:70]
     groups = [g for o in build_optimisers(tiny.model, plan) for g in o.param_groups]

@@ -37,7 +37,7 @@ def _add_train(actions: Any) -> None:
     )
     train.add_argument("--out", required=True, metavar="DIR", help="folder of the new checkpoint")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
-    train.add_argument("--steps", type=int, metavar="N", help="optimiser steps (4800)")
+    train.add_argument("--steps", type=int, metavar="N", help="optimiser steps (5250)")
     train.add_argument(
         "--perception_steps",
         type=int,

@@ -19,7 +19,7 @@ from attnlens.testbed.perception import (
 )
 from attnlens.testbed.questions import MAX_STEPS
 from attnlens.testbed.samples import HELD_OUT, make_sample
-from attnlens.testbed.scenes import GRID_SHARES, Scene
+from attnlens.testbed.scenes import GRID_SHARES, SIZES, Scene
 from attnlens.vlm.modes import messages, user_text
 from attnlens.vlm.positions import ImagePiece, multimodal_positions
 
@@ -88,17 +88,23 @@ class Stage:
     decision_weight
         Weight of the tokens of ``DECISIONS`` in the loss (and in the loss that is logged); that of
         all others is 1.
+    lone_marks
+        In how many of the pieces that hide the image from told words (``HIDDEN_SHARE``) it is
+        hidden from the steps of sizes, too, which are then not learned. A mark comes right after
+        the size, and the size's step can take up both; there, only the mark's own step can.
     """
 
     first: int
     kinds: tuple[float, ...]
     long_every: int = 12
     decision_weight: float = 1.0
+    lone_marks: float = 0.0
 
 
 STAGES = (
     Stage(0, tuple(KIND_SHARES.values()), long_every=10, decision_weight=3.0),
     Stage(3000, (0.1, 0.2, 0.32, 0.18, 0.2), long_every=10, decision_weight=3.0),
+    Stage(4800, (0.1, 0.2, 0.32, 0.18, 0.2), 10, decision_weight=3.0, lone_marks=0.75),
 )
 """The stages of the shipped weights: chains take the longest to learn, and come often early on."""
 
@@ -205,10 +211,17 @@ class Batches(Dataset):
                 self.processor,
                 examples[i : i + rows],
                 stage.decision_weight,
-                hide=rng.random() < HIDDEN_SHARE,
+                hide=_what_is_hidden(rng, stage),
             )
             for i in range(0, size, rows)
         ]
+
+
+def _what_is_hidden(rng: np.random.Generator, stage: Stage) -> str:
+    if rng.random() >= HIDDEN_SHARE:
+        return ""
+    both = stage.lone_marks and rng.random() < stage.lone_marks
+    return "told words and sizes" if both else "told words"
 
 
 def _length(example: Example) -> int:
@@ -220,7 +233,7 @@ def collate(
     examples: list[Example],
     decision_weight: float = 1.0,
     *,
-    hide: bool = False,
+    hide: str = "",
 ) -> dict[str, Any]:
     """Turn examples into one right-padded batch.
 
@@ -233,15 +246,15 @@ def collate(
     decision_weight
         Weight of ``DECISIONS``; see ``Stage``.
     hide
-        Whether visual tokens are hidden from the steps that write told words of a verification.
+        From which steps of a verification visual tokens are hidden: those of ``told words``, of
+        ``told words and sizes`` (with weight 0 for the sizes), or none (``""``).
 
     Returns
     -------
     dict
         ``input_ids`` and ``labels`` (``IGNORED`` outside answers) [batch, length]; ``must_look``
         (bool) and ``weights`` (float32), aligned with them; ``hidden`` (bool) [batch, length]: the
-        tokens that see no visual token, since the next word is told; ``position_ids`` [3, batch,
-        length];
+        tokens that see no visual token; ``position_ids`` [3, batch, length];
         ``pixel_values``, ``image_grid_thw``; ``visual_index`` [image tokens of the batch]: which
         visual token, of all that the vision tower gives for this batch, stands at each image token.
     """
@@ -256,7 +269,7 @@ def collate(
     ids = torch.full(shape, processor.tokenizer.pad_token_id)
     labels = torch.full(shape, IGNORED)
     must_look = torch.zeros(shape, dtype=torch.bool)
-    hidden = torch.zeros(shape, dtype=torch.bool)
+    hidden, unlearned = torch.zeros((2, *shape), dtype=torch.bool)
     positions = torch.zeros((3, *shape), dtype=torch.long)
     for i, row in enumerate(rows):
         n = len(row.ids)
@@ -265,11 +278,15 @@ def collate(
         must_look[i, :n] = torch.tensor(row.must_look)
         if hide:
             hidden[i, : n - 1] = torch.tensor(row.told[1:])
+        if hide == "told words and sizes":
+            hidden[i, : n - 1] |= torch.tensor(row.sizes[1:])
+            unlearned[i, :n] = torch.tensor(row.sizes)
         positions[:, i, :n] = torch.from_numpy(row.positions)
     weights = torch.ones(shape)
     decisions = [t for t in processor.tokenizer.get_vocab() if t.lstrip("\u0120") in DECISIONS]
     decision_ids = torch.tensor(processor.tokenizer.convert_tokens_to_ids(sorted(decisions)))
     weights[torch.isin(labels, decision_ids)] = decision_weight
+    weights[unlearned] = 0.0
     return {
         "input_ids": ids,
         "labels": labels,
@@ -290,6 +307,8 @@ class _Row:
     must_look: list[bool]
     told: list[bool]
     """Whether this token and the one before it are a verification's, and this one is told."""
+    sizes: list[bool]
+    """Whether this token states a size inside a verification."""
     positions: np.ndarray
     visual: list[int]
 
@@ -306,7 +325,7 @@ def _encode(processor: Any, example: Example, first: int) -> _Row:
     row_ids: list[int] = list(prompt_ids["input_ids"])
     before_image = row_ids.index(processor.image_token_id)
     labels, looks = [IGNORED] * len(row_ids), [False] * len(row_ids)
-    told = [False] * len(row_ids)
+    told, sizes = [False] * len(row_ids), [False] * len(row_ids)
     pieces: list[int | ImagePiece] = [before_image, ImagePiece(*grid)]
     text_tokens = len(row_ids) - before_image - count
     visual = list(range(first, first + count))
@@ -333,13 +352,16 @@ def _encode(processor: Any, example: Example, first: int) -> _Row:
             labels += [IGNORED] * (k + 2)
             looks += [False] * (k + 2)
             told += [False] * (k + 2)
+            sizes += [False] * (k + 2)
             pieces += [text_tokens + 1, ImagePiece(*grid, example.kept)]
             text_tokens = 1
             visual += [first + j for j in example.kept]
         row_ids.append(token)
         labels.append(token)
         looks.append(bool(must_look[a:b].any()))
-        told.append(a > 0 and bool(verifies[a - 1] and verifies[a]) and not looks[-1])
+        verified = a > 0 and bool(verifies[a - 1] and verifies[a])
+        told.append(verified and not looks[-1])
+        sizes.append(verified and looks[-1] and answer[a:b].strip() in SIZES)
         text_tokens += 1
     positions = multimodal_positions([*pieces, text_tokens])
-    return _Row(row_ids, labels, looks, told, positions, visual)
+    return _Row(row_ids, labels, looks, told, sizes, positions, visual)

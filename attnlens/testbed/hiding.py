@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from attnlens.testbed.forced import Hide
+from attnlens.testbed.scenes import SIZES
 from attnlens.testbed.truth import TokenTruth
 
 
@@ -28,6 +29,20 @@ def nothing(truth: list[TokenTruth], prompt: int, visual: int) -> np.ndarray:
 def fact_steps(truth: list[TokenTruth], prompt: int, visual: int) -> np.ndarray:
     """Hide the image at the very steps that state a fact."""
     return _rows(truth, prompt, [states_fact(t) for t in truth], visual)
+
+
+def size_steps(truth: list[TokenTruth], prompt: int, visual: int) -> np.ndarray:
+    """Hide the image at the steps that state a size."""
+    return _rows(truth, prompt, [states_fact(t) and _is_size(t) for t in truth], visual)
+
+
+def mark_steps(truth: list[TokenTruth], prompt: int, visual: int) -> np.ndarray:
+    """Hide the image at the steps that state a mark, which often follow those of sizes."""
+    return _rows(truth, prompt, [states_fact(t) and not _is_size(t) for t in truth], visual)
+
+
+def _is_size(token: TokenTruth) -> bool:
+    return token.text.strip() in SIZES
 
 
 def own_token(truth: list[TokenTruth], prompt: int, visual: int) -> np.ndarray:
@@ -58,6 +73,8 @@ def before_verification(truth: list[TokenTruth], prompt: int, visual: int) -> np
 HIDINGS: dict[str, Hide] = {
     "nothing": nothing,
     "at the steps that state a fact": fact_steps,
+    "at the steps that state a size": size_steps,
+    "at the steps that state a mark": mark_steps,
     "its object's visual token, at those steps": own_token,
     "all other visual tokens, at those steps": other_tokens,
     "throughout the verification": verification,

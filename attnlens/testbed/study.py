@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from attnlens.testbed.forced import Forced, forced_pass
 from attnlens.testbed.hiding import HIDINGS, states_fact
 from attnlens.testbed.respond import picture
 from attnlens.testbed.samples import Sample, held_out_sample
-from attnlens.testbed.scenes import SIZES
+from attnlens.testbed.scenes import MARKS, SIZES
 from attnlens.testbed.scoring import CHANCE
 from attnlens.testbed.truth import token_truth
 
@@ -73,7 +74,10 @@ def study(
         **recorded_shares(vlm, samples),
         "looking": {section: looking(passes, section) for section in ("all", *SECTIONS)},
         "pointing": {
-            section: pointing(passes, section) for section in ("description", "verification")
+            "description": pointing(passes, "description"),
+            "verification": pointing(passes, "verification"),
+            "sizes": pointing(passes, "verification", SIZES),
+            "marks": pointing(passes, "verification", MARKS),
         },
     }
     if mode != "cot":
@@ -193,7 +197,9 @@ def looking(passes: list[Forced], section: str = "all") -> dict[str, Any] | None
     }
 
 
-def pointing(passes: list[Forced], section: str) -> dict[str, Any]:
+def pointing(
+    passes: list[Forced], section: str, words: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Count how often the most attended visual token holds the object that a token speaks of.
 
     Parameters
@@ -202,6 +208,8 @@ def pointing(passes: list[Forced], section: str) -> dict[str, Any]:
         Passes over true answers.
     section
         Section of the answer; its must-look tokens that speak of an object are counted.
+    words
+        Only those that are one of these words.
 
     Returns
     -------
@@ -212,7 +220,8 @@ def pointing(passes: list[Forced], section: str) -> dict[str, Any]:
     hits, chances = [], []
     for p in passes:
         for step, token in enumerate(p.truth):
-            if token.must_look and token.section == section and token.visual_tokens:
+            asked = words is None or token.text.strip() in words
+            if asked and token.must_look and token.section == section and token.visual_tokens:
                 hits.append(np.isin(p.peak[step], token.visual_tokens))
                 chances.append(len(token.visual_tokens) / p.visual_tokens)
     if not hits:

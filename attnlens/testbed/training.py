@@ -35,6 +35,12 @@ class Plan:
         Seed of the weights, the tokenizer's corpus and every batch.
     steps
         Total optimiser steps.
+    restart
+        Step at which the rate, come down to 0, starts again at ``restart_rate`` with optimisers
+        that have forgotten what was, and comes down along a straight line to the end; 0 for no such
+        second part.
+    restart_rate
+        Highest learning rate of the second part.
     perception_steps
         Steps of short perception questions, which come first.
     stages
@@ -42,8 +48,8 @@ class Plan:
         "fewer") weigh in the loss, from which step on.
     peak_rate
         Highest learning rate of the matrices: reached after ``warm_up`` steps, kept, and brought
-        down to 0 along a straight line in the last ``decay_share`` of the steps. So two plans that
-        differ in ``steps`` alone do the same until the shorter one starts to come down.
+        down to 0 along a straight line in the last ``decay_share`` of the first part. So two plans
+        that differ in its length alone do the same until the shorter one starts to come down.
     warm_up
         Steps until the highest learning rate.
     weight_decay
@@ -57,7 +63,9 @@ class Plan:
     """
 
     seed: int = 0
-    steps: int = 4800
+    steps: int = 5250
+    restart: int = 4800
+    restart_rate: float = 1e-3
     perception_steps: int = 600
     stages: tuple[Stage, ...] = STAGES
     peak_rate: float = 3e-3
@@ -68,10 +76,18 @@ class Plan:
     corpus_scenes: int = 400
     start_sha256: str = ""
 
+    @property
+    def first_part(self) -> int:
+        """Steps before the restart; all of them where the run ends before it or has none."""
+        return self.restart if 0 < self.restart < self.steps else self.steps
+
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
-        down = max(1.0, self.decay_share * self.steps)
-        return self.peak_rate * min(1.0, (step + 1) / self.warm_up, (self.steps - step) / down)
+        length = self.first_part
+        if step >= length:
+            return self.restart_rate * (self.steps - step) / (self.steps - length)
+        down = max(1.0, self.decay_share * length)
+        return self.peak_rate * min(1.0, (step + 1) / self.warm_up, (length - step) / down)
 
 
 def train(
@@ -132,6 +148,8 @@ def train(
     bar = progress(loader, total=plan.steps, initial=first, description="training")
     losses, rights, looks = [], 0, 0
     for step, pieces in enumerate(bar, start=first):
+        if step == plan.first_part:
+            optimisers = build_optimisers(model, plan)
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = plan.rate(step) * group["share"]
