@@ -76,7 +76,7 @@ def study(
         "pointing": {
             "description": pointing(passes, "description"),
             "verification": pointing(passes, "verification"),
-            "sizes": pointing(passes, "verification", SIZES),
+            "sizes": pointing(passes, "verification", tuple(SIZES)),
             "marks": pointing(passes, "verification", MARKS),
         },
     }
