@@ -16,3 +16,11 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Put a message on one printable line."""
     return printable(" ".join(text.split()))
+
+
+def shortened(text: str, width: int) -> str:
+    """Cut the middle out of a text of more than so many characters: ends tell names apart."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 3
+    return f"{text[:head]}\u2026{text[len(text) - (width - 1 - head) :]}"

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import attnlens
+from attnlens import plots
 from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.experiments.dependence import correlation
@@ -40,6 +41,8 @@ from attnlens.measures import visual_share
 from attnlens.measures.definitions import DEFINITIONS
 from attnlens.measures.paired import holm, mcnemar
 from attnlens.measures.recovery import divergences, half_life, mean_from
+from attnlens.reports.recovery import as_text
+from attnlens.text import shortened
 
 NEW = 14
 OPTIONS = {"min_new_tokens": NEW}
@@ -662,7 +665,7 @@ def test_dependence_refuses_what_does_not_fit(tiny, prompts):
         ("route:25", "route:25"),
         ("route:25:random", "route:25:random"),
         ("inject:Let me look + see", "inject:Let me look + see"),
-        ("close: </back>", "insert-and-close"),
+        ("close: </back>", "insert-and-close:</back>"),
         ("boost:-1.5", "boost:-1.5"),
         ("pai:0.2", "pai:0.2"),
         ("knockout", "knockout"),
@@ -688,6 +691,39 @@ def test_triggers_of_the_command_line():
     assert parse_trigger("every:7").steps == 7
     assert parse_trigger("below:0.2").share == 0.2
     assert parse_trigger("note: see") == At("note: see")
+    assert parse_trigger("text:step:7") == At("step:7")
+    with pytest.raises(InputError, match=r"unknown trigger 'evry:40'.*text:evry:40"):
+        parse_trigger("evry:40")
+
+
+def test_long_names_are_told_apart_in_table_and_figure(tiny, prompts, tmp_path):
+    chosen = {
+        f"copy:some/long/folder/of/pictures/scene_{i}.png": Copy(when=AtStep(3 + i))
+        for i in range(8)
+    }
+    result = attnlens.recover(tiny, prompts, chosen, NEW, detail="step", **OPTIONS)
+    lines = as_text(result, "mass").splitlines()[2:10]
+    assert len({line[:41] for line in lines}) == 8
+    assert all(f"scene_{i}.png" in line for i, line in enumerate(lines))
+    for width in ("one-column", "two-column"):
+        figure = plots.recovery(result, width=width)
+        plots.save(figure, tmp_path / f"{width}.png")
+        (legend,) = figure.legends
+        box = legend.get_window_extent(figure.canvas.get_renderer())
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.width
+        assert [t.get_text()[-11:] for t in legend.get_texts()] == [
+            f"scene_{i}.png" for i in range(8)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "short"),
+    [("copy", 8, "copy"), ("abcdefghij", 7, "ab…ghij"), ("abcdefgh", 8, "abcdefgh")],
+)
+def test_the_middle_of_a_long_name_is_cut(text, width, short):
+    assert shortened(text, width) == short
+    assert len(short) <= width
 
 
 def test_recover_writes_table_numbers_figure_and_summary(tmp_path, capsys):

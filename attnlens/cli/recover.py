@@ -49,7 +49,8 @@ def add_parser(commands: Any) -> None:
     )
     do.add_argument(
         "--when",
-        help="trigger: a text in the answer, step:N, every:N or below:SHARE; when not given, the "
+        help="trigger: a text in the answer (text:TEXT), step:N, every:N or below:SHARE; when not "
+        "given, the "
         "tag of the mode's verification, <back> or <REFLECTION>",
     )
     do.add_argument(

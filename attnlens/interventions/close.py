@@ -31,7 +31,7 @@ class InsertAndClose(Joined):
     @property
     def name(self) -> str:
         """See ``Intervention``."""
-        return "insert-and-close"
+        return f"insert-and-close:{self.close.strip()}"
 
     def __repr__(self) -> str:
         """Show what it is made of."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,13 +30,14 @@ def parse_trigger(text: str) -> Trigger:
     Parameters
     ----------
     text
-        ``step:N``, ``every:N``, ``below:SHARE`` (look-back share), or any other text, which is
-        looked for in the response (``<back>``).
+        ``step:N``, ``every:N``, ``below:SHARE`` (look-back share), ``text:TEXT``, or any other
+        text, which is looked for in the response (``<back>``).
 
     Raises
     ------
     InputError
-        If a number is wanted and is none, or the trigger refuses it.
+        If a number is wanted and is none, the trigger refuses it, or the text is in no form but
+        looks like one.
     """
     kind, colon, value = text.partition(":")
     if colon and kind in ("step", "every"):
@@ -43,6 +45,13 @@ def parse_trigger(text: str) -> Trigger:
         return AtStep(int(number)) if kind == "step" else Every(int(number))
     if colon and kind == "below":
         return WhenVisualBelow(_number(text, value, float))
+    if colon and kind == "text":
+        return At(value)
+    if re.fullmatch(r"[a-z]+:[0-9.]+", text):
+        raise InputError(
+            f"unknown trigger {text!r}: give step:N, every:N or below:SHARE; to look for these "
+            f"very characters, text:{text}"
+        )
     return At(text)
 
 

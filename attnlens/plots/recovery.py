@@ -17,10 +17,15 @@ from attnlens.plots.style import (
     style,
     width_in_inches,
 )
+from attnlens.text import shortened
 
 if TYPE_CHECKING:
     from attnlens.experiments.recovery import Recovery
 
+NAME_WIDTH = 24
+"""Longest name of an intervention, in characters."""
+CHARACTERS_PER_INCH = 16
+"""How many characters of a legend stand in an inch."""
 ROW = 0.2
 """Height of one intervention, in inches."""
 HEIGHT = 2.3
@@ -83,7 +88,8 @@ def recovery(
             look = {"color": palette[place % len(palette)], "marker": MARKERS[place % len(MARKERS)]}
             line = LINES[place % len(LINES)]
             plain = {name: value for name, value in look.items() if name != "marker"}
-            left.plot(np.arange(len(curve)), curve, ls=line, label=run, **plain)
+            name = shortened(run, NAME_WIDTH)
+            left.plot(np.arange(len(curve)), curve, ls=line, label=name, **plain)
             row = own.loc[run]
             at = len(curves) - 1 - place
             interval = np.nan_to_num(
@@ -95,12 +101,13 @@ def recovery(
         for axes in (left, right):
             spine = axes.axhline if axes is left else axes.axvline
             spine(0, color="0.6", linewidth=0.6, zorder=0)
-        columns = 3 if inches < 5 else 6
+        longest = max(len(shortened(run, NAME_WIDTH)) for run in curves)
+        columns = max(1, int(inches * CHARACTERS_PER_INCH / (longest + 8)))
         figure.legend(handles=left.lines[: len(curves)], loc="outside upper center", ncols=columns)
         left.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set_xlabel("steps since the trigger")
         left.set_ylabel(f"rise ({chosen.units})")
-        right.set_yticks(range(len(curves)), list(curves)[::-1])
+        right.set_yticks(range(len(curves)), [shortened(run, NAME_WIDTH) for run in curves][::-1])
         right.set_xlabel(f"mean rise ({chosen.units})")
         caption = (
             "Rise of visual share under each intervention over the untouched twin, with the same "

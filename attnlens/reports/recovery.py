@@ -13,11 +13,15 @@ import attnlens
 from attnlens.errors import InputError
 from attnlens.files import check_writable, write_folder
 from attnlens.reports.jobs import Job
-from attnlens.text import one_line
+from attnlens.text import one_line, shortened
 
 if TYPE_CHECKING:
     from attnlens.experiments.recovery import Recovery
     from attnlens.interventions.base import Intervention
+
+
+NAME_WIDTH = 40
+"""Longest name in a printed table, in characters."""
 
 
 @dataclass(frozen=True)
@@ -139,18 +143,20 @@ def as_text(result: Recovery, definition: str) -> str:
     if get_definition(definition).counts_copied:
         both = result.table(definition, include_copied=True)["rise"].tolist()
     samples = result.data.sizes["sample"]
+    names = [shortened(one_line(row["intervention"]), NAME_WIDTH) for row in own]
+    wide = max(24, *(len(name) + 1 for name in names))
     lines = [
         f"rise of visual share ({definition}) over the untouched run, mean over the steps from the "
         f"trigger on, {samples} prompt{'s' if samples > 1 else ''}",
-        f"{'intervention':24}{'rise':>9}{'95% interval':>20}{'with copied':>13}{'KL (nats)':>11}"
-        f"{'changed':>9}{'right':>7}{'inserted':>10}",
+        f"{'intervention':{wide}}{'rise':>9}{'95% interval':>20}{'with copied':>13}"
+        f"{'KL (nats)':>11}{'changed':>9}{'right':>7}{'inserted':>10}",
     ]
-    for row, counted in zip(own, both, strict=True):
+    for name, row, counted in zip(names, own, both, strict=True):
         interval = "-"
         if math.isfinite(row["rise_low"]):
             interval = f"[{row['rise_low']:.3f}, {row['rise_high']:.3f}]"
         lines.append(
-            f"{one_line(row['intervention'])[:23]:24}{_cell(row['rise'], '.3f', 9)}{interval:>20}"
+            f"{name:{wide}}{_cell(row['rise'], '.3f', 9)}{interval:>20}"
             f"{_cell(counted, '.3f', 13)}{_cell(row['kl'], '.4f', 11)}"
             f"{_cell(row['answer_changed'], '.0%', 9)}{_cell(row['right'], '.0%', 7)}"
             f"{_cell(row['inserted'], '.0f', 10)}"
