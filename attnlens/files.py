@@ -39,6 +39,28 @@ def check_writable(folder: Path) -> None:
         )
 
 
+def check_results(folder: Path, marker: str, what: str) -> None:
+    """Refuse a folder for results that cannot be written or holds something else.
+
+    Parameters
+    ----------
+    folder
+        The folder; need not exist.
+    marker
+        File that earlier results of this sort have.
+    what
+        The sort, for the message.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written, or exists without the marker.
+    """
+    if folder.exists() and not (folder / marker).is_file():
+        raise InputError(f"{str(folder)!r} holds something else than {what}: move it away")
+    check_writable(folder)
+
+
 @contextmanager
 def write_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` and rename it when the block ends without error.

@@ -72,8 +72,6 @@ class Copy(Insertion):
         """See ``Intervention``."""
         if self.source is None:
             return "copy"
-        if self.source in ("blank", "text"):
-            return f"copy:{self.source}"
         return f"copy:{self.source}" if isinstance(self.source, str | PathLike) else "copy:other"
 
     def check(self, prompt: Prompt, layers: int, heads: int) -> None:

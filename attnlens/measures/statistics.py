@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -113,24 +115,14 @@ def bootstrap_mean(
     InputError
         If the level or the number of samples is out of range.
     """
-    check_confidence(confidence)
-    if resamples < 100:
-        raise InputError(f"{resamples} resamples are too few for an interval; give at least 100.")
+    _check_bootstrap(confidence, resamples)
     if len(values) < 2:
         return float("nan"), float("nan")
     width = np.ptp(values)
     if width == 0:
         return float(values[0]), float(values[0])
     # Scaled to [0, 1], because the acceleration term cubes differences and tiny ones underflow.
-    interval = stats.bootstrap(
-        ((values - values.min()) / width,),
-        np.mean,
-        n_resamples=resamples,
-        batch=max(1, 2**20 // len(values)),
-        confidence_level=confidence,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
+    interval = _bca(((values - values.min()) / width,), np.mean, confidence, resamples, seed)
     low, high = values.min() + width * np.array(interval)
     return float(low), float(high)
 
@@ -162,9 +154,7 @@ def bootstrap_ratio(
     InputError
         If the level or the number of samples is out of range.
     """
-    check_confidence(confidence)
-    if resamples < 100:
-        raise InputError(f"{resamples} resamples are too few for an interval; give at least 100.")
+    _check_bootstrap(confidence, resamples)
     if len(numerators) < 2:
         return float("nan"), float("nan")
     ratio = numerators.mean() / denominators.mean()
@@ -172,17 +162,34 @@ def bootstrap_ratio(
         numerators, ratio * denominators, rtol=1e-9, atol=0.0
     ):  # every draw gives the same
         return float(ratio), float(ratio)
-    interval = stats.bootstrap(
-        (numerators, denominators),
-        _ratio_of_means,
-        paired=True,
+    low, high = _bca((numerators, denominators), _ratio_of_means, confidence, resamples, seed)
+    return float(low), float(high)
+
+
+def _check_bootstrap(confidence: float, resamples: int) -> None:
+    check_confidence(confidence)
+    if resamples < 100:
+        raise InputError(f"{resamples} resamples are too few for an interval; give at least 100.")
+
+
+def _bca(
+    samples: tuple[np.ndarray, ...],
+    statistic: Callable[..., Any],
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> tuple[float, float]:
+    """Bias-corrected and accelerated interval; units are drawn with all of their values."""
+    return stats.bootstrap(
+        samples,
+        statistic,
+        paired=len(samples) > 1,
         n_resamples=resamples,
-        batch=max(1, 2**20 // len(numerators)),
+        batch=max(1, 2**20 // len(samples[0])),
         confidence_level=confidence,
         method="BCa",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(interval.low), float(interval.high)
 
 
 def _ratio_of_means(over: np.ndarray, under: np.ndarray, axis: int = -1) -> np.ndarray:

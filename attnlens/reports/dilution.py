@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import attnlens
 from attnlens.errors import InputError
-from attnlens.files import check_writable, write_folder
+from attnlens.files import check_results, write_folder
 from attnlens.measures.inputs import find_region
 from attnlens.progress import progress
 from attnlens.text import one_line
@@ -65,9 +65,7 @@ def run_report(
             f"{str(root)!r} holds no trace (*.zarr): make some with attnlens trend or Trace.save"
         )
     folder = Path(save_folder) / "dilution"
-    if folder.exists() and not (folder / "dilution.json").is_file():
-        raise InputError(f"{str(folder)!r} holds something else than dilution: move it away")
-    check_writable(folder)
+    check_results(folder, "dilution.json", "dilution")
     used: list[Path] = []
     models: set[str] = set()
     names = [window for window in between if isinstance(window, str)]

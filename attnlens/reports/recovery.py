@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import attnlens
 from attnlens.errors import InputError
-from attnlens.files import check_writable, write_folder
+from attnlens.files import check_results, check_writable, write_folder
 from attnlens.reports.jobs import Job
 from attnlens.text import one_line, shortened
 
@@ -83,9 +83,7 @@ def run_recovery(jobs: list[Job], settings: Settings) -> Path:
 
     name = "batch" if len(jobs) > 1 or jobs[0].line is not None else jobs[0].folder
     folder = Path(settings.save_folder) / f"{name}_recovery"
-    if folder.exists() and not (folder / "summary.json").is_file():
-        raise InputError(f"{str(folder)!r} holds something else than a recovery: move it away")
-    check_writable(folder)
+    check_results(folder, "summary.json", "a recovery")
     vlm = load(settings.model, device=settings.device, dtype=settings.dtype)
     prompts = [vlm.prompt(job.image, job.question, settings.mode) for job in jobs]
     answers: Any = [job.answer for job in jobs]  # None where it is not known

@@ -8,12 +8,13 @@ import numpy as np
 
 from attnlens.errors import InputError
 from attnlens.interventions import At, Knockout
-from attnlens.interventions.forced import ForcedSession
+from attnlens.interventions.base import Nothing
 from attnlens.measures.statistics import with_interval
 from attnlens.progress import progress
 from attnlens.testbed.forced import forced_pass
 from attnlens.testbed.hiding import states_fact
-from attnlens.testbed.looking_again import TAGS
+from attnlens.testbed.knockouts import words_right
+from attnlens.testbed.looking_again import TAGS, check_request
 from attnlens.testbed.samples import Sample, held_out_sample
 
 if TYPE_CHECKING:
@@ -60,10 +61,7 @@ def looking_heads(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
     InputError
         If the mode has no verification, or fewer than four scenes are asked for.
     """
-    if mode not in TAGS or scenes < 4:
-        raise InputError(
-            f"{scenes} scenes in mode {mode!r}: give at least 4, in {' or '.join(TAGS)}"
-        )
+    check_request(mode, scenes, 4)
     samples = [held_out_sample(seed, i, mode) for i in range(scenes)]
     half = scenes // 2
     table = rank(vlm, samples[:half])
@@ -145,17 +143,8 @@ def facts_right(vlm: VLM, sample: Sample, choices: list[list[Head]]) -> list[flo
     list of float
         One fraction for each choice.
     """
-    from attnlens.recording.tokens import token_texts
-    from attnlens.testbed.truth import token_truth
-
-    prompt = vlm.prompt(sample.scene.draw(), sample.question.text, sample.mode)
-    ids = vlm.tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
-    truth = token_truth(sample, token_texts(vlm.tokenizer, ids))
+    when = At(TAGS[sample.mode][0], times=1)
+    knocked = [Knockout(when=when, heads=heads) if heads else Nothing() for heads in choices]
+    truth, rights = words_right(vlm, sample, knocked)
     facts = np.array([states_fact(token) for token in truth])
-    shares = []
-    for heads in choices:
-        when = At(TAGS[sample.mode][0] if heads else "<never>", times=1)
-        with ForcedSession(vlm, prompt, Knockout(when=when, heads=heads or None)) as session:
-            most_likely = session.force(ids).argmax(-1).numpy()
-        shares.append(float((most_likely == np.array(ids))[facts].mean()))
-    return shares
+    return [float(right[facts].mean()) for right in rights]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attnlens.errors import InputError
 from attnlens.interventions import At, AtStep, Intervention, Knockout
 from attnlens.interventions.base import Nothing
 from attnlens.interventions.forced import ForcedSession
@@ -14,7 +14,7 @@ from attnlens.measures.statistics import with_interval
 from attnlens.progress import progress
 from attnlens.recording.tokens import token_texts
 from attnlens.testbed.hiding import states_fact
-from attnlens.testbed.looking_again import REASONING, TAGS
+from attnlens.testbed.looking_again import REASONING, TAGS, check_request
 from attnlens.testbed.samples import Sample, held_out_sample
 from attnlens.testbed.truth import TokenTruth, token_truth
 
@@ -71,10 +71,7 @@ def knock_outs(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -> d
     InputError
         If the mode has no verification, or fewer than two scenes are asked for.
     """
-    if mode not in TAGS or scenes < 2:
-        raise InputError(
-            f"{scenes} scenes in mode {mode!r}: give at least 2, in {' or '.join(TAGS)}"
-        )
+    check_request(mode, scenes, 2)
     found: dict[str, dict[str, list[float]]] = {
         span: {group: [] for group in GROUPS} for span in spans(mode)
     }
@@ -91,15 +88,33 @@ def knock_outs(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -> d
 
 
 def _right(vlm: VLM, sample: Sample) -> dict[str, dict[str, float]]:
+    named = spans(sample.mode)
+    truth, rights = words_right(vlm, sample, list(named.values()))
+    groups = np.array([_group(token) for token in truth])
+    return {
+        span: {g: float(right[groups == g].mean()) for g in GROUPS if (groups == g).any()}
+        for span, right in zip(named, rights, strict=True)
+    }
+
+
+def words_right(
+    vlm: VLM, sample: Sample, interventions: Sequence[Intervention]
+) -> tuple[list[TokenTruth], list[np.ndarray]]:
+    """Feed a true answer under each intervention, and see which words are the most likely.
+
+    Returns
+    -------
+    list of TokenTruth, and list of bool [tokens]
+        Truth of the answer's tokens; for each intervention, which of them are right.
+    """
     prompt = vlm.prompt(sample.scene.draw(), sample.question.text, sample.mode)
     ids = vlm.tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
-    groups = np.array([_group(t) for t in token_truth(sample, token_texts(vlm.tokenizer, ids))])
-    shares: dict[str, dict[str, float]] = {}
-    for span, chosen in spans(sample.mode).items():
+    truth = token_truth(sample, token_texts(vlm.tokenizer, ids))
+    rights = []
+    for chosen in interventions:
         with ForcedSession(vlm, prompt, chosen) as session:
-            right = session.force(ids).argmax(-1).numpy() == np.array(ids)
-        shares[span] = {g: float(right[groups == g].mean()) for g in GROUPS if (groups == g).any()}
-    return shares
+            rights.append(session.force(ids).argmax(-1).numpy() == np.array(ids))
+    return truth, rights
 
 
 def _group(token: TokenTruth) -> str:

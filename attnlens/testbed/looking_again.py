@@ -41,6 +41,14 @@ REASONING = At(" Total", times=1) | At(" Count", times=1)
 DEFINITIONS = ("mass", "look-back")
 
 
+def check_request(mode: str, scenes: int, least: int) -> None:
+    """Refuse a mode without a verification, and too few scenes."""
+    if mode not in TAGS or scenes < least:
+        raise InputError(
+            f"{scenes} scenes in mode {mode!r}: give at least {least}, in {' or '.join(TAGS)}"
+        )
+
+
 def ways(mode: str, other: Any) -> dict[str, Intervention]:
     """Return the interventions that are compared, with their controls, by name.
 
@@ -98,10 +106,7 @@ def looking_again(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
     InputError
         If the mode has no verification, or fewer than two scenes are asked for.
     """
-    if mode not in TAGS or scenes < 2:
-        raise InputError(
-            f"{scenes} scenes in mode {mode!r}: give at least 2, in {' or '.join(TAGS)}"
-        )
+    check_request(mode, scenes, 2)
     samples = [held_out_sample(seed, i, mode) for i in range(scenes)]
     prompts = [vlm.prompt(s.scene.draw(), s.question.text, mode) for s in samples]
     others = [picture(s, "other") for s in samples]

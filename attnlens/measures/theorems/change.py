@@ -128,7 +128,12 @@ def difference(
         If a region is not in the trace, or a window holds no step.
     """
     terms = log_odds(trace, layers=layers, include_copied=include_copied, sink=sink)
-    terms["counts"] = terms["log_odds"] - terms["preference"]
+    return difference_of(trace, terms, between)
+
+
+def difference_of(trace: TraceLike, terms: xr.Dataset, between: Pair) -> xr.Dataset:
+    """Return the same from terms that ``log_odds`` has given for the run."""
+    terms = terms.assign(counts=terms["log_odds"] - terms["preference"])
     first, second = (_steps(trace, terms, window) for window in between)
     kept = terms[list(TERMS)]
     return kept.isel(step=second).mean("step") - kept.isel(step=first).mean("step")

@@ -14,7 +14,14 @@ from attnlens.errors import InputError
 from attnlens.measures.inputs import TraceLike, dataset_of
 from attnlens.measures.results import NAN, check_confidence
 from attnlens.measures.statistics import TrendTest, bootstrap_mean, mann_kendall
-from attnlens.measures.theorems.change import WHOLE_RUN, Pair, change, difference, pairs_for
+from attnlens.measures.theorems.change import (
+    WHOLE_RUN,
+    Pair,
+    change,
+    difference,
+    difference_of,
+    pairs_for,
+)
 from attnlens.measures.theorems.evenness import evenness
 from attnlens.measures.theorems.exponent import exponents
 from attnlens.measures.theorems.log_odds import TERMS, log_odds
@@ -142,7 +149,7 @@ def _measure(run: Any, pair: Pair, chosen: dict[str, Any]) -> _Run:
         trend=mann_kendall(mass[np.isfinite(mass)]),
         undefined=float(np.isnan(terms["log_odds"].values).mean()),
         evenness=evenness(run, layers=chosen["layers"]).mean(("layer", "head")),
-        change=difference(run, pair, **chosen),
+        change=difference_of(run, terms, pair),
         change_without_sink=difference(run, pair, sink=False, **chosen),
     )
 
