@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 import attnlens
 from attnlens.recording import mass as mass_module
 from attnlens.recording.layout import key_layout
-from attnlens.recording.mass import attention_mass, attention_rows
+from attnlens.recording.mass import attention_mass, attention_scores, attention_weights
 from attnlens.segments import SEGMENTS
 
 
@@ -32,9 +33,9 @@ def compute(queries, keys, layout, positions, **options):
         ((0, 0), (0, length - layout.prompt_length)),
         constant_values=layout.response_column,
     )
-    return attention_mass(
-        queries,
-        keys,
+    (mass,) = attention_mass(
+        [queries],
+        [keys],
         torch.from_numpy(columns),
         len(layout.names),
         torch.tensor(positions),
@@ -42,6 +43,7 @@ def compute(queries, keys, layout, positions, **options):
         visual=torch.from_numpy(layout.visual),
         **options,
     )
+    return mass
 
 
 def by_name(mass, layout):
@@ -90,15 +92,21 @@ def test_a_score_gap_is_the_log_odds(visual, others, gap, head):
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**31), rows=st.integers(1, 9), chunk=st.integers(1, 400))
-def test_chunks_and_groups_equal_a_plain_softmax(seed, rows, chunk):
+@given(
+    seed=st.integers(0, 2**31),
+    rows=st.integers(1, 9),
+    layers=st.integers(1, 3),
+    bias_heads=st.sampled_from([1, 6]),
+    chunk=st.sampled_from([1, 150, 400, 3000, 10**6]),
+)
+def test_chunks_groups_and_layers_equal_a_plain_softmax(seed, rows, layers, bias_heads, chunk):
     generator = torch.Generator().manual_seed(seed)
     layout = layout_of((3, 7, 4))
     length = layout.prompt_length + 5
-    queries = torch.randn(2, 6, rows, 8, generator=generator)
-    keys = torch.randn(2, 2, length, 8, generator=generator)
+    queries = torch.randn(layers, 2, 6, rows, 8, generator=generator)
+    keys = torch.randn(layers, 2, 2, length, 8, generator=generator)
     positions = torch.randint(layout.prompt_length - 1, length, (rows,), generator=generator)
-    bias = torch.randn(2, 1, rows, length, generator=generator)
+    bias = torch.randn(2, bias_heads, rows, length, generator=generator)
     before = mass_module.CHUNK_ELEMENTS
     mass_module.CHUNK_ELEMENTS = chunk
     try:
@@ -107,42 +115,43 @@ def test_chunks_and_groups_equal_a_plain_softmax(seed, rows, chunk):
         ).repeat(2, 1)
         columns[1, :2] = -1  # padding in the second row
         got = attention_mass(
-            queries,
-            keys,
+            list(queries),
+            list(keys),
             columns,
             len(layout.names),
             positions,
             0.3,
             visual=torch.from_numpy(layout.visual).repeat(2, 1),
             bias=bias,
-        ).by_column
+        )
     finally:
         mass_module.CHUNK_ELEMENTS = before
-    for b in range(2):
-        for h in range(6):
-            for r in range(rows):
-                scores = (keys[b, h // 3] @ queries[b, h, r] * 0.3 + bias[b, 0, r]).double()
-                visible = [j for j in range(length) if j <= positions[r] and columns[b, j] >= 0]
-                weights = torch.softmax(scores[visible], 0)
-                want = [
-                    sum(w for w, j in zip(weights, visible, strict=True) if columns[b, j] == c)
-                    for c in range(len(layout.names))
-                ]
-                np.testing.assert_allclose(got[b, r, h].numpy(), np.array(want, float), atol=1e-5)
+    assert len(got) == layers
+    for i, b, h, r in itertools.product(range(layers), range(2), range(6), range(rows)):
+        scores = keys[i, b, h // 3] @ queries[i, b, h, r] * 0.3
+        scores = (scores + bias[b, h % bias_heads, r]).double()
+        visible = [j for j in range(length) if j <= positions[r] and columns[b, j] >= 0]
+        weights = torch.softmax(scores[visible], 0)
+        want = [
+            sum(w for w, j in zip(weights, visible, strict=True) if columns[b, j] == c)
+            for c in range(len(layout.names))
+        ]
+        row = got[i].by_column[b, r, h].numpy()
+        np.testing.assert_allclose(row, np.array(want, float), atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [1, 130, 10**6])
+@pytest.mark.parametrize("chunk", [1, 130, 600, 10**6])
 @pytest.mark.parametrize("visual", [[[4, 5, 6], [4, 5, 6]], [[4, 6, 7], [5, 6, -1]]])
-def test_visual_weights_of_the_rows_that_are_wanted(monkeypatch, chunk, visual):
+def test_visual_weights_of_the_rows_and_heads_that_are_wanted(monkeypatch, chunk, visual):
     monkeypatch.setattr(mass_module, "CHUNK_ELEMENTS", chunk)
-    queries, keys = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 9, 8)
+    queries, keys = torch.randn(3, 2, 4, 7, 8), torch.randn(3, 2, 2, 9, 8)
     columns = torch.zeros(2, 9, dtype=torch.int64)
     positions = torch.arange(2, 9)
-    want = attention_rows(queries, keys, positions, 0.3).mean(1)
+    heads = [None, [1, 3], None]
     for without in (0, 3, 7):
         got = attention_mass(
-            queries,
-            keys,
+            list(queries),
+            list(keys),
             columns,
             1,
             positions,
@@ -150,19 +159,24 @@ def test_visual_weights_of_the_rows_that_are_wanted(monkeypatch, chunk, visual):
             visual=torch.tensor(visual),
             want_visual=True,
             without_visual=without,
+            visual_heads=heads,
         )
-        assert got.by_column.shape == (2, 7, 4, 1)
-        assert got.visual_weight.shape == (2, 7 - without, 3)
-        for b, row in enumerate(visual):
-            for v, slot in enumerate(row):
-                expected = want[b, without:, slot] if slot >= 0 else torch.zeros(7 - without)
-                np.testing.assert_allclose(got.visual_weight[b, :, v], expected, atol=1e-6)
-        np.testing.assert_array_equal(got.visual_nonzero, (got.visual_weight > 0).sum(-1))
+        for i, mass in enumerate(got):
+            weights = attention_weights(attention_scores(queries[i], keys[i], 0.3), positions)
+            want = weights[:, heads[i] or [0, 1, 2, 3]].mean(1)
+            assert mass.by_column.shape == (2, 7, 4, 1)
+            assert mass.visual_weight.shape == (2, 7 - without, 3)
+            for b, row in enumerate(visual):
+                for v, slot in enumerate(row):
+                    expected = want[b, without:, slot] if slot >= 0 else torch.zeros(7 - without)
+                    np.testing.assert_allclose(mass.visual_weight[b, :, v], expected, atol=1e-6)
+            np.testing.assert_array_equal(mass.visual_nonzero, (mass.visual_weight > 0).sum(-1))
 
 
 def test_rows_do_not_see_what_comes_after_them():
     queries, keys = torch.randn(1, 2, 3, 8), torch.randn(1, 1, 6, 8)
-    rows = attention_rows(queries, keys, torch.tensor([0, 2, 5]), 1.0)
+    scores = attention_scores(queries, keys, 1.0)
+    rows = attention_weights(scores, torch.tensor([0, 2, 5]))
     assert (rows[:, :, 0, 1:] == 0).all()
     assert (rows[:, :, 1, 3:] == 0).all()
     assert (rows[:, :, 2] > 0).all()

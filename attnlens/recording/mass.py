@@ -36,15 +36,8 @@ class Mass:
     visual_nonzero: torch.Tensor
 
 
-def attention_rows(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    positions: torch.Tensor,
-    scaling: float,
-    hidden: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Softmax attention rows in float32.
+def attention_scores(queries: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Scaled dot products in float32.
 
     Parameters
     ----------
@@ -53,11 +46,36 @@ def attention_rows(
     keys
         [batch, key heads, keys, dimension], after rotary embedding; every group of
         ``heads / key heads`` consecutive query heads shares a key head.
+    scaling
+        Factor on the dot products.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 [batch, heads, rows, keys].
+    """
+    batch, heads, rows, dimension = queries.shape
+    key_heads, length = keys.shape[1], keys.shape[2]
+    grouped = queries.float().reshape(batch, key_heads, heads // key_heads * rows, dimension)
+    scores = torch.matmul(grouped, keys.float().transpose(2, 3))
+    return scores.reshape(batch, heads, rows, length).mul_(scaling)
+
+
+def attention_weights(
+    scores: torch.Tensor,
+    positions: torch.Tensor,
+    hidden: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Softmax attention rows in float32.
+
+    Parameters
+    ----------
+    scores
+        [batch, heads, rows, keys], see ``attention_scores``; written over.
     positions
         int64 [rows], on the CPU: the key slot of each query. A query sees the keys up to its own
         slot.
-    scaling
-        Factor on the dot products.
     hidden
         bool [batch, keys]: keys that no query sees (padding).
     bias
@@ -68,25 +86,22 @@ def attention_rows(
     torch.Tensor
         float32 [batch, heads, rows, keys]; each row adds up to 1.
     """
-    batch, heads, rows, dimension = queries.shape
-    key_heads, length = keys.shape[1], keys.shape[2]
-    grouped = queries.float().reshape(batch, key_heads, heads // key_heads * rows, dimension)
-    scores = torch.matmul(grouped, keys.float().transpose(2, 3))
-    scores = scores.reshape(batch, heads, rows, length).mul_(scaling)
+    length = scores.shape[3]
     if bias is not None:
         scores += bias
     first = int(positions.min()) + 1  # every query sees the keys before
-    slots = torch.arange(first, length, device=keys.device)
-    later = slots[None, :] > positions.to(keys.device)[:, None]
-    scores[..., first:].masked_fill_(later, float("-inf"))
+    if first < length:
+        slots = torch.arange(first, length, device=scores.device)
+        later = slots[None, :] > positions.to(scores.device)[:, None]
+        scores[..., first:].masked_fill_(later, float("-inf"))
     if hidden is not None:
         scores.masked_fill_(hidden[:, None, None, :], float("-inf"))
     return torch.softmax(scores, dim=-1)
 
 
 def attention_mass(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
+    queries: Sequence[torch.Tensor],
+    keys: Sequence[torch.Tensor],
     columns: torch.Tensor,
     column_count: int,
     positions: torch.Tensor,
@@ -96,17 +111,19 @@ def attention_mass(
     bias: torch.Tensor | Callable[[slice], torch.Tensor | None] | None = None,
     want_visual: bool = False,
     without_visual: int = 0,
-    visual_heads: Sequence[int] | None = None,
-) -> Mass:
+    visual_heads: Sequence[Sequence[int] | None] | None = None,
+) -> list[Mass]:
     """Attention mass by column (segment, with each image apart) of query rows.
 
     Parameters
     ----------
-    queries, keys, positions, scaling
-        See ``attention_rows``.
+    queries, keys
+        One of each for every layer, all of the same shape; see ``attention_scores``.
+    positions, scaling
+        See ``attention_weights`` and ``attention_scores``; the same for all layers.
     bias
-        As in ``attention_rows``, or a function that gives it for a slice of the rows, so that it
-        need not be held for all of them.
+        As in ``attention_weights``, the same for all layers; or a function that gives it for a
+        slice of the rows, so that it need not be held for all of them.
     columns
         int64 [batch, keys]: the column that each key belongs to; -1 for keys that are hidden from
         every query.
@@ -120,52 +137,90 @@ def attention_mass(
     without_visual
         Number of rows at the beginning for which nothing is wanted of single visual keys.
     visual_heads
-        Heads that the weight of each visual key is the mean over; all when not given.
+        For each layer the heads that the weight of each visual key is the mean over; all where
+        None.
 
     Returns
     -------
-    Mass
-        Computed in chunks of rows, so that at most ``CHUNK_ELEMENTS`` weights are held.
+    list of Mass
+        One for each layer, on the CPU. Computed in chunks of layers and rows, so that at most
+        ``CHUNK_ELEMENTS`` weights are held.
     """
-    batch, heads, rows, _ = queries.shape
-    length = keys.shape[2]
+    batch, heads, rows, _ = queries[0].shape
+    length, device = keys[0].shape[2], keys[0].device
     negative = columns < 0
     hidden = negative if bool(negative.any()) else None
-    one_hot = torch.zeros(batch, length, column_count, dtype=torch.float32, device=keys.device)
+    one_hot = torch.zeros(batch, length, column_count, dtype=torch.float32, device=device)
     one_hot.scatter_(2, columns.clamp(min=0)[..., None], 1.0)
-    keys = keys.float()
-    size = max(1, CHUNK_ELEMENTS // max(1, batch * heads * length))
-    parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    for start in range(0, rows, size):
-        rows_here = slice(start, start + size)
-        if callable(bias):
-            bias_here = bias(rows_here)
-        else:
-            bias_here = bias if bias is None or bias.shape[2] == 1 else bias[:, :, rows_here]
-        weights = attention_rows(
-            queries[:, :, rows_here], keys, positions[rows_here], scaling, hidden, bias_here
+    per_layer = batch * heads * rows * length
+    together = max(1, CHUNK_ELEMENTS // max(1, per_layer))  # layers
+    size = max(1, CHUNK_ELEMENTS // max(1, batch * heads * length))  # rows
+    results: list[Mass] = []
+    for first in range(0, len(queries), together):
+        layers = range(first, min(first + together, len(queries)))
+        converted = [keys[i].float() for i in layers]
+        parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        for start in range(0, rows, size):
+            piece = slice(start, start + size)
+            # layers stand beside one another along the axis of heads
+            scores = [
+                attention_scores(queries[i][:, :, piece], k, scaling)
+                for i, k in zip(layers, converted, strict=True)
+            ]
+            bias_here = _bias_of_rows(bias, piece)
+            if bias_here is not None and bias_here.shape[1] > 1:
+                bias_here = bias_here.repeat(1, len(layers), 1, 1)
+            weights = attention_weights(
+                scores[0] if len(scores) == 1 else torch.cat(scores, dim=1),
+                positions[piece],
+                hidden,
+                bias_here,
+            )
+            rows_here = weights.shape[2]
+            mass = torch.matmul(weights.reshape(batch, -1, length), one_hot)
+            mass = mass.reshape(batch, len(layers), heads, rows_here, column_count)
+            wanted = weights[:, :, max(0, without_visual - start) :]
+            wanted = wanted.unflatten(1, (len(layers), heads))
+            visual_mean = _visual_mean(wanted, visual)
+            nonzero = (visual_mean > 0).sum(-1).int()
+            for place, i in enumerate(layers):
+                if visual_heads is not None and visual_heads[i] is not None:
+                    of_heads = wanted[:, place : place + 1, list(visual_heads[i] or ())]
+                    visual_mean[:, place] = _visual_mean(of_heads, visual)[:, 0]
+            visual_mean = visual_mean if want_visual else visual_mean[..., :0]
+            parts.append((mass.transpose(2, 3), visual_mean, nonzero))
+        masses, visuals, nonzeros = (
+            (torch.cat(several, dim=2) if len(several) > 1 else several[0]).cpu()
+            for several in zip(*parts, strict=True)
         )
-        mass = torch.matmul(weights, one_hot[:, None])
-        wanted = weights[:, :, max(0, without_visual - start) :]
-        visual_mean = _visual_mean(wanted, visual)
-        nonzero = (visual_mean > 0).sum(-1).int()
-        if visual_heads is not None:
-            visual_mean = _visual_mean(wanted[:, list(visual_heads)], visual)
-        parts.append((mass.transpose(1, 2), visual_mean, nonzero))
-    masses, visuals, nonzeros = zip(*parts, strict=True)
-    return Mass(
-        by_column=torch.cat(masses, dim=1),
-        visual_weight=torch.cat(visuals, dim=1) if want_visual else None,
-        visual_nonzero=torch.cat(nonzeros, dim=1),
-    )
+        results += [
+            Mass(
+                by_column=masses[:, place],
+                visual_weight=visuals[:, place] if want_visual else None,
+                visual_nonzero=nonzeros[:, place],
+            )
+            for place in range(len(layers))
+        ]
+    return results
+
+
+def _bias_of_rows(
+    bias: torch.Tensor | Callable[[slice], torch.Tensor | None] | None, rows: slice
+) -> torch.Tensor | None:
+    if callable(bias):
+        return bias(rows)
+    return bias if bias is None or bias.shape[2] == 1 else bias[:, :, rows]
 
 
 def _visual_mean(weights: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
-    """Weight of each visual key [batch, rows, visual], mean over heads; 0 where there is none."""
+    """Weight of each visual key [batch, layers, rows, visual], mean over heads; 0 without one.
+
+    ``weights`` is [batch, layers, heads, rows, keys].
+    """
     count = visual.shape[1]
     first = int(visual[0, 0])
     if torch.equal(visual, torch.arange(first, first + count).expand_as(visual)):
-        return weights[..., first : first + count].mean(1)  # one run of slots: no copy is needed
-    slots = visual.to(weights.device)[:, None, :]
-    at = slots.clamp(min=0)[:, None].expand(-1, weights.shape[1], weights.shape[2], -1)
-    return weights.gather(3, at).mean(1).masked_fill(slots < 0, 0.0)
+        return weights[..., first : first + count].mean(2)  # one run of slots: no copy is needed
+    slots = visual.to(weights.device)[:, None, None, :]
+    at = slots.clamp(min=0)[:, :, None].expand(-1, *weights.shape[1:4], -1)
+    return weights.gather(4, at).mean(2).masked_fill(slots < 0, 0.0)

@@ -21,6 +21,7 @@ from attnlens.recording.layout import KeyLayout
 from attnlens.recording.masks import as_bias, select_rows, stack_biases
 from attnlens.recording.mass import Mass, attention_mass
 from attnlens.recording.rows import RecordedRows, join_rows, rows_before
+from attnlens.recording.written import WrittenKeys
 
 _ONLY_ROW = torch.zeros(1, dtype=torch.int64)
 
@@ -94,7 +95,7 @@ class QueryRecorder:
         self._done: set[int] = set()
         self._queues: dict[int, _LayerQueue] = {}
         self._results: dict[int, list[tuple[list[int], Mass]]] = {i: [] for i in self.layers}
-        self._first_keys: dict[int, torch.Tensor] = {}
+        self._written = WrittenKeys()
         self._shared_columns: tuple[Any, Any] = (None, None)
 
     # Listener interface
@@ -151,7 +152,7 @@ class QueryRecorder:
             slot = current.positions[0]
             self._enqueue(layer, slot, query, key, mask, scaling)
             if layer == self.layers[0]:
-                self._first_keys[slot] = key[:, 0, slot].clone()
+                self._written.add(slot, key)
         else:
             rows = torch.tensor(current.rows)
 
@@ -162,7 +163,7 @@ class QueryRecorder:
             first, last = current.rows[0], current.rows[-1]
             gapless = last - first + 1 == len(rows)
             queries = query[:, :, first : last + 1] if gapless else query[:, :, rows]
-            self._keep(layer, current.positions, queries, key, bias, scaling)
+            self._keep([layer], current.positions, [queries], [key], bias, scaling)
 
     def step_back(self, start: int, segments: Sequence[str | None]) -> None:
         """Forget what was recorded from a slot on; see ``Listener``."""
@@ -170,7 +171,7 @@ class QueryRecorder:
         for layer, parts in self._results.items():
             self._results[layer] = rows_before(parts, start)
         self._done = {p for p in self._done if p < start}
-        self._first_keys = {p: key for p, key in self._first_keys.items() if p < start}
+        self._written.forget(start)
         self.ids = {p: ids for p, ids in self.ids.items() if p < start}
         self.inserted.add(start, segments)
         self._shared_columns = (None, None)
@@ -202,48 +203,47 @@ class QueryRecorder:
         RuntimeError
             If the cache no longer holds the keys of earlier steps.
         """
-        biases: dict[tuple, torch.Tensor | None] = {}  # layers share the masks of a step
+        alike: dict[tuple, list[int]] = {}  # layers that are computed in one product
         for layer, queue in self._queues.items():
             if queue.key is None:
                 continue
             if layer == self.layers[0]:
-                self._check_cache(queue.key)
-            length, device = queue.key.shape[2], queue.key.device
-            shared = (*map(id, queue.masks), length, device)
-            if shared not in biases:
-                biases[shared] = stack_biases(queue.masks, length, device)
-            bias = biases[shared]
-            queries = torch.cat(queue.queries, dim=2)
-            self._keep(layer, queue.positions, queries, queue.key, bias, queue.scaling)
-            queue.queries, queue.positions, queue.masks, queue.key = [], [], [], None
-
-    def _check_cache(self, key: torch.Tensor) -> None:
-        """Compare the cached keys of every step with those that the step itself wrote."""
-        slots = [s for s in self._first_keys if s < key.shape[2]]
-        then = torch.stack([self._first_keys[s] for s in slots], dim=1)
-        if len(slots) < len(self._first_keys) or not torch.equal(key[:, 0, slots], then):
-            raise RuntimeError(
-                "the cache no longer holds the keys of earlier steps (beam search, assisted "
-                "generation, a cropped or a quantised cache): record greedy or sampled generation "
-                "with a dynamic or static cache"
-            )
+                self._written.check(queue.key)
+            masks = tuple(map(id, queue.masks))  # layers share the masks of a step
+            shape, device = queue.key.shape, queue.key.device
+            kind = (tuple(queue.positions), masks, shape, device, queue.scaling)
+            alike.setdefault(kind, []).append(layer)
+        for layers in alike.values():
+            waiting = [self._queues[layer] for layer in layers]
+            one = waiting[0]
+            assert one.key is not None
+            bias = stack_biases(one.masks, one.key.shape[2], one.key.device)
+            queries = [
+                q.queries[0] if len(q.queries) == 1 else torch.cat(q.queries, dim=2)
+                for q in waiting
+            ]
+            keys = [q.key for q in waiting if q.key is not None]
+            self._keep(layers, one.positions, queries, keys, bias, one.scaling)
+            for queue in waiting:
+                queue.queries, queue.positions, queue.masks, queue.key = [], [], [], None
 
     def _keep(
         self,
-        layer: int,
+        layers: Sequence[int],
         positions: list[int],
-        queries: torch.Tensor,
-        key: torch.Tensor,
+        queries: Sequence[torch.Tensor],
+        keys: Sequence[torch.Tensor],
         bias: torch.Tensor | Callable[[slice], torch.Tensor | None] | None,
         scaling: float,
     ) -> None:
-        device = key.device
-        columns, visual = self._columns(key.shape[2], key.shape[0], device)
+        device = keys[0].device
+        columns, visual = self._columns(keys[0].shape[2], keys[0].shape[0], device)
         prompt_rows = sum(p < self.layout.prompt_length - 1 for p in positions)  # the first ones
+        heads = self._map_heads
         with torch.autocast(device.type, enabled=False):  # float32 whatever the model runs in
-            mass = attention_mass(
+            masses = attention_mass(
                 queries,
-                key,
+                keys,
                 columns,
                 len(self.layout.names),
                 torch.tensor(positions),
@@ -252,15 +252,10 @@ class QueryRecorder:
                 bias=bias,
                 want_visual=self._visual_map,
                 without_visual=prompt_rows,
-                visual_heads=self._map_heads.get(layer),
+                visual_heads=[heads.get(layer) for layer in layers] if heads else None,
             )
-        weight = mass.visual_weight
-        kept = Mass(
-            by_column=mass.by_column.cpu(),
-            visual_weight=None if weight is None else weight.cpu(),
-            visual_nonzero=mass.visual_nonzero.cpu(),
-        )
-        self._results[layer].append((list(positions), kept))
+        for layer, mass in zip(layers, masses, strict=True):
+            self._results[layer].append((list(positions), mass))
 
     def _columns(
         self, length: int, batch: int, device: torch.device
