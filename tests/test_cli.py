@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -116,13 +118,17 @@ def test_batch_of_questions(tmp_path, scene, capsys):
         json.dumps({"image": "scene.png"}),
     ]
     (tmp_path / "questions.jsonl").write_text("\n".join(lines))
-    arguments = ["--batch", tmp_path / "questions.jsonl", "--mode", "cot"]
+    arguments = ["--data", tmp_path / "questions.jsonl", "--mode", "cot"]
     assert trend(*arguments, question=None, folder=tmp_path / "out") == 1
     err = capsys.readouterr().err
     assert "line 2: is no JSON" in err
     assert "line 3: there is no image" in err
     assert "line 6: has no text 'question'" in err
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"00001_scene", "00005_scene"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "00001_scene",
+        "00005_scene",
+        "cot_steps.parquet",
+    }
     summary = json.loads((tmp_path / "out" / "00001_scene" / "summary.json").read_text())
     assert summary["expected"] == "3"
 
@@ -174,7 +180,9 @@ def test_checking_many_images_shows_how_far_it_is(scene, monkeypatch):
 
     monkeypatch.setattr(jobs, "progress", bar)
     many = [jobs.Job(str(scene), "How many?", line=n) for n in (1, 2, 3)]
-    assert jobs.check_jobs(many) == (many, 0)
+    digest = hashlib.sha256(scene.read_bytes()).hexdigest()
+    hashed = [dataclasses.replace(job, image_sha256=digest) for job in many]
+    assert jobs.check_jobs(many) == (hashed, 0)
     assert bars == [(many, "images")]
     assert jobs.check_jobs([jobs.Job(str(scene), "How many?")])[1] == 0
     assert len(bars) == 1

@@ -22,17 +22,21 @@ def add_parser(commands: Any) -> None:
         description="Generate an answer untouched and under each intervention, freely and with the "
         "untouched answer's tokens forced, and write into SAVE_FOLDER/<image name>_recovery/ a "
         "table of recoveries with intervals (table.csv; by layer or head in layers.csv or "
-        "heads.csv), every number (recovery.nc), a figure and summary.json. Options are spelled "
+        "heads.csv; by step in steps.parquet), every number (recovery.nc), a figure and "
+        "summary.json. Options are spelled "
         "with _ or -.",
     )
     what = parser.add_argument_group("what to ask")
     what.add_argument("--image_path", metavar="FILE", help="the picture")
     what.add_argument("--question", help="the question")
     what.add_argument(
+        "--data",
         "--batch",
         metavar="FILE.jsonl",
         help='many questions, measured together: a line each, {"image": ..., "question": ...} '
-        'and, where the true answer is known, "answer"',
+        'and, where the true answer is known, "answer". Results go into '
+        "SAVE_FOLDER/batch_recovery/, runs into batch_recovery_runs/{mode}/; given again after an "
+        "interruption, the command goes on where it stopped",
     )
     what.add_argument(
         "--mode", default="back", choices=tuple(MODES), help="format of the answer (back)"
@@ -108,5 +112,5 @@ def run_recover(options: argparse.Namespace) -> int:
     )
     settings.check()
     jobs, skipped = check_jobs(questions_of(options))
-    run_recovery(jobs, settings)
-    return 1 if skipped else 0
+    failed = run_recovery(jobs, settings)
+    return 1 if skipped or failed else 0

@@ -26,10 +26,13 @@ def add_parser(commands: Any) -> None:
     what.add_argument("--image_path", metavar="FILE", help="the picture")
     what.add_argument("--question", help="the question")
     what.add_argument(
+        "--data",
         "--batch",
         metavar="FILE.jsonl",
-        help='many questions instead of one: a line each, {"image": ..., "question": ...}; '
-        "image paths are relative to the file; each goes into a folder of its own",
+        help='many questions instead of one: a line each, {"image": ..., "question": ...} and, '
+        'where it is known, "answer"; image paths are relative to the file. Each goes into a '
+        "folder of its own, and all steps into SAVE_FOLDER/{mode}_steps.parquet; given again "
+        "after an interruption, the command goes on where it stopped",
     )
     what.add_argument(
         "--mode", default="back", choices=tuple(MODES), help="format of the answer (back)"
@@ -125,14 +128,14 @@ def run_trend(options: argparse.Namespace) -> int:
 
 
 def questions_of(options: argparse.Namespace) -> list[Job]:
-    """Read the questions from the options ``image_path``, ``question`` and ``batch``."""
+    """Read the questions from the options ``image_path``, ``question`` and ``data``."""
     from attnlens.reports.jobs import Job, read_jobs
 
-    if options.batch is not None:
+    if options.data is not None:
         if options.image_path is not None or options.question is not None:
-            raise InputError("--batch brings its own images and questions: leave the others out")
-        return read_jobs(options.batch)
+            raise InputError("--data brings its own images and questions: leave the others out")
+        return read_jobs(options.data)
     for name in ("image_path", "question"):
         if getattr(options, name) is None:
-            raise InputError(f"--{name} is missing: give an image and a question, or --batch")
+            raise InputError(f"--{name} is missing: give an image and a question, or --data")
     return [Job(image=options.image_path, question=options.question)]

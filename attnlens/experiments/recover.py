@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from attnlens.interventions.inject import Forcing
 from attnlens.interventions.session import intervene
 from attnlens.progress import progress
 from attnlens.recording.run import RECORDING, run
+from attnlens.recording.trace import Trace
 from attnlens.vlm.load import VLM
 from attnlens.vlm.prompt import Prompt, PromptBatch
 
@@ -96,7 +97,7 @@ def recover(
         prompt = prompt.prompts
     prompts = [prompt] if isinstance(prompt, Prompt) else list(prompt)
     chosen = [
-        _named(interventions(i) if callable(interventions) else interventions)
+        named_interventions(interventions(i) if callable(interventions) else interventions)
         for i in range(len(prompts))
     ]
     truths = _truths(expected, len(prompts))
@@ -114,32 +115,70 @@ def recover(
     options = {"do_sample": False, **options}
     samples = []
     total = len(prompts) * (1 + 2 * len(chosen[0]))
-    _generate(
-        vlm, prompts[0], 2, None, seed, {"do_sample": False}
-    )  # the first run is slower than the others
+    warm_up(vlm, prompts[0])
     bar = iter(progress(range(total), description="recovery"))
     for one, named, truth in zip(prompts, chosen, truths, strict=True):
-        next(bar)
-        said = _generate(vlm, one, max_new_tokens, None, seed, options)
-        ids = said.trace.data["predicted_token_id"].values.tolist()
-        # the twins' own passes, so that rounding is the same on both sides
-        untouched = _force(vlm, one, ids, Nothing())
-        rows = {UNTOUCHED: compare(said, untouched, said, untouched, truth, detail)}
-        for name, intervention in named.items():
-            next(bar)
-            twin = _force(vlm, one, ids, intervention)
-            next(bar)
-            if reuse and not _forces(intervention) and _says_the_same(twin, ids):
-                free = replace(twin, seconds=float("nan"))
-            else:
-                free = _generate(vlm, one, max_new_tokens, intervention, seed, options)
-            rows[name] = compare(said, untouched, free, twin, truth, detail)
+        rows, _ = compare_runs(
+            vlm, one, named, truth, max_new_tokens, detail, reuse, seed, options, bar
+        )
         samples.append(rows)
     next(bar, None)
     return Recovery(to_dataset(samples, vlm))
 
 
-def _named(given: Interventions) -> dict[str, Intervention]:
+def warm_up(vlm: VLM, prompt: Prompt) -> None:
+    """Generate two tokens: the first run is slower than the others."""
+    _generate(vlm, prompt, 2, None, 0, {"do_sample": False})
+
+
+def compare_runs(
+    vlm: VLM,
+    prompt: Prompt,
+    interventions: Mapping[str, Intervention],
+    truth: str | None,
+    max_new_tokens: int,
+    detail: str,
+    reuse: bool,
+    seed: int,
+    options: dict[str, Any],
+    bar: Iterator[int],
+) -> tuple[dict[str, dict[str, Any]], Trace]:
+    """Run one prompt untouched and under each intervention.
+
+    Parameters
+    ----------
+    vlm, prompt, interventions, max_new_tokens, detail, reuse, seed, options
+        As in ``recover``, checked.
+    truth
+        The true answer, where it is known.
+    bar
+        Moved on before every run.
+
+    Returns
+    -------
+    tuple
+        What ``compare`` gives for each run, ``untouched`` first, and the untouched run's trace.
+    """
+    next(bar, None)
+    said = _generate(vlm, prompt, max_new_tokens, None, seed, options)
+    ids = said.trace.data["predicted_token_id"].values.tolist()
+    # the twins' own passes, so that rounding is the same on both sides
+    untouched = _force(vlm, prompt, ids, Nothing())
+    rows = {UNTOUCHED: compare(said, untouched, said, untouched, truth, detail)}
+    for name, intervention in interventions.items():
+        next(bar, None)
+        twin = _force(vlm, prompt, ids, intervention)
+        next(bar, None)
+        if reuse and not _forces(intervention) and _says_the_same(twin, ids):
+            free = replace(twin, seconds=float("nan"))
+        else:
+            free = _generate(vlm, prompt, max_new_tokens, intervention, seed, options)
+        rows[name] = compare(said, untouched, free, twin, truth, detail)
+    return rows, said.trace
+
+
+def named_interventions(given: Interventions) -> dict[str, Intervention]:
+    """Give interventions their names; two of one name are refused."""
     if isinstance(given, Mapping):
         return {str(name): one for name, one in given.items()}
     listed = [given] if isinstance(given, Intervention) else list(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -251,3 +252,49 @@ class Recovery:
                 )
         with write_file(Path(path)) as temporary:
             temporary.write_bytes(bytes(self.data.to_netcdf(engine="scipy")))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recovery:
+        """Read what ``save`` wrote.
+
+        Raises
+        ------
+        InputError
+            If there is no such file, or it holds something else.
+        """
+        import xarray as xr
+
+        try:
+            data = xr.load_dataset(Path(path), engine="scipy")
+        except Exception as error:  # whatever the reader makes of a broken file
+            raise InputError(f"{str(path)!r} cannot be read as a recovery ({error})") from error
+        if not {"sample", "run", "definition"} <= set(data.dims) or "rise" not in data:
+            raise InputError(f"{str(path)!r} holds no recovery: give a file of Recovery.save")
+        for name, values in data.variables.items():
+            if values.dtype == object or values.dtype.kind == "S":  # texts come back as objects
+                data[name] = values.astype(str)
+        data["step"] = data["step"].astype(np.int64)  # the format has none
+        return cls(data)
+
+    @classmethod
+    def join(cls, parts: Sequence[Recovery]) -> Recovery:
+        """Put the samples of several results of the same interventions together.
+
+        Raises
+        ------
+        InputError
+            If there is none, or they differ in interventions, model or detail.
+        """
+        import xarray as xr
+
+        if not parts:
+            raise InputError("no recovery was given: give at least one")
+        first = parts[0].data
+        for part in parts[1:]:
+            same = part.data["run"].values.tolist() == first["run"].values.tolist()
+            if not same or part.data.attrs != first.attrs or set(part.data) != set(first):
+                raise InputError(
+                    "the results differ in interventions, model or detail: join those of one sort"
+                )
+        data = xr.concat([part.data for part in parts], "sample", join="outer")
+        return cls(data.assign_attrs(first.attrs))

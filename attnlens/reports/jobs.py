@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attnlens.errors import InputError
@@ -28,6 +28,8 @@ class Job:
         Line of the file it came from, counted from 1; None from the command line.
     problem
         Why the line cannot be used; empty where it can.
+    image_sha256
+        Of the image's file; empty until ``check_jobs`` has opened it.
     """
 
     image: str
@@ -35,6 +37,7 @@ class Job:
     answer: str | None = None
     line: int | None = None
     problem: str = ""
+    image_sha256: str = ""
 
     @property
     def folder(self) -> str:
@@ -128,7 +131,7 @@ def check_jobs(jobs: list[Job]) -> tuple[list[Job], int]:
                 if not job.question.strip():
                     raise InputError("the question is empty: give the text of a question")
                 _check_folder_name(job)
-                open_image(job.image)
+                digest = open_image(job.image)[1].sha256
             except InputError as error:
                 if job.line is None:
                     raise
@@ -136,7 +139,7 @@ def check_jobs(jobs: list[Job]) -> tuple[list[Job], int]:
         if problem:
             problems.append(f"line {job.line}: {problem}")
         else:
-            good.append(job)
+            good.append(replace(job, image_sha256=digest))
     if not good:
         raise InputError(f"no line can be used; {problems[0]}")
     for text in problems:

@@ -64,13 +64,13 @@ class Settings:
         return [parse_intervention(text, when, self.positions) for text in self.interventions]
 
 
-def run_recovery(jobs: list[Job], settings: Settings) -> Path:
+def run_recovery(jobs: list[Job], settings: Settings) -> int:
     """Run all questions, print the table, and write the folder whole or not at all.
 
     Returns
     -------
-    pathlib.Path
-        The folder.
+    int
+        How many questions could not be run.
 
     Raises
     ------
@@ -78,27 +78,23 @@ def run_recovery(jobs: list[Job], settings: Settings) -> Path:
         If the model cannot be loaded, or an intervention does not fit a prompt, before anything
         is generated.
     """
-    from attnlens.experiments.recover import recover
+    from attnlens.reports.recovery_runs import run_lines, run_one, write_steps
     from attnlens.vlm.load import load
 
-    name = "batch" if len(jobs) > 1 or jobs[0].line is not None else jobs[0].folder
-    folder = Path(settings.save_folder) / f"{name}_recovery"
+    lines, asked = jobs[0].line is not None, len(jobs)
+    root = Path(settings.save_folder)
+    folder = root / f"{'batch' if lines else jobs[0].folder}_recovery"
     check_results(folder, "summary.json", "a recovery")
     vlm = load(settings.model, device=settings.device, dtype=settings.dtype)
-    prompts = [vlm.prompt(job.image, job.question, settings.mode) for job in jobs]
-    answers: Any = [job.answer for job in jobs]  # None where it is not known
-    result = recover(
-        vlm,
-        prompts,
-        settings.parsed(),
-        settings.max_new_tokens,
-        expected=answers,
-        detail=settings.detail,
-    )
+    if lines:
+        result, jobs = run_lines(vlm, jobs, settings, root / "batch_recovery_runs" / settings.mode)
+    else:
+        result = run_one(vlm, jobs[0], settings)
     table = result.table(settings.definition)
     with write_folder(folder, replace=True) as temporary:
         table.to_csv(temporary / "table.csv", index=False)
         _write_places(result, temporary, settings)
+        write_steps(result, jobs, temporary / "steps.parquet")
         try:
             result.save(temporary / "recovery.nc")
         except InputError as error:  # too large for the format: keep everything else
@@ -110,7 +106,7 @@ def run_recovery(jobs: list[Job], settings: Settings) -> Path:
     for run in result.summary(settings.definition)["never_fired"]:
         print(one_line(f"{run}: the trigger {settings.when!r} never fired"))
     print(one_line(f"written to {folder}"))
-    return folder
+    return asked - len(jobs)
 
 
 def _write_places(result: Recovery, folder: Path, settings: Settings) -> None:
@@ -161,7 +157,7 @@ def as_text(result: Recovery, definition: str) -> str:
         )
     notes = ["with copied: inserted tokens counted as image"]
     if samples == 1:
-        notes.append("an interval needs several prompts (--batch)")
+        notes.append("an interval needs several prompts (--data)")
     return "\n".join([*lines, "; ".join(notes)])
 
 

@@ -8,13 +8,15 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from attnlens.boxed import final_answer
 from attnlens.errors import InputError
 from attnlens.files import check_writable, write_folder
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
+from attnlens.reports.many import is_done, note_of, run_each, write_note
+from attnlens.reports.table import steps_table, write_parquet
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
@@ -67,7 +69,8 @@ class Settings:
 def run_jobs(jobs: list[Job], settings: Settings) -> int:
     """Run the questions one after the other; how many failed.
 
-    A question of a file that fails is reported with its line, and the others go on.
+    Questions of a file are resumed: see ``attnlens.reports.many``. When all have been asked, one
+    table of all steps is written beside their folders.
     """
     from attnlens.vlm.load import load
 
@@ -75,20 +78,46 @@ def run_jobs(jobs: list[Job], settings: Settings) -> int:
         check_writable(Path(settings.save_folder) / job.folder)
     vlm = load(settings.model, device=settings.device, dtype=settings.dtype)
     check_layers(settings.layers, vlm)
-    failed = 0
-    many = len(jobs) > 1
-    bar = progress(jobs, description="questions") if many else None
-    for job in bar or jobs:
-        try:
-            folder = run_job(vlm, job, settings, show=not many)
-        except Exception as error:  # one question must not take the others with it
-            if job.line is None:
-                raise
-            _say(bar, f"attnlens trend: line {job.line} failed: {error}", sys.stderr)
-            failed += 1
-        else:
-            _say(bar, f"written to {folder}", sys.stdout)
-    return failed
+    if jobs[0].line is None:
+        print(one_line(f"written to {run_job(vlm, jobs[0], settings, show=True)}"))
+        return 0
+    there = record_each(vlm, jobs, settings, command="trend")
+    if there:
+        root = Path(settings.save_folder)
+        table = write_table(there, root, root / f"{settings.mode}_steps.parquet", settings.mode)
+        print(one_line(f"written to {table}"))
+    return len(jobs) - len(there)
+
+
+def record_each(
+    vlm: VLM, jobs: list[Job], settings: Settings, *, command: str, pictures: bool = True
+) -> list[Job]:
+    """Ask the questions of a file that have not been asked yet; those whose folders are there."""
+    root, name = Path(settings.save_folder), f"{settings.mode}_settings.json"
+    left_out = ["save_folder"] if pictures else ["save_folder", "formats"]
+
+    def done(job: Job) -> bool:
+        return is_done(root / job.folder / name, note_of(job, settings, leaving_out=left_out))
+
+    def work(job: Job) -> None:
+        note = note_of(job, settings, leaving_out=left_out)
+        run_job(vlm, job, settings, show=False, pictures=pictures, note=note)
+
+    return run_each(jobs, lambda job: root / job.folder, done, work, command=command)
+
+
+def write_table(jobs: list[Job], root: Path, path: Path, mode: str) -> Path:
+    """Write one row for each step of all questions; see ``attnlens.reports.table``."""
+    from attnlens.recording.trace import Trace
+
+    write_parquet(
+        path,
+        (
+            steps_table(Trace.load(root / job.folder / f"{mode}_trace.zarr"), job)
+            for job in progress(jobs, description="table")
+        ),
+    )
+    return path
 
 
 def check_layers(layers: list[int] | None, vlm: VLM) -> None:
@@ -98,15 +127,15 @@ def check_layers(layers: list[int] | None, vlm: VLM) -> None:
     choose_layers(layers, len(vlm.family.parts(vlm.model).attention))
 
 
-def _say(bar: Any, text: str, stream: TextIO) -> None:
-    """Print a line, above the progress bar where there is one."""
-    if bar is None:
-        print(one_line(text), file=stream)
-    else:
-        bar.write(one_line(text), file=stream)
-
-
-def run_job(vlm: VLM, job: Job, settings: Settings, *, show: bool) -> Path:
+def run_job(
+    vlm: VLM,
+    job: Job,
+    settings: Settings,
+    *,
+    show: bool,
+    pictures: bool = True,
+    note: dict[str, Any] | None = None,
+) -> Path:
     """Ask one question and write its folder.
 
     Parameters
@@ -117,6 +146,10 @@ def run_job(vlm: VLM, job: Job, settings: Settings, *, show: bool) -> Path:
         What to ask and how.
     show
         Whether the answer is printed as it is generated.
+    pictures
+        Whether figures are drawn.
+    note
+        What the results follow from, written beside them; see ``attnlens.reports.many``.
 
     Returns
     -------
@@ -128,10 +161,12 @@ def run_job(vlm: VLM, job: Job, settings: Settings, *, show: bool) -> Path:
     trace = _generate(vlm, prompt, settings, show)
     folder = Path(settings.save_folder) / job.folder
     try:
-        left_out = _write(folder, trace, job, settings, pictures=True)
+        left_out = _write(folder, trace, job, settings, pictures, note)
     except Exception:
+        if not pictures:
+            raise
         # the generation may have taken an hour: keep it, whatever is wrong with a picture
-        _write(folder, trace, job, settings, pictures=False)
+        _write(folder, trace, job, settings, False)
         print(f"attnlens trend: no pictures; trace and summary are in {folder}", file=sys.stderr)
         raise
     if left_out:
@@ -164,7 +199,14 @@ def _generate(vlm: VLM, prompt: Any, settings: Settings, show: bool) -> Trace:
     )
 
 
-def _write(folder: Path, trace: Trace, job: Job, settings: Settings, *, pictures: bool) -> str:
+def _write(
+    folder: Path,
+    trace: Trace,
+    job: Job,
+    settings: Settings,
+    pictures: bool,
+    note: dict[str, Any] | None = None,
+) -> str:
     """Write the folder; which pictures were left out, and why."""
     mode = settings.mode
     left_out = ""
@@ -182,6 +224,8 @@ def _write(folder: Path, trace: Trace, job: Job, settings: Settings, *, pictures
         (temporary / "summary.json").write_text(text + "\n", encoding="utf-8")
         if pictures:
             left_out = _draw(temporary, trace, settings)
+        if note is not None:
+            write_note(temporary / f"{mode}_settings.json", note)
     return left_out
 
 
@@ -190,7 +234,7 @@ def _own_files(folder: Path, mode: str, here: str, names: list[str]) -> set[str]
     if Path(here) != folder:
         return set()
     pictures = (f"{mode}_step_attention", f"{mode}_step_attention_with_tokens")
-    own = {f"{mode}_trace.zarr", "summary.json"}
+    own = {f"{mode}_trace.zarr", f"{mode}_settings.json", "summary.json"}
     for suffix in ("png", "pdf", "svg"):
         own |= {f"{name}.{suffix}" for name in (*pictures, "Step_attention_all_tokens")}
     return own.intersection(names)

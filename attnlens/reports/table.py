@@ -1,0 +1,113 @@
+"""Tidy tables of many runs, as Parquet files: a row for each step of each run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnlens.files import write_file
+from attnlens.reports.jobs import Job
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from attnlens.recording.trace import Trace
+
+
+def steps_table(trace: Trace, job: Job) -> pd.DataFrame:
+    """One row for each step of a run.
+
+    Parameters
+    ----------
+    trace
+        The run.
+    job
+        What was asked.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``line``, ``image``, ``question``, ``mode``, ``expected``, ``answer``, ``right`` (missing
+        where the truth is not known) of the run; ``step``, ``query_token``, ``predicted_token``,
+        ``region`` (of the predicted token); ``keys_SEGMENT``, the number of keys; ``mass_SEGMENT``,
+        the fraction of attention mass, mean over layers and heads; and each definition of visual
+        share by its name (``attnlens.measures.definitions``), reduced over heads and layers, NaN
+        where it is not defined.
+    """
+    import pandas as pd
+
+    from attnlens.boxed import final_answer
+    from attnlens.measures import visual_share
+    from attnlens.measures.definitions import DEFINITIONS
+
+    data = trace.data
+    steps = data.sizes["step"]
+    answer = final_answer(trace.text)
+    right = None if job.answer is None else answer == job.answer
+    table = pd.DataFrame(
+        {
+            "line": pd.Series([job.line] * steps, dtype="Int64"),
+            **_texts(
+                steps,
+                image=job.image,
+                question=job.question,
+                mode=str(trace.attrs.get("mode", "")),
+                expected=job.answer,
+                answer=answer,
+            ),
+            "right": pd.Series([right] * steps, dtype="boolean"),
+            "step": data["step"].values,
+        }
+    )
+    for name in ("query_token", "predicted_token", "region"):
+        table[name] = pd.Series(data[name].values.tolist(), dtype="string")
+    mean = data["mass"].mean(("layer", "head"))
+    for segment in data["segment"].values.tolist():
+        table[f"keys_{segment}"] = data["keys"].sel(segment=segment).values
+        table[f"mass_{segment}"] = mean.sel(segment=segment).values
+    for name in DEFINITIONS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # means of nothing are NaN
+            share = visual_share(trace, name)
+        table[name] = share.reindex(step=data["step"]).values
+    return table
+
+
+def _texts(steps: int, **values: str | None) -> dict[str, pd.Series]:
+    import pandas as pd
+
+    return {name: pd.Series([text] * steps, dtype="string") for name, text in values.items()}
+
+
+def write_parquet(path: Path, tables: Iterable[pd.DataFrame]) -> int:
+    """Write tables of the same columns one after the other into one Parquet file.
+
+    One table is held at a time. The file is written whole or not at all.
+
+    Returns
+    -------
+    int
+        Number of rows.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = 0
+    schema: Any = None
+    with write_file(path) as temporary:
+        writer: Any = None
+        try:
+            for table in tables:
+                batch = pyarrow.Table.from_pandas(table, schema=schema, preserve_index=False)
+                if writer is None:
+                    # without pandas' own notes, which name versions
+                    schema = batch.schema.remove_metadata()
+                    writer = parquet.ParquetWriter(temporary, schema, compression="zstd")
+                writer.write_table(batch.replace_schema_metadata(None))
+                rows += len(table)
+        finally:
+            if writer is not None:
+                writer.close()
+    return rows

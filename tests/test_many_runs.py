@@ -1,0 +1,232 @@
+"""Many questions of a file: kept one by one, resumed after a kill, put into one table."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import attnlens
+from attnlens.cli.main import main
+from attnlens.errors import InputError
+from attnlens.experiments.recovery import Recovery
+from attnlens.interventions import AtStep, Copy, Route
+from attnlens.reports.many import remove_leftovers
+from attnlens.reports.table import steps_table, write_parquet
+from attnlens.testbed import held_out_sample
+
+COUNT = 3
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Write a file of questions with a bad line among them."""
+    folder = tmp_path_factory.mktemp("data")
+    lines = []
+    for i in range(COUNT):
+        sample = held_out_sample(3, i, "back")
+        sample.scene.draw().save(folder / f"{i}.png")
+        question = {"image": f"{i}.png", "question": sample.question.text}
+        lines.append(json.dumps({**question, "answer": sample.question.answer}))
+    lines.insert(1, '{"image": "0.png"')
+    (folder / "questions.jsonl").write_text("\n".join(lines))
+    return folder / "questions.jsonl"
+
+
+def command(name, data, out, *more):
+    options = {
+        "trend": ["--max_new_tokens", "40"],
+        "recover": ["--max_new_tokens", "40", "--when", "step:20", "--intervention", "copy"],
+        "dilution": ["--max_new_tokens", "40", "--between", "0%-50%", "50%-100%"],
+    }[name]
+    return [name, "--data", str(data), "--save_folder", str(out), *options, *map(str, more)]
+
+
+def states(folder, pattern):
+    """When each file that matches was written, and its inode: both change with a new file."""
+    return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in sorted(folder.glob(pattern))}
+
+
+@pytest.mark.parametrize(
+    ("name", "runs", "tables"),
+    [
+        ("trend", "0*/back_trace.zarr", ["back_steps.parquet"]),
+        ("recover", "batch_recovery_runs/back/*/settings.json", ["batch_recovery/steps.parquet"]),
+        (
+            "dilution",
+            "dilution_runs/0*/back_trace.zarr",
+            ["dilution/steps.parquet", "dilution/dilution.parquet"],
+        ),
+    ],
+)
+def test_killed_and_resumed(name, runs, tables, data, tmp_path, capsys):
+    """Nothing is lost, nothing is done twice, and the result is that of an unbroken run."""
+    out, whole = tmp_path / "broken", tmp_path / "whole"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "attnlens", *command(name, data, out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+        text=True,
+    )
+    assert process.stdout is not None
+    first = process.stdout.readline()  # said when the first question is done
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert first.startswith("written to")
+    before = states(out, runs)
+    assert 1 <= len(before) < COUNT
+    assert not any((out / table).exists() for table in tables)
+
+    assert main(command(name, data, out)) == 1  # a line was skipped
+    said = capsys.readouterr()
+    assert "line 2: is no JSON" in said.err
+    assert f"{len(before)} of {COUNT} questions were done before" in said.err
+    after = states(out, runs)
+    assert len(after) == COUNT
+    assert {path: after[path] for path in before} == before
+    assert not [p for p in out.rglob(".*-*")]
+
+    assert main(command(name, data, whole)) == 1
+    for table in tables:
+        columns = pd.read_parquet(out / table)
+        assert set(columns.get("line", pd.Series([1, 3, 4]))) == {1, 3, 4}
+        assert (out / table).read_bytes() == (whole / table).read_bytes()
+
+    assert main(command(name, data, out)) == 1  # and once more: nothing is left to do
+    assert states(out, runs) == after
+
+
+def test_other_settings_or_another_picture_are_done_again(data, tmp_path):
+    assert main(command("trend", data, tmp_path)) == 1
+    runs = "0*/back_trace.zarr"
+    before = states(tmp_path, runs)
+    assert main(command("trend", data, tmp_path, "--seed", 1)) == 1
+    after = states(tmp_path, runs)
+    assert not set(before.values()) & set(after.values())
+
+    picture = data.with_name("1.png")
+    kept = picture.read_bytes()
+    try:
+        held_out_sample(4, 0, "back").scene.draw().save(picture)
+        assert main(command("trend", data, tmp_path, "--seed", 1)) == 1
+    finally:
+        picture.write_bytes(kept)
+    again = states(tmp_path, runs)
+    changed = [path.parent.name for path in after if after[path] != again[path]]
+    assert changed == ["00003_1"]
+
+
+def test_a_question_that_fails_is_tried_again(data, tmp_path, monkeypatch, capsys):
+    from attnlens.reports import trend as report
+
+    generate = report._generate
+    calls = []
+
+    def sometimes(vlm, prompt, settings, show):
+        calls.append(prompt)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return generate(vlm, prompt, settings, show)
+
+    monkeypatch.setattr(report, "_generate", sometimes)
+    assert main(command("trend", data, tmp_path)) == 1
+    assert "line 3 failed: out of memory" in capsys.readouterr().err
+    assert set(pd.read_parquet(tmp_path / "back_steps.parquet")["line"]) == {1, 4}
+    assert main(command("trend", data, tmp_path)) == 1
+    assert len(calls) == 4
+    assert set(pd.read_parquet(tmp_path / "back_steps.parquet")["line"]) == {1, 3, 4}
+
+
+def test_the_table_holds_what_was_measured(data, tmp_path):
+    assert main(command("trend", data, tmp_path)) == 1
+    table = pd.read_parquet(tmp_path / "back_steps.parquet")
+    assert not table.duplicated(["line", "step"]).any()
+    for line, rows in table.groupby("line"):
+        (folder,) = tmp_path.glob(f"{line:05d}_*")
+        trace = attnlens.Trace.load(folder / "back_trace.zarr")
+        mass = trace.data["mass"].values
+        assert len(rows) == len(mass)
+        for s, segment in enumerate(trace.data["segment"].values.tolist()):
+            mean = mass[..., s].mean((1, 2))
+            np.testing.assert_allclose(rows[f"mass_{segment}"], mean, atol=1e-6)
+            keys = trace.data["keys"].values[:, s]
+            np.testing.assert_array_equal(rows[f"keys_{segment}"], keys)
+        assert "".join(rows["predicted_token"].astype(str)) == trace.text
+        share = attnlens.measures.visual_share(trace, "look-back").values
+        np.testing.assert_allclose(rows["look-back"].values[1:], share)
+        assert np.isnan(rows["look-back"].values[0])
+    assert table["right"].isna().sum() == 0
+
+
+def test_leftovers_of_a_killed_process(tmp_path):
+    for name in (".run-abcd1234", ".run-abcd1234-old", ".run-other-one", ".runs-abcd1234"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    remove_leftovers(tmp_path / "run")
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"run", ".run-other-one", ".runs-abcd1234"}
+    assert (tmp_path / "run" / "file").read_text() == ".run-abcd1234-old"  # it was set aside
+    remove_leftovers(tmp_path / "nowhere" / "run")
+
+
+def test_tables_are_written_whole_or_not_at_all(tmp_path, tiny):
+    image = held_out_sample(3, 0, "back").scene.draw()
+    trace = attnlens.run(tiny, tiny.prompt(image, "What?", "cot"), 6)
+    from attnlens.reports.jobs import Job
+
+    table = steps_table(trace, Job("a.png", "What?"))
+
+    def tables():
+        yield table
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_parquet(tmp_path / "t.parquet", tables())
+    assert not list(tmp_path.iterdir())
+    assert write_parquet(tmp_path / "t.parquet", [table, table]) == 12
+    back = pd.read_parquet(tmp_path / "t.parquet")
+    assert back["right"].isna().all()
+    assert back["expected"].isna().all()
+    assert back["line"].isna().all()
+    np.testing.assert_array_equal(back["mass_visual"][:6], table["mass_visual"])
+
+
+def test_recoveries_are_saved_loaded_and_joined(tiny, tmp_path):
+    pictures = [held_out_sample(3, i, "back").scene.draw() for i in range(2)]
+    prompts = [tiny.prompt(image, "What?", "cot") for image in pictures]
+    ways = [Copy(when=AtStep(3)), Route(percent=50, when=AtStep(4))]
+    whole = attnlens.recover(tiny, prompts, ways, 9, expected=["1", "2"], detail="layer")
+    whole.save(tmp_path / "whole.nc")
+    assert Recovery.load(tmp_path / "whole.nc").data.identical(whole.data)
+
+    parts = []
+    for i, (prompt, truth) in enumerate(zip(prompts, ["1", "2"], strict=True)):
+        part = attnlens.recover(tiny, prompt, ways, 6 + 3 * i, expected=truth, detail="layer")
+        part.save(tmp_path / f"{i}.nc")
+        parts.append(Recovery.load(tmp_path / f"{i}.nc"))
+    joined = Recovery.join(parts)
+    assert joined.data.sizes["step"] == 9
+    second = joined.data.isel(sample=1)
+    for name, values in whole.data.isel(sample=1).data_vars.items():
+        if name != "seconds":
+            assert second[name].equals(values), name
+    assert joined.data["rise"].isel(sample=0, step=slice(6, None)).isnull().all()
+
+    other = attnlens.recover(tiny, prompts[0], ways[:1], 6, detail="layer")
+    with pytest.raises(InputError, match="differ in interventions"):
+        Recovery.join([parts[0], other])
+    with pytest.raises(InputError, match="no recovery was given"):
+        Recovery.join([])
+    (tmp_path / "bad.nc").write_bytes((tmp_path / "whole.nc").read_bytes()[:500])
+    with pytest.raises(InputError, match=r"bad\.nc"):
+        Recovery.load(tmp_path / "bad.nc")
+    with pytest.raises(InputError, match=r"none\.nc"):
+        Recovery.load(tmp_path / "none.nc")
