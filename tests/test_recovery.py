@@ -604,6 +604,16 @@ def test_dependence_is_the_difference_of_two_full_passes(tiny, prompts):
         at = np.arange(NEW), ids
         assert np.allclose(row["log_ratio"], log_p[0][at] - log_p[1][at], atol=1e-4)
         assert np.allclose(data["log_probability"], log_p[0][at], atol=1e-4)
+        assert np.allclose(data["entropy"], stats.entropy(p, axis=-1), atol=1e-4)
+        assert np.allclose(row["entropy_without"], stats.entropy(q, axis=-1), atol=1e-4)
+    visual = (prompt.segments == "visual").sum()
+    assert np.allclose(data["key_share"], visual / (len(prompt.segments) + np.arange(NEW)))
+    several = attnlens.dependence(tiny, trace, prompt=prompt, references=(), other=[other] * 2)
+    assert several["reference"].values.tolist() == ["other 1", "other 2"]
+    for name in ("other 1", "other 2"):
+        np.testing.assert_array_equal(
+            several["kl"].sel(reference=name), data["kl"].sel(reference="other")
+        )
     assert np.allclose(data["mass"], visual_share(trace, "mass"), atol=1e-7)
     assert np.isnan(data["look_back"].values[0])
     assert np.allclose(data["look_back"][1:], visual_share(trace, "look-back"))
@@ -740,7 +750,8 @@ def test_recover_writes_table_numbers_figure_and_summary(tmp_path, capsys):
     assert main(command) == 0
     folder = tmp_path / "out" / "scene_recovery"
     names = {p.name for p in folder.iterdir()}
-    assert names == {"table.csv", "layers.csv", "recovery.nc", "recovery.png", "summary.json"}
+    tables = {"table.csv", "layers.csv", "steps.parquet"}
+    assert names == {*tables, "recovery.nc", "recovery.png", "summary.json"}
     summary = json.loads((folder / "summary.json").read_text())
     assert [row["intervention"] for row in summary["interventions"]] == ["copy", "route:50"]
     assert summary["interventions"][0]["rise"] is not None

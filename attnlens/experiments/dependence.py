@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import stats
 
 from attnlens.errors import InputError
-from attnlens.measures.recovery import divergences
+from attnlens.measures.recovery import divergences, entropy
 from attnlens.measures.share import visual_share
 from attnlens.recording.trace import Trace
 from attnlens.vlm.images import open_image, plain_picture
@@ -51,15 +51,17 @@ def dependence(
     references
         Some of ``REFERENCES``.
     other
-        Another image (a path or a ``PIL.Image``), as a further reference ``other``; resized to the
-        size of the image where the prompt has one.
+        Another image (a path or a ``PIL.Image``), as a further reference ``other``; or a list of
+        several, as ``other 1``, ``other 2``, ...; resized to the size of the prompt's image.
 
     Returns
     -------
     xarray.Dataset
         ``kl[reference, step]`` (nats, of the distribution with the image from the one without),
         ``hellinger`` (0 to 1), ``log_ratio`` (nats: log-probability of the response token with the
-        image minus without); ``log_probability[step]`` with the image; and ``mass[step]``,
+        image minus without), ``entropy_without`` (nats, of the next token without the image);
+        ``log_probability[step]`` with the image and ``entropy[step]``, the same with it;
+        ``key_share[step]``, the fraction of keys that is visual; and ``mass[step]``,
         ``look_back[step]``: visual share of the same step, so that one sees where attention and
         use part ways. Coordinates of the tokens as in the trace.
 
@@ -76,8 +78,8 @@ def dependence(
         raise InputError(f"unknown reference {unknown[0]!r}: use {', '.join(REFERENCES)}")
     asked = _same_prompt(vlm, trace) if prompt is None else prompt
     noted = [image.get("sha256") for image in trace.attrs.get("images", [])]
-    shown = [image.as_dict().get("sha256") for image in asked.images]
-    if asked.text != trace.attrs.get("prompt") or shown != noted:
+    known = [image.as_dict().get("sha256") for image in asked.images]
+    if asked.text != trace.attrs.get("prompt") or known != noted:
         raise InputError("the prompt is not that of the trace: give the one that was generated")
     ids = trace.data["predicted_token_id"].values.tolist()
     again = vlm.prompt(list(asked.pictures) or None, asked.question, asked.mode)
@@ -88,22 +90,34 @@ def dependence(
         )
     without = {name: _without(vlm, asked, name) for name in references}
     if other is not None:
-        without["other"] = _with_pictures(vlm, asked, [open_image(other)[0]] * len(asked.pictures))
+        several = isinstance(other, (list, tuple))
+        for number, image in enumerate(other if several else [other], 1):
+            shown = [open_image(image)[0]] * len(asked.pictures)
+            without[f"other {number}" if several else "other"] = _with_pictures(vlm, asked, shown)
     if not without:
         raise InputError("no reference was given: name one, or give another image")
     log_p = _log_probabilities(vlm, asked, ids)
     chosen = log_p[np.arange(len(ids)), ids]
-    variables: dict[str, Any] = {"log_probability": (("step",), chosen)}
-    rows: dict[str, list[np.ndarray]] = {"kl": [], "hellinger": [], "log_ratio": []}
+    variables: dict[str, Any] = {
+        "log_probability": (("step",), chosen),
+        "entropy": (("step",), entropy(log_p)),
+    }
+    rows: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("kl", "hellinger", "log_ratio", "entropy_without")
+    }
     for reference in without.values():
         log_q = _log_probabilities(vlm, reference, ids)
         kl, hellinger = divergences(log_p, log_q)
         rows["kl"].append(kl)
         rows["hellinger"].append(hellinger)
         rows["log_ratio"].append(chosen - log_q[np.arange(len(ids)), ids])
+        rows["entropy_without"].append(entropy(log_q))
     for name, values in rows.items():
         variables[name] = (("reference", "step"), np.stack(values))
     data = xr.Dataset(variables, {"reference": list(without), "step": trace.data["step"].values})
+    keys = trace.data["keys"]
+    share_of_keys = keys.sel(segment="visual") / keys.sum("segment")
+    data["key_share"] = (("step",), share_of_keys.values)
     for name, definition in (("mass", "mass"), ("look_back", "look-back")):
         share = visual_share(trace, definition)
         data[name] = share.reindex(step=data["step"]).drop_vars(

@@ -35,6 +35,17 @@ def divergences(log_p: np.ndarray, log_q: np.ndarray) -> tuple[np.ndarray, np.nd
     return kl, hellinger
 
 
+def entropy(log_p: np.ndarray) -> np.ndarray:
+    """Entropy of the next token at each step, nats: [steps] from logarithms [steps, vocabulary]."""
+    found = np.zeros(len(log_p))
+    for start in range(0, len(log_p), _ROWS):
+        rows = slice(start, start + _ROWS)
+        logs = log_p[rows].astype(np.float64)
+        p = np.exp(logs)
+        found[rows] = -np.where(p > 0, p * np.where(p > 0, logs, 0.0), 0.0).sum(-1)
+    return found
+
+
 def mean_of_known(values: np.ndarray) -> np.ndarray:
     """Average over the last axis, undefined entries left out; NaN where there is no other."""
     known = np.isfinite(values)

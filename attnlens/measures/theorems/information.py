@@ -1,0 +1,299 @@
+"""How much of an answer comes from the image: the quantity that the dilution theorem bounds.
+
+Qwen-LookAgain (arXiv 2505.23558) bounds the mutual information ``I(y; c | x)`` of the answer y and
+the visual tokens c, given the text x, in proportion to r, the fraction of keys that is visual.
+
+For any distribution q of answers that does not depend on the image,
+
+    E[log p(y | c, x) - log q(y | x)] = I(y; c | x) + KL(p(y | x) || q(y | x)) >= I(y; c | x)
+
+where y is sampled from p(. | c, x). Two choices of q are at hand. The model without the image: the
+bound is as loose as the model is lost without one. The average of the model over other images of
+the same kind: tighter the more images there are, and with the answer's own image among them it
+bounds the information from below, by at most the logarithm of their number (Poole et al. 2019,
+arXiv 1905.06922, the leave-one-out bound and InfoNCE). All of it is information under the model's
+own distribution, whether what is said is right or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy import stats
+from scipy.special import logsumexp
+
+from attnlens.errors import InputError
+from attnlens.measures.recovery import mean_of_known
+from attnlens.measures.results import NAN, Result, check_confidence, plain_rows
+from attnlens.measures.statistics import bootstrap_mean
+
+OTHERS = "others"
+"""The average over other images, as a reference."""
+
+
+@dataclass(frozen=True)
+class Information(Result):
+    """Estimate of how many nats of an answer come from the image.
+
+    Parameters
+    ----------
+    prompts, answers : int
+        Number of prompts, and of sampled answers over all of them.
+    reference : str
+        What stood in the image's place.
+    nats, nats_low, nats_high, standard_error : float
+        The upper bound: sum over steps of log p(token | image) - log q(token), nats an answer: mean
+        over prompts of the mean over a prompt's answers, bootstrap interval over prompts, and
+        standard error over prompts.
+    sampling_error : float
+        The part of the standard error that more answers to the same prompts would take away; NaN
+        with one answer a prompt.
+    at_least : float
+        The lower bound, from the answer's own image among the others; at most the logarithm of
+        their number. NaN where the reference is not ``others``.
+    by_divergence, by_divergence_error : float
+        The expectation of ``nats``, with each step's log-ratio replaced by its mean over the next
+        token (the Kullback-Leibler divergence), and its standard error: less noise. Where the two
+        differ by more than their errors, answers were not sampled from the model's own distribution
+        (greedy, another temperature, top-k). NaN for ``others``.
+    entropy : float
+        Sum over steps of the entropy of the next token with the image, nats an answer: how open the
+        answer is once the image is known.
+    rank_correlation, rank_correlation_low, rank_correlation_high : float
+        Spearman correlation over the curve's bins of information per step with r x H, the shape of
+        the theorem's bound: mean over prompts, bootstrap interval over prompts. 1 where
+        information falls as the bound does.
+    curve : pandas.DataFrame
+        By part of the answer, means over prompts: ``start``, ``stop`` (fractions of the answer),
+        ``nats_per_step`` (log-ratio) with ``low`` and ``high``, ``entropy_per_step`` (H, of the
+        next token without the image; mean over references),
+        ``key_share`` (r) and ``key_share_times_entropy`` (r x H).
+    """
+
+    prompts: int
+    answers: int
+    reference: str
+    nats: float
+    nats_low: float
+    nats_high: float
+    standard_error: float
+    sampling_error: float
+    at_least: float
+    by_divergence: float
+    by_divergence_error: float
+    entropy: float
+    rank_correlation: float
+    rank_correlation_low: float
+    rank_correlation_high: float
+    curve: pd.DataFrame
+
+    def as_dict(self) -> dict[str, Any]:
+        """See ``Result``; the curve becomes a list of rows, and the sentences are added."""
+        return super().as_dict() | {"curve": plain_rows(self.curve), "words": self.words()}
+
+    def words(self) -> list[str]:
+        """Say what was found, what it can show and what it cannot."""
+        interval = f" [{self.nats_low:.2f}, {self.nats_high:.2f}]" if self.prompts > 1 else ""
+        error = ""
+        if np.isfinite(self.standard_error):
+            error = f" (standard error {self.standard_error:.2f} over {self.prompts} prompts)"
+        at_least = ""
+        if np.isfinite(self.at_least):
+            at_least = f" and at least {self.at_least:.2f}"
+        q = "the average over other images" if self.reference == OTHERS else "no image"
+        said = [
+            f"An answer shares at most {self.nats:.2f}{interval}{at_least} nats with the image"
+            f"{error}, against {q}.",
+            "These are bounds under the model's own distribution, loose where the model is lost "
+            "without its image; they do not say whether what is said is right, and their parts by "
+            "step are not bounds.",
+        ]
+        if np.isfinite(self.rank_correlation):
+            ends = ""
+            if np.isfinite(self.rank_correlation_low):
+                ends = f" [{self.rank_correlation_low:.2f}, {self.rank_correlation_high:.2f}]"
+            said.append(
+                "Over the parts of an answer it follows the shape of the theorem's bound, r x H, "
+                f"with a rank correlation of {self.rank_correlation:.2f}{ends}."
+            )
+        return said
+
+
+def mutual_information(
+    groups: Sequence[Sequence[xr.Dataset]],
+    *,
+    reference: str | None = None,
+    bins: int = 10,
+    confidence: float = 0.95,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> Information:
+    """Bound how much of sampled answers comes from the image.
+
+    Parameters
+    ----------
+    groups
+        For each prompt, what ``attnlens.dependence`` gives for its answers, sampled from the model
+        at temperature 1 without top-k and top-p.
+    reference
+        What stands in the image's place: a reference of ``attnlens.dependence``, or ``others``, the
+        average over all of its other images. ``others`` where there are several, or else
+        ``removed`` or the first, when not given.
+    bins
+        Parts of the answer in the curve.
+    confidence, resamples, seed
+        Of the bootstrap intervals over prompts.
+
+    Returns
+    -------
+    Information
+
+    Raises
+    ------
+    InputError
+        If there is no prompt, one has no answer, the reference was not measured for each, or a
+        number is out of range.
+    """
+    check_confidence(confidence)
+    if not groups or not all(len(group) for group in groups):
+        raise InputError("a prompt without answers: give at least one prompt and one answer each")
+    if not isinstance(bins, int) or bins < 2:
+        raise InputError(f"bins={bins!r}: give a whole number of at least 2")
+    chosen = _reference(groups, reference)
+    options: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    answers = [[_answer(one, chosen, bins) for one in group] for group in groups]
+    totals = [[one["nats"] for one in group] for group in answers]
+    means, least, smooth, entropies = (
+        np.array([np.mean([one[name] for one in group]) for group in answers])
+        for name in ("nats", "at_least", "divergence", "entropy")
+    )
+    low, high = bootstrap_mean(means, **options)
+    tables = np.array(
+        [mean_of_known(np.stack([one["table"] for one in group], axis=-1)) for group in answers]
+    )  # [prompt, bin, quantity]
+    correlations = np.array([_correlation(table) for table in tables])
+    known = correlations[np.isfinite(correlations)]
+    ends = bootstrap_mean(known, **options)
+    return Information(
+        prompts=len(groups),
+        answers=sum(map(len, groups)),
+        reference=chosen,
+        nats=float(means.mean()),
+        nats_low=low,
+        nats_high=high,
+        standard_error=_standard_error(means),
+        sampling_error=_sampling_error(totals),
+        at_least=float(least.mean()),
+        by_divergence=float(smooth.mean()),
+        by_divergence_error=_standard_error(smooth),
+        entropy=float(entropies.mean()),
+        rank_correlation=float(known.mean()) if len(known) else NAN,
+        rank_correlation_low=ends[0],
+        rank_correlation_high=ends[1],
+        curve=_curve(tables, bins, options),
+    )
+
+
+def _others(one: xr.Dataset) -> list[str]:
+    return [str(name) for name in one["reference"].values if str(name).startswith("other")]
+
+
+def _reference(groups: Sequence[Sequence[xr.Dataset]], reference: str | None) -> str:
+    sets = [one for group in groups for one in group]
+    shared = [str(name) for name in groups[0][0]["reference"].values]
+    for one in sets:
+        shared = [name for name in shared if name in one["reference"].values]
+    if any(name.startswith("other") for name in shared):
+        shared.append(OTHERS)
+    if reference is None and len([n for n in shared if n.startswith("other ")]) > 1:
+        reference = OTHERS
+    if reference is None:
+        reference = "removed" if "removed" in shared or not shared else shared[0]
+    if reference not in shared:
+        raise InputError(
+            f"reference {reference!r} was not measured for each answer: "
+            f"use {', '.join(shared) or 'the same references in attnlens.dependence'}"
+        )
+    return reference
+
+
+def _answer(one: xr.Dataset, reference: str, bins: int) -> dict[str, Any]:
+    """Return the terms of one answer: nats in all, and the table by part of the answer."""
+    own = one["log_probability"].values.astype(float)
+    at_least = divergence = NAN
+    if reference == OTHERS:
+        here = one.sel(reference=_others(one))
+        # log-probability of the answer up to each step, under each other image
+        so_far = np.cumsum(own - here["log_ratio"].values, axis=1)
+        average = logsumexp(so_far, axis=0) - np.log(len(so_far))
+        ratio = own - np.diff(average, prepend=0.0)
+        among = np.append(so_far[:, -1], own.sum())
+        at_least = float(own.sum() - logsumexp(among) + np.log(len(among)))
+        entropy = here["entropy_without"].mean("reference").values
+    else:
+        here = one.sel(reference=reference)
+        ratio = here["log_ratio"].values.astype(float)
+        divergence = float(here["kl"].sum())
+        entropy = here["entropy_without"].values
+    share = one["key_share"].values
+    values = np.stack([ratio, entropy, share, share * entropy], axis=1)
+    place = np.arange(len(values)) * bins // len(values)
+    table = np.full((bins, values.shape[1]), np.nan)
+    for b in np.unique(place):
+        table[b] = values[place == b].mean(0)
+    return {
+        "nats": float(ratio.sum()),
+        "at_least": at_least,
+        "divergence": divergence,
+        "entropy": float(one["entropy"].sum()),
+        "table": table,
+    }
+
+
+def _correlation(table: np.ndarray) -> float:
+    known = np.isfinite(table).all(1)
+    nats, bound = table[known, 0], table[known, 3]
+    if known.sum() < 3 or np.ptp(nats) == 0 or np.ptp(bound) == 0:
+        return NAN
+    return float(stats.spearmanr(nats, bound).statistic)
+
+
+def _curve(tables: np.ndarray, bins: int, options: dict[str, Any]) -> pd.DataFrame:
+    rows = []
+    for b in range(bins):
+        here = tables[:, b]
+        here = here[np.isfinite(here).all(1)]
+        if not len(here):
+            continue
+        low, high = bootstrap_mean(here[:, 0], **options)
+        nats, entropy, share, bound = here.mean(0).tolist()
+        rows.append(
+            {
+                "start": b / bins,
+                "stop": (b + 1) / bins,
+                "nats_per_step": nats,
+                "low": low,
+                "high": high,
+                "entropy_per_step": entropy,
+                "key_share": share,
+                "key_share_times_entropy": bound,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else NAN
+
+
+def _sampling_error(totals: list[list[float]]) -> float:
+    """Return the standard error of the mean that comes from few answers a prompt."""
+    if any(len(values) < 2 for values in totals):
+        return NAN
+    variances = [np.var(values, ddof=1) / len(values) for values in totals]
+    return float(np.sqrt(np.sum(variances)) / len(totals))
