@@ -60,7 +60,7 @@ def states(folder, pattern):
         ("recover", "batch_recovery_runs/back/*/settings.json", ["batch_recovery/steps.parquet"]),
         (
             "dilution",
-            "dilution_runs/0*/back_trace.zarr",
+            "dilution_runs/0*/cot_trace.zarr",
             ["dilution/steps.parquet", "dilution/dilution.parquet"],
         ),
     ],

@@ -408,6 +408,7 @@ def test_the_command_reads_traces_and_writes_every_number(tmp_path, capsys):
     assert main([*command, "--between", "0-10", "75%-100%", "--format", "pdf"]) == 0
     folder = tmp_path / "dilution"
     names = {"dilution.json", "by_head.csv", "curves.csv", "dilution.pdf"}
+    names |= {"dilution.parquet", "steps.parquet"}
     assert {p.name for p in folder.iterdir()} == names
     record = json.loads((folder / "dilution.json").read_text())
     assert record["samples"] == 3

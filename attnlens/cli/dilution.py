@@ -6,8 +6,10 @@ import argparse
 import re
 from typing import Any
 
+from attnlens.cli.arguments import at_least
 from attnlens.cli.trend import parse_layers
 from attnlens.errors import InputError
+from attnlens.vlm.modes import MODES
 
 
 def add_parser(commands: Any) -> None:
@@ -15,15 +17,48 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "dilution",
         help="say how much of the decay of visual attention is growing key counts",
-        description="Read saved traces (of attnlens trend, or Trace.save), check Theorem 3.1 of "
-        "Qwen-LookAgain over them, split the change of visual attention between two windows into "
-        "key counts and preference, and write into SAVE_FOLDER/dilution/ every number "
-        "(dilution.json, by_head.csv, curves.csv) and a figure. Options are spelled with _ or -.",
+        description="Read saved traces (of attnlens trend, or Trace.save), or ask a model the "
+        "questions of a file; check Theorem 3.1 of Qwen-LookAgain over the runs, split the change "
+        "of visual attention between two windows into key counts and preference, and write into "
+        "SAVE_FOLDER/dilution/ every number (dilution.json; dilution.parquet, a row for each "
+        "number; steps.parquet, a row for each step; by_head.csv, curves.csv) and figures. "
+        "Options are spelled with _ or -.",
     )
-    parser.add_argument(
-        "--traces", required=True, metavar="DIR", help="folder of traces, *.zarr at any depth"
+    what = parser.add_argument_group("which runs")
+    what.add_argument("--traces", metavar="DIR", help="folder of traces, *.zarr at any depth")
+    what.add_argument(
+        "--data",
+        metavar="FILE.jsonl",
+        help='or questions to ask: a line each, {"image": ..., "question": ...}; image paths are '
+        "relative to the file. Runs go into SAVE_FOLDER/dilution_runs/; given again after an "
+        "interruption, the command goes on where it stopped",
     )
-    parser.add_argument(
+    run = parser.add_argument_group("with --data")
+    run.add_argument("--mode", default="cot", choices=tuple(MODES), help="format of answers (cot)")
+    run.add_argument("--model_path", default="testbed", metavar="NAME", help="(testbed)")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
+    run.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    run.add_argument("--max_new_tokens", type=int, default=2048, metavar="N", help="(2048)")
+    run.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling (0)")
+    run.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 decodes greedily (0)"
+    )
+    run.add_argument(
+        "--insertion",
+        action="store_true",
+        help="check Theorem 3.2, too: the same answers forced with more and more visual tokens "
+        "inserted in their middle",
+    )
+    run.add_argument(
+        "--samples",
+        type=int,
+        default=0,
+        metavar="N",
+        help="bound the mutual information of answer and image from N sampled answers to each "
+        "question, against no image and up to eight other images of the file (0: do not)",
+    )
+    measure = parser.add_argument_group("measure and output")
+    measure.add_argument(
         "--between",
         nargs=2,
         default=["0%-25%", "75%-100%"],
@@ -31,18 +66,18 @@ def add_parser(commands: Any) -> None:
         help="what is compared: names of regions (think back), steps (0-40) or parts of the run "
         "(0%%-25%% 75%%-100%%, the default)",
     )
-    parser.add_argument(
+    measure.add_argument(
         "--layers",
         metavar="LIST",
         help="layers to use, of those recorded, such as 0,2 or 4-7 (all)",
     )
-    parser.add_argument(
+    measure.add_argument(
         "--include_copied",
         action="store_true",
         help="count visual tokens that were inserted again as visual",
     )
-    parser.add_argument("--save_folder", default="results", metavar="DIR", help="(results)")
-    parser.add_argument("--format", nargs="+", default=["png"], choices=("png", "pdf", "svg"))
+    measure.add_argument("--save_folder", default="results", metavar="DIR", help="(results)")
+    measure.add_argument("--format", nargs="+", default=["png"], choices=("png", "pdf", "svg"))
     parser.set_defaults(run=run_dilution)
 
 
@@ -71,14 +106,41 @@ def run_dilution(options: argparse.Namespace) -> int:
     before, after = (parse_window(text) for text in options.between)
     layers = parse_layers(options.layers)
     layers = None if layers is None else list(dict.fromkeys(layers))
-    from attnlens.reports.dilution import run_report
+    if (options.traces is None) == (options.data is None):
+        raise InputError("give either --traces DIR or --data FILE.jsonl")
+    at_least("samples", options.samples, 0)
+    if options.traces is not None and (options.insertion or options.samples):
+        raise InputError("--insertion and --samples need a model to run: give --data FILE.jsonl")
+    from attnlens.reports.dilution import Settings, report_questions, report_traces
 
-    run_report(
-        options.traces,
+    settings = Settings(
         between=(before, after),
         layers=layers,
         include_copied=options.include_copied,
+        insertion=options.insertion,
+        samples=options.samples,
         save_folder=options.save_folder,
         formats=tuple(dict.fromkeys(options.format)),
     )
-    return 0
+    if options.traces is not None:
+        report_traces(options.traces, settings)
+        return 0
+    from attnlens.reports.jobs import check_jobs, read_jobs
+    from attnlens.reports.trend import Settings as RunSettings
+
+    at_least("max_new_tokens", options.max_new_tokens, 3)
+    asked = RunSettings(
+        mode=options.mode,
+        model=options.model_path,
+        device=options.device,
+        dtype=options.dtype,
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+        temperature=options.temperature,
+        layers=layers,
+        save_folder=options.save_folder,
+    )
+    asked.check()
+    jobs, skipped = check_jobs(read_jobs(options.data))
+    failed = report_questions(jobs, asked, settings)
+    return 1 if skipped or failed else 0

@@ -7,6 +7,8 @@ formula, source, denominator and reduction: see :func:`definitions` and :func:`v
 
 from __future__ import annotations
 
+from attnlens.measures.agreement import Agreement, agreement
+from attnlens.measures.averages import Averages, averages
 from attnlens.measures.decay import decay
 from attnlens.measures.definitions import definitions
 from attnlens.measures.refocus import refocus
@@ -15,25 +17,34 @@ from attnlens.measures.results import Decay, GroupDecay, Refocus
 from attnlens.measures.share import shares, visual_share
 from attnlens.measures.statistics import TrendTest, mann_kendall
 from attnlens.measures.theorems.dilution import dilution
+from attnlens.measures.theorems.information import Information, mutual_information
 from attnlens.measures.theorems.insertion import Insertion, insertion
 from attnlens.measures.theorems.log_odds import log_odds
 from attnlens.measures.theorems.result import Dilution
+from attnlens.measures.theorems.synthetic import synthetic_attention
 
 __all__ = [
+    "Agreement",
+    "Averages",
     "Decay",
     "Dilution",
     "GroupDecay",
+    "Information",
     "Insertion",
     "Refocus",
     "TrendTest",
+    "agreement",
+    "averages",
     "decay",
     "definitions",
     "dilution",
     "insertion",
     "log_odds",
     "mann_kendall",
+    "mutual_information",
     "refocus",
     "region_summary",
     "shares",
+    "synthetic_attention",
     "visual_share",
 ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.colors import ListedColormap, to_rgba
+from matplotlib.patches import Rectangle
 
 from attnlens.errors import InputError
 from attnlens.measures.inputs import dataset_of, select_layers
@@ -29,10 +32,12 @@ if TYPE_CHECKING:
 
 MAP_COLOUR = "#D0006F"
 """Colour of the map: rare in images."""
-OPACITY = 0.85
+OPACITY = 0.6
 """Opacity of the cell with the most mass; a cell without mass is clear."""
 TITLE_TOKEN = 20
 """Characters of a token in the title."""
+OUTLINE = (("black", 2.0), ("white", 0.8))
+"""Colours and widths (points) of the two lines of an outline: one shows on any picture."""
 
 
 def overlay(
@@ -42,6 +47,7 @@ def overlay(
     image: str | Path | Image.Image | None = None,
     layer: int | None = None,
     image_index: int = 0,
+    boxes: Iterable[Sequence[float]] | None = None,
     width: str | float = "one-column",
 ) -> Figure:
     """Draw one step's attention to each visual token over the image.
@@ -60,6 +66,9 @@ def overlay(
         Layer by its index in the model; by default the mean over the recorded layers.
     image_index
         Which image of the prompt, counted from 0.
+    boxes
+        Boxes to outline, each (left, top, right, bottom) in pixels of the image: where the object
+        spoken of stands, say.
     width
         "one-column" (3.35 inches), "two-column" (6.9 inches) or a number of inches.
 
@@ -74,7 +83,8 @@ def overlay(
     InputError
         If the trace has no visual map or does not know the image's grid; the step, layer or image
         does not exist; the image file is gone or changed and none is given; the image has another
-        size than the recorded one; or ``width`` cannot be used.
+        size than the recorded one; a box is no four numbers or lies outside the image; or
+        ``width`` cannot be used.
     """
     inches = width_in_inches(width)
     data = dataset_of(trace)
@@ -83,6 +93,7 @@ def overlay(
     moment = data.isel(step=_position(step, data.sizes["step"]))
     record = _record(data.attrs.get("images"), image_index)
     picture = _picture(record, image, image_index)
+    outlined = _checked_boxes(boxes, picture.size)
     values = _grid(select_layers(moment, layer)["visual_map"].mean("layer"), record, image_index)
     pixels_wide, pixels_high = picture.size
     with style():
@@ -100,13 +111,30 @@ def overlay(
             vmin=0,
             vmax=values.max() or 1,
         )
+        for left, top, right, bottom in outlined:
+            for colour, line in OUTLINE:
+                axes.add_patch(
+                    Rectangle(
+                        (left, top),
+                        right - left,
+                        bottom - top,
+                        fill=False,
+                        edgecolor=colour,
+                        linewidth=line,
+                        clip_on=False,  # whole at the image's edge, too
+                        gid="box",
+                    )
+                )
         axes.set_title(_title(moment))
         bar = figure.colorbar(cells, cax=axes.inset_axes((1.02, 0, 0.04, 1)))
         bar.set_label("fraction of attention mass,\nper visual token")
         bar.outline.set_linewidth(0.4)
         which = "mean over layers" if layer is None else f"layer {layer}"
         seen = f"{values.sum():.3g}"
-        room = add_caption(figure, f"Mean over heads, {which}; the image gets {seen} in all.")
+        caption = f"Mean over heads, {which}; the image gets {seen} in all."
+        if outlined:
+            caption += f" Outlined: the {'box' if len(outlined) == 1 else 'boxes'} given."
+        room = add_caption(figure, caption)
         set_height(figure, panel + 0.4, room)
         figure.draw_without_rendering()
     return figure
@@ -161,6 +189,26 @@ def _grid(visual: xr.DataArray, record: dict[str, Any], index: int) -> np.ndarra
     values = np.empty(shape)
     values[rows, columns] = mine.values
     return values
+
+
+def _checked_boxes(boxes: Any, size: tuple[int, int]) -> list[tuple[float, ...]]:
+    """Return the boxes to outline, each (left, top, right, bottom) inside the image."""
+    if boxes is None:
+        return []
+    listed = list(boxes) if isinstance(boxes, Iterable) else [boxes]
+    for box in listed:
+        four = isinstance(box, (Sequence, np.ndarray)) and len(box) == 4
+        if not four or not all(isinstance(x, Real) and not isinstance(x, bool) for x in box):
+            raise InputError(
+                f"a box is {box!r}: give a list of boxes, each (left, top, right, bottom) in pixels"
+            )
+        left, top, right, bottom = box
+        if not (0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]):
+            raise InputError(
+                f"the box {tuple(box)!r} does not lie in the image: give left < right from 0 to "
+                f"{size[0]} and top < bottom from 0 to {size[1]}"
+            )
+    return [tuple(float(x) for x in box) for box in listed]
 
 
 def _colours() -> ListedColormap:

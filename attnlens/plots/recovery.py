@@ -30,6 +30,8 @@ ROW = 0.2
 """Height of one intervention, in inches."""
 HEIGHT = 2.3
 """Least height of the figure without caption, in inches."""
+NARROW = 5.0
+"""Below this width the panels stand one above the other, in inches."""
 LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (7, 2)))
 MARKERS = "osD^vP*X"
 
@@ -57,10 +59,10 @@ def recovery(
     Returns
     -------
     Figure
-        Left: rise over the untouched twin at the same step, mean over samples, inserted tokens
-        not counted as image. Right: its mean over all steps from the trigger on with a 95%
-        bootstrap interval over samples (filled), and the same with inserted tokens counted
-        (hollow).
+        Left (above, where it is narrow): rise over the untouched twin at the same step, mean over
+        samples, inserted tokens not counted as image. Right (below): its mean over all steps from
+        the trigger on with a 95% bootstrap interval over samples (filled), and the same with
+        inserted tokens counted (hollow).
 
     Raises
     ------
@@ -82,8 +84,11 @@ def recovery(
     if chosen.counts_copied:
         both = result.table(definition, include_copied=True).set_index("intervention")
     with style():
+        stacked = inches < NARROW
+        if stacked:
+            height *= 2
         figure = new_figure(inches, height)
-        left, right = figure.subplots(1, 2)
+        left, right = figure.subplots(*((2, 1) if stacked else (1, 2)))
         for place, (run, curve) in enumerate(curves.items()):
             look = {"color": palette[place % len(palette)], "marker": MARKERS[place % len(MARKERS)]}
             line = LINES[place % len(LINES)]
@@ -108,6 +113,7 @@ def recovery(
         left.set_xlabel("steps since the trigger")
         left.set_ylabel(f"rise ({chosen.units})")
         right.set_yticks(range(len(curves)), [shortened(run, NAME_WIDTH) for run in curves][::-1])
+        right.xaxis.set_major_locator(MaxNLocator(4 if stacked else 6))
         right.set_xlabel(f"mean rise ({chosen.units})")
         caption = (
             "Rise of visual share under each intervention over the untouched twin, with the same "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,34 +13,45 @@ import attnlens
 from attnlens.errors import InputError
 from attnlens.files import check_results, write_folder
 from attnlens.measures.inputs import find_region
+from attnlens.measures.theorems.change import WHOLE_RUN
 from attnlens.progress import progress
+from attnlens.reports.jobs import Job
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
+    from attnlens.measures import Information, Insertion
     from attnlens.recording.trace import Trace
+    from attnlens.reports.dilution_runs import Runs
+    from attnlens.reports.trend import Settings as RunSettings
 
 
-def run_report(
-    traces: str | Path,
-    *,
-    between: Any,
-    layers: list[int] | None,
-    include_copied: bool,
-    save_folder: str | Path,
-    formats: tuple[str, ...],
-) -> Path:
+@dataclass(frozen=True)
+class Settings:
+    """How traces are measured and what is written; options of ``attnlens dilution``."""
+
+    between: Any = WHOLE_RUN
+    layers: list[int] | None = None
+    include_copied: bool = False
+    insertion: bool = False
+    samples: int = 0
+    save_folder: str = "results"
+    formats: tuple[str, ...] = ("png",)
+
+    @property
+    def folder(self) -> Path:
+        """Where results go."""
+        return Path(self.save_folder) / "dilution"
+
+
+def report_traces(traces: str | Path, settings: Settings) -> Path:
     """Measure the traces of a folder, print what was found, and write a folder whole or not at all.
 
     Parameters
     ----------
     traces
         Folder that holds traces (``*.zarr``) at any depth.
-    between, layers, include_copied
-        As in ``attnlens.measures.dilution``.
-    save_folder
-        The results go into its folder ``dilution``.
-    formats
-        Of the figure.
+    settings
+        How.
 
     Returns
     -------
@@ -52,8 +64,6 @@ def run_report(
         If there is no trace, one cannot be read, or they cannot be measured together. A trace
         without one of the regions, or of fewer than three steps, is reported and left out.
     """
-    from attnlens import measures, plots
-
     root = Path(traces)
     if not root.is_dir():
         raise InputError(f"{str(root)!r} is no folder: give one that holds traces (*.zarr)")
@@ -64,36 +74,122 @@ def run_report(
         raise InputError(
             f"{str(root)!r} holds no trace (*.zarr): make some with attnlens trend or Trace.save"
         )
-    folder = Path(save_folder) / "dilution"
-    check_results(folder, "dilution.json", "dilution")
+    check_results(settings.folder, "dilution.json", "dilution")
+    return _report({path: None for path in paths}, root, settings)
+
+
+def report_questions(jobs: list[Job], asked: RunSettings, settings: Settings) -> int:
+    """Ask the questions of a file, each kept when it is done, and report on all of them.
+
+    Parameters
+    ----------
+    jobs
+        The questions.
+    asked
+        How they are asked; runs go into the folder ``dilution_runs``.
+    settings
+        How they are measured.
+
+    Returns
+    -------
+    int
+        How many questions could not be run.
+
+    Raises
+    ------
+    InputError
+        If no question could be run, and as in ``report_traces``.
+    """
+    from attnlens.reports.dilution_runs import run_questions
+    from attnlens.vlm.load import load
+
+    check_results(settings.folder, "dilution.json", "dilution")
+    root = Path(settings.save_folder) / "dilution_runs"
+    vlm = load(asked.model, device=asked.device, dtype=asked.dtype)
+    runs = run_questions(
+        vlm,
+        jobs,
+        replace(asked, save_folder=str(root)),
+        insertion=settings.insertion,
+        samples=settings.samples,
+    )
+    _report(dict(zip(runs.traces, runs.jobs, strict=True)), root, settings, runs)
+    return len(jobs) - len(runs.jobs)
+
+
+def _report(
+    paths: Mapping[Path, Job | None], root: Path, settings: Settings, runs: Runs | None = None
+) -> Path:
+    from attnlens import measures, plots
+    from attnlens.reports.dilution_table import tidy
+    from attnlens.reports.table import steps_table, write_parquet
+
     used: list[Path] = []
     models: set[str] = set()
-    names = [window for window in between if isinstance(window, str)]
-    loaded = _load(paths, names, used, models)
+    names = [window for window in settings.between if isinstance(window, str)]
+    loaded = _load(list(paths), names, used, models)
     try:
         found = measures.dilution(
-            loaded, between=between, layers=layers, include_copied=include_copied
+            loaded,
+            between=settings.between,
+            layers=settings.layers,
+            include_copied=settings.include_copied,
         )
     except InputError as error:
         raise InputError(f"{used[-1]}: {error}" if used else str(error)) from error
-    record = {
+    inserted, shared = _further(runs, settings)
+    record: dict[str, Any] = {
         **found.as_dict(),
+        "insertion": None if inserted is None else inserted.as_dict(),
+        "information": None if shared is None else shared.as_dict(),
         "traces": [str(path.relative_to(root)) for path in used],
         "models": sorted(models),
         "versions": {"attnlens": attnlens.__version__},
     }
-    figure = plots.dilution(found)
+    figures = {"dilution": plots.dilution(found)}
+    if inserted is not None:
+        figures["insertion"] = plots.insertion(inserted)
+    if shared is not None:
+        figures["information"] = plots.information(shared)
+    folder = settings.folder
     with write_folder(folder, replace=True) as temporary:
         text = json.dumps(record, indent=2, ensure_ascii=False)
         (temporary / "dilution.json").write_text(text + "\n", encoding="utf-8")
         found.by_head.to_csv(temporary / "by_head.csv", index=False)
         found.curves.to_csv(temporary / "curves.csv", index=False)
-        for suffix in formats:
-            plots.save(figure, temporary / f"dilution.{suffix}")
-    for sentence in found.verdict():
+        write_parquet(temporary / "dilution.parquet", [tidy(found, inserted, shared)])
+        steps = (steps_table(attnlens.Trace.load(path), paths[path]) for path in used)
+        write_parquet(temporary / "steps.parquet", steps)
+        for name, figure in figures.items():
+            for suffix in settings.formats:
+                plots.save(figure, temporary / f"{name}.{suffix}")
+    said = found.verdict()
+    said += [] if inserted is None else [inserted.words()]
+    said += [] if shared is None else shared.words()
+    for sentence in said:
         print(one_line(sentence))
     print(one_line(f"written to {folder}"))
     return folder
+
+
+def _further(runs: Runs | None, settings: Settings) -> tuple[Insertion | None, Information | None]:
+    """Measure what only a model at hand can give, where it was asked for."""
+    from attnlens import measures
+
+    if runs is None:
+        return None, None
+    from attnlens.reports.dilution_runs import load_answers
+
+    inserted = shared = None
+    if runs.twins:
+        groups = (
+            {name: attnlens.Trace.load(path) for name, path in twins.items()}
+            for twins in progress(runs.twins, description="insertions")
+        )
+        inserted = measures.insertion(groups, layers=settings.layers)
+    if runs.answers:
+        shared = measures.mutual_information([load_answers(paths) for paths in runs.answers])
+    return inserted, shared
 
 
 def _load(

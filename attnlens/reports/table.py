@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from attnlens.recording.trace import Trace
 
 
-def steps_table(trace: Trace, job: Job) -> pd.DataFrame:
+def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
     """One row for each step of a run.
 
     Parameters
@@ -24,7 +24,7 @@ def steps_table(trace: Trace, job: Job) -> pd.DataFrame:
     trace
         The run.
     job
-        What was asked.
+        What was asked; when not given, what the trace notes of it.
 
     Returns
     -------
@@ -34,8 +34,9 @@ def steps_table(trace: Trace, job: Job) -> pd.DataFrame:
         ``region`` (of the predicted token); ``keys_SEGMENT``, the number of keys; ``mass_SEGMENT``,
         the fraction of attention mass, mean over layers and heads; and each definition of visual
         share by its name (``attnlens.measures.definitions``), reduced over heads and layers, NaN
-        where it is not defined.
+        where it is not defined. Tokens and definitions are missing for synthetic traces.
     """
+    import numpy as np
     import pandas as pd
 
     from attnlens.boxed import final_answer
@@ -44,6 +45,9 @@ def steps_table(trace: Trace, job: Job) -> pd.DataFrame:
 
     data = trace.data
     steps = data.sizes["step"]
+    if job is None:
+        images = trace.attrs.get("images") or [{}]
+        job = Job(str(images[0].get("path") or ""), str(trace.attrs.get("question", "")))
     answer = final_answer(trace.text)
     right = None if job.answer is None else answer == job.answer
     table = pd.DataFrame(
@@ -62,12 +66,16 @@ def steps_table(trace: Trace, job: Job) -> pd.DataFrame:
         }
     )
     for name in ("query_token", "predicted_token", "region"):
-        table[name] = pd.Series(data[name].values.tolist(), dtype="string")
+        texts = data[name].values.tolist() if name in data.variables else [None] * steps
+        table[name] = pd.Series(texts, dtype="string")
     mean = data["mass"].mean(("layer", "head"))
     for segment in data["segment"].values.tolist():
         table[f"keys_{segment}"] = data["keys"].sel(segment=segment).values
         table[f"mass_{segment}"] = mean.sel(segment=segment).values
     for name in DEFINITIONS:
+        table[name] = np.nan
+        if not {"query_token", "visual_nonzero"} <= set(data.variables):
+            continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # means of nothing are NaN
             share = visual_share(trace, name)

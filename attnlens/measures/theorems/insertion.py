@@ -8,7 +8,7 @@ continuation, so that nothing but the insertion differs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,12 +53,27 @@ class Insertion(Result):
     table: pd.DataFrame
 
     def as_dict(self) -> dict[str, Any]:
-        """See ``Result``; the table becomes a list of rows."""
-        return super().as_dict() | {"table": plain_rows(self.table)}
+        """See ``Result``; the table becomes a list of rows, and the sentence is added."""
+        return super().as_dict() | {"table": plain_rows(self.table), "words": self.words()}
+
+    def words(self) -> str:
+        """Say it in a sentence."""
+        first, last = self.table.iloc[0], self.table.iloc[-1]
+        interval = ""
+        if np.isfinite(self.exponent_low):
+            interval = f" [{self.exponent_low:.2f}, {self.exponent_high:.2f}]"
+        said = (
+            f"Insertions raise r' from {first['key_share']:.3f} to {last['key_share']:.3f}, and "
+            f"mass on visual and inserted keys from {first['mass']:.3f} to {last['mass']:.3f} "
+            f"({last['insertion']}), as r' to the power of {self.exponent:.2f}{interval}"
+        )
+        if self.saturates_at is not None:
+            return f"{said}; from {self.saturates_at!r} on, more tokens bring no more mass."
+        return f"{said}; each larger insertion brings more."
 
 
 def insertion(
-    groups: Sequence[Mapping[str, TraceLike]],
+    groups: Iterable[Mapping[str, TraceLike]],
     *,
     layers: int | Sequence[int] | None = None,
     confidence: float = 0.95,
@@ -71,7 +86,8 @@ def insertion(
     ----------
     groups
         For each prompt, traces of the same forced response (``attnlens.force``) by name: the first
-        one untouched, the others with visual tokens inserted. The same names in each.
+        one untouched, the others with visual tokens inserted. The same names in each. Each group
+        is let go when it has been measured.
     layers : int, sequence of int or None
         Layer indices in the model to use; None uses every recorded layer.
     confidence, resamples, seed
@@ -87,18 +103,21 @@ def insertion(
         If there is no group, names differ between groups, traces of a group differ in their tokens,
         or one but the first has no inserted token.
     """
-    if not groups or len(groups[0]) < 2:
-        raise InputError("give at least one group of two traces: untouched, and with an insertion")
-    names = list(groups[0])
     options: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    rows = []
+    rows: list[dict[str, list[float]]] = []
+    names: list[str] = []
     for number, group in enumerate(groups):
+        names = names or list(group)
+        if len(names) < 2:
+            break
         if list(group) != names:
             raise InputError(
                 f"group {number} has traces called {', '.join(group)}, and group 0 "
                 f"{', '.join(names)}: give each group the same names in the same order"
             )
         rows.append(_measure(group, number, layers))
+    if not rows:
+        raise InputError("give at least one group of two traces: untouched, and with an insertion")
     values = {key: np.array([row[key] for row in rows]) for key in rows[0]}  # [prompt, insertion]
     with np.errstate(divide="ignore"):
         alphas = np.array(
@@ -111,7 +130,7 @@ def insertion(
     low, high = bootstrap_mean(known, **options)
     order = np.argsort(values["key_share"].mean(0), kind="stable")
     return Insertion(
-        samples=len(groups),
+        samples=len(rows),
         exponent=float(known.mean()) if len(known) else float("nan"),
         exponent_low=low,
         exponent_high=high,

@@ -1,0 +1,78 @@
+"""How much each part of an answer owes to the image, beside the shape of the theorem's bound."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from attnlens.plots.style import (
+    LONE_COLOUR,
+    Figure,
+    add_caption,
+    colours,
+    new_figure,
+    set_height,
+    style,
+    width_in_inches,
+)
+
+if TYPE_CHECKING:
+    from attnlens.measures.theorems.information import Information
+
+HEIGHT = 2.3
+"""Height of the figure without caption, in inches."""
+
+
+def information(result: Information, *, width: str | float = "one-column") -> Figure:
+    """Draw log-ratios by part of the answer, and r x H scaled to the same sum.
+
+    Parameters
+    ----------
+    result
+        What ``attnlens.measures.mutual_information`` returns.
+    width
+        "one-column" (3.35 inches), "two-column" (6.9 inches) or a number of inches.
+
+    Raises
+    ------
+    InputError
+        If the width cannot be used.
+    """
+    inches = width_in_inches(width)
+    curve = result.curve
+    middle = (curve["start"] + curve["stop"]) / 2
+    nats = curve["nats_per_step"].to_numpy()
+    bound = curve["key_share_times_entropy"].to_numpy()
+    scaled = bound * (nats.sum() / bound.sum()) if bound.sum() else bound
+    with style():
+        figure = new_figure(inches, HEIGHT)
+        axes = figure.add_subplot()
+        ends = np.nan_to_num([nats - curve["low"], curve["high"] - nats])
+        axes.errorbar(
+            middle,
+            nats,
+            yerr=np.abs(ends),
+            color=colours()["image"],
+            marker="o",
+            capsize=2,
+            label="log-ratio",
+        )
+        axes.plot(middle, scaled, color=LONE_COLOUR, ls=(0, (4, 1.5)), label="r × H, same sum")
+        axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
+        axes.set(xlim=(0, 1), xlabel="part of the answer (fraction of its steps)")
+        axes.set_ylabel("log-ratio (nats per step)")
+        axes.legend(loc="best")
+        instead = "the average over other images" if result.reference == "others" else "no image"
+        caption = (
+            "Mean log-ratio of the sampled token's probability with the image and with "
+            f"{instead} ({result.reference}), {result.answers} answers to {result.prompts} "
+            "prompts; bars: bootstrap interval over prompts. Its sum bounds the mutual information "
+            "of answer and image from above. Dashed: r × H (fraction of visual keys times the next "
+            "token's entropy without the image), the shape of the bound in arXiv 2505.23558, "
+            "scaled to the same sum."
+        )
+        room = add_caption(figure, caption)
+        set_height(figure, HEIGHT, room)
+        figure.draw_without_rendering()
+    return figure

@@ -1,0 +1,198 @@
+"""The runs behind ``attnlens dilution``, where a model is at hand: each kept when it is done.
+
+Of every question: a recorded run (Theorem 3.1), and where they are asked for twins with inserted
+visual tokens (Theorem 3.2) and sampled answers with and without their image (mutual information).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from attnlens.errors import InputError
+from attnlens.experiments.dependence import dependence
+from attnlens.experiments.force import force
+from attnlens.files import write_folder
+from attnlens.interventions import AtStep, Copy, Intervention, Route
+from attnlens.recording.run import run
+from attnlens.recording.trace import Trace
+from attnlens.reports.jobs import Job
+from attnlens.reports.many import is_done, note_of, run_each, write_note
+from attnlens.reports.trend import Settings as RunSettings
+from attnlens.reports.trend import check_layers, record_each
+
+if TYPE_CHECKING:
+    from attnlens.vlm.load import VLM
+
+OTHERS = 8
+"""How many other images an answer is measured against, at most."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What was run.
+
+    Attributes
+    ----------
+    jobs
+        The questions whose runs are there.
+    traces
+        Path of each question's trace.
+    twins
+        For each question, paths of the twins' traces by name; empty where none were asked for.
+    answers
+        For each question, paths of what ``dependence`` gave for its sampled answers.
+    """
+
+    jobs: list[Job]
+    traces: list[Path]
+    twins: list[dict[str, Path]]
+    answers: list[list[Path]]
+
+
+def insertions(step: int) -> dict[str, Intervention | None]:
+    """Name what is inserted at a step: nothing, then more and more visual tokens."""
+    at = AtStep(step)
+    return {
+        "nothing": None,
+        **{f"ROUTE {p}%": Route(when=at, percent=p) for p in (25, 50, 75)},
+        "COPY": Copy(when=at),
+        "COPY twice": Copy(when=at) + Copy(when=at),
+        "COPY 4 times": Copy(when=at) + Copy(when=at) + Copy(when=at) + Copy(when=at),
+    }
+
+
+def run_questions(
+    vlm: VLM, jobs: list[Job], settings: RunSettings, *, insertion: bool, samples: int
+) -> Runs:
+    """Run what is not there yet.
+
+    Parameters
+    ----------
+    vlm, jobs, settings
+        The model, the questions of a file, and how they are asked. Folders go into
+        ``settings.save_folder``.
+    insertion
+        Whether twins with inserted visual tokens are run: in the middle of every answer.
+    samples
+        How many answers to each question are sampled for the mutual information; 0 for none.
+
+    Raises
+    ------
+    InputError
+        If no question could be run.
+    """
+    root = Path(settings.save_folder)
+    check_layers(settings.layers, vlm)
+    there = record_each(vlm, jobs, settings, command="dilution", pictures=False)
+    paths = {job: root / job.folder / f"{settings.mode}_trace.zarr" for job in there}
+    if insertion:
+        there = _twins(vlm, there, settings, paths, root)
+    if samples:
+        there = _answers(vlm, there, settings, samples, root)
+    if not there:
+        raise InputError("no question could be run: see the lines above")
+    return Runs(
+        jobs=there,
+        traces=[paths[job] for job in there],
+        twins=[
+            {n: _twin_folder(root, settings, job) / f"{n}.zarr" for n in insertions(1)}
+            for job in there
+            if insertion
+        ],
+        answers=[
+            [_answer_folder(root, settings, job) / f"{i}.nc" for i in range(samples)]
+            for job in there
+            if samples
+        ],
+    )
+
+
+def load_answers(paths: Sequence[Path]) -> list[xr.Dataset]:
+    """Read what ``dependence`` gave for the answers to one question."""
+    return [xr.load_dataset(path, engine="scipy") for path in paths]
+
+
+def _twin_folder(root: Path, settings: RunSettings, job: Job) -> Path:
+    return root / f"{settings.mode}_twins" / job.folder
+
+
+def _answer_folder(root: Path, settings: RunSettings, job: Job) -> Path:
+    return root / f"{settings.mode}_answers" / job.folder
+
+
+def _twins(
+    vlm: VLM, jobs: list[Job], settings: RunSettings, traces: dict[Job, Path], root: Path
+) -> list[Job]:
+    def note(job: Job) -> dict[str, Any]:
+        asked = note_of(job, settings, leaving_out=("save_folder", "formats"))
+        return {**asked, "insertions": list(insertions(1))}
+
+    def work(job: Job) -> None:
+        said = Trace.load(traces[job])
+        middle = said.data.sizes["step"] // 2
+        if not middle:
+            raise InputError("an answer of one token has no middle to insert at")
+        prompt = vlm.prompt(job.image, job.question, settings.mode)
+        with write_folder(_twin_folder(root, settings, job), replace=True) as temporary:
+            for name, intervention in insertions(middle).items():
+                twin = force(vlm, prompt, said, intervention, layers=settings.layers)
+                twin.save(temporary / f"{name}.zarr")
+            write_note(temporary / "settings.json", note(job))
+
+    return _each(jobs, lambda job: _twin_folder(root, settings, job), note, work, "insertions")
+
+
+def _answers(
+    vlm: VLM, jobs: list[Job], settings: RunSettings, samples: int, root: Path
+) -> list[Job]:
+    def others(job: Job) -> list[Job]:
+        """Other images of the file, in order from the question's own on."""
+        place = jobs.index(job)
+        turned = [*jobs[place + 1 :], *jobs[:place]]
+        by_image = {other.image_sha256: other for other in turned}
+        by_image.pop(job.image_sha256, None)
+        return list(by_image.values())[:OTHERS]
+
+    def note(job: Job) -> dict[str, Any]:
+        asked = note_of(job, settings, leaving_out=("save_folder", "formats", "temperature"))
+        return {**asked, "samples": samples, "others": [o.image_sha256 for o in others(job)]}
+
+    def work(job: Job) -> None:
+        prompt = vlm.prompt(job.image, job.question, settings.mode)
+        images = [other.image for other in others(job)]
+        with write_folder(_answer_folder(root, settings, job), replace=True) as temporary:
+            for i in range(samples):
+                said = run(
+                    vlm,
+                    prompt,
+                    settings.max_new_tokens,
+                    seed=settings.seed + i,
+                    do_sample=True,  # from the model's own distribution
+                    temperature=1.0,
+                    top_k=0,
+                    top_p=1.0,
+                )
+                found = dependence(
+                    vlm, said, prompt=prompt, references=("removed",), other=images or None
+                )
+                (temporary / f"{i}.nc").write_bytes(bytes(found.to_netcdf(engine="scipy")))
+            write_note(temporary / "settings.json", note(job))
+
+    return _each(
+        jobs, lambda job: _answer_folder(root, settings, job), note, work, "sampled answers"
+    )
+
+
+def _each(jobs: list[Job], folder_of: Any, note: Any, work: Any, what: str) -> list[Job]:
+    return run_each(
+        jobs,
+        folder_of,
+        lambda job: is_done(folder_of(job) / "settings.json", note(job)),
+        work,
+        command=f"dilution ({what})",
+    )

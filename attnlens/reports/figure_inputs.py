@@ -1,0 +1,214 @@
+"""What ``attnlens figures`` draws from: a folder of runs, checked and read.
+
+The layout is described in ``attnlens.testbed.figure_runs``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attnlens
+from attnlens.errors import InputError
+from attnlens.measures.inputs import regions_of
+from attnlens.progress import progress
+from attnlens.text import one_line
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from attnlens.experiments.recovery import Recovery
+    from attnlens.recording.trace import Trace
+
+VERIFICATIONS = ("back", "reflection")
+"""Modes whose answers verify, and the regions in which they do."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One run.
+
+    Attributes
+    ----------
+    path
+        Its folder.
+    trace
+        The trace, without its visual map: that of a large model is large.
+    has_map
+        Whether the one in the folder has one.
+    """
+
+    path: Path
+    trace: Trace
+    has_map: bool
+
+    def truth(self) -> dict[str, Any] | None:
+        """Return the truth of the answer, of ``Sample.truth(tokens)``, where it lies beside.
+
+        Raises
+        ------
+        InputError
+            If the file is no JSON.
+        """
+        path = self.path.with_suffix(".json")
+        if not path.is_file():
+            return None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"{str(path)!r} cannot be read as the truth of a run: {error}"
+            ) from error
+        return found if isinstance(found, dict) and "tokens" in found else None
+
+
+@dataclass
+class Runs:
+    """A folder of runs.
+
+    Attributes
+    ----------
+    modes
+        Untouched runs by the mode that they note, in order of their paths.
+    dependence
+        Results of ``attnlens.dependence``.
+    recovery, routes
+        Results of ``attnlens.recover``, where they are there.
+    models
+        Names of the models.
+    """
+
+    modes: dict[str, list[Recorded]] = field(default_factory=dict)
+    dependence: list[xr.Dataset] = field(default_factory=list)
+    recovery: Recovery | None = None
+    routes: Recovery | None = None
+    models: set[str] = field(default_factory=set)
+
+    def traces(self, mode: str) -> list[Trace]:
+        """Return the traces of a mode."""
+        return [one.trace for one in self.modes.get(mode, [])]
+
+    def verified(self) -> tuple[str, list[Recorded]]:
+        """Return the region in which answers verify, and the runs that have it.
+
+        Raises
+        ------
+        InputError
+            If there is none.
+        """
+        for name in VERIFICATIONS:
+            found = [
+                one
+                for listed in self.modes.values()
+                for one in listed
+                if any(region.name == name for region in regions_of(one.trace))
+            ]
+            if found:
+                return name, found
+        raise InputError("no run has a verification (a region <back> or <REFLECTION>)")
+
+    def preferred(self, *names: str) -> str:
+        """Return the first of some modes that there are runs of, or else any.
+
+        Raises
+        ------
+        InputError
+            If there is no run.
+        """
+        if not self.modes:
+            raise InputError("there is no trace (*.zarr)")
+        return next((name for name in names if name in self.modes), next(iter(self.modes)))
+
+
+def read_runs(folder: str | Path) -> Runs:
+    """Read a folder of runs.
+
+    Parameters
+    ----------
+    folder
+        Traces (``*.zarr``) at any depth, ``dependence/*.nc``, ``recovery.nc`` and ``routes.nc``,
+        each where there is one. What cannot be averaged with the rest (a run under an intervention,
+        one without an image or with fewer than three steps) is left out and said on standard error.
+
+    Raises
+    ------
+    InputError
+        If there is no such folder, it holds none of these, one of them cannot be read, or they come
+        from several models.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"{str(root)!r} is no folder: give one that holds traces (*.zarr)")
+    runs = Runs()
+    paths = sorted(p for p in root.rglob("*.zarr") if p.is_dir())
+    for path in progress(paths, description="reading runs"):
+        _add_trace(runs, path, root)
+    for path in sorted((root / "dependence").glob("*.nc")):
+        runs.dependence.append(_read_dependence(path))
+    if (root / "recovery.nc").is_file():
+        runs.recovery = _read_recovery(root / "recovery.nc")
+    if (root / "routes.nc").is_file():
+        runs.routes = _read_recovery(root / "routes.nc")
+    compared = [one.data for one in (runs.recovery, runs.routes) if one is not None]
+    runs.models |= {
+        str(one.attrs["model"]) for one in [*compared, *runs.dependence] if "model" in one.attrs
+    }
+    if not runs.modes and not runs.dependence and not compared:
+        raise InputError(
+            f"{str(root)!r} holds no untouched run (*.zarr), dependence/*.nc, recovery.nc or "
+            "routes.nc: make some with Trace.save and Recovery.save, or leave --traces out"
+        )
+    if len(runs.models) > 1:
+        raise InputError(
+            f"{str(root)!r} holds runs of several models ({', '.join(sorted(runs.models))}): give "
+            "a folder for each"
+        )
+    return runs
+
+
+def _add_trace(runs: Runs, path: Path, root: Path) -> None:
+    trace = attnlens.Trace.load(path)
+    reason = ""
+    if trace.attrs.get("interventions"):
+        reason = "it was made under an intervention"
+    elif not (trace.data["keys"].sel(segment="visual") > 0).any():
+        reason = "it has no visual keys"
+    elif trace.data.sizes["step"] < 3:
+        reason = "it has fewer than three steps"
+    if reason:
+        name = one_line(str(path.relative_to(root)))
+        print(f"attnlens figures: run {name} left out: {reason}", file=sys.stderr)
+        return
+    has_map = "visual_map" in trace.data
+    if has_map:
+        trace = attnlens.Trace(trace.data.drop_dims("visual"))
+    runs.models.add(str(trace.attrs.get("model", "")))
+    mode = str(trace.attrs.get("mode") or "no mode")
+    runs.modes.setdefault(mode, []).append(Recorded(path, trace, has_map))
+
+
+def _read_recovery(path: Path) -> Recovery:
+    from attnlens.experiments.recovery import Recovery
+
+    return Recovery.load(path)
+
+
+def _read_dependence(path: Path) -> xr.Dataset:
+    import xarray as xr
+
+    try:
+        data = xr.load_dataset(path, engine="scipy")
+    except Exception as error:  # whatever the reader makes of a broken file
+        raise InputError(f"{str(path)!r} cannot be read as a dependence ({error})") from error
+    if not {"kl", "mass"} <= set(data.data_vars) or not {"reference", "step"} <= set(data.dims):
+        raise InputError(
+            f"{str(path)!r} holds no dependence: give what attnlens.dependence returns"
+        )
+    for name, values in data.variables.items():
+        if values.dtype == object or values.dtype.kind == "S":  # texts come back as objects
+            data[name] = values.astype(str)
+    data["step"] = data["step"].astype("int64")  # the format has none
+    return data

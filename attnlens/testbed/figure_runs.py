@@ -1,0 +1,131 @@
+"""Runs of the testbed from which ``attnlens figures`` draws.
+
+The layout of a folder of runs, which any model can fill (``attnlens figures --traces DIR``)::
+
+    DIR/
+      <mode>/0000.zarr     Trace.save of an untouched run, recorded with visual_map=True for the
+                           overlays. Folder names are free: the trace itself notes its mode
+      <mode>/0000.png      the image, where the one that the trace notes is not there any more
+      <mode>/0000.json     the truth of the answer, where it is known: Sample.truth(tokens)
+      dependence/0000.nc   what attnlens.dependence returns, by to_netcdf(path, engine="scipy")
+      recovery.nc          Recovery.save of what attnlens.recover returns
+      routes.nc            the same, of Route(percent=...) with several percentages, named as
+                           attnlens names them (route:25) or as here (ROUTE 25%)
+
+Whatever is missing, the figures that need it are left out.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attnlens
+from attnlens.errors import InputError
+from attnlens.files import write_file, write_folder
+from attnlens.interventions import At, Copy, Inject, Intervention, Route
+from attnlens.progress import progress
+from attnlens.testbed.samples import Sample, held_out_sample, save_samples
+
+if TYPE_CHECKING:
+    from attnlens.vlm.load import VLM
+
+MODES = ("cot", "back")
+MOST_DEPENDENCE = 10
+"""Runs whose dependence on the image is measured."""
+MAX_NEW_TOKENS = 700
+"""Longer than any true answer."""
+PERCENTS = (12.5, 25, 50, 75, 100)
+"""Percentages of ROUTE that are compared."""
+
+
+def check_scenes(scenes: int, seed: int) -> None:
+    """Refuse too few scenes, and a seed out of range."""
+    if scenes < 2:
+        raise InputError(f"{scenes} scenes have no interval: give at least 2")
+    held_out_sample(seed, 0, MODES[0])
+
+
+def ways() -> dict[str, Intervention]:
+    """Return COPY and ROUTE with their controls, by name; they act at the first ``<back>``."""
+    at = At("<back>", times=1)
+    return {
+        "COPY": Copy(when=at),
+        "ROUTE 50%": Route(when=at, percent=50),
+        "ROUTE 50%, random": Route(when=at, percent=50, select="random"),
+        "ROUTE 50%, bottom": Route(when=at, percent=50, select="bottom"),
+        "COPY of a blank image": Copy(when=at, source="blank"),
+        "text-only": Inject(" I look again.", when=at),
+    }
+
+
+def routes() -> dict[str, Intervention]:
+    """Return ROUTE with several percentages, by name; it acts at the first ``<back>``."""
+    at = At("<back>", times=1)
+    return {f"ROUTE {p:g}%": Route(when=at, percent=p) for p in PERCENTS}
+
+
+def make_runs(vlm: VLM, folder: Path, scenes: int, seed: int = 0) -> None:
+    """Run a testbed model on held-out scenes and write a folder, whole or not at all.
+
+    Parameters
+    ----------
+    vlm
+        A testbed model.
+    folder
+        Where to; must not exist or be empty.
+    scenes
+        Number of held-out scenes, at least 2; the same ones in each mode.
+    seed
+        Which ones.
+
+    Raises
+    ------
+    InputError
+        If there are too few scenes, the seed is out of range, or the folder is not empty.
+    """
+    check_scenes(scenes, seed)
+    samples = {mode: [held_out_sample(seed, i, mode) for i in range(scenes)] for mode in MODES}
+    with write_folder(folder) as temporary:
+        for mode in MODES:
+            save_samples(samples[mode], temporary / mode, vlm.tokenizer)
+        _record(vlm, samples, temporary)
+        _compare(vlm, samples["back"], temporary)
+
+
+def _record(vlm: VLM, samples: dict[str, list[Sample]], folder: Path) -> None:
+    listed = [(mode, i, one) for mode in MODES for i, one in enumerate(samples[mode])]
+    for mode, i, sample in progress(listed, description="runs"):
+        prompt = vlm.prompt(sample.scene.draw(), sample.question.text, mode)
+        trace = attnlens.run(vlm, prompt, MAX_NEW_TOKENS, visual_map=True, do_sample=False)
+        trace.save(folder / mode / f"{i:04d}.zarr")
+        if mode == "back" and i < MOST_DEPENDENCE:
+            data = attnlens.dependence(vlm, trace, prompt=prompt)
+            data.attrs = {"model": vlm.name, "versions": versions()}
+            with write_file(folder / "dependence" / f"{i:04d}.nc") as path:
+                data.to_netcdf(path, engine="scipy")
+
+
+def _compare(vlm: VLM, samples: list[Sample], folder: Path) -> None:
+    """Compare all interventions in one go, since they share runs, and write them by figure."""
+    from attnlens.experiments.recovery import Recovery
+    from attnlens.experiments.recovery_tables import UNTOUCHED
+
+    found = attnlens.recover(
+        vlm,
+        [vlm.prompt(s.scene.draw(), s.question.text, "back") for s in samples],
+        ways() | routes(),
+        MAX_NEW_TOKENS,
+        expected=[s.question.answer for s in samples],
+        detail="step",
+        reuse=True,
+    ).data.assign_attrs(versions=versions())
+    for name, chosen in (("recovery.nc", ways()), ("routes.nc", routes())):
+        Recovery(found.sel(run=[UNTOUCHED, *chosen])).save(folder / name)
+
+
+def versions() -> str:
+    """Name the versions that decide what a run says."""
+    others = (f"{name} {version(name)}" for name in ("torch", "transformers"))
+    return ", ".join([f"attnlens {attnlens.__version__}", *others])

@@ -1,0 +1,173 @@
+"""``attnlens dilution`` on a model at hand: twins, sampled answers, tables, figures."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import attnlens
+from attnlens import measures, plots
+from attnlens.cli.main import main
+from attnlens.errors import InputError
+from attnlens.testbed import held_out_sample
+
+COUNT = 3
+FEW = {"resamples": 200}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    lines = []
+    for i in range(COUNT):
+        sample = held_out_sample(3, i, "cot")
+        sample.scene.draw().save(folder / f"{i}.png")
+        lines.append(json.dumps({"image": f"{i}.png", "question": sample.question.text}))
+    (folder / "questions.jsonl").write_text("\n".join(lines))
+    return folder / "questions.jsonl"
+
+
+@pytest.fixture(scope="module")
+def folder(data, tmp_path_factory):
+    """Results of the whole command."""
+    out = tmp_path_factory.mktemp("out")
+    command = ["dilution", "--data", str(data), "--save_folder", str(out), "--insertion"]
+    assert main([*command, "--samples", "2", "--max_new_tokens", "60"]) == 0
+    return out
+
+
+def test_every_number_is_in_the_table(folder):
+    record = json.loads((folder / "dilution" / "dilution.json").read_text())
+    table = pd.read_parquet(folder / "dilution" / "dilution.parquet")
+
+    def value(measure, quantity, statistic="mean", **where):
+        rows = table[(table["measure"] == measure) & (table["quantity"] == quantity)]
+        rows = rows[rows["statistic"] == statistic]
+        for name, wanted in where.items():
+            rows = rows[rows[name] == wanted]
+        assert len(rows) == 1
+        return rows["value"].item()
+
+    assert value("dilution", "exponent") == pytest.approx(record["exponent"])
+    assert value("change", "counts", "low") == pytest.approx(record["change"]["counts"]["low"])
+    sinkless = record["change_without_sink"]["preference"]["mean"]
+    assert value("change_without_sink", "preference") == pytest.approx(sinkless)
+    evenness = record["evenness"]["response"]["high"]
+    assert value("evenness", "mass_over_key_share", "high", segment="response") == evenness
+    row = record["by_head"][5]
+    where = {"layer": row["layer"], "head": row["head"]}
+    assert value("by_head", "exponent", "low", **where) == pytest.approx(row["exponent_low"])
+    copy = next(r for r in record["insertion"]["table"] if r["insertion"] == "COPY")
+    assert value("insertion", "preference", "high", insertion="COPY") == copy["preference_high"]
+    assert value("information", "at_least") == pytest.approx(record["information"]["at_least"])
+    part = record["information"]["curve"][3]
+    where = {"position": part["start"]}
+    assert value("information", "nats_per_step", "low", **where) == pytest.approx(part["low"])
+    curves = pd.read_csv(folder / "dilution" / "curves.csv")
+    mass = table[(table["measure"] == "by_step") & (table["quantity"] == "mass")]
+    np.testing.assert_allclose(mass["value"], curves["mass"])
+    np.testing.assert_array_equal(mass["sample"].astype(int), curves["sample"])
+    assert len(pd.read_parquet(folder / "dilution" / "steps.parquet")) == len(curves)
+    assert {p.stem for p in (folder / "dilution").glob("*.png")} == {
+        "dilution",
+        "insertion",
+        "information",
+    }
+
+
+def test_twins_say_what_the_run_said_with_more_visual_keys(folder):
+    runs = folder / "dilution_runs"
+    (said,) = runs.glob("00001_*/cot_trace.zarr")
+    said = attnlens.Trace.load(said).data
+    visual = int(said["keys"].sel(segment="visual")[0])
+    (twins,) = runs.glob("cot_twins/00001_*")
+    expected = {"nothing": 0, "COPY": visual, "COPY twice": 2 * visual, "COPY 4 times": 4 * visual}
+    expected["ROUTE 50%"] = visual // 2
+    for name, count in expected.items():
+        twin = attnlens.Trace.load(twins / f"{name}.zarr").data
+        assert twin["predicted_token"].equals(said["predicted_token"])
+        copied = twin["keys"].sel(segment="copied").values
+        middle = len(copied) // 2
+        assert (copied[:middle] == 0).all()
+        assert (copied[middle:] == count).all()
+
+
+def test_answers_are_sampled_and_measured_against_the_other_images(folder):
+    paths = sorted((folder / "dilution_runs" / "cot_answers").glob("00002_*/*.nc"))
+    assert [p.stem for p in paths] == ["0", "1"]
+    import xarray as xr
+
+    found = [xr.load_dataset(path, engine="scipy") for path in paths]
+    for one in found:
+        assert one["reference"].values.tolist() == ["removed", "other 1", "other 2"]
+    again = measures.mutual_information([found], reference="removed", **FEW)
+    totals = [float(one["log_ratio"].sel(reference="removed").sum()) for one in found]
+    assert again.nats == pytest.approx(np.mean(totals))
+
+
+def test_traces_alone_give_the_theorem_and_the_table(folder, tmp_path, capsys):
+    command = ["dilution", "--traces", str(folder / "dilution_runs"), "--save_folder"]
+    assert main([*command, str(tmp_path)]) == 0  # twins among them are runs, too
+    assert "to the power of" in capsys.readouterr().out
+    table = pd.read_parquet(tmp_path / "dilution" / "dilution.parquet")
+    assert not table["measure"].isin(["insertion", "information"]).any()
+    steps = pd.read_parquet(tmp_path / "dilution" / "steps.parquet")
+    assert steps["line"].isna().all()
+    assert steps["question"].str.len().min() > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "either --traces DIR or --data"),
+        (["--traces", "x", "--data", "y"], "either --traces DIR or --data"),
+        (["--traces", "x", "--samples", "2"], "--insertion and --samples need a model"),
+        (["--traces", "x", "--insertion"], "--insertion and --samples need a model"),
+        (["--data", "y", "--samples", "-1"], "--samples -1"),
+        (["--data", "y", "--max_new_tokens", "2"], "--max_new_tokens 2"),
+        (["--data", "missing.jsonl"], "missing.jsonl"),
+    ],
+)
+def test_bad_options_are_refused(options, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["dilution", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("width", ["one-column", "two-column"])
+def test_figures_draw_what_was_measured(folder, width):
+    twins = sorted((folder / "dilution_runs" / "cot_twins").glob("*"))
+    names = ("nothing", "ROUTE 50%", "COPY", "COPY twice")
+    groups = [{n: attnlens.Trace.load(f / f"{n}.zarr") for n in names} for f in twins]
+    found = measures.insertion(groups, **FEW)
+    figure = plots.insertion(found, width=width)
+    measured = figure.axes[0].lines[0]
+    np.testing.assert_allclose(measured.get_xdata(), found.table["key_share"])
+    np.testing.assert_allclose(measured.get_ydata(), found.table["mass"])
+    counts = figure.axes[1].lines[0].get_xdata()
+    np.testing.assert_allclose(counts, found.table["counts"][1:])
+    assert plots.style.render(figure, "png") == plots.style.render(figure, "png")
+
+    from attnlens.reports.dilution_runs import load_answers
+
+    answers = sorted((folder / "dilution_runs" / "cot_answers").glob("*"))
+    shared = measures.mutual_information(
+        [load_answers(sorted(f.glob("*.nc"))) for f in answers], bins=4, **FEW
+    )
+    axes = plots.information(shared, width=width).axes[0]
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), shared.curve["nats_per_step"])
+    scaled = next(line for line in axes.lines if line.get_label().startswith("r × H"))
+    assert scaled.get_ydata().sum() == pytest.approx(shared.curve["nats_per_step"].sum())
+
+
+def test_an_insertion_of_nothing_is_no_figure(folder):
+    twins = sorted((folder / "dilution_runs" / "cot_twins").glob("*"))
+    groups = [{n: attnlens.Trace.load(f / f"{n}.zarr") for n in ("nothing", "COPY")} for f in twins]
+    found = measures.insertion(groups, **FEW)
+    found.table["inserted"] = 0.0
+    with pytest.raises(InputError, match="nothing to draw"):
+        plots.insertion(found)
