@@ -406,6 +406,7 @@ def test_testbed_sample_writes_truth(tmp_path, capsys):
         "0000.png",
         "0001.json",
         "0001.png",
+        "questions.jsonl",
     ]
     truth = json.loads((out / "0001.json").read_text())
     sample = held_out_sample(3, 1, "back")

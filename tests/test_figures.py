@@ -110,6 +110,45 @@ def test_data_of_the_routes_and_of_one_run_are_those_of_the_results(made):
     np.testing.assert_allclose(image, measures.visual_share(trace, "look-back"), rtol=1e-4)
 
 
+def test_data_of_the_theorems_are_those_of_their_runs(made, tmp_path):
+    import xarray as xr
+
+    runs, out = made
+    long = [attnlens.Trace.load(path).data for path in sorted((runs / "long").iterdir())]
+    steps = pd.read_csv(out / "10_long_answers_steps.csv")
+    assert steps.groupby("sample").size().tolist() == [one.sizes["step"] for one in long]
+    assert steps.groupby("sample").size().min() >= 1000
+    for number, one in enumerate(long):
+        keys = one["keys"]
+        share = keys.sel(segment="visual") / keys.sum("segment")
+        assert float(share[0] / share[-1]) > 5
+        mine = steps[steps["sample"] == number]
+        np.testing.assert_allclose(mine["key_share"], share, rtol=1e-4)
+        mass = one["mass"].sel(segment="visual").mean(("layer", "head"))
+        np.testing.assert_allclose(mine["mass"], mass, rtol=1e-4)
+    inserted = pd.read_csv(out / "11_insertion.csv").set_index("insertion")["inserted"]
+    visual = [
+        int(attnlens.Trace.load(p).data["keys"][0].sel(segment="visual"))
+        for p in sorted((runs / "cot").glob("*.zarr"))
+    ]
+    assert inserted["COPY twice"] == pytest.approx(2 * np.mean(visual), rel=1e-5)
+    curve = pd.read_csv(out / "12_information.csv")
+    answers = sorted((runs / "cot_answers").glob("*/*.nc"))
+    assert len(answers) == 2 * SCENES
+    first = xr.load_dataset(answers[0], engine="scipy")
+    others = [name for name in first["reference"].values if str(name).startswith("other ")]
+    assert len(others) == SCENES - 1
+    assert curve["key_share"].is_monotonic_decreasing
+
+    # what attnlens dilution leaves behind is drawn, too
+    shutil.copytree(runs / "cot_twins", tmp_path / "cot_twins")
+    assert main(["figures", "--traces", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    again = (tmp_path / "out" / "11_insertion.csv").read_bytes()
+    assert again == (out / "11_insertion.csv").read_bytes()
+    (tmp_path / "cot_twins" / "0000" / "nothing.zarr").rename(tmp_path / "elsewhere")
+    assert main(["figures", "--traces", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+
+
 def test_traces_alone_give_what_can_be_drawn_and_say_what_is_left_out(made, tmp_path, capsys):
     runs, _ = made
     folder, figures = tmp_path / "mine", tmp_path / "out"
@@ -130,6 +169,9 @@ def test_traces_alone_give_what_can_be_drawn_and_say_what_is_left_out(made, tmp_
         "attnlens figures: 05_recovery",
         "attnlens figures: 06_routes",
         "attnlens figures: 09_dependence",
+        "attnlens figures: 10_long_answers",
+        "attnlens figures: 11_insertion",
+        "attnlens figures: 12_information",
     ]
     drawn = [n for n in NAMES if n[:2] in ("01", "02", "03", "07", "08")]
     assert {path.stem for path in figures.glob("*.png")} == set(drawn)

@@ -25,11 +25,10 @@ from test_plots import assert_nothing_touches, build, drawn_boxes, pieces
 import attnlens
 from attnlens import plots
 from attnlens.errors import InputError
-from attnlens.experiments.dependence import correlation
 from attnlens.experiments.recovery import Recovery
 from attnlens.interventions import AtStep, Copy, Route
-from attnlens.measures import agreement, visual_share
-from attnlens.measures.agreement import spearman
+from attnlens.measures import agreement, correlation, visual_share
+from attnlens.measures.correlation import spearman
 from attnlens.measures.definitions import DEFINITIONS
 from attnlens.segments import SEGMENTS
 

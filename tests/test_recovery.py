@@ -20,7 +20,6 @@ import attnlens
 from attnlens import plots
 from attnlens.cli.main import main
 from attnlens.errors import InputError
-from attnlens.experiments.dependence import correlation
 from attnlens.experiments.distributions import kept_log_probabilities
 from attnlens.experiments.recovery import Recovery
 from attnlens.interventions import (
@@ -37,7 +36,7 @@ from attnlens.interventions import (
 )
 from attnlens.interventions.forced import ForcedSession
 from attnlens.interventions.parse import parse_intervention, parse_trigger
-from attnlens.measures import visual_share
+from attnlens.measures import correlation, visual_share
 from attnlens.measures.definitions import DEFINITIONS
 from attnlens.measures.paired import holm, mcnemar
 from attnlens.measures.recovery import divergences, half_life, mean_from

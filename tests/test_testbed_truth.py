@@ -362,7 +362,12 @@ def test_saved_samples_are_an_image_and_json(tmp_path):
         held_out_sample(3, i, mode, objects=5) for i, mode in enumerate(("back", "reflection"))
     ]
     save_samples(samples, tmp_path / "out", load_tokenizer())
+    lines = (tmp_path / "out" / "questions.jsonl").read_text().splitlines()
     for i, sample in enumerate(samples):
+        asked = json.loads(lines[i])
+        assert asked["image"] == f"{i:04d}.png"
+        assert asked["question"] == sample.question.text
+        assert asked["answer"] == sample.question.answer
         truth = json.loads((tmp_path / "out" / f"{i:04d}.json").read_text())
         image = np.asarray(Image.open(tmp_path / "out" / f"{i:04d}.png"))
         assert np.array_equal(image, np.asarray(sample.scene.draw()))

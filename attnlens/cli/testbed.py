@@ -54,7 +54,8 @@ def _add_sample(actions: Any) -> None:
     sample = actions.add_parser(
         "sample",
         help="draw scenes with questions, answers and their truth",
-        description="Write NNNN.png and NNNN.json for each sample into a new folder.",
+        description="Write NNNN.png and NNNN.json for each sample into a new folder, and "
+        "questions.jsonl, which --data of the other commands takes.",
     )
     sample.add_argument("--out", required=True, metavar="DIR", help="a new folder")
     sample.add_argument("--count", type=int, default=10, metavar="N", help="(10)")
@@ -62,6 +63,15 @@ def _add_sample(actions: Any) -> None:
     sample.add_argument("--mode", default="back", choices=list(MODES), help="(back)")
     sample.add_argument("--kind", metavar="KIND", help="kind of question (any)")
     sample.add_argument("--steps", type=int, metavar="N", help="steps of a chain question (2 or 3)")
+    sample.add_argument(
+        "--counts", type=int, metavar="N", help="times that the objects are counted (1, or drawn)"
+    )
+    sample.add_argument(
+        "--grid",
+        metavar="SIZE",
+        choices=("small", "medium", "large"),
+        help="size of the scenes (any)",
+    )
     sample.set_defaults(run=run_sample)
 
 
@@ -176,7 +186,15 @@ def run_sample(options: argparse.Namespace) -> int:
     at_least("count", options.count, 1)
     at_least("seed", options.seed, 0)
     samples = [
-        held_out_sample(options.seed, i, options.mode, kind=options.kind, steps=options.steps)
+        held_out_sample(
+            options.seed,
+            i,
+            options.mode,
+            kind=options.kind,
+            steps=options.steps,
+            counts=options.counts,
+            grid=options.grid,
+        )
         for i in range(options.count)
     ]
     save_samples(samples, Path(options.out), load_tokenizer())

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import xarray as xr
 from PIL import Image
-from scipy import stats
 
 from attnlens.errors import InputError
 from attnlens.measures.recovery import divergences, entropy
@@ -126,71 +125,6 @@ def dependence(
         data[name].attrs = {"definition": definition}
     tokens = ("query_token", "predicted_token", "predicted_token_id", "region")
     return data.assign_coords({name: trace.data[name] for name in tokens})
-
-
-def correlation(
-    data: xr.Dataset,
-    dependence_name: str = "kl",
-    share: str = "mass",
-    *,
-    reference: str | None = None,
-    confidence: float = 0.95,
-    resamples: int = 9999,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Spearman correlation over steps of a step's dependence with its visual share.
-
-    Parameters
-    ----------
-    data
-        What ``dependence`` returns.
-    dependence_name
-        ``kl``, ``hellinger`` or ``log_ratio``.
-    share
-        ``mass`` or ``look_back``.
-    reference
-        One of the references measured; when not given, ``blank`` or else the first.
-    confidence, resamples, seed
-        Of the bootstrap interval: steps are drawn as pairs. Neighbouring steps are alike, so the
-        interval is narrower than that of as many independent steps.
-
-    Returns
-    -------
-    dict
-        ``rho``, ``low``, ``high``, ``steps``; NaN where fewer than four steps are defined or one
-        of the two is constant.
-
-    Raises
-    ------
-    InputError
-        If the reference was not measured.
-    """
-    measured = [str(name) for name in data["reference"].values]
-    if reference is None:
-        reference = "blank" if "blank" in measured else measured[0]
-    if reference not in measured:
-        raise InputError(f"reference {reference!r} was not measured: use {', '.join(measured)}")
-    a = data[dependence_name].sel(reference=reference).values
-    b = data[share].values
-    known = np.isfinite(a) & np.isfinite(b)
-    a, b = a[known], b[known]
-    nan = float("nan")
-    if len(a) < 4 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return {"rho": nan, "low": nan, "high": nan, "steps": len(a)}
-    rng = np.random.default_rng(seed)
-    ranks = []
-    for _ in range(resamples):
-        at = rng.integers(0, len(a), len(a))
-        ranks.append(_spearman(a[at], b[at]))
-    low, high = np.nanquantile(ranks, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return {"rho": _spearman(a, b), "low": float(low), "high": float(high), "steps": len(a)}
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    x, y = stats.rankdata(a), stats.rankdata(b)
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return float("nan")
-    return float(np.corrcoef(x, y)[0, 1])
 
 
 def _same_prompt(vlm: VLM, trace: Trace) -> Prompt:

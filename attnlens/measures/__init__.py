@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from attnlens.measures.agreement import Agreement, agreement
 from attnlens.measures.averages import Averages, averages
+from attnlens.measures.correlation import correlation
 from attnlens.measures.decay import decay
 from attnlens.measures.definitions import definitions
 from attnlens.measures.refocus import refocus
@@ -35,6 +36,7 @@ __all__ = [
     "TrendTest",
     "agreement",
     "averages",
+    "correlation",
     "decay",
     "definitions",
     "dilution",

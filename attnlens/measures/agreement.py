@@ -8,18 +8,15 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy import stats
 
 from attnlens.errors import InputError
+from attnlens.measures.correlation import spearman
 from attnlens.measures.definitions import DEFINITIONS, get_definition
 from attnlens.measures.inputs import TraceLike
 from attnlens.measures.recovery import mean_of_known
 from attnlens.measures.results import NAN, Result, check_confidence
 from attnlens.measures.share import visual_share
 from attnlens.measures.statistics import bootstrap_mean
-
-LEAST_STEPS = 4
-"""Fewer steps than this have no rank correlation."""
 
 MOST_BINS = 1000
 
@@ -149,26 +146,6 @@ def agreement(
         high=ends[..., 1],
         confidence=confidence,
     )
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation of two series over the steps at which both are defined.
-
-    Parameters
-    ----------
-    a, b : numpy.ndarray, shape (n,)
-        NaN where undefined; equal values share their mean rank.
-
-    Returns
-    -------
-    float
-        From -1 to 1; NaN for fewer than four steps or where one of the two is constant.
-    """
-    known = np.isfinite(a) & np.isfinite(b)
-    a, b = a[known], b[known]
-    if len(a) < LEAST_STEPS or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return NAN
-    return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
 
 
 def _lists(values: np.ndarray) -> list[Any]:

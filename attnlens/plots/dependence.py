@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from attnlens.errors import InputError
-from attnlens.measures.agreement import spearman
+from attnlens.measures.correlation import spearman
 from attnlens.measures.inputs import Span
 from attnlens.measures.statistics import bootstrap_mean
 from attnlens.plots.settle import settle
@@ -153,7 +153,7 @@ def _correlation(
 ) -> dict[str, float]:
     """Spearman's rho with its interval: over the steps of one run, or over several runs."""
     if len(runs) == 1:
-        from attnlens.experiments.dependence import correlation
+        from attnlens.measures import correlation
 
         found = correlation(runs[0], reference=reference, confidence=CONFIDENCE)
         return found | {"runs": 1}

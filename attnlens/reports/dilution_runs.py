@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from attnlens.errors import InputError
-from attnlens.experiments.dependence import dependence
-from attnlens.experiments.force import force
+from attnlens.experiments.sampled import sampled_dependence
+from attnlens.experiments.twins import insertions, twins
 from attnlens.files import write_folder
-from attnlens.interventions import AtStep, Copy, Intervention, Route
-from attnlens.recording.run import run
 from attnlens.recording.trace import Trace
 from attnlens.reports.jobs import Job
 from attnlens.reports.many import is_done, note_of, run_each, write_note
@@ -52,18 +50,6 @@ class Runs:
     traces: list[Path]
     twins: list[dict[str, Path]]
     answers: list[list[Path]]
-
-
-def insertions(step: int) -> dict[str, Intervention | None]:
-    """Name what is inserted at a step: nothing, then more and more visual tokens."""
-    at = AtStep(step)
-    return {
-        "nothing": None,
-        **{f"ROUTE {p}%": Route(when=at, percent=p) for p in (25, 50, 75)},
-        "COPY": Copy(when=at),
-        "COPY twice": Copy(when=at) + Copy(when=at),
-        "COPY 4 times": Copy(when=at) + Copy(when=at) + Copy(when=at) + Copy(when=at),
-    }
 
 
 def run_questions(
@@ -133,14 +119,10 @@ def _twins(
         return {**asked, "insertions": list(insertions(1))}
 
     def work(job: Job) -> None:
-        said = Trace.load(traces[job])
-        middle = said.data.sizes["step"] // 2
-        if not middle:
-            raise InputError("an answer of one token has no middle to insert at")
         prompt = vlm.prompt(job.image, job.question, settings.mode)
+        found = twins(vlm, prompt, Trace.load(traces[job]), layers=settings.layers)
         with write_folder(_twin_folder(root, settings, job), replace=True) as temporary:
-            for name, intervention in insertions(middle).items():
-                twin = force(vlm, prompt, said, intervention, layers=settings.layers)
+            for name, twin in found.items():
                 twin.save(temporary / f"{name}.zarr")
             write_note(temporary / "settings.json", note(job))
 
@@ -164,23 +146,17 @@ def _answers(
 
     def work(job: Job) -> None:
         prompt = vlm.prompt(job.image, job.question, settings.mode)
-        images = [other.image for other in others(job)]
+        found = sampled_dependence(
+            vlm,
+            prompt,
+            samples,
+            [other.image for other in others(job)],
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed,
+        )
         with write_folder(_answer_folder(root, settings, job), replace=True) as temporary:
-            for i in range(samples):
-                said = run(
-                    vlm,
-                    prompt,
-                    settings.max_new_tokens,
-                    seed=settings.seed + i,
-                    do_sample=True,  # from the model's own distribution
-                    temperature=1.0,
-                    top_k=0,
-                    top_p=1.0,
-                )
-                found = dependence(
-                    vlm, said, prompt=prompt, references=("removed",), other=images or None
-                )
-                (temporary / f"{i}.nc").write_bytes(bytes(found.to_netcdf(engine="scipy")))
+            for i, one in enumerate(found):
+                (temporary / f"{i}.nc").write_bytes(bytes(one.to_netcdf(engine="scipy")))
             write_note(temporary / "settings.json", note(job))
 
     return _each(

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 VERIFICATIONS = ("back", "reflection")
 """Modes whose answers verify, and the regions in which they do."""
 
+TWINS, ANSWERS = "_twins", "_answers"
+"""Endings of the folders of forced twins and of sampled answers."""
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -75,6 +78,12 @@ class Runs:
         Untouched runs by the mode that they note, in order of their paths.
     dependence
         Results of ``attnlens.dependence``.
+    long
+        Traces of long answers.
+    twins
+        For each prompt, paths of forced traces by name, the one with nothing inserted first.
+    answers
+        For each prompt, results of ``attnlens.dependence`` of sampled answers.
     recovery, routes
         Results of ``attnlens.recover``, where they are there.
     models
@@ -83,6 +92,9 @@ class Runs:
 
     modes: dict[str, list[Recorded]] = field(default_factory=dict)
     dependence: list[xr.Dataset] = field(default_factory=list)
+    long: list[Trace] = field(default_factory=list)
+    twins: list[dict[str, Path]] = field(default_factory=list)
+    answers: list[list[xr.Dataset]] = field(default_factory=list)
     recovery: Recovery | None = None
     routes: Recovery | None = None
     models: set[str] = field(default_factory=set)
@@ -143,9 +155,20 @@ def read_runs(folder: str | Path) -> Runs:
     if not root.is_dir():
         raise InputError(f"{str(root)!r} is no folder: give one that holds traces (*.zarr)")
     runs = Runs()
-    paths = sorted(p for p in root.rglob("*.zarr") if p.is_dir())
+    paths = sorted(p for p in root.rglob("*.zarr") if p.is_dir() and not _apart(p, root))
     for path in progress(paths, description="reading runs"):
         _add_trace(runs, path, root)
+    runs.long = [attnlens.Trace.load(path) for path in sorted((root / "long").glob("*.zarr"))]
+    runs.models |= {str(trace.attrs.get("model", "")) for trace in runs.long}
+    for folder in _folders(root, TWINS):
+        found = {path.stem: path for path in sorted(folder.glob("*.zarr"))}
+        if "nothing" not in found:
+            raise InputError(f"{str(folder)!r} holds no nothing.zarr: give the untouched twin, too")
+        runs.twins.append({"nothing": found.pop("nothing"), **found})
+    runs.answers = [
+        [_read_dependence(path) for path in sorted(folder.glob("*.nc"))]
+        for folder in _folders(root, ANSWERS)
+    ]
     for path in sorted((root / "dependence").glob("*.nc")):
         runs.dependence.append(_read_dependence(path))
     if (root / "recovery.nc").is_file():
@@ -153,10 +176,9 @@ def read_runs(folder: str | Path) -> Runs:
     if (root / "routes.nc").is_file():
         runs.routes = _read_recovery(root / "routes.nc")
     compared = [one.data for one in (runs.recovery, runs.routes) if one is not None]
-    runs.models |= {
-        str(one.attrs["model"]) for one in [*compared, *runs.dependence] if "model" in one.attrs
-    }
-    if not runs.modes and not runs.dependence and not compared:
+    datasets = [*compared, *runs.dependence, *(one for group in runs.answers for one in group)]
+    runs.models |= {str(one.attrs["model"]) for one in datasets if "model" in one.attrs}
+    if not runs.modes and not datasets and not runs.long and not runs.twins:
         raise InputError(
             f"{str(root)!r} holds no untouched run (*.zarr), dependence/*.nc, recovery.nc or "
             "routes.nc: make some with Trace.save and Recovery.save, or leave --traces out"
@@ -167,6 +189,17 @@ def read_runs(folder: str | Path) -> Runs:
             "a folder for each"
         )
     return runs
+
+
+def _folders(root: Path, ending: str) -> list[Path]:
+    """Folders inside those whose names end so, in order."""
+    return sorted(p for p in root.glob(f"*{ending}/*") if p.is_dir())
+
+
+def _apart(path: Path, root: Path) -> bool:
+    """Whether a trace belongs to figures of its own."""
+    top = path.relative_to(root).parts[0]
+    return top == "long" or top.endswith((TWINS, ANSWERS))
 
 
 def _add_trace(runs: Runs, path: Path, root: Path) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -12,10 +11,11 @@ import pandas as pd
 from attnlens import measures, plots
 from attnlens.errors import InputError
 from attnlens.plots.style import WIDTHS
+from attnlens.recording.trace import Trace
+from attnlens.reports.figure_drawn import Drawn, count_runs, versions_of
 from attnlens.reports.figure_inputs import VERIFICATIONS, Runs
 from attnlens.reports.figure_tables import (
     agreement_tables,
-    change_table,
     dependence_table,
     head_table,
     layer_table,
@@ -23,11 +23,10 @@ from attnlens.reports.figure_tables import (
     rise_table,
     share_table,
 )
+from attnlens.reports.figure_theorems import dilution, information, insertion, long_answers
 
 if TYPE_CHECKING:
     from attnlens.experiments.recovery import Recovery
-    from attnlens.plots.style import Figure
-    from attnlens.recording.trace import Trace
 
 ROUTE_NAME = re.compile(r"route\W*(\d+(?:\.\d+)?)%?", re.IGNORECASE)
 """Names of ROUTE without a control: route:25, ROUTE 25%."""
@@ -35,52 +34,6 @@ ROUTE_NAME = re.compile(r"route\W*(\d+(?:\.\d+)?)%?", re.IGNORECASE)
 
 BINS = {"before": 20, "inside": 10, "after": 4, "whole": 20}
 """Bins by section: about six steps of a testbed run in each."""
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A figure with everything that is written beside it.
-
-    Attributes
-    ----------
-    name
-        Of its files.
-    title
-        What it shows, in one sentence.
-    figure
-        The figure.
-    tables
-        Its data, by the suffix of the file's name; the first one has none.
-    samples
-        What it is made of, with numbers.
-    versions
-        Of what made the runs.
-    note
-        What its own caption does not say.
-    """
-
-    name: str
-    title: str
-    figure: Figure
-    tables: dict[str, pd.DataFrame]
-    samples: str
-    versions: str
-    note: str = ""
-
-
-def versions_of(traces: Iterable[Trace]) -> str:
-    """Versions of attnlens, torch and transformers that traces note, each text once."""
-    found = []
-    for trace in traces:
-        noted = trace.attrs.get("versions") or {}
-        names = (n for n in ("attnlens", "torch", "transformers") if n in noted)
-        found.append(", ".join(f"{name} {noted[name]}" for name in names))
-    return " or ".join(sorted({text for text in found if text}))
-
-
-def count_runs(count: int, mode: str) -> str:
-    """Say how many runs of a mode."""
-    return f"{count} run{'' if count == 1 else 's'} of mode {mode}"
 
 
 def decay_and_refocus(runs: Runs, width: str) -> Iterator[Drawn]:
@@ -222,22 +175,6 @@ def _compared(result: Recovery) -> tuple[str, str]:
     return words, str(result.data.attrs.get("versions", ""))
 
 
-def dilution(runs: Runs, width: str) -> Iterator[Drawn]:
-    """Check the theorem, and split the change into counts and preference."""
-    mode = runs.preferred("cot")
-    traces = runs.traces(mode)
-    found = measures.dilution(traces)
-    yield Drawn(
-        "07_dilution",
-        "Is the decay of attention to the image the growth of the number of keys?",
-        plots.dilution(found, width=width),
-        {"": change_table(found), "steps": found.curves},
-        count_runs(len(traces), mode),
-        versions_of(traces),
-        " ".join(found.verdict()),
-    )
-
-
 def definitions(runs: Runs, width: str) -> Iterator[Drawn]:
     """All definitions on the same runs."""
     mode = runs.preferred(*VERIFICATIONS)
@@ -279,6 +216,9 @@ FIGURES: dict[str, Callable[[Runs, str], Iterator[Drawn]]] = {
     "07_dilution": dilution,
     "08_definitions": definitions,
     "09_dependence": dependence,
+    "10_long_answers": long_answers,
+    "11_insertion": insertion,
+    "12_information": information,
 }
 """All figures; what cannot be drawn raises ``InputError`` with the reason."""
 

@@ -16,7 +16,7 @@ from attnlens.reports.figure_inputs import Runs, read_runs
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
-    from attnlens.reports.figure_list import Drawn
+    from attnlens.reports.figure_drawn import Drawn
 
 FORMATS = ("pdf", "png")
 FLOATS = "%.6g"

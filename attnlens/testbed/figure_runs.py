@@ -7,6 +7,12 @@ The layout of a folder of runs, which any model can fill (``attnlens figures --t
                            overlays. Folder names are free: the trace itself notes its mode
       <mode>/0000.png      the image, where the one that the trace notes is not there any more
       <mode>/0000.json     the truth of the answer, where it is known: Sample.truth(tokens)
+      long/0000.zarr       Trace.save of long answers, in which the number of keys grows much
+      cot_twins/0000/      traces of one answer, forced with nothing and with more and more visual
+                           tokens inserted: nothing.zarr, ROUTE 25%.zarr, ... (of any mode; as
+                           attnlens dilution --insertion leaves them in dilution_runs)
+      cot_answers/0000/    what attnlens.dependence returns of answers sampled to one question:
+                           0.nc, 1.nc, ... (of any mode; as attnlens dilution --samples leaves them)
       dependence/0000.nc   what attnlens.dependence returns, by to_netcdf(path, engine="scipy")
       recovery.nc          Recovery.save of what attnlens.recover returns
       routes.nc            the same, of Route(percent=...) with several percentages, named as
@@ -19,10 +25,12 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attnlens
 from attnlens.errors import InputError
+from attnlens.experiments.sampled import sampled_dependence
+from attnlens.experiments.twins import twins
 from attnlens.files import write_file, write_folder
 from attnlens.interventions import At, Copy, Inject, Intervention, Route
 from attnlens.progress import progress
@@ -36,6 +44,18 @@ MOST_DEPENDENCE = 10
 """Runs whose dependence on the image is measured."""
 MAX_NEW_TOKENS = 700
 """Longer than any true answer."""
+MOST_LONG = 20
+"""Long answers that are recorded."""
+LONG: dict[str, Any] = {"steps": 60, "counts": 8, "grid": "small"}
+"""What is asked for a long answer: 1,250 steps, in which the keys grow to more than five times."""
+MOST_TWINS = 20
+"""Answers that are forced with insertions."""
+MOST_SAMPLED = 20
+"""Questions to which answers are sampled."""
+SAMPLED = 2
+"""Answers to each."""
+OTHERS = 8
+"""Other images that each is measured against."""
 PERCENTS = (12.5, 25, 50, 75, 100)
 """Percentages of ROUTE that are compared."""
 
@@ -91,6 +111,9 @@ def make_runs(vlm: VLM, folder: Path, scenes: int, seed: int = 0) -> None:
         for mode in MODES:
             save_samples(samples[mode], temporary / mode, vlm.tokenizer)
         _record(vlm, samples, temporary)
+        _long(vlm, min(scenes, MOST_LONG), seed, temporary)
+        _insert(vlm, samples["cot"][:MOST_TWINS], temporary)
+        _sample(vlm, samples["cot"], seed, temporary)
         _compare(vlm, samples["back"], temporary)
 
 
@@ -105,6 +128,37 @@ def _record(vlm: VLM, samples: dict[str, list[Sample]], folder: Path) -> None:
             data.attrs = {"model": vlm.name, "versions": versions()}
             with write_file(folder / "dependence" / f"{i:04d}.nc") as path:
                 data.to_netcdf(path, engine="scipy")
+
+
+def _long(vlm: VLM, scenes: int, seed: int, folder: Path) -> None:
+    """Record true answers to long questions: forced, since the model gets lost in its own."""
+    for i in progress(range(scenes), description="long answers"):
+        sample = held_out_sample(seed, i, "cot", **LONG)
+        prompt = vlm.prompt(sample.scene.draw(), sample.question.text, "cot")
+        ids = vlm.tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
+        attnlens.force(vlm, prompt, ids).save(folder / "long" / f"{i:04d}.zarr")
+
+
+def _insert(vlm: VLM, samples: list[Sample], folder: Path) -> None:
+    for i, sample in enumerate(progress(samples, description="insertions")):
+        prompt = vlm.prompt(sample.scene.draw(), sample.question.text, "cot")
+        said = attnlens.Trace.load(folder / "cot" / f"{i:04d}.zarr")
+        for name, twin in twins(vlm, prompt, said).items():
+            twin.save(folder / "cot_twins" / f"{i:04d}" / f"{name}.zarr")
+
+
+def _sample(vlm: VLM, samples: list[Sample], seed: int, folder: Path) -> None:
+    pictures = [sample.scene.draw() for sample in samples]
+    for i, sample in enumerate(progress(samples[:MOST_SAMPLED], description="sampled answers")):
+        prompt = vlm.prompt(pictures[i], sample.question.text, "cot")
+        others = [*pictures[i + 1 :], *pictures[:i]][:OTHERS]
+        found = sampled_dependence(
+            vlm, prompt, SAMPLED, others, max_new_tokens=MAX_NEW_TOKENS, seed=seed
+        )
+        for j, one in enumerate(found):
+            one.attrs = {"model": vlm.name, "versions": versions()}
+            with write_file(folder / "cot_answers" / f"{i:04d}" / f"{j}.nc") as path:
+                one.to_netcdf(path, engine="scipy")
 
 
 def _compare(vlm: VLM, samples: list[Sample], folder: Path) -> None:

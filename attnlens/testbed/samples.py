@@ -157,6 +157,8 @@ def held_out_sample(seed: int, index: int, mode: str, **options: Any) -> Sample:
 def save_samples(samples: list[Sample], folder: Path, tokenizer: Any = None) -> None:
     """Write samples as ``0000.png`` and ``0000.json`` into a new folder, all or none.
 
+    Beside them stands ``questions.jsonl``, a line each, as ``--data`` of the command line takes it.
+
     Parameters
     ----------
     samples
@@ -177,3 +179,9 @@ def save_samples(samples: list[Sample], folder: Path, tokenizer: Any = None) -> 
                 tokens = token_texts(tokenizer, ids)
             text = json.dumps(sample.truth(tokens), indent=1)
             (temporary / f"{index:04d}.json").write_text(text + "\n", encoding="utf-8")
+        lines = [
+            {"image": f"{i:04d}.png", "question": s.question.text, "answer": s.question.answer}
+            for i, s in enumerate(samples)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (temporary / "questions.jsonl").write_text(text, encoding="utf-8")

@@ -1,0 +1,90 @@
+"""Rank correlation: of two series, and of attention with its use."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from attnlens.errors import InputError
+from attnlens.measures.results import NAN
+
+LEAST_STEPS = 4
+"""Fewer steps than this have no rank correlation."""
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Rank correlation of two series over the steps at which both are defined.
+
+    Parameters
+    ----------
+    a, b : numpy.ndarray, shape (n,)
+        NaN where undefined; equal values share their mean rank.
+
+    Returns
+    -------
+    float
+        From -1 to 1; NaN for fewer than four steps or where one of the two is constant.
+    """
+    known = np.isfinite(a) & np.isfinite(b)
+    a, b = a[known], b[known]
+    if len(a) < LEAST_STEPS or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return NAN
+    return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
+
+
+def correlation(
+    data: xr.Dataset,
+    dependence_name: str = "kl",
+    share: str = "mass",
+    *,
+    reference: str | None = None,
+    confidence: float = 0.95,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Spearman correlation over steps of a step's dependence with its visual share.
+
+    Parameters
+    ----------
+    data
+        What ``dependence`` returns.
+    dependence_name
+        ``kl``, ``hellinger`` or ``log_ratio``.
+    share
+        ``mass`` or ``look_back``.
+    reference
+        One of the references measured; when not given, ``blank`` or else the first.
+    confidence, resamples, seed
+        Of the bootstrap interval: steps are drawn as pairs. Neighbouring steps are alike, so the
+        interval is narrower than that of as many independent steps.
+
+    Returns
+    -------
+    dict
+        ``rho``, ``low``, ``high``, ``steps``; NaN where fewer than four steps are defined or one
+        of the two is constant.
+
+    Raises
+    ------
+    InputError
+        If the reference was not measured.
+    """
+    measured = [str(name) for name in data["reference"].values]
+    if reference is None:
+        reference = "blank" if "blank" in measured else measured[0]
+    if reference not in measured:
+        raise InputError(f"reference {reference!r} was not measured: use {', '.join(measured)}")
+    a = data[dependence_name].sel(reference=reference).values
+    b = data[share].values
+    known = np.isfinite(a) & np.isfinite(b)
+    a, b = a[known], b[known]
+    if not np.isfinite(spearman(a, b)):
+        return {"rho": NAN, "low": NAN, "high": NAN, "steps": len(a)}
+    rng = np.random.default_rng(seed)
+    ranks = []
+    for _ in range(resamples):
+        at = rng.integers(0, len(a), len(a))
+        ranks.append(spearman(a[at], b[at]))
+    low, high = np.nanquantile(ranks, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return {"rho": spearman(a, b), "low": float(low), "high": float(high), "steps": len(a)}
