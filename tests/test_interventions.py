@@ -150,6 +150,49 @@ def test_online_shares_are_those_of_the_measures(tiny, one, plain):
         assert event["step"] == steps[0] + 1
 
 
+def test_patience_and_several_thresholds_are_those_of_the_measures(tiny, one, plain):
+    """What is known of a share for one trigger is enough for no other with a higher threshold."""
+    for definition in ("mass", "look-back"):
+        share = visual_share(plain, definition)
+        values, steps = share.values, share["step"].values
+        for patience in (1, 2, 3):
+            for level in np.quantile(values, [0.2, 0.5, 0.9]):
+                below = [
+                    int(steps[i])
+                    for i in range(patience - 1, len(values))
+                    if (values[i - patience + 1 : i + 1] < level).all()
+                ]
+                below = [step + 1 for step in below if step + 1 < NEW]
+                high = Boost(
+                    when=WhenVisualBelow(level, definition, patience, times=3), log_odds=0.0
+                )
+                low = Boost(when=WhenVisualBelow(1e-6, definition, patience), log_odds=0.0)
+                for chosen in (high, low + high, high + low):
+                    found = [e["step"] for e in run(tiny, one, chosen).attrs["interventions"]]
+                    assert found == below[:1]  # an edit that acts already does not act again
+
+
+def test_a_share_far_above_its_threshold_costs_few_layers(tiny, one, plain, monkeypatch):
+    from attnlens.interventions import online
+
+    computed = []
+    whole = online.attention_mass
+
+    def counted(queries, *args, **options):
+        computed.append(len(queries))
+        return whole(queries, *args, **options)
+
+    monkeypatch.setattr(online, "attention_mass", counted)
+    counts = {}
+    for level in (1e-9, 1.0):
+        computed.clear()
+        run(tiny, one, Copy(when=WhenVisualBelow(level, "mass", patience=10**6)))
+        counts[level] = sum(computed)
+    layers = plain.data.sizes["layer"]
+    asked = NEW - 2  # not at step 0, which the prompt's pass gives, nor after the last
+    assert counts == {1e-9: asked, 1.0: asked * layers}
+
+
 # What is left alone
 
 

@@ -126,8 +126,8 @@ class ForcedSession(Session):
     def _step_of(self, answer: int) -> int:
         return self._steps[answer - 1] if answer else 0
 
-    def _shares(self, definition: str, count: int) -> list[float]:
-        return [] if self._inside_text else super()._shares(definition, count)
+    def _shares(self, definition: str, count: int, enough: float) -> list[float]:
+        return [] if self._inside_text else super()._shares(definition, count, enough)
 
     def _put_between(self, texts: list[Forcing]) -> None:
         """Put texts after the last token that was fed, and what their words set off."""

@@ -32,7 +32,7 @@ from attnlens.interventions.blocks import Piece, TextPiece
 from attnlens.interventions.editor import Reach, ScoreEditor
 from attnlens.interventions.firing import Firing, State, check_forced_texts
 from attnlens.interventions.inject import Forcing
-from attnlens.interventions.online import online_share
+from attnlens.interventions.online import ShareRecorder
 from attnlens.interventions.pictures import PromptImages
 from attnlens.interventions.stitch import Plan, Stitcher
 from attnlens.interventions.triggers import Trigger
@@ -139,6 +139,7 @@ class Session:
         self.images = PromptImages(vlm.model, self._family, prompt)
         self._recorders: dict[int, QueryRecorder] = {}
         self._editor: ScoreEditor | None = None
+        self._share: ShareRecorder | None = None
 
     # The block
 
@@ -160,7 +161,8 @@ class Session:
                 attach_editor(self._family, self._editor)
                 stack.callback(detach_editor, self._family, self._editor)
             if self._watches_share:
-                self.listen(self.new_recorder(every=1), self)
+                self._share = ShareRecorder(self._layout(), self._layers())
+                self.listen(self._share, self)
             for state in self._firing.states:
                 if isinstance(state.part, Insertion):
                     state.part.prepare(self)
@@ -311,8 +313,8 @@ class Session:
     def _stop(self, reach: Reach) -> None:
         reach.stop = self._slot(len(self._ids))
 
-    def _shares(self, definition: str, count: int) -> list[float]:
-        return online_share(self.recorder_of(self), definition, count)
+    def _shares(self, definition: str, count: int, enough: float) -> list[float]:
+        return [] if self._share is None else self._share.shares(definition, count, enough)
 
     def _slot(self, step: int) -> int:
         """Slot of a step's query token, with what has been inserted so far."""

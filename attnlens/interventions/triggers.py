@@ -32,8 +32,9 @@ class Moment:
     tokenizer
         Gives them their text.
     shares
-        For a definition's name and a number n: visual share at the last n steps (fewer at the
-        beginning), fractions.
+        For a definition's name, a number n and a threshold: visual share at the last n steps
+        (fewer at the beginning), fractions. One that reaches the threshold may be given as any
+        number from there up to it, which is faster.
     counts
         How often each trigger has fired, by its ``id``.
     """
@@ -41,7 +42,7 @@ class Moment:
     step: int
     ids: Sequence[int]
     tokenizer: Any
-    shares: Callable[[str, int], Sequence[float]]
+    shares: Callable[[str, int, float], Sequence[float]]
     counts: dict[int, int]
 
 
@@ -235,7 +236,7 @@ class WhenVisualBelow(Trigger):
 
     def fires(self, moment: Moment) -> int | None:
         """See ``Trigger``."""
-        found = moment.shares(self.definition, self.patience)
+        found = moment.shares(self.definition, self.patience, self.share)
         below = len(found) == self.patience and all(value < self.share for value in found)
         return moment.step if below and moment.step > 0 else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import NullLocator
 
 from attnlens.errors import InputError
 from attnlens.plots.style import (
@@ -29,6 +29,8 @@ NARROW = 5.0
 """Below this width the panels stand one above the other, in inches."""
 MOST_RUNS = 60
 """Runs that are drawn as lines of their own."""
+BINS = 12
+"""Bins of the fraction of visual keys, even on its logarithm."""
 TERMS = ("log_odds", "counts", "preference")
 
 
@@ -46,7 +48,7 @@ def dilution(result: Dilution, *, width: str | float = "two-column") -> Figure:
     -------
     Figure
         Left (above, where it is narrow), on logarithms: mass (mean over layers and heads) of every
-        run (at most 60), the mean over all steps in bins of the fraction, and the line of equal
+        run (at most 60, thin) and of all steps, in bins of the fraction, and the line of equal
         attention to all keys, mass = r.
         Right: change of the log-odds between the two windows, and its terms, with intervals over
         runs, with the sink among the keys and without.
@@ -76,8 +78,8 @@ def dilution(result: Dilution, *, width: str | float = "two-column") -> Figure:
         caption = (
             f"{'Above' if stacked else 'Left'}: fraction of attention mass on the image (mass: sum "
             f"over visual{counted} keys, mean over layers and heads) against r, the fraction of "
-            f"keys that is visual, at every step of {result.samples} runs; the answer grows from "
-            "right to left. "
+            f"keys that is visual: {BINS} bins of r, each of {result.samples} runs (thin) and all "
+            "their steps; the answer grows from right to left. "
             "Dashed: mass = r, equal attention to all keys (Theorem 3.1 of arXiv 2505.23558). "
             "mass ~ r^alpha, Theil-Sen: "
             f"alpha = {result.exponent:.2f}{interval}. "
@@ -94,24 +96,26 @@ def dilution(result: Dilution, *, width: str | float = "two-column") -> Figure:
 def _draw_mass(axes: Any, result: Dilution) -> None:
     curves = result.curves[result.curves["mass"] > 0]
     blue = colours()["image"]
-    for sample in curves["sample"].unique()[:MOST_RUNS]:
-        run = curves[curves["sample"] == sample]
-        axes.plot(run["key_share"], run["mass"], color=blue, lw=0.4, alpha=0.25)
-    edges = np.geomspace(curves["key_share"].min(), curves["key_share"].max() * (1 + 1e-9), 13)
+    edges = np.geomspace(
+        curves["key_share"].min(), curves["key_share"].max() * (1 + 1e-9), BINS + 1
+    )
     place = np.digitize(curves["key_share"], edges)
-    binned = curves.groupby(place)[["key_share", "mass"]].mean()
+    columns = ["key_share", "mass"]
+    by_run = curves.groupby(["sample", place])[columns].mean()
+    for sample in curves["sample"].unique()[:MOST_RUNS]:
+        run = by_run.loc[sample]
+        axes.plot(run["key_share"], run["mass"], color=blue, lw=0.5, alpha=0.35)
+    binned = curves.groupby(place)[columns].mean()
     axes.plot(binned["key_share"], binned["mass"], color=blue, marker="o", label="mass, mean")
     ends = np.array([edges[0], edges[-1]])
     axes.plot(ends, ends, color=LONE_COLOUR, ls=(0, (4, 1.5)), label="mass = r")
     axes.set_xscale("log")
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(ScalarFormatter())
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xticks(_ticks(edges[0], edges[-1]))
-    low = min(np.quantile(curves["mass"], 0.01), edges[0])
-    high = max(np.quantile(curves["mass"], 0.99), edges[-1])
-    axes.set_yticks(_ticks(low, high))
+    axes.set_yticks(_ticks(min(by_run["mass"].min(), ends[0]), max(by_run["mass"].max(), ends[1])))
     axes.set_xlabel("r (fraction of keys)")
     axes.set_ylabel("visual mass (fraction)")
     axes.legend(loc="best")

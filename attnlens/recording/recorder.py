@@ -50,6 +50,10 @@ class _LayerQueue:
     key: torch.Tensor | None = None
     scaling: float = 1.0
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self.queries, self.positions, self.masks, self.key = [], [], [], None
+
 
 class QueryRecorder:
     """Listens to the attention of every pass and keeps mass by column.
@@ -203,17 +207,12 @@ class QueryRecorder:
         RuntimeError
             If the cache no longer holds the keys of earlier steps.
         """
-        alike: dict[tuple, list[int]] = {}  # layers that are computed in one product
-        for layer, queue in self._queues.items():
-            if queue.key is None:
-                continue
-            if layer == self.layers[0]:
-                self._written.check(queue.key)
-            masks = tuple(map(id, queue.masks))  # layers share the masks of a step
-            shape, device = queue.key.shape, queue.key.device
-            kind = (tuple(queue.positions), masks, shape, device, queue.scaling)
-            alike.setdefault(kind, []).append(layer)
-        for layers in alike.values():
+        waiting_layers = [layer for layer, queue in self._queues.items() if queue.key is not None]
+        if waiting_layers and self.layers[0] in waiting_layers:
+            key = self._queues[self.layers[0]].key
+            assert key is not None
+            self._written.check(key)
+        for layers in self._alike(waiting_layers):
             waiting = [self._queues[layer] for layer in layers]
             one = waiting[0]
             assert one.key is not None
@@ -225,7 +224,19 @@ class QueryRecorder:
             keys = [q.key for q in waiting if q.key is not None]
             self._keep(layers, one.positions, queries, keys, bias, one.scaling)
             for queue in waiting:
-                queue.queries, queue.positions, queue.masks, queue.key = [], [], [], None
+                queue.clear()
+
+    def _alike(self, layers: Sequence[int]) -> list[list[int]]:
+        """Group layers whose waiting queries can be computed in one product."""
+        groups: dict[tuple, list[int]] = {}
+        for layer in layers:
+            queue = self._queues[layer]
+            assert queue.key is not None
+            masks = tuple(map(id, queue.masks))  # layers share the masks of a step
+            shape, device = queue.key.shape, queue.key.device
+            kind = (tuple(queue.positions), masks, shape, device, queue.scaling)
+            groups.setdefault(kind, []).append(layer)
+        return list(groups.values())
 
     def _keep(
         self,
@@ -283,29 +294,6 @@ class QueryRecorder:
         return made
 
     # What was recorded
-
-    def latest(self, count: int) -> np.ndarray:
-        """Mass of the last rows recorded: float32 [batch, rows, layers, heads, columns].
-
-        At most ``count`` rows; fewer at the beginning. Computes what still waits.
-        """
-        self.flush()
-        if not all(self._results.values()):
-            return np.zeros((0, 0, 0, 0, 0), np.float32)
-        by_layer = []
-        for parts in self._results.values():
-            tail: list[torch.Tensor] = []
-            for _, mass in reversed(parts):
-                tail.insert(0, mass.by_column)
-                if sum(t.shape[1] for t in tail) >= count:
-                    break
-            by_layer.append(torch.cat(tail, dim=1)[:, -count:].numpy())
-        return np.stack(by_layer, axis=2)
-
-    @property
-    def recorded_steps(self) -> int:
-        """Number of steps that have been seen so far."""
-        return sum(p >= self.layout.prompt_length - 1 for p in self._done)
 
     def rows(self) -> dict[int, RecordedRows]:
         """Everything recorded so far, by layer; passes that were interrupted are left out."""

@@ -78,14 +78,16 @@ class Change(Result):
         """
         total, counts, preference = self.log_odds, self.counts, self.preference
         said = (
-            f"Log-odds of visual mass, {before} to {after}" if before else "Log-odds of visual mass"
+            f"Log-odds of visual mass, from {before} to {after}"
+            if before
+            else "Log-odds of visual mass"
         )
         runs = f"{self.samples} run{'' if self.samples == 1 else 's'}"
         ends = f" [{total.low:+.2f}, {total.high:+.2f}]" if np.isfinite(total.low) else ""
         said += f": {total.mean:+.2f}{ends} over {runs}"
-        if np.isnan(self.dilution_share):
-            return f"{said}: no change that could be shared out."
         said += f" = key counts {counts.mean:+.2f} and preference {preference.mean:+.2f}; "
+        if np.isnan(self.dilution_share):
+            return f"{said}no change that could be shared out."
         direction = "fall" if total.mean < 0 else "rise"
         share, low, high = self.dilution_share, self.dilution_share_low, self.dilution_share_high
         if share < 0:

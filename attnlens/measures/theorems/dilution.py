@@ -192,8 +192,8 @@ def _words(window: Any) -> str:
         return window
     start, stop = window
     if isinstance(start, float):
-        return f"{start:.0%} to {stop:.0%} of the run"
-    return f"steps {start} to {stop - 1}"
+        return f"{100 * start:.0f}-{stop:.0%} of the run"
+    return f"steps {start}-{stop - 1}"
 
 
 def _evenness(found: list[_Run], options: dict[str, Any]) -> dict[str, dict[str, float]]:

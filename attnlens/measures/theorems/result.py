@@ -98,11 +98,13 @@ class Dilution(Result):
         known = {k: v["mean"] for k, v in self.evenness.items() if np.isfinite(v["mean"])}
         if known:
             least, most = (choose(known, key=lambda k: known[k]) for choose in (min, max))
-            said.append(
-                "The theorem lets each key weigh alike; here a key of "
-                f"{most!r} gets {known[most]:.2g} times and one of {least!r} {known[least]:.2g} "
-                "times an even part."
+            here = (
+                f"a key of {most!r} gets {known[most]:.2g} times and one of {least!r} "
+                f"{known[least]:.2g} times an even part"
             )
+            if known[most] - known[least] < 1e-3:
+                here = "it is so"
+            said.append(f"The theorem lets each key weigh alike; here {here}.")
         if 1 < self.samples < FEW_RUNS:
             said.append(
                 f"Bootstrap intervals over fewer than {FEW_RUNS} runs are narrower than they say."
