@@ -56,7 +56,7 @@ def compare_interventions(
     new: int = 256,
     repeats: int = 5,
 ) -> dict[str, Any]:
-    """Time insertions beside one forward pass, interleaved, medians.
+    """Time insertions beside one forward pass, interleaved: medians of the ratios within a round.
 
     Parameters
     ----------
@@ -106,12 +106,17 @@ def compare_interventions(
             seconds["one pass"].append(
                 _one_pass(model, cache, len(segments) - 1 + new, visual, device)
             )
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+
+    def ratio(name: str, base: str) -> float:
+        # within a round: a machine's speed drifts by more than what is measured here
+        pairs = zip(seconds[name], seconds[base], strict=True)
+        return statistics.median(one / other for one, other in pairs)
+
     return {
-        "copy": medians["insertion"] / medians["one pass"],
-        "route": medians["route"] / medians["random"],
-        **{n: medians[n] / medians["plain"] for n in runs if n.startswith("never")},
-        "seconds": medians,
+        "copy": ratio("insertion", "one pass"),
+        "route": ratio("route", "random"),
+        **{name: ratio(name, "plain") for name in runs if name.startswith("never")},
+        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
         "visual": visual,
         "new": new,
         "repeats": repeats,
