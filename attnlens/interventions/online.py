@@ -13,7 +13,7 @@ from attnlens.recording.mass import attention_mass
 from attnlens.recording.recorder import QueryRecorder
 
 GROUPS = 4
-"""Layers are computed in about so many groups."""
+"""Where the layers that were enough before are not, so many parts of all are added."""
 
 
 class ShareRecorder(QueryRecorder):
@@ -41,6 +41,8 @@ class ShareRecorder(QueryRecorder):
         self._masses: dict[int, np.ndarray] = {}
         """By layer, mass [heads, columns] of the last step, as far as it was needed."""
         self._order = list(self.layers)
+        self._needed = 1
+        """How many layers were enough at the step before."""
         names = self.layout.names
         self._visual = np.array([name == "visual" for name in names])
         self._before = np.array([name in ("sink", "system") for name in names])
@@ -103,22 +105,32 @@ class ShareRecorder(QueryRecorder):
             if parts:
                 self._masses[layer] = parts[-1][1].by_column[0, -1].numpy().astype(float)
         count = len(self.layers)
-        size = max(1, count // GROUPS)
         shares: dict[int, float] = {}
-        for start in range(0, count, size):
-            group = self._order[start : start + size]
+        stop = min(self._needed, count)
+        while True:
+            group = self._order[len(shares) : stop]
             self._compute([layer for layer in group if layer not in self._masses])
-            shares |= {layer: self._of_layer(definition, self._masses[layer]) for layer in group}
-            if sum(shares.values()) >= enough * count and len(shares) < count:
+            found = self._of_layers(definition, np.stack([self._masses[i] for i in group]))
+            shares |= dict(zip(group, found.tolist(), strict=True))
+            if len(shares) == count or sum(shares.values()) >= enough * count:
                 break
-        self._order.sort(key=lambda layer: -shares.get(layer, 0.0))
+            stop = min(len(shares) + max(1, count // GROUPS), count)
+        self._needed = self._enough(list(shares.values()), enough * count)
+        if len(shares) == count:
+            self._order.sort(key=lambda layer: -shares[layer])
         return sum(shares.values()) / count
 
-    def _of_layer(self, definition: str, mass: np.ndarray) -> float:
-        visual = mass[:, self._visual].sum(-1).mean()
-        if definition == "mass":
-            return float(visual)
-        return float(visual / (mass.sum(-1) - mass[:, self._before].sum(-1)).mean())
+    @staticmethod
+    def _enough(shares: list[float], wanted: float) -> int:
+        """Return how many of the shares reach a sum, or all."""
+        reached = np.flatnonzero(np.cumsum(shares) >= wanted)
+        return int(reached[0]) + 1 if len(reached) else len(shares)
+
+    def _of_layers(self, definition: str, mass: np.ndarray) -> np.ndarray:
+        """Shares [layer] from masses [layer, head, column]."""
+        of_column = mass.mean(1)
+        visual = of_column @ self._visual
+        return visual if definition == "mass" else visual / (of_column @ ~self._before)
 
     @torch.no_grad()
     def _compute(self, layers: list[int]) -> None:

@@ -279,17 +279,16 @@ class QueryRecorder:
         if self._shared_columns[0] == (length, batch, device):
             return self._shared_columns[1]
         known = self.layout.columns[:, :length]
-        rest = length - known.shape[1]
-        columns = np.pad(known, ((0, 0), (0, rest)), constant_values=self.layout.response_column)
+        columns = np.full((len(known), length), self.layout.response_column, known.dtype)
+        columns[:, : known.shape[1]] = known
         for slot, segment in self.inserted.items():
             if slot < length:
                 columns[:, slot] = self.layout.names.index(segment)
         visual = np.where(self.layout.visual < length, self.layout.visual, -1)
         repeats = batch // self.layout.batch
-        made = (
-            torch.from_numpy(columns).to(device).repeat_interleave(repeats, dim=0),
-            torch.from_numpy(visual).repeat_interleave(repeats, dim=0),
-        )
+        made = torch.from_numpy(columns).to(device), torch.from_numpy(visual)
+        if repeats > 1:
+            made = made[0].repeat_interleave(repeats, 0), made[1].repeat_interleave(repeats, 0)
         self._shared_columns = ((length, batch, device), made)
         return made
 
