@@ -172,6 +172,33 @@ def test_patience_and_several_thresholds_are_those_of_the_measures(tiny, one, pl
                     assert found == below[:1]  # an edit that acts already does not act again
 
 
+def test_steps_count_for_patience_whoever_asked(tiny, one, plain):
+    """What ends an edit that begins late has seen the steps before; so has a replayed step."""
+    values = visual_share(plain, "mass").values
+    level = float(np.median(values))
+    below = values < level
+    ends = next(t + 1 for t in range(9, NEW - 1) if below[t] and below[t - 1])
+    until = WhenVisualBelow(level, "mass", patience=2)
+    hidden = {}
+    for bystander in (None, Boost(when=WhenVisualBelow(1e-6, "mass"), log_odds=0.0)):
+        edit = Boost(when=AtStep(9), log_odds=0.0, until=until)
+        chosen = edit if bystander is None else bystander + edit
+        with attnlens.interventions.intervene(tiny, one, chosen) as session:
+            tiny.model.generate(**one.inputs, **GREEDY)
+            reach = next(s.reach for s in session._firing.states if s.part is edit)
+        hidden[bystander is None] = reach.stop
+    first = len(one.segments) - 1
+    assert hidden == {True: first + ends, False: first + ends}
+
+    text = plain.tokens[5] + plain.tokens[6]  # known with token 6, stepped back to token 5
+    steps = {}
+    for chosen in (Copy(when=At(text, times=1)), None):
+        watcher = Boost(when=WhenVisualBelow(1.0, "mass", patience=9), log_odds=0.0)
+        trace = run(tiny, one, watcher if chosen is None else chosen + watcher)
+        steps[chosen is None] = trace.attrs["interventions"][-1]["step"]
+    assert steps == {True: 9, False: 9}
+
+
 def test_a_share_far_above_its_threshold_costs_few_layers(tiny, one, plain, monkeypatch):
     from attnlens.interventions import online
 

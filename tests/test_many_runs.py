@@ -17,7 +17,7 @@ from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.experiments.recovery import Recovery
 from attnlens.interventions import AtStep, Copy, Route
-from attnlens.reports.many import remove_leftovers
+from attnlens.reports.many import find_runs, remove_leftovers
 from attnlens.reports.table import steps_table, write_parquet
 from attnlens.testbed import held_out_sample
 
@@ -124,6 +124,72 @@ def test_other_settings_or_another_picture_are_done_again(data, tmp_path):
     assert changed == ["00003_1"]
 
 
+def test_other_pictures_are_drawn_from_the_answers_that_are_there(data, tmp_path, monkeypatch):
+    from attnlens.reports import trend as report
+
+    assert main(command("trend", data, tmp_path)) == 1
+    masses = {
+        path: attnlens.Trace.load(path).data["mass"].values
+        for path in tmp_path.glob("0*/back_trace.zarr")
+    }
+    monkeypatch.setattr(report, "_generate", lambda *_: pytest.fail("generated again"))
+    assert main(command("trend", data, tmp_path, "--format", "svg", "--definition", "mass")) == 1
+    for path, mass in masses.items():
+        assert (path.parent / "back_step_attention.svg").is_file()
+        assert json.loads((path.parent / "summary.json").read_text())["definition"] == "mass"
+        np.testing.assert_array_equal(attnlens.Trace.load(path).data["mass"].values, mass)
+
+
+@pytest.mark.parametrize("name", ["trend", "recover"])
+def test_answers_to_other_questions_are_not_written_over(name, data, tmp_path, capsys):
+    assert main(command(name, data, tmp_path)) == 1
+    lines = data.read_text().splitlines()
+    asked = json.loads(lines[0]) | {"question": "Is there a red circle?"}
+    other = data.with_name("other.jsonl")
+    other.write_text("\n".join([json.dumps(asked), *lines[2:]]))
+    everything = states(tmp_path, "**/*")
+    capsys.readouterr()
+    assert main(command(name, other, tmp_path)) == 2
+    assert "holds the answer to another question" in capsys.readouterr().err
+    assert states(tmp_path, "**/*") == everything
+
+
+def test_a_changed_control_picture_is_run_again(data, tmp_path):
+    control = tmp_path / "control.png"
+    runs = "out/batch_recovery_runs/back/*/settings.json"
+    seen = []
+    for i in (8, 9, 9):
+        held_out_sample(4, i, "back").scene.draw().save(control)
+        options = ("--intervention", f"copy:{control}")
+        assert main(command("recover", data, tmp_path / "out", *options)) == 1
+        seen.append(states(tmp_path, runs))
+    assert not set(seen[0].values()) & set(seen[1].values())
+    assert seen[1] == seen[2]
+
+
+def test_only_runs_of_their_own_are_found(tmp_path):
+    wanted = {"a.zarr", "00001_x/back_trace.zarr", "deep/er/b.zarr"}
+    others = {
+        ".00001_x-abcd1234/back_trace.zarr",
+        "cot_twins/00001_x/COPY.zarr",
+        "runs/cot_twins/1/nothing.zarr",
+        "long/0000.zarr",
+        "x/.tmp.zarr",
+    }
+    for name in wanted | others:
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "file.zarr").write_text("")
+    found = {str(p.relative_to(tmp_path)) for p in find_runs(tmp_path)}
+    assert found == wanted
+
+
+def test_half_a_character_is_a_bad_line(tmp_path, data, capsys):
+    path = data.with_name("half.jsonl")
+    path.write_text('{"image": "0.png", "question": "a \\ud800 b"}\n')
+    assert main(command("trend", path, tmp_path)) == 2
+    assert "holds half a character" in capsys.readouterr().err
+
+
 def test_a_question_that_fails_is_tried_again(data, tmp_path, monkeypatch, capsys):
     from attnlens.reports import trend as report
 
@@ -173,7 +239,11 @@ def test_leftovers_of_a_killed_process(tmp_path):
     remove_leftovers(tmp_path / "run")
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {"run", ".run-other-one", ".runs-abcd1234"}
-    assert (tmp_path / "run" / "file").read_text() == ".run-abcd1234-old"  # it was set aside
+    # the old one is set aside when the new one is complete
+    assert (tmp_path / "run" / "file").read_text() == ".run-abcd1234"
+    (tmp_path / "run").rename(tmp_path / ".run-efgh5678-old")
+    remove_leftovers(tmp_path / "run")
+    assert (tmp_path / "run" / "file").read_text() == ".run-abcd1234"
     remove_leftovers(tmp_path / "nowhere" / "run")
 
 

@@ -480,3 +480,20 @@ def test_the_figure_shows_every_run(tmp_path):
 
 def _caption(figure):
     return " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
+
+
+def test_insertions_of_one_prompt_say_nothing_of_saturation():
+    found = insertion([insertions(0.0)], **FEW)
+    assert found.saturates_at is None
+    assert "nan" not in found.words()
+    assert "more tokens" not in found.words()
+
+
+def test_a_plateau_before_a_rise_is_no_saturation():
+    groups = []
+    for text in range(8, 14):
+        group = insertions(0.0, text=text, counts=(0, 8, 16))
+        group["32"] = insertions(6.0, text=text, counts=(32,))["32"]
+        flat = insertions(-6.0, text=text, counts=(16,))["16"]
+        groups.append({"0": group["0"], "8": group["8"], "16": flat, "32": group["32"]})
+    assert insertion(groups, **FEW).saturates_at is None

@@ -57,7 +57,7 @@ class Firing:
         self,
         parts: Iterable[Intervention],
         tokenizer: Any,
-        shares: Callable[[str, int, float], Sequence[float]],
+        shares: Callable[[str, int], Sequence[float]],
     ) -> None:
         self.seen: list[int] = []
         self.states = [State(part) for part in parts]

@@ -76,7 +76,7 @@ class ForcedSession(Session):
         if not len(ids):
             raise InputError("the response has no token: give at least one id")
         found = []
-        alone = self._watches_share  # the next trigger asks what each step attends to
+        alone = bool(self._watched)  # the next trigger asks what each step attends to
         alone |= next(self._family.text.parameters()).dtype != torch.float32
         with torch.no_grad():
             self._cache = DynamicCache(config=self._family.text.config)
@@ -126,8 +126,8 @@ class ForcedSession(Session):
     def _step_of(self, answer: int) -> int:
         return self._steps[answer - 1] if answer else 0
 
-    def _shares(self, definition: str, count: int, enough: float) -> list[float]:
-        return [] if self._inside_text else super()._shares(definition, count, enough)
+    def _shares(self, definition: str, count: int) -> list[float]:
+        return [] if self._inside_text else super()._shares(definition, count)
 
     def _put_between(self, texts: list[Forcing]) -> None:
         """Put texts after the last token that was fed, and what their words set off."""

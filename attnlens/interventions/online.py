@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,12 +17,12 @@ GROUPS = 4
 
 
 class ShareRecorder(QueryRecorder):
-    """Knows the visual share of every step for which it is asked.
+    """Knows the visual share of every step, as far as triggers need it.
 
     A share is a mean over layers, none of them below 0. So as soon as the layers computed so far
-    reach a threshold in sum, the share does, whatever the others are: a trigger that is far from
-    firing costs a part of the layers. Layers that had the largest shares at the step before come
-    first.
+    reach the highest threshold in sum, the share does, whatever the others are, and no trigger can
+    tell the difference: one that is far from firing costs a part of the layers. Layers that had the
+    largest shares when all were computed come first.
 
     Parameters
     ----------
@@ -30,16 +30,22 @@ class ShareRecorder(QueryRecorder):
         Which key belongs to which column.
     layers
         Indices of all layers.
+    watched
+        The highest threshold of any trigger, by definition: ``mass`` or ``look-back``, with the
+        formulas of ``attnlens.measures.definitions``; copied tokens do not count as visual.
     """
 
-    def __init__(self, layout: KeyLayout, layers: Sequence[int]) -> None:
+    checks_cache = False  # one sequence, which the session itself steps back
+
+    def __init__(
+        self, layout: KeyLayout, layers: Sequence[int], watched: Mapping[str, float]
+    ) -> None:
         super().__init__(layout, layers, every=1)
-        self._steps: list[int] = []
-        self._current: int | None = None
-        """The step that can still be computed: the last one, until the next pass."""
+        self._watched = dict(watched)
         self._known: dict[int, dict[str, float]] = {}
+        """Shares by definition, by the key slot of a step's query, in order."""
         self._masses: dict[int, np.ndarray] = {}
-        """By layer, mass [heads, columns] of the last step, as far as it was needed."""
+        """By layer, mass [heads, columns] of the waiting step, as far as it was needed."""
         self._order = list(self.layers)
         self._needed = 1
         """How many layers were enough at the step before."""
@@ -47,63 +53,61 @@ class ShareRecorder(QueryRecorder):
         self._visual = np.array([name == "visual" for name in names])
         self._before = np.array([name in ("sink", "system") for name in names])
 
-    def begin_pass(self, tokens: int, past: int, offloaded: bool) -> None:
-        """See ``Listener``; what nobody asked for of the step before is let go."""
-        self._masses = {}
-        for parts in self._results.values():
-            parts.clear()
-        super().begin_pass(tokens, past, offloaded)
-        assert self._pass is not None
-        first = self.layout.prompt_length - 1
-        steps = [p for p in self._pass.positions if p >= first]
-        self._steps += steps
-        self._current = steps[-1] if steps else None
-
-    def step_back(self, start: int, segments: Sequence[str | None]) -> None:
-        """See ``Listener``."""
-        super().step_back(start, segments)
-        self._steps = [p for p in self._steps if p < start]
-        self._current = None
-        self._known = {p: known for p, known in self._known.items() if p < start}
-
-    def flush(self) -> None:
-        """Let the waiting queries go: they are computed when they are asked for."""
-        for queue in self._queues.values():
-            queue.clear()
-
-    def shares(self, definition: str, count: int, enough: float) -> list[float]:
+    def shares(self, definition: str, count: int) -> list[float]:
         """Visual share at the last steps; a fraction each, mean over layers (and heads).
+
+        One that reaches the highest threshold may be given as any number from there up to it.
 
         Parameters
         ----------
         definition
-            ``mass`` or ``look-back``, with the formulas of ``attnlens.measures.definitions``;
-            copied tokens do not count as visual.
+            One of those watched.
         count
-            How many steps. Fewer are returned at the beginning, and from a step on that nobody
-            asked for. ``look-back`` leaves out step 0.
-        enough
-            A share of at least this may be given as any number from here up to it.
+            How many steps; fewer are returned at the beginning. ``look-back`` leaves out step 0.
         """
-        steps = self._steps[1:] if definition == "look-back" else self._steps
-        if not steps:
-            return []
-        if steps[-1] == self._current:
-            known = self._known.setdefault(steps[-1], {})
-            share = self._share(definition, enough)
-            known[definition] = max(share, known.get(definition, 0.0))
-        found: list[float] = []
-        for step in reversed(steps[-count:]):
-            if definition not in self._known.get(step, {}):
-                break
-            found.insert(0, self._known[step][definition])
-        return found
+        self.flush()
+        known = list(self._known.values())[definition == "look-back" :]
+        return [one[definition] for one in known[-count:]]
+
+    def step_back(self, start: int, segments: Sequence[str | None]) -> None:
+        """See ``Listener``."""
+        super().step_back(start, segments)
+        self._known = {p: known for p, known in self._known.items() if p < start}
+
+    @torch.no_grad()
+    def flush(self) -> None:
+        """Compute the shares of the last pass, and let its queries and masses go."""
+        self._take_results()
+        first = self.layers[0]
+        if first in self._queues and self._queues[first].key is not None:
+            (slot,) = self._queues[first].positions
+            self._masses = {}
+            self._known[slot] = {
+                definition: self._share(definition, enough)
+                for definition, enough in self._watched.items()
+            }
+        for queue in self._queues.values():
+            queue.clear()
+
+    def _take_results(self) -> None:
+        """Take the rows of a pass that was computed at once."""
+        if not all(self._results.values()):
+            return
+        first_step = self.layout.prompt_length - 1
+        for place in range(len(self._results[self.layers[0]])):
+            positions = self._results[self.layers[0]][place][0]
+            masses = [parts[place][1].by_column[0].numpy() for parts in self._results.values()]
+            for row, slot in enumerate(positions):
+                if slot >= first_step:
+                    mass = np.stack([one[row] for one in masses]).astype(float)
+                    self._known[slot] = {
+                        name: float(self._of_layers(name, mass).mean()) for name in self._watched
+                    }
+        for parts in self._results.values():
+            parts.clear()
 
     def _share(self, definition: str, enough: float) -> float:
-        """Share of the last step: exact where it is below ``enough``."""
-        for layer, parts in self._results.items():  # of a pass that was computed at once
-            if parts:
-                self._masses[layer] = parts[-1][1].by_column[0, -1].numpy().astype(float)
+        """Share of the waiting step: exact where it is below ``enough``."""
         count = len(self.layers)
         shares: dict[int, float] = {}
         stop = min(self._needed, count)
@@ -132,7 +136,6 @@ class ShareRecorder(QueryRecorder):
         visual = of_column @ self._visual
         return visual if definition == "mass" else visual / (of_column @ ~self._before)
 
-    @torch.no_grad()
     def _compute(self, layers: list[int]) -> None:
         """Compute masses of layers whose queries wait."""
         if not layers:

@@ -108,7 +108,7 @@ class Session:
         self.prompt = prompt
         self.events: list[Event] = []
         self._family = vlm.family.parts(vlm.model)
-        self._watches_share = False
+        self._watched: dict[str, float] = {}
         self._made: dict[Any, Any] = {}
         text = self._family.text.config
         self._sizes = (len(self._family.attention), text.num_attention_heads)
@@ -121,8 +121,10 @@ class Session:
                 )
             if isinstance(part, Edit):
                 self._attention_name()
-            if any(trigger.definitions for trigger in triggers):
-                self._watches_share = True
+            for trigger in triggers:
+                for name, share in trigger.thresholds.items():
+                    self._watched[name] = max(share, self._watched.get(name, 0.0))
+            if any(trigger.thresholds for trigger in triggers):
                 check_visual("a trigger by visual share", prompt)
         intervention.check(prompt, *self._sizes)
         vocabulary = vlm.model.get_input_embeddings().num_embeddings
@@ -160,8 +162,8 @@ class Session:
                 self._editor = ScoreEditor(self._attention_name())
                 attach_editor(self._family, self._editor)
                 stack.callback(detach_editor, self._family, self._editor)
-            if self._watches_share:
-                self._share = ShareRecorder(self._layout(), self._layers())
+            if self._watched:
+                self._share = ShareRecorder(self._layout(), self._layers(), self._watched)
                 self.listen(self._share, self)
             for state in self._firing.states:
                 if isinstance(state.part, Insertion):
@@ -313,8 +315,8 @@ class Session:
     def _stop(self, reach: Reach) -> None:
         reach.stop = self._slot(len(self._ids))
 
-    def _shares(self, definition: str, count: int, enough: float) -> list[float]:
-        return [] if self._share is None else self._share.shares(definition, count, enough)
+    def _shares(self, definition: str, count: int) -> list[float]:
+        return [] if self._share is None else self._share.shares(definition, count)
 
     def _slot(self, step: int) -> int:
         """Slot of a step's query token, with what has been inserted so far."""

@@ -32,9 +32,9 @@ class Moment:
     tokenizer
         Gives them their text.
     shares
-        For a definition's name, a number n and a threshold: visual share at the last n steps
-        (fewer at the beginning), fractions. One that reaches the threshold may be given as any
-        number from there up to it, which is faster.
+        For a definition's name and a number n: visual share at the last n steps (fewer at the
+        beginning), fractions. One that reaches every trigger's threshold may be given as any number
+        from the highest of them up to it.
     counts
         How often each trigger has fired, by its ``id``.
     """
@@ -42,7 +42,7 @@ class Moment:
     step: int
     ids: Sequence[int]
     tokenizer: Any
-    shares: Callable[[str, int, float], Sequence[float]]
+    shares: Callable[[str, int], Sequence[float]]
     counts: dict[int, int]
 
 
@@ -72,8 +72,8 @@ class Trigger(ABC):
         moment.counts[id(self)] = moment.counts.get(id(self), 0) + 1
 
     @property
-    def definitions(self) -> dict[str, int]:
-        """Which visual shares it asks for: definition and number of steps."""
+    def thresholds(self) -> dict[str, float]:
+        """Which visual shares it asks for: definition and threshold."""
         return {}
 
     @property
@@ -230,13 +230,13 @@ class WhenVisualBelow(Trigger):
             raise InputError(f"patience={self.patience!r}: give a number of steps of at least 1")
 
     @property
-    def definitions(self) -> dict[str, int]:
+    def thresholds(self) -> dict[str, float]:
         """See ``Trigger``."""
-        return {self.definition: self.patience}
+        return {self.definition: self.share}
 
     def fires(self, moment: Moment) -> int | None:
         """See ``Trigger``."""
-        found = moment.shares(self.definition, self.patience, self.share)
+        found = moment.shares(self.definition, self.patience)
         below = len(found) == self.patience and all(value < self.share for value in found)
         return moment.step if below and moment.step > 0 else None
 
@@ -248,11 +248,11 @@ class _Joined(Trigger):
     times: int | None = None
 
     @property
-    def definitions(self) -> dict[str, int]:
-        merged: dict[str, int] = {}
+    def thresholds(self) -> dict[str, float]:
+        merged: dict[str, float] = {}
         for part in self.parts:
-            for name, steps in part.definitions.items():
-                merged[name] = max(steps, merged.get(name, 0))
+            for name, share in part.thresholds.items():
+                merged[name] = max(share, merged.get(name, 0.0))
         return merged
 
     @property

@@ -63,13 +63,15 @@ def information(result: Information, *, width: str | float = "one-column") -> Fi
         axes.set(xlim=(0, 1), xlabel="part of the answer (fraction of its steps)")
         axes.set_ylabel("log-ratio (nats per step)")
         axes.legend(loc="best")
-        instead = "the average over other images" if result.reference == "others" else "no image"
+        instead = {"others": "the average over other images", "removed": "no image"}.get(
+            result.reference, "the reference"
+        )
         caption = (
             "Mean log-ratio of the sampled token's probability with the image and with "
             f"{instead} ({result.reference}), {result.answers} answers to {result.prompts} "
             "prompts; bars: bootstrap interval over prompts. Its sum bounds the mutual information "
             "of answer and image from above. Dashed: r × H (fraction of visual keys times the next "
-            "token's entropy without the image), the shape of the bound in arXiv 2505.23558, "
+            "token's entropy under the reference), the shape of the bound in arXiv 2505.23558, "
             "scaled to the same sum."
         )
         room = add_caption(figure, caption)

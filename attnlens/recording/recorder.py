@@ -75,6 +75,9 @@ class QueryRecorder:
         not named.
     """
 
+    checks_cache = True
+    """Whether the cache is compared with the keys that were written into it."""
+
     def __init__(
         self,
         layout: KeyLayout,
@@ -155,7 +158,7 @@ class QueryRecorder:
         if current.waits:
             slot = current.positions[0]
             self._enqueue(layer, slot, query, key, mask, scaling)
-            if layer == self.layers[0]:
+            if layer == self.layers[0] and self.checks_cache:
                 self._written.add(slot, key)
         else:
             rows = torch.tensor(current.rows)

@@ -16,6 +16,7 @@ from attnlens.measures.inputs import find_region
 from attnlens.measures.theorems.change import WHOLE_RUN
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
+from attnlens.reports.many import find_runs
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
@@ -62,14 +63,13 @@ def report_traces(traces: str | Path, settings: Settings) -> Path:
     ------
     InputError
         If there is no trace, one cannot be read, or they cannot be measured together. A trace
-        without one of the regions, or of fewer than three steps, is reported and left out.
+        without one of the regions, of fewer than three steps, or made under an intervention is
+        reported and left out; forced twins and what a killed process left are not looked at.
     """
     root = Path(traces)
     if not root.is_dir():
         raise InputError(f"{str(root)!r} is no folder: give one that holds traces (*.zarr)")
-    paths = sorted(p for p in root.rglob("*.zarr") if p.is_dir())
-    if root.suffix == ".zarr":
-        paths = [root]
+    paths = [root] if root.suffix == ".zarr" else find_runs(root)
     if not paths:
         raise InputError(
             f"{str(root)!r} holds no trace (*.zarr): make some with attnlens trend or Trace.save"
@@ -114,7 +114,10 @@ def report_questions(jobs: list[Job], asked: RunSettings, settings: Settings) ->
         samples=settings.samples,
     )
     _report(dict(zip(runs.traces, runs.jobs, strict=True)), root, settings, runs)
-    return len(jobs) - len(runs.jobs)
+    asked_for = (
+        [runs.jobs] + [runs.twins] * settings.insertion + [runs.answers] * (settings.samples > 0)
+    )
+    return len(jobs) - min(map(len, asked_for))
 
 
 def _report(
@@ -202,6 +205,8 @@ def _load(
         try:
             for name in names:
                 find_region(trace, name)
+            if trace.attrs.get("interventions"):
+                raise InputError("it was made under an intervention")
             if trace.data.sizes["step"] < 3:
                 raise InputError("it has fewer than three steps")
         except InputError as error:

@@ -6,6 +6,7 @@ visual tokens (Theorem 3.2) and sampled answers with and without their image (mu
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,9 @@ from attnlens.experiments.twins import insertions, twins
 from attnlens.files import write_folder
 from attnlens.recording.trace import Trace
 from attnlens.reports.jobs import Job
-from attnlens.reports.many import is_done, note_of, run_each, write_note
+from attnlens.reports.many import is_done, model_note, note_of, run_each, write_note
+from attnlens.reports.trend import SHOWN, check_layers, record_each
 from attnlens.reports.trend import Settings as RunSettings
-from attnlens.reports.trend import check_layers, record_each
 
 if TYPE_CHECKING:
     from attnlens.vlm.load import VLM
@@ -76,24 +77,20 @@ def run_questions(
     check_layers(settings.layers, vlm)
     there = record_each(vlm, jobs, settings, command="dilution", pictures=False)
     paths = {job: root / job.folder / f"{settings.mode}_trace.zarr" for job in there}
-    if insertion:
-        there = _twins(vlm, there, settings, paths, root)
-    if samples:
-        there = _answers(vlm, there, settings, samples, root)
     if not there:
         raise InputError("no question could be run: see the lines above")
+    twinned = _twins(vlm, there, settings, paths, root) if insertion else []
+    answered = _answers(vlm, jobs, settings, samples, root) if samples else []
     return Runs(
         jobs=there,
         traces=[paths[job] for job in there],
         twins=[
             {n: _twin_folder(root, settings, job) / f"{n}.zarr" for n in insertions(1)}
-            for job in there
-            if insertion
+            for job in twinned
         ],
         answers=[
             [_answer_folder(root, settings, job) / f"{i}.nc" for i in range(samples)]
-            for job in there
-            if samples
+            for job in answered
         ],
     )
 
@@ -114,9 +111,12 @@ def _answer_folder(root: Path, settings: RunSettings, job: Job) -> Path:
 def _twins(
     vlm: VLM, jobs: list[Job], settings: RunSettings, traces: dict[Job, Path], root: Path
 ) -> list[Job]:
+    model = model_note(vlm)
+
     def note(job: Job) -> dict[str, Any]:
-        asked = note_of(job, settings, leaving_out=("save_folder", "formats"))
-        return {**asked, "insertions": list(insertions(1))}
+        asked = note_of(job, settings, leaving_out=SHOWN)
+        said = hashlib.sha256(repr(Trace.load(traces[job]).tokens).encode()).hexdigest()
+        return {**asked, "model": model, "said": said, "insertions": list(insertions(1))}
 
     def work(job: Job) -> None:
         prompt = vlm.prompt(job.image, job.question, settings.mode)
@@ -132,6 +132,8 @@ def _twins(
 def _answers(
     vlm: VLM, jobs: list[Job], settings: RunSettings, samples: int, root: Path
 ) -> list[Job]:
+    model = model_note(vlm)
+
     def others(job: Job) -> list[Job]:
         """Other images of the file, in order from the question's own on."""
         place = jobs.index(job)
@@ -141,8 +143,9 @@ def _answers(
         return list(by_image.values())[:OTHERS]
 
     def note(job: Job) -> dict[str, Any]:
-        asked = note_of(job, settings, leaving_out=("save_folder", "formats", "temperature"))
-        return {**asked, "samples": samples, "others": [o.image_sha256 for o in others(job)]}
+        asked = note_of(job, settings, leaving_out=(*SHOWN, "temperature", "layers"))
+        shown = [other.image_sha256 for other in others(job)]
+        return {**asked, "model": model, "samples": samples, "others": shown}
 
     def work(job: Job) -> None:
         prompt = vlm.prompt(job.image, job.question, settings.mode)

@@ -15,6 +15,7 @@ import attnlens
 from attnlens.errors import InputError
 from attnlens.measures.inputs import regions_of
 from attnlens.progress import progress
+from attnlens.reports.many import find_runs
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
@@ -155,8 +156,7 @@ def read_runs(folder: str | Path) -> Runs:
     if not root.is_dir():
         raise InputError(f"{str(root)!r} is no folder: give one that holds traces (*.zarr)")
     runs = Runs()
-    paths = sorted(p for p in root.rglob("*.zarr") if p.is_dir() and not _apart(p, root))
-    for path in progress(paths, description="reading runs"):
+    for path in progress(find_runs(root), description="reading runs"):
         _add_trace(runs, path, root)
     runs.long = [attnlens.Trace.load(path) for path in sorted((root / "long").glob("*.zarr"))]
     runs.models |= {str(trace.attrs.get("model", "")) for trace in runs.long}
@@ -193,13 +193,8 @@ def read_runs(folder: str | Path) -> Runs:
 
 def _folders(root: Path, ending: str) -> list[Path]:
     """Folders inside those whose names end so, in order."""
-    return sorted(p for p in root.glob(f"*{ending}/*") if p.is_dir())
-
-
-def _apart(path: Path, root: Path) -> bool:
-    """Whether a trace belongs to figures of its own."""
-    top = path.relative_to(root).parts[0]
-    return top == "long" or top.endswith((TWINS, ANSWERS))
+    found = root.glob(f"**/*{ending}/*")
+    return sorted(p for p in found if p.is_dir() and not p.name.startswith("."))
 
 
 def _add_trace(runs: Runs, path: Path, root: Path) -> None:

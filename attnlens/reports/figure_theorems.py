@@ -35,10 +35,11 @@ def long_answers(runs: Runs, width: str) -> Iterator[Drawn]:
     found = measures.dilution(runs.long)
     yield Drawn(
         "10_long_answers",
-        "Attention to the image over long answers, true ones with their tokens forced",
+        "Attention to the image over long answers",
         plots.dilution(found, width=width),
         {"": change_table(found), "steps": found.curves},
-        f"{count_runs(len(runs.long), 'cot')} of {min(found.steps)} to {max(found.steps)} steps",
+        f"{len(runs.long)} long answers (of the testbed: true ones, their tokens forced) of "
+        f"{min(found.steps)} to {max(found.steps)} steps",
         versions_of(runs.long),
         " ".join(found.verdict()),
     )
@@ -56,7 +57,7 @@ def insertion(runs: Runs, width: str) -> Iterator[Drawn]:
         "Does inserting visual tokens bring the attention that the theorem promises?",
         plots.insertion(found, width=width),
         {"": found.table},
-        f"{len(runs.twins)} prompts, inserted in the middle of the answer",
+        f"{len(runs.twins)} prompts",
         versions_of(Trace.load(next(iter(group.values()))) for group in runs.twins),
         found.words(),
     )

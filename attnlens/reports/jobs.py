@@ -86,6 +86,8 @@ def _job(number: int, line: str, folder: Path) -> Job:
     for name in ("image", "question"):
         if not isinstance(value.get(name), str):
             return Job("", "", line=number, problem=f"has no text {name!r}")
+        if any(0xD800 <= ord(character) <= 0xDFFF for character in value[name]):
+            return Job("", "", line=number, problem=f"{name!r} holds half a character")
     answer = value.get("answer")
     return Job(
         image=str(folder / value["image"]),

@@ -13,13 +13,18 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import attnlens
+from attnlens.errors import InputError
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
 from attnlens.text import one_line
+
+if TYPE_CHECKING:
+    from attnlens.vlm.load import VLM
 
 
 def note_of(job: Job, settings: Any, *, leaving_out: Sequence[str] = ()) -> dict[str, Any]:
@@ -47,33 +52,92 @@ def note_of(job: Job, settings: Any, *, leaving_out: Sequence[str] = ()) -> dict
     return note
 
 
+def model_note(vlm: VLM) -> dict[str, Any]:
+    """Return what a model and the libraries under it are, as far as results follow from it.
+
+    Of a folder's weights: names, sizes and times of change, which are cheap to ask.
+    """
+    parameter = next(vlm.model.parameters())
+    folder = Path(vlm.name)
+    weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    return {
+        "name": vlm.name,
+        "weights": [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in weights],
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "device": parameter.device.type,
+        **{name: version(name) for name in ("torch", "transformers")},
+    }
+
+
 def write_note(path: Path, note: Mapping[str, Any]) -> None:
     """Write a note into a folder that is being made."""
     path.write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def is_done(path: Path, note: Mapping[str, Any]) -> bool:
-    """Whether a folder was made with the same: its note is there and says so."""
+def read_note(path: Path) -> dict[str, Any]:
+    """Read a note; empty where there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return bool(found == note)
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def is_done(path: Path, note: Mapping[str, Any]) -> bool:
+    """Whether a folder was made with the same: its note is there and says so."""
+    return bool(note) and read_note(path) == json.loads(json.dumps(note))
+
+
+def refuse_other_questions(jobs: Sequence[Job], root: Path, name: str) -> None:
+    """Refuse a folder for results that holds the results of other questions under the same names.
+
+    Raises
+    ------
+    InputError
+        If a folder's note, a file of that name, has another question than its job.
+    """
+    for job in jobs:
+        asked = read_note(root / job.folder / name).get("question")
+        if asked is not None and asked != job.question:
+            raise InputError(
+                f"{str(root / job.folder)!r} holds the answer to another question ({asked!r}) than "
+                f"line {job.line}: give another --save_folder, or move it away"
+            )
+
+
+APART = ("_twins", "_answers", "long")
+"""Endings of the names of folders whose traces are not runs of their own: forced twins, sampled
+answers, forced long answers."""
+
+
+def find_runs(root: Path) -> list[Path]:
+    """Return the traces (``*.zarr``) at any depth of a folder that are runs of their own, sorted.
+
+    Folders named as in ``APART`` are left out, and hidden ones, which a killed process may leave.
+    """
+    found = []
+    for path in root.rglob("*.zarr"):
+        above = path.relative_to(root).parts[:-1]
+        hidden = any(part.startswith(".") for part in (*above, path.name))
+        if path.is_dir() and not hidden and not any(part.endswith(APART) for part in above):
+            found.append(path)
+    return sorted(found)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Clear away what a killed process left beside a folder that it was writing.
 
-    A folder that was set aside when the process ended is put back.
+    A folder is set aside only when the new one is complete: then that one is moved in.
     """
     if not folder.parent.is_dir():
         return
     names = re.compile(rf"\.{re.escape(folder.name)}-[a-z0-9_]{{8}}(-old)?")
     left = [p for p in folder.parent.iterdir() if names.fullmatch(p.name) and p.is_dir()]
-    for path in left:
+    for path in sorted(left, reverse=True):
         if path.name.endswith("-old") and not folder.exists():
-            os.replace(path, folder)
-        else:
+            new = path.with_name(path.name.removesuffix("-old"))
+            os.replace(new if new.is_dir() else path, folder)
+        if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -108,20 +172,21 @@ def run_each(
     for job in jobs:
         remove_leftovers(folder_of(job))
     before = [job for job in jobs if done(job)]
-    waiting = [job for job in jobs if job not in before]
+    lines = {job.line for job in before}
+    waiting = [job for job in jobs if job.line not in lines]
     if before:
         print(f"{len(before)} of {len(jobs)} questions were done before", file=sys.stderr)
-    failed = []
+    failed: set[int | None] = set()
     bar = progress(waiting, total=len(jobs), initial=len(before), description="questions")
     for job in bar:
         try:
             work(job)
         except Exception as error:  # one question must not take the others with it
             say(bar, f"attnlens {command}: line {job.line} failed: {error}", sys.stderr)
-            failed.append(job)
+            failed.add(job.line)
         else:
             say(bar, f"written to {folder_of(job)}", sys.stdout)
-    return [job for job in jobs if job not in failed]
+    return [job for job in jobs if job.line not in failed]
 
 
 def say(bar: Any, text: str, stream: TextIO) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -16,9 +16,17 @@ from attnlens.files import write_folder
 from attnlens.interventions.session import intervene
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
-from attnlens.reports.many import is_done, note_of, run_each, write_note
+from attnlens.reports.many import (
+    is_done,
+    model_note,
+    note_of,
+    refuse_other_questions,
+    run_each,
+    write_note,
+)
 from attnlens.reports.table import write_parquet
 from attnlens.text import one_line
+from attnlens.vlm.images import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,12 +80,19 @@ def run_lines(
         If no question can be run.
     """
     interventions = named_interventions(settings.parsed())
+    refuse_other_questions(jobs, folder, "settings.json")
     fitting = _fitting(vlm, jobs, settings)
     warm_up(vlm, vlm.prompt(fitting[0].image, fitting[0].question, settings.mode))
 
+    files = [text.removeprefix("copy:") for text in settings.interventions]
+    shown = {name: open_image(name)[1].sha256 for name in files if Path(name).is_file()}
+
+    def note(job: Job) -> dict[str, Any]:
+        asked = note_of(job, settings, leaving_out=LEFT_OUT)
+        return {**asked, "model": model_note(vlm), "pictures": shown}
+
     def done(job: Job) -> bool:
-        path = folder / job.folder / "settings.json"
-        return is_done(path, note_of(job, settings, leaving_out=LEFT_OUT))
+        return is_done(folder / job.folder / "settings.json", note(job))
 
     def work(job: Job) -> None:
         prompt = vlm.prompt(job.image, job.question, settings.mode)
@@ -97,7 +112,7 @@ def run_lines(
         with write_folder(folder / job.folder, replace=True) as temporary:
             part.save(temporary / "recovery.nc")
             trace.save(temporary / "trace.zarr")
-            write_note(temporary / "settings.json", note_of(job, settings, leaving_out=LEFT_OUT))
+            write_note(temporary / "settings.json", note(job))
 
     there = run_each(fitting, lambda job: folder / job.folder, done, work, command="recover")
     if not there:

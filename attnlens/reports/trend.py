@@ -15,13 +15,24 @@ from attnlens.errors import InputError
 from attnlens.files import check_writable, write_folder
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
-from attnlens.reports.many import is_done, note_of, run_each, write_note
+from attnlens.reports.many import (
+    is_done,
+    model_note,
+    note_of,
+    read_note,
+    refuse_other_questions,
+    run_each,
+    write_note,
+)
 from attnlens.reports.table import steps_table, write_parquet
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
     from attnlens.recording.trace import Trace
     from attnlens.vlm.load import VLM
+
+SHOWN = ("save_folder", "formats", "definition")
+"""Settings that an answer does not follow from, but what is shown of it."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +105,45 @@ def record_each(
 ) -> list[Job]:
     """Ask the questions of a file that have not been asked yet; those whose folders are there."""
     root, name = Path(settings.save_folder), f"{settings.mode}_settings.json"
-    left_out = ["save_folder"] if pictures else ["save_folder", "formats"]
+    model = model_note(vlm)
+    shown: dict[str, Any] = {"definition": settings.definition, "pictures": ["none"]}
+    if pictures:
+        shown["pictures"] = list(settings.formats)
+    refuse_other_questions(jobs, root, name)
+
+    def note(job: Job) -> dict[str, Any]:
+        return {**note_of(job, settings, leaving_out=SHOWN), "model": model}
 
     def done(job: Job) -> bool:
-        return is_done(root / job.folder / name, note_of(job, settings, leaving_out=left_out))
+        return is_done(root / job.folder / name, {**note(job), "shown": shown})
 
     def work(job: Job) -> None:
-        note = note_of(job, settings, leaving_out=left_out)
-        run_job(vlm, job, settings, show=False, pictures=pictures, note=note)
+        said = read_note(root / job.folder / name)
+        said.pop("shown", None)
+        trace = None
+        if said == note(job):  # only pictures or the definition are others
+            trace = load_trace(root / job.folder / f"{settings.mode}_trace.zarr")
+        run_job(
+            vlm,
+            job,
+            settings,
+            show=False,
+            pictures=pictures,
+            note={**note(job), "shown": shown},
+            trace=trace,
+        )
 
     return run_each(jobs, lambda job: root / job.folder, done, work, command=command)
+
+
+def load_trace(path: Path) -> Trace | None:
+    """Load a trace; None where it is not there or cannot be read."""
+    from attnlens.recording.trace import Trace
+
+    try:
+        return Trace.load(path)
+    except InputError:
+        return None
 
 
 def write_table(jobs: list[Job], root: Path, path: Path, mode: str) -> Path:
@@ -135,6 +175,7 @@ def run_job(
     show: bool,
     pictures: bool = True,
     note: dict[str, Any] | None = None,
+    trace: Trace | None = None,
 ) -> Path:
     """Ask one question and write its folder.
 
@@ -150,6 +191,8 @@ def run_job(
         Whether figures are drawn.
     note
         What the results follow from, written beside them; see ``attnlens.reports.many``.
+    trace
+        The answer, where it has been recorded before.
 
     Returns
     -------
@@ -157,8 +200,9 @@ def run_job(
         The folder. What is not this run's stays (traces and trends of other modes); it appears
         whole or not at all.
     """
-    prompt = vlm.prompt(job.image, job.question, settings.mode)
-    trace = _generate(vlm, prompt, settings, show)
+    if trace is None:
+        prompt = vlm.prompt(job.image, job.question, settings.mode)
+        trace = _generate(vlm, prompt, settings, show)
     folder = Path(settings.save_folder) / job.folder
     try:
         left_out = _write(folder, trace, job, settings, pictures, note)
@@ -166,7 +210,8 @@ def run_job(
         if not pictures:
             raise
         # the generation may have taken an hour: keep it, whatever is wrong with a picture
-        _write(folder, trace, job, settings, False)
+        kept = None if note is None else {**note, "shown": "no pictures"}
+        _write(folder, trace, job, settings, False, kept)
         print(f"attnlens trend: no pictures; trace and summary are in {folder}", file=sys.stderr)
         raise
     if left_out:

@@ -7,12 +7,15 @@ For any distribution q of answers that does not depend on the image,
 
     E[log p(y | c, x) - log q(y | x)] = I(y; c | x) + KL(p(y | x) || q(y | x)) >= I(y; c | x)
 
-where y is sampled from p(. | c, x). Two choices of q are at hand. The model without the image: the
-bound is as loose as the model is lost without one. The average of the model over other images of
-the same kind: tighter the more images there are, and with the answer's own image among them it
-bounds the information from below, by at most the logarithm of their number (Poole et al. 2019,
-arXiv 1905.06922, the leave-one-out bound and InfoNCE). All of it is information under the model's
-own distribution, whether what is said is right or not.
+where y is sampled from p(. | c, x). Two choices of q are at hand. The model without the image:
+the bound is as loose as the model is lost without one. The average of the model over other
+images, which must be drawn without regard to the answer's own: tighter the more images there are.
+With the own image among them it bounds the information from below, too, by at most the logarithm
+of their number (Poole et al. 2019, arXiv 1905.06922, the leave-one-out bound and InfoNCE) - but
+only where own and others are draws from the images that the question may be asked about. Of
+images that belong to other questions the lower bound says how well the answer tells its image
+among them, and no more. All of it is information under the model's own distribution, whether what
+is said is right or not.
 """
 
 from __future__ import annotations
@@ -54,8 +57,9 @@ class Information(Result):
         The part of the standard error that more answers to the same prompts would take away; NaN
         with one answer a prompt.
     at_least : float
-        The lower bound, from the answer's own image among the others; at most the logarithm of
-        their number. NaN where the reference is not ``others``.
+        From the answer's own image among the others, at most the logarithm of their number: a lower
+        bound where all are images that the question may be asked about, else how well the answer
+        tells its image among them. NaN where the reference is not ``others``.
     by_divergence, by_divergence_error : float
         The expectation of ``nats``, with each step's log-ratio replaced by its mean over the next
         token (the Kullback-Leibler divergence), and its standard error: less noise. Where the two
@@ -102,17 +106,23 @@ class Information(Result):
         error = ""
         if np.isfinite(self.standard_error):
             error = f" (standard error {self.standard_error:.2f} over {self.prompts} prompts)"
-        at_least = ""
-        if np.isfinite(self.at_least):
-            at_least = f" and at least {self.at_least:.2f}"
-        q = "the average over other images" if self.reference == OTHERS else "no image"
+        q = {"others": "the average over other images", "removed": "no image"}.get(
+            self.reference, f"the reference {self.reference!r}"
+        )
         said = [
-            f"An answer shares at most {self.nats:.2f}{interval}{at_least} nats with the image"
-            f"{error}, against {q}.",
+            f"An answer shares at most {self.nats:.2f}{interval} nats with the image{error}, "
+            f"against {q}."
+        ]
+        if np.isfinite(self.at_least):
+            said.append(
+                f"It tells its image among the others by {self.at_least:.2f} nats: a lower bound, "
+                "if the question may be asked about each of them alike."
+            )
+        said.append(
             "These are bounds under the model's own distribution, loose where the model is lost "
             "without its image; they do not say whether what is said is right, and their parts by "
-            "step are not bounds.",
-        ]
+            "step are not bounds."
+        )
         if np.isfinite(self.rank_correlation):
             ends = ""
             if np.isfinite(self.rank_correlation_low):

@@ -35,8 +35,9 @@ class Insertion(Result):
         alpha in ``mass ~ r' ** alpha`` over the insertions of one prompt (Theil-Sen): mean over
         prompts, with a bootstrap interval over them. 1 if all keys weighed alike.
     saturates_at : str or None
-        The insertion from which on a larger one brings no more mass: the next one's gain over it
-        has an interval that holds 0 or lies below it. None where each brings more.
+        The insertion from which on no larger one clearly brings more mass: the gain of each over
+        it has an interval that holds 0 or lies below it. None where there is no such one, and with
+        one prompt, which has no interval.
     table : pandas.DataFrame
         One row for each insertion, in order of ``key_share``; means over prompts of means over
         steps from where it stands, layers and heads: ``inserted`` (visual tokens), ``key_share``
@@ -65,11 +66,15 @@ class Insertion(Result):
         said = (
             f"Insertions raise r' from {first['key_share']:.3f} to {last['key_share']:.3f}, and "
             f"mass on visual and inserted keys from {first['mass']:.3f} to {last['mass']:.3f} "
-            f"({last['insertion']}), as r' to the power of {self.exponent:.2f}{interval}"
+            f"({last['insertion']})"
         )
+        if np.isfinite(self.exponent):
+            said += f", as r' to the power of {self.exponent:.2f}{interval}"
         if self.saturates_at is not None:
-            return f"{said}; from {self.saturates_at!r} on, more tokens bring no more mass."
-        return f"{said}; each larger insertion brings more."
+            return (
+                f"{said}; from {self.saturates_at!r} on, more tokens bring no more that is clear."
+            )
+        return f"{said}."
 
 
 def insertion(
@@ -162,7 +167,9 @@ def _measure(
         terms = log_odds(trace, layers=layers, include_copied=True)
         terms = terms.where(terms["step"] >= since, drop=True)
         copied = dataset_of(trace)["keys"].sel(segment="copied").values
-        means = {n: float(terms[n].mean()) for n in ("mass", "key_share", "log_odds", "counts")}
+        means = {n: float(terms[n].mean()) for n in ("mass", "key_share", "log_odds")}
+        counts = terms["counts"].broadcast_like(terms["log_odds"])
+        means["counts"] = float(counts.where(terms["log_odds"].notnull()).mean())
         means["preference"] = float(terms["preference"].mean())
         means["inserted"] = float(copied.max())
         for key, value in means.items():
@@ -190,8 +197,14 @@ def _row(
 
 
 def _saturation(names: list[str], masses: np.ndarray, options: dict[str, Any]) -> str | None:
+    """Return the first insertion over which no larger one has a clear gain."""
+    if len(masses) < 2:
+        return None
     for place in range(len(names) - 1):
-        low, _ = bootstrap_mean(masses[:, place + 1] - masses[:, place], **options)
-        if low <= 0:
+        gains = [
+            bootstrap_mean(masses[:, later] - masses[:, place], **options)[0]
+            for later in range(place + 1, len(names))
+        ]
+        if all(low <= 0 for low in gains):
             return names[place]
     return None
