@@ -152,11 +152,11 @@ def test_figures_draw_what_was_measured(folder, width):
     np.testing.assert_allclose(counts, found.table["counts"][1:])
     assert plots.style.render(figure, "png") == plots.style.render(figure, "png")
 
-    from attnlens.reports.dilution_runs import load_answers
+    from attnlens.reports.figure_inputs import read_dependence
 
     answers = sorted((folder / "dilution_runs" / "cot_answers").glob("*"))
     shared = measures.mutual_information(
-        [load_answers(sorted(f.glob("*.nc"))) for f in answers], bins=4, **FEW
+        [[read_dependence(path) for path in sorted(f.glob("*.nc"))] for f in answers], bins=4, **FEW
     )
     axes = plots.information(shared, width=width).axes[0]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), shared.curve["nats_per_step"])

@@ -10,9 +10,9 @@ import numpy as np
 
 from attnlens.errors import InputError
 from attnlens.experiments import recovery_tables as tables
-from attnlens.files import write_file
 from attnlens.measures.recovery import area_from, half_life, mean_from
 from attnlens.measures.results import plain_rows
+from attnlens.netcdf import read_netcdf, write_netcdf
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -250,8 +250,7 @@ class Recovery:
                     "of at most 2: call recover with detail='layer' or 'step', or with fewer "
                     "prompts or interventions"
                 )
-        with write_file(Path(path)) as temporary:
-            temporary.write_bytes(bytes(self.data.to_netcdf(engine="scipy")))
+        write_netcdf(self.data, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Recovery:
@@ -262,18 +261,9 @@ class Recovery:
         InputError
             If there is no such file, or it holds something else.
         """
-        import xarray as xr
-
-        try:
-            data = xr.load_dataset(Path(path), engine="scipy")
-        except Exception as error:  # whatever the reader makes of a broken file
-            raise InputError(f"{str(path)!r} cannot be read as a recovery ({error})") from error
+        data = read_netcdf(Path(path), "a recovery")
         if not {"sample", "run", "definition"} <= set(data.dims) or "rise" not in data:
             raise InputError(f"{str(path)!r} holds no recovery: give a file of Recovery.save")
-        for name, values in data.variables.items():
-            if values.dtype == object or values.dtype.kind == "S":  # texts come back as objects
-                data[name] = values.astype(str)
-        data["step"] = data["step"].astype(np.int64)  # the format has none
         return cls(data)
 
     @classmethod

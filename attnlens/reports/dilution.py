@@ -114,10 +114,12 @@ def report_questions(jobs: list[Job], asked: RunSettings, settings: Settings) ->
         samples=settings.samples,
     )
     _report(dict(zip(runs.traces, runs.jobs, strict=True)), root, settings, runs)
-    asked_for = (
-        [runs.jobs] + [runs.twins] * settings.insertion + [runs.answers] * (settings.samples > 0)
-    )
-    return len(jobs) - min(map(len, asked_for))
+    there = [len(runs.jobs)]
+    if settings.insertion:
+        there.append(len(runs.twins))
+    if settings.samples:
+        there.append(len(runs.answers))
+    return len(jobs) - min(there)
 
 
 def _report(
@@ -181,7 +183,7 @@ def _further(runs: Runs | None, settings: Settings) -> tuple[Insertion | None, I
 
     if runs is None:
         return None, None
-    from attnlens.reports.dilution_runs import load_answers
+    from attnlens.reports.figure_inputs import read_dependence
 
     inserted = shared = None
     if runs.twins:
@@ -191,7 +193,9 @@ def _further(runs: Runs | None, settings: Settings) -> tuple[Insertion | None, I
         )
         inserted = measures.insertion(groups, layers=settings.layers)
     if runs.answers:
-        shared = measures.mutual_information([load_answers(paths) for paths in runs.answers])
+        shared = measures.mutual_information(
+            [[read_dependence(path) for path in paths] for paths in runs.answers]
+        )
     return inserted, shared
 
 

@@ -7,20 +7,26 @@ visual tokens (Theorem 3.2) and sampled answers with and without their image (mu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import xarray as xr
 
 from attnlens.errors import InputError
 from attnlens.experiments.sampled import sampled_dependence
 from attnlens.experiments.twins import insertions, twins
 from attnlens.files import write_folder
+from attnlens.netcdf import write_netcdf
 from attnlens.recording.trace import Trace
 from attnlens.reports.jobs import Job
-from attnlens.reports.many import is_done, model_note, note_of, run_each, write_note
+from attnlens.reports.many import (
+    ANSWERS,
+    NOTE,
+    TWINS,
+    model_note,
+    note_of,
+    run_each,
+    write_note,
+)
 from attnlens.reports.trend import SHOWN, check_layers, record_each
 from attnlens.reports.trend import Settings as RunSettings
 
@@ -95,17 +101,12 @@ def run_questions(
     )
 
 
-def load_answers(paths: Sequence[Path]) -> list[xr.Dataset]:
-    """Read what ``dependence`` gave for the answers to one question."""
-    return [xr.load_dataset(path, engine="scipy") for path in paths]
-
-
 def _twin_folder(root: Path, settings: RunSettings, job: Job) -> Path:
-    return root / f"{settings.mode}_twins" / job.folder
+    return root / f"{settings.mode}{TWINS}" / job.folder
 
 
 def _answer_folder(root: Path, settings: RunSettings, job: Job) -> Path:
-    return root / f"{settings.mode}_answers" / job.folder
+    return root / f"{settings.mode}{ANSWERS}" / job.folder
 
 
 def _twins(
@@ -113,20 +114,26 @@ def _twins(
 ) -> list[Job]:
     model = model_note(vlm)
 
-    def note(job: Job) -> dict[str, Any]:
+    def note_of_job(job: Job) -> dict[str, Any]:
         asked = note_of(job, settings, leaving_out=SHOWN)
         said = hashlib.sha256(repr(Trace.load(traces[job]).tokens).encode()).hexdigest()
         return {**asked, "model": model, "said": said, "insertions": list(insertions(1))}
 
-    def work(job: Job) -> None:
+    def work(job: Job, note: dict[str, Any]) -> None:
         prompt = vlm.prompt(job.image, job.question, settings.mode)
         found = twins(vlm, prompt, Trace.load(traces[job]), layers=settings.layers)
         with write_folder(_twin_folder(root, settings, job), replace=True) as temporary:
             for name, twin in found.items():
                 twin.save(temporary / f"{name}.zarr")
-            write_note(temporary / "settings.json", note(job))
+            write_note(temporary / NOTE, note)
 
-    return _each(jobs, lambda job: _twin_folder(root, settings, job), note, work, "insertions")
+    return run_each(
+        jobs,
+        lambda job: _twin_folder(root, settings, job),
+        note_of_job,
+        work,
+        command="dilution (insertions)",
+    )
 
 
 def _answers(
@@ -142,12 +149,12 @@ def _answers(
         by_image.pop(job.image_sha256, None)
         return list(by_image.values())[:OTHERS]
 
-    def note(job: Job) -> dict[str, Any]:
+    def note_of_job(job: Job) -> dict[str, Any]:
         asked = note_of(job, settings, leaving_out=(*SHOWN, "temperature", "layers"))
         shown = [other.image_sha256 for other in others(job)]
         return {**asked, "model": model, "samples": samples, "others": shown}
 
-    def work(job: Job) -> None:
+    def work(job: Job, note: dict[str, Any]) -> None:
         prompt = vlm.prompt(job.image, job.question, settings.mode)
         found = sampled_dependence(
             vlm,
@@ -159,19 +166,13 @@ def _answers(
         )
         with write_folder(_answer_folder(root, settings, job), replace=True) as temporary:
             for i, one in enumerate(found):
-                (temporary / f"{i}.nc").write_bytes(bytes(one.to_netcdf(engine="scipy")))
-            write_note(temporary / "settings.json", note(job))
+                write_netcdf(one, temporary / f"{i}.nc")
+            write_note(temporary / NOTE, note)
 
-    return _each(
-        jobs, lambda job: _answer_folder(root, settings, job), note, work, "sampled answers"
-    )
-
-
-def _each(jobs: list[Job], folder_of: Any, note: Any, work: Any, what: str) -> list[Job]:
     return run_each(
         jobs,
-        folder_of,
-        lambda job: is_done(folder_of(job) / "settings.json", note(job)),
+        lambda job: _answer_folder(root, settings, job),
+        note_of_job,
         work,
-        command=f"dilution ({what})",
+        command="dilution (sampled answers)",
     )

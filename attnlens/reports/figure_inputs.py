@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import attnlens
 from attnlens.errors import InputError
 from attnlens.measures.inputs import regions_of
+from attnlens.netcdf import read_netcdf
 from attnlens.progress import progress
-from attnlens.reports.many import find_runs
+from attnlens.reports.many import ANSWERS, LONG, TWINS, find_runs
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 VERIFICATIONS = ("back", "reflection")
 """Modes whose answers verify, and the regions in which they do."""
-
-TWINS, ANSWERS = "_twins", "_answers"
-"""Endings of the folders of forced twins and of sampled answers."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ def read_runs(folder: str | Path) -> Runs:
     runs = Runs()
     for path in progress(find_runs(root), description="reading runs"):
         _add_trace(runs, path, root)
-    runs.long = [attnlens.Trace.load(path) for path in sorted((root / "long").glob("*.zarr"))]
+    runs.long = [attnlens.Trace.load(path) for path in sorted((root / LONG).glob("*.zarr"))]
     runs.models |= {str(trace.attrs.get("model", "")) for trace in runs.long}
     for folder in _folders(root, TWINS):
         found = {path.stem: path for path in sorted(folder.glob("*.zarr"))}
@@ -166,11 +164,11 @@ def read_runs(folder: str | Path) -> Runs:
             raise InputError(f"{str(folder)!r} holds no nothing.zarr: give the untouched twin, too")
         runs.twins.append({"nothing": found.pop("nothing"), **found})
     runs.answers = [
-        [_read_dependence(path) for path in sorted(folder.glob("*.nc"))]
+        [read_dependence(path) for path in sorted(folder.glob("*.nc"))]
         for folder in _folders(root, ANSWERS)
     ]
     for path in sorted((root / "dependence").glob("*.nc")):
-        runs.dependence.append(_read_dependence(path))
+        runs.dependence.append(read_dependence(path))
     if (root / "recovery.nc").is_file():
         runs.recovery = _read_recovery(root / "recovery.nc")
     if (root / "routes.nc").is_file():
@@ -224,19 +222,17 @@ def _read_recovery(path: Path) -> Recovery:
     return Recovery.load(path)
 
 
-def _read_dependence(path: Path) -> xr.Dataset:
-    import xarray as xr
+def read_dependence(path: Path) -> xr.Dataset:
+    """Read what ``attnlens.dependence`` returned from a netCDF file.
 
-    try:
-        data = xr.load_dataset(path, engine="scipy")
-    except Exception as error:  # whatever the reader makes of a broken file
-        raise InputError(f"{str(path)!r} cannot be read as a dependence ({error})") from error
+    Raises
+    ------
+    InputError
+        If it cannot be read, or holds something else.
+    """
+    data = read_netcdf(path, "a dependence")
     if not {"kl", "mass"} <= set(data.data_vars) or not {"reference", "step"} <= set(data.dims):
         raise InputError(
             f"{str(path)!r} holds no dependence: give what attnlens.dependence returns"
         )
-    for name, values in data.variables.items():
-        if values.dtype == object or values.dtype.kind == "S":  # texts come back as objects
-            data[name] = values.astype(str)
-    data["step"] = data["step"].astype("int64")  # the format has none
     return data

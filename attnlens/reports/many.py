@@ -26,6 +26,9 @@ from attnlens.text import one_line
 if TYPE_CHECKING:
     from attnlens.vlm.load import VLM
 
+NOTE = "settings.json"
+"""Name of the file that holds a note, in folders that are a command's own."""
+
 
 def note_of(job: Job, settings: Any, *, leaving_out: Sequence[str] = ()) -> dict[str, Any]:
     """Everything that a question's results follow from, as plain values.
@@ -45,11 +48,7 @@ def note_of(job: Job, settings: Any, *, leaving_out: Sequence[str] = ()) -> dict
         "question": job.question,
         "answer": job.answer,
     }
-    # as JSON reads it back, so that notes compare equal
-    note: dict[str, Any] = json.loads(
-        json.dumps({"attnlens": attnlens.__version__, **asked, "settings": kept})
-    )
-    return note
+    return {"attnlens": attnlens.__version__, **asked, "settings": kept}
 
 
 def model_note(vlm: VLM) -> dict[str, Any]:
@@ -83,11 +82,6 @@ def read_note(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def is_done(path: Path, note: Mapping[str, Any]) -> bool:
-    """Whether a folder was made with the same: its note is there and says so."""
-    return bool(note) and read_note(path) == json.loads(json.dumps(note))
-
-
 def refuse_other_questions(jobs: Sequence[Job], root: Path, name: str) -> None:
     """Refuse a folder for results that holds the results of other questions under the same names.
 
@@ -105,21 +99,23 @@ def refuse_other_questions(jobs: Sequence[Job], root: Path, name: str) -> None:
             )
 
 
-APART = ("_twins", "_answers", "long")
-"""Endings of the names of folders whose traces are not runs of their own: forced twins, sampled
-answers, forced long answers."""
+TWINS, ANSWERS, LONG = "_twins", "_answers", "long"
+"""Folders whose traces are not runs of their own: endings of the names of those of forced twins and
+of sampled answers, and the name of that of long answers."""
 
 
 def find_runs(root: Path) -> list[Path]:
     """Return the traces (``*.zarr``) at any depth of a folder that are runs of their own, sorted.
 
-    Folders named as in ``APART`` are left out, and hidden ones, which a killed process may leave.
+    Folders of twins, sampled and long answers are left out, and hidden ones, which a killed process
+    may leave.
     """
     found = []
     for path in root.rglob("*.zarr"):
         above = path.relative_to(root).parts[:-1]
         hidden = any(part.startswith(".") for part in (*above, path.name))
-        if path.is_dir() and not hidden and not any(part.endswith(APART) for part in above):
+        apart = any(part == LONG or part.endswith((TWINS, ANSWERS)) for part in above)
+        if path.is_dir() and not hidden and not apart:
             found.append(path)
     return sorted(found)
 
@@ -144,10 +140,11 @@ def remove_leftovers(folder: Path) -> None:
 def run_each(
     jobs: Sequence[Job],
     folder_of: Callable[[Job], Path],
-    done: Callable[[Job], bool],
-    work: Callable[[Job], object],
+    note_of_job: Callable[[Job], Mapping[str, Any]],
+    work: Callable[[Job, dict[str, Any]], object],
     *,
     command: str,
+    name: str = NOTE,
 ) -> list[Job]:
     """Do what is not done yet; a question that fails is reported, and the others go on.
 
@@ -157,12 +154,14 @@ def run_each(
         The questions of a file.
     folder_of
         Where a question's results go.
-    done
-        Whether they are there.
+    note_of_job
+        What they follow from: they are there if their folder's note says the same.
     work
-        Makes them.
+        Makes them, and writes the note that it is given beside them.
     command
         Name of the command, for messages.
+    name
+        Of the file that holds the note.
 
     Returns
     -------
@@ -171,7 +170,9 @@ def run_each(
     """
     for job in jobs:
         remove_leftovers(folder_of(job))
-    before = [job for job in jobs if done(job)]
+    # as JSON reads them back, so that they compare equal
+    notes = {job.line: json.loads(json.dumps(note_of_job(job))) for job in jobs}
+    before = [job for job in jobs if read_note(folder_of(job) / name) == notes[job.line]]
     lines = {job.line for job in before}
     waiting = [job for job in jobs if job.line not in lines]
     if before:
@@ -180,7 +181,7 @@ def run_each(
     bar = progress(waiting, total=len(jobs), initial=len(before), description="questions")
     for job in bar:
         try:
-            work(job)
+            work(job, notes[job.line])
         except Exception as error:  # one question must not take the others with it
             say(bar, f"attnlens {command}: line {job.line} failed: {error}", sys.stderr)
             failed.add(job.line)

@@ -17,7 +17,7 @@ from attnlens.interventions.session import intervene
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
 from attnlens.reports.many import (
-    is_done,
+    NOTE,
     model_note,
     note_of,
     refuse_other_questions,
@@ -29,8 +29,9 @@ from attnlens.text import one_line
 from attnlens.vlm.images import open_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
+    from attnlens.interventions.base import Intervention
     from attnlens.reports.recovery import Settings
     from attnlens.vlm.load import VLM
 
@@ -80,21 +81,20 @@ def run_lines(
         If no question can be run.
     """
     interventions = named_interventions(settings.parsed())
-    refuse_other_questions(jobs, folder, "settings.json")
-    fitting = _fitting(vlm, jobs, settings)
+    refuse_other_questions(jobs, folder, NOTE)
+    fitting = _fitting(vlm, jobs, settings.mode, interventions.values())
     warm_up(vlm, vlm.prompt(fitting[0].image, fitting[0].question, settings.mode))
 
     files = [text.removeprefix("copy:") for text in settings.interventions]
     shown = {name: open_image(name)[1].sha256 for name in files if Path(name).is_file()}
 
-    def note(job: Job) -> dict[str, Any]:
+    model = model_note(vlm)
+
+    def note_of_job(job: Job) -> dict[str, Any]:
         asked = note_of(job, settings, leaving_out=LEFT_OUT)
-        return {**asked, "model": model_note(vlm), "pictures": shown}
+        return {**asked, "model": model, "pictures": shown}
 
-    def done(job: Job) -> bool:
-        return is_done(folder / job.folder / "settings.json", note(job))
-
-    def work(job: Job) -> None:
+    def work(job: Job, note: dict[str, Any]) -> None:
         prompt = vlm.prompt(job.image, job.question, settings.mode)
         rows, trace = compare_runs(
             vlm,
@@ -112,22 +112,24 @@ def run_lines(
         with write_folder(folder / job.folder, replace=True) as temporary:
             part.save(temporary / "recovery.nc")
             trace.save(temporary / "trace.zarr")
-            write_note(temporary / "settings.json", note(job))
+            write_note(temporary / NOTE, note)
 
-    there = run_each(fitting, lambda job: folder / job.folder, done, work, command="recover")
+    there = run_each(fitting, lambda job: folder / job.folder, note_of_job, work, command="recover")
     if not there:
         raise InputError("no question could be run: see the lines above")
     parts = [Recovery.load(folder / job.folder / "recovery.nc") for job in there]
     return Recovery.join(parts), there
 
 
-def _fitting(vlm: VLM, jobs: list[Job], settings: Settings) -> list[Job]:
+def _fitting(
+    vlm: VLM, jobs: list[Job], mode: str, interventions: Iterable[Intervention]
+) -> list[Job]:
     """Leave out the lines whose prompt an intervention does not fit; each is reported."""
     good, problem = [], ""
     for job in progress(jobs, description="prompts"):
         try:
-            prompt = vlm.prompt(job.image, job.question, settings.mode)
-            for intervention in settings.parsed():
+            prompt = vlm.prompt(job.image, job.question, mode)
+            for intervention in interventions:
                 intervene(vlm, prompt, intervention)  # made, never opened: it checks what fits
         except InputError as error:
             problem = f"line {job.line}: {error}"

@@ -72,9 +72,10 @@ def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
     for segment in data["segment"].values.tolist():
         table[f"keys_{segment}"] = data["keys"].sel(segment=segment).values
         table[f"mass_{segment}"] = mean.sel(segment=segment).values
+    measured = {"query_token", "visual_nonzero"} <= set(data.variables)
     for name in DEFINITIONS:
-        table[name] = np.nan
-        if not {"query_token", "visual_nonzero"} <= set(data.variables):
+        if not measured:
+            table[name] = np.nan
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # means of nothing are NaN

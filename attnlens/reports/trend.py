@@ -16,7 +16,6 @@ from attnlens.files import check_writable, write_folder
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
 from attnlens.reports.many import (
-    is_done,
     model_note,
     note_of,
     read_note,
@@ -111,29 +110,24 @@ def record_each(
         shown["pictures"] = list(settings.formats)
     refuse_other_questions(jobs, root, name)
 
-    def note(job: Job) -> dict[str, Any]:
-        return {**note_of(job, settings, leaving_out=SHOWN), "model": model}
+    def note_of_job(job: Job) -> dict[str, Any]:
+        asked = note_of(job, settings, leaving_out=SHOWN)
+        return {**asked, "model": model, "shown": shown}
 
-    def done(job: Job) -> bool:
-        return is_done(root / job.folder / name, {**note(job), "shown": shown})
+    def work(job: Job, note: dict[str, Any]) -> None:
+        folder, trace = root / job.folder, None
+        if {**read_note(folder / name), "shown": shown} == note:  # only what is shown is another
+            trace = load_trace(folder / f"{settings.mode}_trace.zarr")
+        run_job(vlm, job, settings, show=False, pictures=pictures, note=note, trace=trace)
 
-    def work(job: Job) -> None:
-        said = read_note(root / job.folder / name)
-        said.pop("shown", None)
-        trace = None
-        if said == note(job):  # only pictures or the definition are others
-            trace = load_trace(root / job.folder / f"{settings.mode}_trace.zarr")
-        run_job(
-            vlm,
-            job,
-            settings,
-            show=False,
-            pictures=pictures,
-            note={**note(job), "shown": shown},
-            trace=trace,
-        )
-
-    return run_each(jobs, lambda job: root / job.folder, done, work, command=command)
+    return run_each(
+        jobs,
+        lambda job: root / job.folder,
+        note_of_job,
+        work,
+        command=command,
+        name=name,
+    )
 
 
 def load_trace(path: Path) -> Trace | None:

@@ -31,8 +31,9 @@ import attnlens
 from attnlens.errors import InputError
 from attnlens.experiments.sampled import sampled_dependence
 from attnlens.experiments.twins import twins
-from attnlens.files import write_file, write_folder
+from attnlens.files import write_folder
 from attnlens.interventions import At, Copy, Inject, Intervention, Route
+from attnlens.netcdf import write_netcdf
 from attnlens.progress import progress
 from attnlens.testbed.samples import Sample, held_out_sample, save_samples
 
@@ -126,8 +127,7 @@ def _record(vlm: VLM, samples: dict[str, list[Sample]], folder: Path) -> None:
         if mode == "back" and i < MOST_DEPENDENCE:
             data = attnlens.dependence(vlm, trace, prompt=prompt)
             data.attrs = {"model": vlm.name, "versions": versions()}
-            with write_file(folder / "dependence" / f"{i:04d}.nc") as path:
-                data.to_netcdf(path, engine="scipy")
+            write_netcdf(data, folder / "dependence" / f"{i:04d}.nc")
 
 
 def _long(vlm: VLM, scenes: int, seed: int, folder: Path) -> None:
@@ -157,8 +157,7 @@ def _sample(vlm: VLM, samples: list[Sample], seed: int, folder: Path) -> None:
         )
         for j, one in enumerate(found):
             one.attrs = {"model": vlm.name, "versions": versions()}
-            with write_file(folder / "cot_answers" / f"{i:04d}" / f"{j}.nc") as path:
-                one.to_netcdf(path, engine="scipy")
+            write_netcdf(one, folder / "cot_answers" / f"{i:04d}" / f"{j}.nc")
 
 
 def _compare(vlm: VLM, samples: list[Sample], folder: Path) -> None:
