@@ -200,16 +200,16 @@ def test_steps_count_for_patience_whoever_asked(tiny, one, plain):
 
 
 def test_a_share_far_above_its_threshold_costs_few_layers(tiny, one, plain, monkeypatch):
-    from attnlens.interventions import online
+    from attnlens.interventions.online import ShareRecorder
 
     computed = []
-    whole = online.attention_mass
+    whole = ShareRecorder._waiting_masses
 
-    def counted(queries, *args, **options):
-        computed.append(len(queries))
-        return whole(queries, *args, **options)
+    def counted(self, layers):
+        computed.append(len(layers))
+        return whole(self, layers)
 
-    monkeypatch.setattr(online, "attention_mass", counted)
+    monkeypatch.setattr(ShareRecorder, "_waiting_masses", counted)
     counts = {}
     for level in (1e-9, 1.0):
         computed.clear()

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from attnlens.cli.arguments import at_least
-from attnlens.cli.trend import parse_layers
+from attnlens.cli.trend import generation_options, parse_layers
 from attnlens.errors import InputError
 from attnlens.vlm.modes import MODES
 
@@ -129,17 +129,7 @@ def run_dilution(options: argparse.Namespace) -> int:
     from attnlens.reports.trend import Settings as RunSettings
 
     at_least("max_new_tokens", options.max_new_tokens, 3)
-    asked = RunSettings(
-        mode=options.mode,
-        model=options.model_path,
-        device=options.device,
-        dtype=options.dtype,
-        max_new_tokens=options.max_new_tokens,
-        seed=options.seed,
-        temperature=options.temperature,
-        layers=layers,
-        save_folder=options.save_folder,
-    )
+    asked = RunSettings(**generation_options(options), layers=layers)
     asked.check()
     jobs, skipped = check_jobs(read_jobs(options.data))
     failed = report_questions(jobs, asked, settings)

@@ -109,22 +109,29 @@ def run_trend(options: argparse.Namespace) -> int:
     from attnlens.reports.trend import Settings, run_jobs
 
     settings = Settings(
-        mode=options.mode,
-        model=options.model_path,
-        device=options.device,
-        dtype=options.dtype,
-        max_new_tokens=options.max_new_tokens,
-        seed=options.seed,
-        temperature=options.temperature,
+        **generation_options(options),
         definition=options.definition,
         layers=parse_layers(options.layers),
-        save_folder=options.save_folder,
         formats=tuple(dict.fromkeys(options.format)),
     )
     settings.check()
     jobs, skipped = check_jobs(questions_of(options))
     failed = run_jobs(jobs, settings)
     return 1 if skipped or failed else 0
+
+
+def generation_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what model is asked and how, as the settings of a run name it."""
+    return {
+        "mode": options.mode,
+        "model": options.model_path,
+        "device": options.device,
+        "dtype": options.dtype,
+        "max_new_tokens": options.max_new_tokens,
+        "seed": options.seed,
+        "temperature": options.temperature,
+        "save_folder": options.save_folder,
+    }
 
 
 def questions_of(options: argparse.Namespace) -> list[Job]:

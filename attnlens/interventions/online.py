@@ -8,8 +8,6 @@ import numpy as np
 import torch
 
 from attnlens.recording.layout import KeyLayout
-from attnlens.recording.masks import stack_biases
-from attnlens.recording.mass import attention_mass
 from attnlens.recording.recorder import QueryRecorder
 
 GROUPS = 4
@@ -78,9 +76,9 @@ class ShareRecorder(QueryRecorder):
     def flush(self) -> None:
         """Compute the shares of the last pass, and let its queries and masses go."""
         self._take_results()
-        first = self.layers[0]
-        if first in self._queues and self._queues[first].key is not None:
-            (slot,) = self._queues[first].positions
+        first = self._queues.get(self.layers[0])
+        if first is not None and first.key is not None:
+            (slot,) = first.positions
             self._masses = {}
             self._known[slot] = {
                 definition: self._share(definition, enough)
@@ -113,7 +111,9 @@ class ShareRecorder(QueryRecorder):
         stop = min(self._needed, count)
         while True:
             group = self._order[len(shares) : stop]
-            self._compute([layer for layer in group if layer not in self._masses])
+            missing = [layer for layer in group if layer not in self._masses]
+            for layer, mass in self._waiting_masses(missing).items():
+                self._masses[layer] = mass.by_column[0, 0].numpy().astype(float)
             found = self._of_layers(definition, np.stack([self._masses[i] for i in group]))
             shares |= dict(zip(group, found.tolist(), strict=True))
             if len(shares) == count or sum(shares.values()) >= enough * count:
@@ -135,26 +135,3 @@ class ShareRecorder(QueryRecorder):
         of_column = mass.mean(1)
         visual = of_column @ self._visual
         return visual if definition == "mass" else visual / (of_column @ ~self._before)
-
-    def _compute(self, layers: list[int]) -> None:
-        """Compute masses of layers whose queries wait."""
-        if not layers:
-            return
-        for group in self._alike(layers):
-            queues = [self._queues[layer] for layer in group]
-            keys = [queue.key for queue in queues if queue.key is not None]
-            one, device, length = queues[0], keys[0].device, keys[0].shape[2]
-            columns, visual = self._columns(length, 1, device)
-            with torch.autocast(device.type, enabled=False):
-                masses = attention_mass(
-                    [queue.queries[0] for queue in queues],
-                    keys,
-                    columns,
-                    len(self.layout.names),
-                    torch.tensor(one.positions),
-                    one.scaling,
-                    visual=visual,
-                    bias=stack_biases(one.masks, length, device),
-                )
-            for layer, mass in zip(group, masses, strict=True):
-                self._masses[layer] = mass.by_column[0, 0].numpy().astype(float)

@@ -35,7 +35,7 @@ from attnlens.interventions.inject import Forcing
 from attnlens.interventions.online import ShareRecorder
 from attnlens.interventions.pictures import PromptImages
 from attnlens.interventions.stitch import Plan, Stitcher
-from attnlens.interventions.triggers import Trigger
+from attnlens.interventions.triggers import Trigger, highest_thresholds
 from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.layout import key_layout
 from attnlens.recording.recorder import QueryRecorder
@@ -108,7 +108,7 @@ class Session:
         self.prompt = prompt
         self.events: list[Event] = []
         self._family = vlm.family.parts(vlm.model)
-        self._watched: dict[str, float] = {}
+        watching: list[Trigger] = []
         self._made: dict[Any, Any] = {}
         text = self._family.text.config
         self._sizes = (len(self._family.attention), text.num_attention_heads)
@@ -121,11 +121,10 @@ class Session:
                 )
             if isinstance(part, Edit):
                 self._attention_name()
-            for trigger in triggers:
-                for name, share in trigger.thresholds.items():
-                    self._watched[name] = max(share, self._watched.get(name, 0.0))
+            watching += triggers
             if any(trigger.thresholds for trigger in triggers):
                 check_visual("a trigger by visual share", prompt)
+        self._watched = highest_thresholds(watching)
         intervention.check(prompt, *self._sizes)
         vocabulary = vlm.model.get_input_embeddings().num_embeddings
         check_forced_texts(intervention.parts, vlm.tokenizer, vocabulary)

@@ -9,7 +9,7 @@ the tag is known only when its last token has come.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -88,6 +88,15 @@ class Trigger(ABC):
     def __and__(self, other: Trigger) -> Trigger:
         """Fire where both fire at the same moment."""
         return _Joined((self, other), either=False)
+
+
+def highest_thresholds(triggers: Iterable[Trigger]) -> dict[str, float]:
+    """Return the highest threshold of any trigger, by definition of visual share."""
+    highest: dict[str, float] = {}
+    for trigger in triggers:
+        for name, share in trigger.thresholds.items():
+            highest[name] = max(share, highest.get(name, 0.0))
+    return highest
 
 
 def check_times(times: int | None) -> None:
@@ -249,11 +258,7 @@ class _Joined(Trigger):
 
     @property
     def thresholds(self) -> dict[str, float]:
-        merged: dict[str, float] = {}
-        for part in self.parts:
-            for name, share in part.thresholds.items():
-                merged[name] = max(share, merged.get(name, 0.0))
-        return merged
+        return highest_thresholds(self.parts)
 
     @property
     def first_step(self) -> int:

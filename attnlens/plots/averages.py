@@ -15,13 +15,13 @@ from attnlens.measures.definitions import Definition, get_definition
 from attnlens.plots.labels import readable
 from attnlens.plots.style import (
     BACK_FILL,
+    LINES,
     LONE_COLOUR,
     REGION_FILLS,
     Figure,
-    add_caption,
     colours,
+    finish,
     new_figure,
-    set_height,
     style,
     width_in_inches,
 )
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 HEIGHT = 2.4
 """Height of the figure without caption, in inches."""
-LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (7, 2)))
 NAME_SIZE = 6.5
 """Font size of the region's name, in points."""
 LABEL_WIDTH = 34
@@ -92,9 +91,7 @@ def averages(
         unit = "" if chosen.units in chosen.long_name else f" ({chosen.units})"
         axes.set_ylabel(textwrap.fill(f"{chosen.long_name}{unit}", LABEL_WIDTH))
         figure.legend(loc="outside upper center", ncols=min(len(results), 3))
-        room = add_caption(figure, _caption(results, chosen, region, bool(edges)))
-        set_height(figure, HEIGHT, room)
-        figure.draw_without_rendering()
+        finish(figure, HEIGHT, _caption(results, chosen, region, bool(edges)))
     return figure
 
 

@@ -13,10 +13,10 @@ from attnlens.measures.agreement import Agreement, agreement
 from attnlens.measures.definitions import DEFINITIONS
 from attnlens.plots.style import (
     LABEL_SIZE,
+    NARROW,
     Figure,
-    add_caption,
+    finish,
     new_figure,
-    set_height,
     style,
     width_in_inches,
 )
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 HEIGHT = 2.9
 """Height of the figure without caption, in inches."""
-NARROW = 5.0
-"""Below this width the panels stand one above the other, in inches."""
 GAP = 0.06
 """Room between panels that stand one above the other, in parts of their height."""
 LINES: tuple[Any, ...] = (
@@ -48,7 +46,7 @@ SPAN = 1.4
 
 
 def definitions(
-    traces: TraceLike | Iterable[TraceLike],
+    traces: Agreement | TraceLike | Iterable[TraceLike],
     *,
     names: Sequence[str] | None = None,
     width: str | float = "two-column",
@@ -58,9 +56,9 @@ def definitions(
     Parameters
     ----------
     traces
-        One run or several.
+        One run or several; or what ``attnlens.measures.agreement`` gave for them.
     names
-        Two or more names of definitions; by default all of them.
+        Two or more names of definitions; by default all of them. Of traces only.
     width
         "one-column" (3.35 inches), "two-column" (6.9 inches) or a number of inches.
 
@@ -79,7 +77,7 @@ def definitions(
         two are given, the width cannot be used, or no definition has a value.
     """
     inches = width_in_inches(width)
-    found = agreement(traces, names=names)
+    found = traces if isinstance(traces, Agreement) else agreement(traces, names=names)
     if not np.isfinite(found.curves).any():
         raise InputError("nothing to draw: no definition has a value in these traces")
     with style():
@@ -92,9 +90,7 @@ def definitions(
         _draw_correlations(right, found)
         columns = math.floor(inches / 1.1)
         figure.legend(handles=left.lines[1:], loc="outside upper center", ncols=columns)
-        room = add_caption(figure, _caption(found, stacked))
-        set_height(figure, height, room)
-        figure.draw_without_rendering()
+        finish(figure, height, _caption(found, stacked))
     return figure
 
 

@@ -17,11 +17,11 @@ from attnlens.plots.settle import settle
 from attnlens.plots.spans import name_regions, shade_regions
 from attnlens.plots.style import (
     LONE_COLOUR,
+    NARROW,
     Figure,
-    add_caption,
     colours,
+    finish,
     new_figure,
-    set_height,
     style,
     width_in_inches,
 )
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 HEIGHT = 2.6
 """Height of the figure without caption, in inches."""
-NARROW = 5.0
-"""Below this width the scatter stands under the curves, in inches."""
 GAP = 0.06
 """Room between panels that stand one above the other, in parts of their height."""
 FLOOR = 1e-6
@@ -111,9 +109,7 @@ def dependence(
         caption = _caption(len(runs), chosen, rho, kl[known], stacked)
         if any(region.name == "back" for region in regions):
             caption += " Yellow: <back>, between the lines at its tags."
-        room = add_caption(figure, caption)
-        set_height(figure, height, room)
-        figure.draw_without_rendering()
+        finish(figure, height, caption)
         name_regions(above, regions, 0)
         settle(figure)
     return figure

@@ -10,11 +10,12 @@ from matplotlib.ticker import NullLocator
 from attnlens.errors import InputError
 from attnlens.plots.style import (
     LONE_COLOUR,
+    NARROW,
     Figure,
-    add_caption,
     colours,
+    finish,
+    interval_ends,
     new_figure,
-    set_height,
     style,
     width_in_inches,
 )
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 HEIGHT = 2.5
 """Height of the figure without caption, in inches."""
-NARROW = 5.0
-"""Below this width the panels stand one above the other, in inches."""
 MOST_RUNS = 60
 """Runs that are drawn as lines of their own."""
 BINS = 12
@@ -87,9 +86,7 @@ def dilution(result: Dilution, *, width: str | float = "two-column") -> Figure:
             f"mass{between}, = key counts + preference, exact at each step, layer and head; bars: "
             f"{result.settings['confidence']:.0%} bootstrap interval over runs."
         )
-        room = add_caption(figure, caption)
-        set_height(figure, height, room)
-        figure.draw_without_rendering()
+        finish(figure, height, caption)
     return figure
 
 
@@ -133,13 +130,12 @@ def _draw_change(axes: Any, result: Dilution) -> None:
     )
     for shift, (label, change, look) in zip((0.12, -0.12), looks, strict=True):
         terms = [getattr(change, name) for name in TERMS]
-        means = np.array([term.mean for term in terms])
-        ends = np.array([(t.mean - t.low, t.high - t.mean) for t in terms]).T
+        means, lows, highs = np.array([(term.mean, term.low, term.high) for term in terms]).T
         rows = np.arange(len(TERMS))[::-1] + shift
         axes.errorbar(
             means,
             rows,
-            xerr=np.abs(np.nan_to_num(ends)),
+            xerr=interval_ends(means, lows, highs),
             ls="",
             capsize=2,
             color=LONE_COLOUR,

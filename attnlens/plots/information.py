@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from attnlens.plots.style import (
     LONE_COLOUR,
     Figure,
-    add_caption,
     colours,
+    finish,
+    interval_ends,
     new_figure,
-    set_height,
     style,
     width_in_inches,
 )
@@ -48,11 +46,10 @@ def information(result: Information, *, width: str | float = "one-column") -> Fi
     with style():
         figure = new_figure(inches, HEIGHT)
         axes = figure.add_subplot()
-        ends = np.nan_to_num([nats - curve["low"], curve["high"] - nats])
         axes.errorbar(
             middle,
             nats,
-            yerr=np.abs(ends),
+            yerr=interval_ends(nats, curve["low"], curve["high"]),
             color=colours()["image"],
             marker="o",
             capsize=2,
@@ -74,7 +71,5 @@ def information(result: Information, *, width: str | float = "one-column") -> Fi
             "token's entropy under the reference), the shape of the bound in arXiv 2505.23558, "
             "scaled to the same sum."
         )
-        room = add_caption(figure, caption)
-        set_height(figure, HEIGHT, room)
-        figure.draw_without_rendering()
+        finish(figure, HEIGHT, caption)
     return figure

@@ -9,11 +9,12 @@ import numpy as np
 from attnlens.errors import InputError
 from attnlens.plots.style import (
     LONE_COLOUR,
+    NARROW,
     Figure,
-    add_caption,
     colours,
+    finish,
+    interval_ends,
     new_figure,
-    set_height,
     style,
     width_in_inches,
 )
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 HEIGHT = 2.5
 """Height of the figure without caption, in inches."""
-NARROW = 5.0
-"""Below this width the panels stand one above the other, in inches."""
 
 
 def insertion(result: Insertion, *, width: str | float = "two-column") -> Figure:
@@ -60,10 +59,8 @@ def insertion(result: Insertion, *, width: str | float = "two-column") -> Figure
         figure = new_figure(inches, height)
         left, right = figure.subplots(2, 1) if stacked else figure.subplots(1, 2)
         share, mass = table["key_share"].to_numpy(), table["mass"].to_numpy()
-        ends = np.nan_to_num([mass - table["mass_low"], table["mass_high"] - mass])
-        left.errorbar(
-            share, mass, yerr=np.abs(ends), color=blue, marker="o", capsize=2, label="measured"
-        )
+        ends = interval_ends(mass, table["mass_low"], table["mass_high"])
+        left.errorbar(share, mass, yerr=ends, color=blue, marker="o", capsize=2, label="measured")
         line = np.array([share.min(), share.max()])
         left.plot(line, line, color=LONE_COLOUR, ls=(0, (4, 1.5)), label="mass = r'")
         left.set(xlabel="r' (fraction of keys, inserted included)")
@@ -75,13 +72,11 @@ def insertion(result: Insertion, *, width: str | float = "two-column") -> Figure
         looks = (("counts", "key counts", orange, "s"), ("preference", "preference", blue, "o"))
         for shift, (name, label, colour, marker) in zip((0.13, -0.13), looks, strict=True):
             values = changed[name].to_numpy()
-            ends = np.nan_to_num(
-                [values - changed[f"{name}_low"], changed[f"{name}_high"] - values]
-            )
+            ends = interval_ends(values, changed[f"{name}_low"], changed[f"{name}_high"])
             right.errorbar(
                 values,
                 rows + shift,
-                xerr=np.abs(ends),
+                xerr=ends,
                 ls="",
                 capsize=2,
                 color=colour,
@@ -105,7 +100,5 @@ def insertion(result: Insertion, *, width: str | float = "two-column") -> Figure
             f"{'Below' if stacked else 'Right'}: change of the log-odds of that mass against the "
             "untouched twin = key counts + preference. Bars: bootstrap interval over prompts."
         )
-        room = add_caption(figure, caption)
-        set_height(figure, height, room)
-        figure.draw_without_rendering()
+        finish(figure, height, caption)
     return figure

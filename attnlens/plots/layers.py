@@ -19,9 +19,8 @@ from attnlens.plots.spans import STRIP, STRIP_GAP, mark_regions, name_regions
 from attnlens.plots.style import (
     COLOUR_MAP,
     Figure,
-    add_caption,
+    finish,
     new_figure,
-    set_height,
     style,
     width_in_inches,
 )
@@ -97,9 +96,7 @@ def layers(
             _heat_map(axes, array.transpose(dim, "step"), dim, name)
             mark_regions(axes, regions, shift)
         all_axes[-1].set_xlabel(f"step (each stands for the {owner_text(by_layer)})")
-        room = add_caption(figure, caption_text(by_layer))
-        set_height(figure, height, room)
-        figure.draw_without_rendering()
+        finish(figure, height, caption_text(by_layer))
         for axes in all_axes:
             name_regions(axes, regions, shift, above=1 + STRIP_GAP + STRIP)
         figure.draw_without_rendering()

@@ -16,9 +16,8 @@ from attnlens.measures.inputs import dataset_of, select_layers
 from attnlens.plots.labels import readable
 from attnlens.plots.style import (
     Figure,
-    add_caption,
+    finish,
     new_figure,
-    set_height,
     style,
     width_in_inches,
 )
@@ -134,9 +133,7 @@ def overlay(
         caption = f"Mean over heads, {which}; the image gets {seen} in all."
         if outlined:
             caption += f" Outlined: the {'box' if len(outlined) == 1 else 'boxes'} given."
-        room = add_caption(figure, caption)
-        set_height(figure, panel + 0.4, room)
-        figure.draw_without_rendering()
+        finish(figure, panel + 0.4, caption)
     return figure
 
 

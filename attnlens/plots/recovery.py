@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -10,10 +10,12 @@ from matplotlib.ticker import MaxNLocator
 from attnlens.errors import InputError
 from attnlens.measures.definitions import get_definition
 from attnlens.plots.style import (
+    LINES,
+    NARROW,
     Figure,
-    add_caption,
+    finish,
+    interval_ends,
     new_figure,
-    set_height,
     style,
     width_in_inches,
 )
@@ -30,9 +32,6 @@ ROW = 0.2
 """Height of one intervention, in inches."""
 HEIGHT = 2.3
 """Least height of the figure without caption, in inches."""
-NARROW = 5.0
-"""Below this width the panels stand one above the other, in inches."""
-LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (7, 2)))
 MARKERS = "osD^vP*X"
 
 
@@ -97,10 +96,8 @@ def recovery(
             left.plot(np.arange(len(curve)), curve, ls=line, label=name, **plain)
             row = own.loc[run]
             at = len(curves) - 1 - place
-            interval = np.nan_to_num(
-                [[row["rise"] - row["rise_low"]], [row["rise_high"] - row["rise"]]]
-            )
-            right.errorbar(row["rise"], at, xerr=np.abs(interval), ls="", capsize=2, **look)
+            interval = interval_ends([row["rise"]], [row["rise_low"]], [row["rise_high"]])
+            right.errorbar(row["rise"], at, xerr=interval, ls="", capsize=2, **look)
             if both is not None:
                 right.plot(both.loc[run, "rise"], at, ls="", mfc="none", **look)
         for axes in (left, right):
@@ -121,9 +118,7 @@ def recovery(
             f"which it acted, of {result.data.sizes['sample']}; bars: 95% bootstrap interval over "
             "samples. Filled: inserted tokens not counted as image; hollow: counted."
         )
-        room = add_caption(figure, caption)
-        set_height(figure, height, room)
-        figure.draw_without_rendering()
+        finish(figure, height, caption)
     return figure
 
 

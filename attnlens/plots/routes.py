@@ -14,6 +14,7 @@ from attnlens.measures.definitions import Definition, get_definition
 from attnlens.plots.settle import settle
 from attnlens.plots.style import (
     LONE_COLOUR,
+    NARROW,
     Figure,
     add_caption,
     colours,
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 HEIGHT = 2.2
 """Height of a row of panels without caption, in inches."""
-NARROW = 5.0
-"""Below this width the panels stand one above the other, in inches."""
 NARROW_PANEL = 1.55
 """Height of a panel there, in inches."""
 LABEL_WIDTH = 22

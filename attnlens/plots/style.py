@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.figure
 import matplotlib.style
+import numpy as np
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -33,6 +34,9 @@ LONE_COLOUR = "#444444"
 CURVE_LINES: dict[str, Any] = {"image": "-", "query": (0, (4, 1.5)), "generated": (0, (1, 1))}
 """Line style of each curve."""
 
+LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (7, 2)))
+"""Line styles of curves that have no style of their own, in turn."""
+
 CURVE_NAMES = {"image": "image", "query": "query text", "generated": "generated text"}
 """Name of each curve in a legend."""
 
@@ -48,6 +52,9 @@ COLOUR_MAP = "cividis"
 
 WIDTHS = {"one-column": 3.35, "two-column": 6.9}
 """Width presets, in inches."""
+
+NARROW = 5.0
+"""Below this width panels stand one above the other, in inches."""
 
 MAX_PIXELS = 2**16 - 1
 """Matplotlib draws no picture with a longer side."""
@@ -196,6 +203,17 @@ def set_height(figure: Figure, height: float, caption: float) -> None:
     engine = figure.get_layout_engine()
     if isinstance(engine, ConstrainedLayoutEngine):
         engine.set(rect=(0, caption / total, 1, height / total))
+
+
+def interval_ends(values: Any, low: Any, high: Any) -> np.ndarray:
+    """Distances from values to the ends of their intervals, [2, values], 0 where there is none."""
+    return np.abs(np.nan_to_num([np.subtract(values, low), np.subtract(high, values)]))
+
+
+def finish(figure: Figure, height: float, caption: str) -> None:
+    """Put the caption below a figure of a height in inches, and lay it out."""
+    set_height(figure, height, add_caption(figure, caption))
+    figure.draw_without_rendering()
 
 
 def render(figure: matplotlib.figure.Figure, file_format: str, *, dpi: float = 200) -> bytes:

@@ -170,7 +170,8 @@ class QueryRecorder:
             first, last = current.rows[0], current.rows[-1]
             gapless = last - first + 1 == len(rows)
             queries = query[:, :, first : last + 1] if gapless else query[:, :, rows]
-            self._keep([layer], current.positions, [queries], [key], bias, scaling)
+            (mass,) = self._masses_of([layer], current.positions, [queries], [key], bias, scaling)
+            self._results[layer].append((list(current.positions), mass))
 
     def step_back(self, start: int, segments: Sequence[str | None]) -> None:
         """Forget what was recorded from a slot on; see ``Listener``."""
@@ -210,27 +211,17 @@ class QueryRecorder:
         RuntimeError
             If the cache no longer holds the keys of earlier steps.
         """
-        waiting_layers = [layer for layer, queue in self._queues.items() if queue.key is not None]
-        if waiting_layers and self.layers[0] in waiting_layers:
-            key = self._queues[self.layers[0]].key
-            assert key is not None
-            self._written.check(key)
-        for layers in self._alike(waiting_layers):
-            waiting = [self._queues[layer] for layer in layers]
-            one = waiting[0]
-            assert one.key is not None
-            bias = stack_biases(one.masks, one.key.shape[2], one.key.device)
-            queries = [
-                q.queries[0] if len(q.queries) == 1 else torch.cat(q.queries, dim=2)
-                for q in waiting
-            ]
-            keys = [q.key for q in waiting if q.key is not None]
-            self._keep(layers, one.positions, queries, keys, bias, one.scaling)
-            for queue in waiting:
-                queue.clear()
+        waiting = [layer for layer, queue in self._queues.items() if queue.key is not None]
+        first = self._queues.get(self.layers[0])
+        if first is not None and first.key is not None:
+            self._written.check(first.key)
+        for layer, mass in self._waiting_masses(waiting).items():
+            queue = self._queues[layer]
+            self._results[layer].append((queue.positions, mass))
+            queue.clear()
 
-    def _alike(self, layers: Sequence[int]) -> list[list[int]]:
-        """Group layers whose waiting queries can be computed in one product."""
+    def _waiting_masses(self, layers: Sequence[int]) -> dict[int, Mass]:
+        """Compute the masses of the waiting queries of layers, alike ones in one product."""
         groups: dict[tuple, list[int]] = {}
         for layer in layers:
             queue = self._queues[layer]
@@ -239,9 +230,20 @@ class QueryRecorder:
             shape, device = queue.key.shape, queue.key.device
             kind = (tuple(queue.positions), masks, shape, device, queue.scaling)
             groups.setdefault(kind, []).append(layer)
-        return list(groups.values())
+        found: dict[int, Mass] = {}
+        for group in groups.values():
+            queues = [self._queues[layer] for layer in group]
+            keys = [queue.key for queue in queues if queue.key is not None]
+            queries = [
+                q.queries[0] if len(q.queries) == 1 else torch.cat(q.queries, dim=2) for q in queues
+            ]
+            one = queues[0]
+            bias = stack_biases(one.masks, keys[0].shape[2], keys[0].device)
+            masses = self._masses_of(group, one.positions, queries, keys, bias, one.scaling)
+            found |= zip(group, masses, strict=True)
+        return found
 
-    def _keep(
+    def _masses_of(
         self,
         layers: Sequence[int],
         positions: list[int],
@@ -249,13 +251,13 @@ class QueryRecorder:
         keys: Sequence[torch.Tensor],
         bias: torch.Tensor | Callable[[slice], torch.Tensor | None] | None,
         scaling: float,
-    ) -> None:
+    ) -> list[Mass]:
         device = keys[0].device
         columns, visual = self._columns(keys[0].shape[2], keys[0].shape[0], device)
         prompt_rows = sum(p < self.layout.prompt_length - 1 for p in positions)  # the first ones
         heads = self._map_heads
         with torch.autocast(device.type, enabled=False):  # float32 whatever the model runs in
-            masses = attention_mass(
+            return attention_mass(
                 queries,
                 keys,
                 columns,
@@ -268,8 +270,6 @@ class QueryRecorder:
                 without_visual=prompt_rows,
                 visual_heads=[heads.get(layer) for layer in layers] if heads else None,
             )
-        for layer, mass in zip(layers, masses, strict=True):
-            self._results[layer].append((list(positions), mass))
 
     def _columns(
         self, length: int, batch: int, device: torch.device

@@ -51,7 +51,12 @@ def versions_of(traces: Iterable[Trace]) -> str:
         noted = trace.attrs.get("versions") or {}
         names = (n for n in ("attnlens", "torch", "transformers") if n in noted)
         found.append(", ".join(f"{name} {noted[name]}" for name in names))
-    return " or ".join(sorted({text for text in found if text}))
+    return either(found)
+
+
+def either(texts: Iterable[str]) -> str:
+    """Name each text once, in order, the empty one left out."""
+    return " or ".join(sorted(set(texts) - {""}))
 
 
 def count_runs(count: int, mode: str) -> str:

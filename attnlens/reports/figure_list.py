@@ -12,7 +12,7 @@ from attnlens import measures, plots
 from attnlens.errors import InputError
 from attnlens.plots.style import WIDTHS
 from attnlens.recording.trace import Trace
-from attnlens.reports.figure_drawn import Drawn, count_runs, versions_of
+from attnlens.reports.figure_drawn import Drawn, count_runs, either, versions_of
 from attnlens.reports.figure_inputs import VERIFICATIONS, Runs
 from attnlens.reports.figure_tables import (
     agreement_tables,
@@ -179,11 +179,12 @@ def definitions(runs: Runs, width: str) -> Iterator[Drawn]:
     """All definitions on the same runs."""
     mode = runs.preferred(*VERIFICATIONS)
     traces = runs.traces(mode)
-    curves, correlations = agreement_tables(measures.agreement(traces))
+    found = measures.agreement(traces)
+    curves, correlations = agreement_tables(found)
     yield Drawn(
         "08_definitions",
         "Definitions of attention to the image, side by side on the same runs",
-        plots.definitions(traces, width=width),
+        plots.definitions(found, width=width),
         {"": curves, "correlations": correlations},
         count_runs(len(traces), mode),
         versions_of(traces),
@@ -195,14 +196,13 @@ def dependence(runs: Runs, width: str) -> Iterator[Drawn]:
     if not runs.dependence:
         raise InputError("there is no dependence/*.nc (what attnlens.dependence returns)")
     count = len(runs.dependence)
-    noted = {str(one.attrs.get("versions", "")) for one in runs.dependence}
     yield Drawn(
         "09_dependence",
         "Attention to the image against its use: what predictions lose without it",
         plots.dependence(runs.dependence, width=width),
         {"": dependence_table(runs.dependence)},
         f"{count} run{'' if count == 1 else 's'}",
-        " or ".join(sorted(noted - {""})),
+        either(str(one.attrs.get("versions", "")) for one in runs.dependence),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from attnlens import measures, plots
 from attnlens.errors import InputError
 from attnlens.recording.trace import Trace
-from attnlens.reports.figure_drawn import Drawn, count_runs, versions_of
+from attnlens.reports.figure_drawn import Drawn, count_runs, either, versions_of
 from attnlens.reports.figure_inputs import Runs
 from attnlens.reports.figure_tables import change_table
 
@@ -49,16 +49,22 @@ def insertion(runs: Runs, width: str) -> Iterator[Drawn]:
     """Theorem 3.2: more visual keys, on the same forced answers."""
     if not runs.twins:
         raise InputError("there is no *_twins/ (forced twins with visual tokens inserted)")
-    found = measures.insertion(
-        {name: Trace.load(path) for name, path in group.items()} for group in runs.twins
-    )
+    versions = []
+
+    def groups() -> Iterator[dict[str, Trace]]:
+        for paths in runs.twins:
+            group = {name: Trace.load(path) for name, path in paths.items()}
+            versions.append(versions_of([group["nothing"]]))
+            yield group
+
+    found = measures.insertion(groups())
     yield Drawn(
         "11_insertion",
         "Does inserting visual tokens bring the attention that the theorem promises?",
         plots.insertion(found, width=width),
         {"": found.table},
         f"{len(runs.twins)} prompts",
-        versions_of(Trace.load(next(iter(group.values()))) for group in runs.twins),
+        either(versions),
         found.words(),
     )
 
@@ -68,13 +74,12 @@ def information(runs: Runs, width: str) -> Iterator[Drawn]:
     if not runs.answers:
         raise InputError("there is no *_answers/ (dependence of sampled answers)")
     found = measures.mutual_information(runs.answers)
-    noted = {str(one.attrs.get("versions", "")) for group in runs.answers for one in group}
     yield Drawn(
         "12_information",
         "What an answer owes to the image, part by part, beside the shape of the theorem's bound",
         plots.information(found, width=width),
         {"": found.curve},
         f"{found.answers} sampled answers to {found.prompts} prompts",
-        " or ".join(sorted(noted - {""})),
+        either(str(one.attrs.get("versions", "")) for group in runs.answers for one in group),
         " ".join(found.words()),
     )
