@@ -18,6 +18,8 @@ A *segment* is the role of a key position in the attention of a vision-language 
     generated tokens;
 ``copied``
     visual tokens inserted again during generation.
+
+A *region* is a span of the response that tags enclose.
 """
 
 from __future__ import annotations
@@ -30,3 +32,6 @@ PROMPT_SEGMENTS = ("sink", "system", "visual", "vision_end", "query")
 
 PADDING = "padding"
 """The label of left-padding keys in a batch: they are hidden from every query and hold no mass."""
+
+REGIONS = ("think", "back", "summary", "caption", "reasoning", "reflection", "conclusion", "answer")
+"""Names of regions: those of their tags, in lower case."""

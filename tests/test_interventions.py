@@ -203,13 +203,13 @@ def test_a_share_far_above_its_threshold_costs_few_layers(tiny, one, plain, monk
     from attnlens.interventions.online import ShareRecorder
 
     computed = []
-    whole = ShareRecorder._waiting_masses
+    whole = ShareRecorder._compute
 
     def counted(self, layers):
         computed.append(len(layers))
         return whole(self, layers)
 
-    monkeypatch.setattr(ShareRecorder, "_waiting_masses", counted)
+    monkeypatch.setattr(ShareRecorder, "_compute", counted)
     counts = {}
     for level in (1e-9, 1.0):
         computed.clear()

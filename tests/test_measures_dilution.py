@@ -364,7 +364,7 @@ def test_no_change_is_not_shared_out():
     each = [difference(run, ((0, 2), (18, 20))) for run in runs]
     found = change(xr.concat(each, "sample"), resamples=200)
     assert np.isnan(found.dilution_share)
-    assert "no change" in found.words()
+    assert "no change" in found.verdict()[0]
     assert json.loads(json.dumps(found.as_dict()))["dilution_share"] is None
 
 
@@ -485,8 +485,8 @@ def _caption(figure):
 def test_insertions_of_one_prompt_say_nothing_of_saturation():
     found = insertion([insertions(0.0)], **FEW)
     assert found.saturates_at is None
-    assert "nan" not in found.words()
-    assert "more tokens" not in found.words()
+    assert "nan" not in found.verdict()[0]
+    assert "more tokens" not in found.verdict()[0]
 
 
 def test_a_plateau_before_a_rise_is_no_saturation():

@@ -107,7 +107,7 @@ def test_sums_means_and_errors_over_prompts():
     np.testing.assert_allclose(found.curve["key_share_times_entropy"], share)
     assert found.nats_low < found.nats < found.nats_high
     assert "removed" in found.as_dict()["reference"]
-    assert "no image" in found.as_dict()["words"][0]
+    assert "no image" in found.as_dict()["verdict"][0]
 
 
 def test_information_that_falls_as_the_bound_does():

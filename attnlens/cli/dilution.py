@@ -21,7 +21,8 @@ def add_parser(commands: Any) -> None:
         "questions of a file; check Theorem 3.1 of Qwen-LookAgain over the runs, split the change "
         "of visual attention between two windows into key counts and preference, and write into "
         "SAVE_FOLDER/dilution/ every number (dilution.json; dilution.parquet, a row for each "
-        "number; steps.parquet, a row for each step; by_head.csv, curves.csv) and figures. "
+        "number; steps.parquet, a row for each step; by_layer.csv, by_head.csv, curves.csv) and "
+        "figures. "
         "Options are spelled with _ or -.",
     )
     what = parser.add_argument_group("which runs")
@@ -87,13 +88,20 @@ def parse_window(text: str) -> Any:
     Raises
     ------
     InputError
-        If a part of a run is not between 0% and 100%.
+        If it is none of these, or a part of a run is not between 0% and 100%.
     """
     steps = re.fullmatch(r"(\d+)-(\d+)", text)
     if steps:
         return int(steps[1]), int(steps[2])
     parts = re.fullmatch(r"(\d+(?:\.\d+)?)%-(\d+(?:\.\d+)?)%", text)
     if not parts:
+        from attnlens.segments import REGIONS
+
+        if text not in REGIONS:
+            raise InputError(
+                f"--between {text}: give the name of a region ({', '.join(REGIONS)}), steps such "
+                "as 0-40, or a part of the run such as 0%-25%"
+            )
         return text
     start, stop = (float(part) / 100 for part in parts.groups())
     if not 0 <= start < stop <= 1:

@@ -62,7 +62,8 @@ def dependence(
         ``log_probability[step]`` with the image and ``entropy[step]``, the same with it;
         ``key_share[step]``, the fraction of keys that is visual; and ``mass[step]``,
         ``look_back[step]``: visual share of the same step, so that one sees where attention and
-        use part ways. Coordinates of the tokens as in the trace.
+        use part ways. Coordinates of the tokens as in the trace; attributes ``model`` and, where
+        it is known how the response was generated, ``sampled``, 0 or 1.
 
     Raises
     ------
@@ -123,6 +124,10 @@ def dependence(
             [c for c in share.coords if c != "step"]
         )
         data[name].attrs = {"definition": definition}
+    data.attrs["model"] = vlm.name
+    settings = trace.attrs.get("generation")
+    if settings:  # those of a forced response are not known
+        data.attrs["sampled"] = int(bool(settings.get("do_sample")))
     tokens = ("query_token", "predicted_token", "predicted_token_id", "region")
     return data.assign_coords({name: trace.data[name] for name in tokens})
 

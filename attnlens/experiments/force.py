@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from attnlens.errors import InputError
 from attnlens.interventions.base import Intervention, Nothing
 from attnlens.interventions.forced import ForcedSession
 from attnlens.recording.record import record
@@ -45,10 +46,29 @@ def force(
     Raises
     ------
     InputError
-        If the response has no token, or as in ``attnlens.interventions.intervene``.
+        If the response has no token, is a trace of another prompt (give its ids where that is
+        meant), or as in ``attnlens.interventions.intervene``.
     """
-    ids = response.data["predicted_token_id"].values if isinstance(response, Trace) else response
+    ids: Any = response
+    if isinstance(response, Trace):
+        _check_same(prompt, response)
+        ids = response.data["predicted_token_id"].values
     return forced(vlm, prompt, [int(i) for i in ids], intervention or Nothing(), **recording)[0]
+
+
+def _check_same(prompt: Prompt, trace: Trace) -> None:
+    """Refuse a trace of another prompt, as far as it notes its own."""
+    noted = {"prompt": trace.attrs.get("prompt")}
+    noted["images"] = [image.get("sha256") for image in trace.attrs.get("images") or []]
+    given = {"prompt": prompt.text}
+    given["images"] = [image.as_dict().get("sha256") for image in prompt.images]
+    other = [name for name, value in noted.items() if value and value != given[name]]
+    if other:
+        raise InputError(
+            f"the trace is of another prompt (its {' and '.join(other)} differ): give the prompt "
+            "that was answered, or trace.data['predicted_token_id'].values to force the tokens all "
+            "the same"
+        )
 
 
 def forced(

@@ -48,8 +48,9 @@ class Recovery:
         ``first_step[sample, run]``
             first step that the intervention acts on in the forced twin; NaN where it never did.
         ``text``, ``answer``, ``answer_changed``, ``right``, ``steps``, ``seconds``, ``inserted``,
-        ``cache_bytes``, ``fired``, ``never_fired`` [sample, run]
-            of the free run; ``right`` is NaN where the truth is not known, ``fired`` counts how
+        ``cache_bytes``, ``fired``, ``never_fired``, ``cut_off`` [sample, run]
+            of the free run; ``right`` is NaN where the truth is not known, ``cut_off`` is 1 where
+            the answer had not ended at the longest length, ``fired`` counts how
             often the intervention acted, ``never_fired`` names its parts that did not, a line
             each.
 

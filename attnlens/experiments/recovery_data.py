@@ -128,12 +128,15 @@ def compare(
     events = free.trace.attrs.get("interventions", [])
     answer = final_answer(free.trace.text)
     before = final_answer(said.trace.text)
+    # a forced twin that stands for the free run says what the untouched run said
+    cut_off = (free if free.trace.attrs.get("generation") else said).trace.cut_off
     row: dict[str, Any] = {
         "answer": "" if answer is None else answer,
         "text": free.trace.text,
         "never_fired": "\n".join(free.trace.attrs.get("never_fired", [])),
         "answer_changed": float(answer != before),
         "right": float("nan") if truth is None else float(answer == truth),
+        "cut_off": float("nan") if cut_off is None else float(cut_off),
         "steps": float(free.trace.data.sizes["step"]),
         "seconds": free.seconds,
         "inserted": float(sum(e["inserted"] for e in events)),

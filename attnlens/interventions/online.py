@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from attnlens.recording.layout import KeyLayout
+from attnlens.recording.masks import stack_biases
+from attnlens.recording.mass import mass_on_sets
 from attnlens.recording.recorder import QueryRecorder
 
 GROUPS = 4
@@ -42,14 +46,18 @@ class ShareRecorder(QueryRecorder):
         self._watched = dict(watched)
         self._known: dict[int, dict[str, float]] = {}
         """Shares by definition, by the key slot of a step's query, in order."""
-        self._masses: dict[int, np.ndarray] = {}
-        """By layer, mass [heads, columns] of the waiting step, as far as it was needed."""
+        self._masses: dict[int, list[float]] = {}
+        """By layer, mass on each set in the waiting step, mean over heads, as far as needed."""
         self._order = list(self.layers)
         self._needed = 1
         """How many layers were enough at the step before."""
         names = self.layout.names
-        self._visual = np.array([name == "visual" for name in names])
-        self._before = np.array([name in ("sink", "system") for name in names])
+        self._of_columns = np.array(
+            [[name == "visual", name not in ("sink", "system")] for name in names], dtype=np.float32
+        )
+        """[columns, sets]: the visual keys, and all but those that look-back leaves out."""
+        self._of_keys: dict[torch.device, torch.Tensor] = {}
+        """[keys, sets], with room for keys to come, none of which is visual."""
 
     def shares(self, definition: str, count: int) -> list[float]:
         """Visual share at the last steps; a fraction each, mean over layers (and heads).
@@ -94,12 +102,15 @@ class ShareRecorder(QueryRecorder):
         first_step = self.layout.prompt_length - 1
         for place in range(len(self._results[self.layers[0]])):
             positions = self._results[self.layers[0]][place][0]
-            masses = [parts[place][1].by_column[0].numpy() for parts in self._results.values()]
+            masses = [
+                parts[place][1].by_column[0].numpy() @ self._of_columns
+                for parts in self._results.values()
+            ]
             for row, slot in enumerate(positions):
                 if slot >= first_step:
-                    mass = np.stack([one[row] for one in masses]).astype(float)
+                    mass = [one[row].astype(float).mean(0).tolist() for one in masses]
                     self._known[slot] = {
-                        name: float(self._of_layers(name, mass).mean()) for name in self._watched
+                        name: sum(self._of_layers(name, mass)) / len(mass) for name in self._watched
                     }
         for parts in self._results.values():
             parts.clear()
@@ -112,10 +123,9 @@ class ShareRecorder(QueryRecorder):
         while True:
             group = self._order[len(shares) : stop]
             missing = [layer for layer in group if layer not in self._masses]
-            for layer, mass in self._waiting_masses(missing).items():
-                self._masses[layer] = mass.by_column[0, 0].numpy().astype(float)
-            found = self._of_layers(definition, np.stack([self._masses[i] for i in group]))
-            shares |= dict(zip(group, found.tolist(), strict=True))
+            self._compute(missing)
+            found = self._of_layers(definition, [self._masses[i] for i in group])
+            shares |= zip(group, found, strict=True)
             if len(shares) == count or sum(shares.values()) >= enough * count:
                 break
             stop = min(len(shares) + max(1, count // GROUPS), count)
@@ -127,11 +137,40 @@ class ShareRecorder(QueryRecorder):
     @staticmethod
     def _enough(shares: list[float], wanted: float) -> int:
         """Return how many of the shares reach a sum, or all."""
-        reached = np.flatnonzero(np.cumsum(shares) >= wanted)
-        return int(reached[0]) + 1 if len(reached) else len(shares)
+        sums = itertools.accumulate(shares)
+        return next((count for count, one in enumerate(sums, 1) if one >= wanted), len(shares))
 
-    def _of_layers(self, definition: str, mass: np.ndarray) -> np.ndarray:
-        """Shares [layer] from masses [layer, head, column]."""
-        of_column = mass.mean(1)
-        visual = of_column @ self._visual
-        return visual if definition == "mass" else visual / (of_column @ ~self._before)
+    def _compute(self, layers: Sequence[int]) -> None:
+        """Compute the masses of the waiting step in layers."""
+        for group in self._alike(layers):
+            queues = [self._queues[layer] for layer in group]
+            keys = [queue.key for queue in queues if queue.key is not None]
+            one, (device, length) = queues[0], (keys[0].device, keys[0].shape[2])
+            with torch.autocast(device.type, enabled=False):  # see QueryRecorder
+                masses = mass_on_sets(
+                    [queue.queries[0] for queue in queues],
+                    keys,
+                    self._sets(length, device),
+                    one.positions[0],
+                    one.scaling,
+                    stack_biases(one.masks, length, device),
+                )
+            of_layers = masses.numpy().mean(1, dtype=float).tolist()
+            self._masses |= zip(group, of_layers, strict=True)
+
+    def _sets(self, length: int, device: torch.device) -> torch.Tensor:
+        """Which key belongs to which set, [length, sets]."""
+        made = self._of_keys.get(device)
+        if made is None or len(made) < length:
+            made = torch.tensor([[0.0, 1.0]]).repeat(2 * length, 1)
+            prompt = self._of_columns[self.layout.columns[0]]
+            made[: len(prompt)] = torch.from_numpy(prompt)
+            made = self._of_keys[device] = made.to(device)
+        return made[:length]
+
+    @staticmethod
+    def _of_layers(definition: str, masses: Sequence[list[float]]) -> list[float]:
+        """Share of each layer from its mass on each set."""
+        if definition == "mass":
+            return [visual for visual, _ in masses]
+        return [visual / counted if counted else math.nan for visual, counted in masses]

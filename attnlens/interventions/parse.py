@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from attnlens.interventions.inject import Inject
 from attnlens.interventions.knockout import Knockout
 from attnlens.interventions.route import SELECTIONS, Route
 from attnlens.interventions.triggers import At, AtStep, Every, Trigger, WhenVisualBelow
+from attnlens.vlm.images import open_image
 
 FORMS = (
     "copy, copy:blank, copy:text, copy:FILE, route:PERCENT, route:PERCENT:random, "
@@ -70,7 +72,7 @@ def parse_intervention(text: str, when: Trigger, positions: str = "fresh") -> In
     Raises
     ------
     InputError
-        If it is in none of the forms.
+        If it is in none of the forms, a number is out of range, or a picture cannot be read.
     """
     whole = text.startswith(("inject:", "close:")) or (
         text.startswith("copy:") and Path(text.removeprefix("copy:")).is_file()
@@ -83,14 +85,19 @@ def parse_intervention(text: str, when: Trigger, positions: str = "fresh") -> In
     name, colon, value = text.partition(":")
     if name == "copy":
         source = value or None
+        if source not in (None, "blank", "text"):
+            open_image(source)
         return Copy(when=when, source=source, positions="fresh" if source else positions)
     if name == "route" and colon:
         percent, _, select = value.partition(":")
         if select and select not in SELECTIONS:
             raise InputError(f"intervention {text!r}: select one of {', '.join(SELECTIONS)}")
+        number = _number(text, percent, float)
+        if not 0 <= number <= 100:
+            raise InputError(f"intervention {text!r}: give a percentage from 0 to 100")
         return Route(
             when=when,
-            percent=_number(text, percent, float),
+            percent=number,
             select=select or "top",
             positions=positions,
         )
@@ -99,12 +106,19 @@ def parse_intervention(text: str, when: Trigger, positions: str = "fresh") -> In
     if name == "close" and value:
         return InsertAndClose(when, close=value, insert=Copy(when=when, positions=positions))
     if name == "boost" and colon:
-        return Boost(when=when, log_odds=_number(text, value, float))
+        return Boost(when=when, log_odds=_finite(text, value))
     if name == "pai" and colon:
-        return Boost(when=when, alpha=_number(text, value, float))
+        return Boost(when=when, alpha=_finite(text, value))
     if text == "knockout":
         return Knockout(when=when)
     raise InputError(f"unknown intervention {text!r}: give {FORMS}")
+
+
+def _finite(text: str, value: str) -> float:
+    number = _number(text, value, float)
+    if not math.isfinite(number):
+        raise InputError(f"intervention {text!r}: give a finite number")
+    return number
 
 
 def _number(text: str, value: str, kind: Callable[[str], float]) -> float:

@@ -15,6 +15,7 @@ from attnlens.measures.inputs import Span, TraceLike, inside, owned_token, regio
 from attnlens.measures.results import Result, check_confidence, plain_rows
 from attnlens.measures.share import visual_share
 from attnlens.measures.statistics import bootstrap_mean
+from attnlens.segments import REGIONS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,8 +113,8 @@ def averages(
     Raises
     ------
     InputError
-        If no trace is given, one has no visual keys, the definition is unknown, or a number is out
-        of range.
+        If no trace is given, one has no visual keys, the definition is unknown, the region is
+        neither in a trace nor one of ``attnlens.segments.REGIONS``, or a number is out of range.
     """
     import pandas as pd
 
@@ -136,6 +137,10 @@ def averages(
                 steps[name].append(len(part))
     if not samples:
         raise InputError("An empty list of traces was given; give at least one trace.")
+    if not with_region and region not in REGIONS:
+        raise InputError(
+            f"no trace has a region {region!r}: give one of theirs, such as {', '.join(REGIONS)}"
+        )
     rows = []
     for name in SECTIONS:
         for i, column in enumerate(np.array(values[name]).T):

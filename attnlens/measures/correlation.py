@@ -9,6 +9,8 @@ from scipy import stats
 from attnlens.errors import InputError
 from attnlens.measures.results import NAN
 
+DEPENDENCES, SHARES = ("kl", "hellinger", "log_ratio"), ("mass", "look_back")
+"""What ``correlation`` takes."""
 LEAST_STEPS = 4
 """Fewer steps than this have no rank correlation."""
 
@@ -68,8 +70,16 @@ def correlation(
     Raises
     ------
     InputError
-        If the reference was not measured.
+        If it is given something else, a name is unknown, or the reference was not measured.
     """
+    if not isinstance(data, xr.Dataset) or "reference" not in data.coords:
+        raise InputError(
+            f"a {type(data).__name__} was given: give what attnlens.dependence returns, of one run"
+        )
+    for name, known in (("dependence_name", DEPENDENCES), ("share", SHARES)):
+        given = {"dependence_name": dependence_name, "share": share}[name]
+        if given not in known:
+            raise InputError(f"{name}={given!r}: use one of {', '.join(known)}")
     measured = [str(name) for name in data["reference"].values]
     if reference is None:
         reference = "blank" if "blank" in measured else measured[0]

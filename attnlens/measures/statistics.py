@@ -12,6 +12,9 @@ from scipy import stats
 from attnlens.errors import InputError
 from attnlens.measures.results import check_confidence
 
+FEW = 10
+"""From this many units on bootstrap intervals are taken at their word."""
+
 
 @dataclass(frozen=True)
 class TrendTest:

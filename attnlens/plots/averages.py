@@ -12,6 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from attnlens.errors import InputError
 from attnlens.measures.averages import WHOLE, Averages
 from attnlens.measures.definitions import Definition, get_definition
+from attnlens.plots.given import check_result
+from attnlens.plots.intervals import interval_note
 from attnlens.plots.labels import readable
 from attnlens.plots.style import (
     BACK_FILL,
@@ -61,11 +63,18 @@ def averages(
     Raises
     ------
     InputError
-        If nothing is given, definitions or regions differ, the width cannot be used, or no section
+        If it is given something else or nothing, definitions or regions differ, the width cannot be used, or no section
         has a value.
     """
     inches = width_in_inches(width)
+    if not isinstance(result_by_name, Mapping):
+        raise InputError(
+            f"a {type(result_by_name).__name__} was given: give what attnlens.measures.averages "
+            "returns by the names of curves, as in averages({'cot': ..., 'back': ...})"
+        )
     results = dict(result_by_name)
+    for one in results.values():
+        check_result(one, "Averages", "attnlens.measures.averages")
     kinds = {(one.definition, one.region) for one in results.values()}
     if len(kinds) != 1:
         raise InputError(
@@ -154,19 +163,19 @@ def _draw(
 
 
 def _caption(results: Mapping[str, Averages], chosen: Definition, region: str, parted: bool) -> str:
-    counts = []
+    counts, used = [], []
     for name, one in results.items():
-        used = one.with_region or one.samples
-        left_out = one.samples - used
-        runs = f"{readable(name, 30)}: {used} run{'' if used == 1 else 's'}"
+        used.append(one.with_region or one.samples)
+        left_out = one.samples - used[-1]
+        runs = f"{readable(name, 30)}: {used[-1]} run{'' if used[-1] == 1 else 's'}"
         counts.append(runs + (f" ({left_out} without <{region}> left out)" if left_out else ""))
     per_head = ", per layer and head; then mean over heads and layers"
     level = next(iter(results.values())).confidence
     text = (
         f"{chosen.name} = {chosen.formula}{per_head if chosen.per_head else '; mean over layers'}. "
-        f"Source: {chosen.source}. Lines: mean over runs; bands: {level:.0%} bootstrap interval "
-        f"over runs. {'; '.join(counts)}."
+        f"Source: {chosen.source}. Lines: mean over runs. {'; '.join(counts)}."
     )
+    text += interval_note("Bands", min(used), "runs", level)
     if parted:
         text += (
             f" Shaded: <{region}>, from the first opening to the last closing tag. Before, inside "

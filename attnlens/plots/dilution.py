@@ -8,13 +8,14 @@ import numpy as np
 from matplotlib.ticker import NullLocator
 
 from attnlens.errors import InputError
+from attnlens.plots.given import check_result
+from attnlens.plots.intervals import interval_ends, interval_note
 from attnlens.plots.style import (
     LONE_COLOUR,
     NARROW,
     Figure,
     colours,
     finish,
-    interval_ends,
     new_figure,
     style,
     width_in_inches,
@@ -55,8 +56,9 @@ def dilution(result: Dilution, *, width: str | float = "two-column") -> Figure:
     Raises
     ------
     InputError
-        If the width cannot be used, or no step has mass on the image.
+        If it is given something else, the width cannot be used, or no step has mass on the image.
     """
+    check_result(result, "Dilution", "attnlens.measures.dilution")
     inches = width_in_inches(width)
     if not (result.curves["mass"] > 0).any():
         raise InputError("nothing to draw: no step has mass on the image")
@@ -73,19 +75,22 @@ def dilution(result: Dilution, *, width: str | float = "two-column") -> Figure:
         low, high = result.exponent_low, result.exponent_high
         interval = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
         between = ", from {} to {}".format(*result.between) if result.between[0] else ""
+        runs = "the one run (thin)"
+        if result.samples > 1:
+            runs = f"each of {result.samples} runs (thin) and all their steps"
         counted = " and inserted" if result.settings["include_copied"] else ""
         caption = (
             f"{'Above' if stacked else 'Left'}: fraction of attention mass on the image (mass: sum "
             f"over visual{counted} keys, mean over layers and heads) against r, the fraction of "
-            f"keys that is visual: {BINS} bins of r, each of {result.samples} runs (thin) and all "
-            "their steps; the answer grows from right to left. "
+            f"keys that is visual, in {BINS} bins of r: {runs}; the answer grows from right to "
+            "left. "
             "Dashed: mass = r, equal attention to all keys (Theorem 3.1 of arXiv 2505.23558). "
             "mass ~ r^alpha, Theil-Sen: "
             f"alpha = {result.exponent:.2f}{interval}. "
             f"{'Below' if stacked else 'Right'}: change of the log-odds of visual "
-            f"mass{between}, = key counts + preference, exact at each step, layer and head; bars: "
-            f"{result.settings['confidence']:.0%} bootstrap interval over runs."
+            f"mass{between}, = key counts + preference, exact at each step, layer and head."
         )
+        caption += interval_note("Bars", result.samples, "runs", result.settings["confidence"])
         finish(figure, height, caption)
     return figure
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from attnlens.plots.given import check_result
+from attnlens.plots.intervals import interval_ends, interval_note
 from attnlens.plots.style import (
     LONE_COLOUR,
     Figure,
     colours,
     finish,
-    interval_ends,
     new_figure,
     style,
     width_in_inches,
@@ -35,8 +36,9 @@ def information(result: Information, *, width: str | float = "one-column") -> Fi
     Raises
     ------
     InputError
-        If the width cannot be used.
+        If it is given something else, the width cannot be used.
     """
+    check_result(result, "Information", "attnlens.measures.mutual_information")
     inches = width_in_inches(width)
     curve = result.curve
     middle = (curve["start"] + curve["stop"]) / 2
@@ -65,11 +67,13 @@ def information(result: Information, *, width: str | float = "one-column") -> Fi
         )
         caption = (
             "Mean log-ratio of the sampled token's probability with the image and with "
-            f"{instead} ({result.reference}), {result.answers} answers to {result.prompts} "
-            "prompts; bars: bootstrap interval over prompts. Its sum bounds the mutual information "
+            f"{instead} ({result.reference}), {result.answers} "
+            f"answer{'' if result.answers == 1 else 's'} to {result.prompts} "
+            f"prompt{'' if result.prompts == 1 else 's'}. Its sum bounds the mutual information "
             "of answer and image from above. Dashed: r × H (fraction of visual keys times the next "
             "token's entropy under the reference), the shape of the bound in arXiv 2505.23558, "
             "scaled to the same sum."
         )
+        caption += interval_note("Bars", result.prompts, "prompts")
         finish(figure, HEIGHT, caption)
     return figure

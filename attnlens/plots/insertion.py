@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from attnlens.errors import InputError
+from attnlens.plots.given import check_result
+from attnlens.plots.intervals import interval_ends, interval_note
 from attnlens.plots.style import (
     LONE_COLOUR,
     NARROW,
     Figure,
     colours,
     finish,
-    interval_ends,
     new_figure,
     style,
     width_in_inches,
@@ -46,8 +47,9 @@ def insertion(result: Insertion, *, width: str | float = "two-column") -> Figure
     Raises
     ------
     InputError
-        If the width cannot be used, or nothing was inserted.
+        If it is given something else, the width cannot be used, or nothing was inserted.
     """
+    check_result(result, "Insertion", "attnlens.measures.insertion")
     inches = width_in_inches(width)
     table = result.table
     if not (table["inserted"] > 0).any():
@@ -94,11 +96,13 @@ def insertion(result: Insertion, *, width: str | float = "two-column") -> Figure
         caption = (
             f"{'Above' if stacked else 'Left'}: fraction of attention mass on visual and inserted "
             "keys (mean over layers, heads and steps from the insertion on) against r', their "
-            f"fraction of the keys, the same forced answers of {result.samples} prompts. Dashed: "
+            f"fraction of the keys, the same forced answers of {result.samples} "
+            f"prompt{'' if result.samples == 1 else 's'}. Dashed: "
             "equal attention to all keys (Theorem 3.2 of arXiv 2505.23558). mass ~ r'^alpha, "
             f"Theil-Sen: alpha = {result.exponent:.2f}{interval}. "
             f"{'Below' if stacked else 'Right'}: change of the log-odds of that mass against the "
-            "untouched twin = key counts + preference. Bars: bootstrap interval over prompts."
+            "untouched twin = key counts + preference."
         )
+        caption += interval_note("Bars", result.samples, "prompts")
         finish(figure, height, caption)
     return figure

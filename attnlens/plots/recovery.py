@@ -9,12 +9,13 @@ from matplotlib.ticker import MaxNLocator
 
 from attnlens.errors import InputError
 from attnlens.measures.definitions import get_definition
+from attnlens.plots.given import check_result
+from attnlens.plots.intervals import interval_ends, interval_note
 from attnlens.plots.style import (
     LINES,
     NARROW,
     Figure,
     finish,
-    interval_ends,
     new_figure,
     style,
     width_in_inches,
@@ -66,10 +67,11 @@ def recovery(
     Raises
     ------
     InputError
-        If the definition or the width is unknown, or no intervention acted.
+        If it is given something else, the definition or the width is unknown, or no intervention acted.
     """
     import seaborn
 
+    check_result(result, "Recovery", "attnlens.recover")
     chosen = get_definition(definition)
     inches = width_in_inches(width)
     curves = {run: _aligned(result, definition, run, steps) for run in result.interventions}
@@ -112,12 +114,14 @@ def recovery(
         right.set_yticks(range(len(curves)), [shortened(run, NAME_WIDTH) for run in curves][::-1])
         right.xaxis.set_major_locator(MaxNLocator(4 if stacked else 6))
         right.set_xlabel(f"mean rise ({chosen.units})")
+        samples = result.data.sizes["sample"]
         caption = (
             "Rise of visual share under each intervention over the untouched twin, with the same "
             f"tokens forced; definition {definition}: {chosen.formula}. Mean over the samples in "
-            f"which it acted, of {result.data.sizes['sample']}; bars: 95% bootstrap interval over "
-            "samples. Filled: inserted tokens not counted as image; hollow: counted."
+            f"which it acted, of {samples}. Filled: inserted tokens not counted as image; hollow: "
+            "counted."
         )
+        caption += interval_note("Bars", samples, "samples")
         finish(figure, height, caption)
     return figure
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from attnlens.errors import InputError
 from attnlens.measures.definitions import Definition, get_definition
+from attnlens.plots.given import check_result
+from attnlens.plots.intervals import interval_note
 from attnlens.plots.settle import settle
 from attnlens.plots.style import (
     LONE_COLOUR,
@@ -73,10 +75,11 @@ def routes(
     Raises
     ------
     InputError
-        If the definition, the width or an intervention is unknown, a percentage is out of range or
+        If it is given something else, the definition, the width or an intervention is unknown, a percentage is out of range or
         comes twice, none is given, or none of the interventions acted.
     """
     chosen = get_definition(definition)
+    check_result(result, "Recovery", "attnlens.recover")
     inches = width_in_inches(width)
     shares = _checked_percents(result, percents)
     names = sorted(shares, key=lambda name: shares[name])
@@ -211,5 +214,5 @@ def _caption(
         "rise of visual share over the untouched twin, with the same tokens forced, inserted "
         f"tokens {counted}; definition {chosen.name}: {chosen.formula}. Mean over the samples in "
         f"which it acted ({within} of {total}). {second}: answers; {answers}. {third}: inserted "
-        f"tokens, mean over samples; {cost}. Bars: 95% bootstrap interval over samples."
+        f"tokens, mean over samples; {cost}.{interval_note('Bars', total, 'samples')}"
     )

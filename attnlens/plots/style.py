@@ -205,11 +205,6 @@ def set_height(figure: Figure, height: float, caption: float) -> None:
         engine.set(rect=(0, caption / total, 1, height / total))
 
 
-def interval_ends(values: Any, low: Any, high: Any) -> np.ndarray:
-    """Distances from values to the ends of their intervals, [2, values], 0 where there is none."""
-    return np.abs(np.nan_to_num([np.subtract(values, low), np.subtract(high, values)]))
-
-
 def finish(figure: Figure, height: float, caption: str) -> None:
     """Put the caption below a figure of a height in inches, and lay it out."""
     set_height(figure, height, add_caption(figure, caption))

@@ -204,6 +204,48 @@ def attention_mass(
     return results
 
 
+def mass_on_sets(
+    queries: Sequence[torch.Tensor],
+    keys: Sequence[torch.Tensor],
+    sets: torch.Tensor,
+    position: int,
+    scaling: float,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention mass on sets of keys of one query of one sequence, in several layers.
+
+    What ``attention_mass`` gives for one row, where nothing is wanted of single keys.
+
+    Parameters
+    ----------
+    queries, keys
+        One of each for every layer, all of the same shape, for one sequence and one row; see
+        ``attention_scores``.
+    sets
+        float32 [keys, sets]: 1 where a key belongs to a set, else 0.
+    position, scaling, bias
+        See ``attention_weights`` and ``attention_scores``; the same for all layers.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 [layers, heads, sets], on the CPU: fraction of attention mass on each set.
+    """
+    _, heads, _, dimension = queries[0].shape
+    layers, (_, key_heads, length, _) = len(queries), keys[0].shape
+    grouped = (1, key_heads, heads // key_heads, dimension)
+    products = [
+        # keys from the left: for one row a CPU reads them so about 1.6 times as fast
+        torch.matmul(k.float(), (q.float() * scaling).reshape(grouped).transpose(2, 3))
+        for q, k in zip(queries, keys, strict=True)
+    ]
+    scores = torch.cat(products, dim=1).transpose(2, 3).reshape(1, layers * heads, 1, length)
+    if bias is not None and bias.shape[1] > 1:
+        bias = bias.repeat(1, layers, 1, 1)
+    weights = attention_weights(scores, torch.tensor([position]), bias=bias)
+    return torch.matmul(weights[0, :, 0], sets).reshape(layers, heads, -1).cpu()
+
+
 def _bias_of_rows(
     bias: torch.Tensor | Callable[[slice], torch.Tensor | None] | None, rows: slice
 ) -> torch.Tensor | None:

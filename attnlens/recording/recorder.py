@@ -222,16 +222,8 @@ class QueryRecorder:
 
     def _waiting_masses(self, layers: Sequence[int]) -> dict[int, Mass]:
         """Compute the masses of the waiting queries of layers, alike ones in one product."""
-        groups: dict[tuple, list[int]] = {}
-        for layer in layers:
-            queue = self._queues[layer]
-            assert queue.key is not None
-            masks = tuple(map(id, queue.masks))  # layers share the masks of a step
-            shape, device = queue.key.shape, queue.key.device
-            kind = (tuple(queue.positions), masks, shape, device, queue.scaling)
-            groups.setdefault(kind, []).append(layer)
         found: dict[int, Mass] = {}
-        for group in groups.values():
+        for group in self._alike(layers):
             queues = [self._queues[layer] for layer in group]
             keys = [queue.key for queue in queues if queue.key is not None]
             queries = [
@@ -242,6 +234,18 @@ class QueryRecorder:
             masses = self._masses_of(group, one.positions, queries, keys, bias, one.scaling)
             found |= zip(group, masses, strict=True)
         return found
+
+    def _alike(self, layers: Sequence[int]) -> list[list[int]]:
+        """Group layers whose waiting queries one product can take."""
+        groups: dict[tuple, list[int]] = {}
+        for layer in layers:
+            queue = self._queues[layer]
+            assert queue.key is not None
+            masks = tuple(map(id, queue.masks))  # layers share the masks of a step
+            shape, device = queue.key.shape, queue.key.device
+            kind = (tuple(queue.positions), masks, shape, device, queue.scaling)
+            groups.setdefault(kind, []).append(layer)
+        return list(groups.values())
 
     def _masses_of(
         self,

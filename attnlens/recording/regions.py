@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from attnlens.boxed import boxed_spans
+from attnlens.segments import REGIONS
 
-TAGS = ("think", "back", "summary", "caption", "reasoning", "reflection", "conclusion", "answer")
-"""Tag names that open a region, in any case; ``\\boxed{...}`` is the region ``answer`` too."""
-
-_TAG = re.compile(rf"<(/?)({'|'.join(TAGS)})>", re.IGNORECASE | re.ASCII)
+# in any case; \boxed{...} is the region `answer` too
+_TAG = re.compile(rf"<(/?)({'|'.join(REGIONS)})>", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,21 @@ class Trace:
         return "".join(t for t, i in zip(self.tokens, ids, strict=True) if int(i) not in special)
 
     @property
+    def cut_off(self) -> bool | None:
+        """Whether generation stopped at its longest length, before the answer had ended.
+
+        None where that is not known: of forced responses, and of generation without an end token
+        or a longest length of its own.
+        """
+        settings = self.attrs.get("generation") or {}
+        ends, longest = settings.get("eos_token_id"), settings.get("max_new_tokens")
+        ids = self.data["predicted_token_id"].values
+        if ends is None or longest is None or not len(ids):
+            return None
+        ended = int(ids[-1]) in (ends if isinstance(ends, list | tuple) else [ends])
+        return not ended and len(ids) >= longest
+
+    @property
     def regions(self) -> list[Region]:
         """Spans of steps that ``<think>``, ``<back>``, ``<REFLECTION>``, ... enclose."""
         return find_regions(self.tokens)

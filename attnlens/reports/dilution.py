@@ -127,12 +127,13 @@ def _report(
 ) -> Path:
     from attnlens import measures, plots
     from attnlens.reports.dilution_table import tidy
-    from attnlens.reports.table import steps_table, write_parquet
+    from attnlens.reports.table import say_cut_off, steps_table, write_parquet
 
     used: list[Path] = []
     models: set[str] = set()
+    cut_off: list[Path] = []
     names = [window for window in settings.between if isinstance(window, str)]
-    loaded = _load(list(paths), names, used, models)
+    loaded = _load(list(paths), names, used, models, cut_off)
     try:
         found = measures.dilution(
             loaded,
@@ -148,6 +149,7 @@ def _report(
         "insertion": None if inserted is None else inserted.as_dict(),
         "information": None if shared is None else shared.as_dict(),
         "traces": [str(path.relative_to(root)) for path in used],
+        "cut_off": [str(path.relative_to(root)) for path in cut_off],
         "models": sorted(models),
         "versions": {"attnlens": attnlens.__version__},
     }
@@ -160,6 +162,7 @@ def _report(
     with write_folder(folder, replace=True) as temporary:
         text = json.dumps(record, indent=2, ensure_ascii=False)
         (temporary / "dilution.json").write_text(text + "\n", encoding="utf-8")
+        found.by_layer.to_csv(temporary / "by_layer.csv", index=False)
         found.by_head.to_csv(temporary / "by_head.csv", index=False)
         found.curves.to_csv(temporary / "curves.csv", index=False)
         write_parquet(temporary / "dilution.parquet", [tidy(found, inserted, shared)])
@@ -169,10 +172,11 @@ def _report(
             for suffix in settings.formats:
                 plots.save(figure, temporary / f"{name}.{suffix}")
     said = found.verdict()
-    said += [] if inserted is None else [inserted.words()]
-    said += [] if shared is None else shared.words()
+    said += [] if inserted is None else inserted.verdict()
+    said += [] if shared is None else shared.verdict()
     for sentence in said:
         print(one_line(sentence))
+    say_cut_off("dilution", len(cut_off), len(used))
     print(one_line(f"written to {folder}"))
     return folder
 
@@ -200,7 +204,11 @@ def _further(runs: Runs | None, settings: Settings) -> tuple[Insertion | None, I
 
 
 def _load(
-    paths: list[Path], names: list[str], used: list[Path], models: set[str]
+    paths: list[Path],
+    names: list[str],
+    used: list[Path],
+    models: set[str],
+    cut_off: list[Path],
 ) -> Iterator[Trace]:
     """Load one trace after the other; what lacks a region, or is too short, is said and skipped."""
     last: InputError | None = None
@@ -219,6 +227,8 @@ def _load(
             continue
         used.append(path)
         models.add(str(trace.attrs.get("model", "")))
+        if trace.cut_off:
+            cut_off.append(path)
         yield trace
     if not used and last is not None:
         raise InputError(f"no trace can be used; {paths[-1]}: {last}")

@@ -7,6 +7,9 @@ visual tokens (Theorem 3.2) and sampled answers with and without their image (mu
 from __future__ import annotations
 
 import hashlib
+import shutil
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +25,10 @@ from attnlens.reports.many import (
     ANSWERS,
     NOTE,
     TWINS,
+    is_whole,
     model_note,
     note_of,
+    read_note,
     run_each,
     write_note,
 )
@@ -149,23 +154,41 @@ def _answers(
         by_image.pop(job.image_sha256, None)
         return list(by_image.values())[:OTHERS]
 
+    if len({job.image_sha256 for job in jobs}) < 2:
+        print(
+            "attnlens dilution: all questions have one image, so answers are measured against no "
+            "image alone: their average over other images, and a lower bound, need several",
+            file=sys.stderr,
+        )
+
     def note_of_job(job: Job) -> dict[str, Any]:
         asked = note_of(job, settings, leaving_out=(*SHOWN, "temperature", "layers"))
         shown = [other.image_sha256 for other in others(job)]
         return {**asked, "model": model, "samples": samples, "others": shown}
 
+    def serves(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+        """Whether there are as many answers: the i-th is the same however many follow."""
+        return {**before, "samples": samples} == now and before["samples"] >= samples
+
     def work(job: Job, note: dict[str, Any]) -> None:
+        folder = _answer_folder(root, settings, job)
+        before = read_note(folder / NOTE)
+        known = 0
+        if {**before, "samples": samples} == note and is_whole(folder / NOTE):
+            known = before["samples"]
         prompt = vlm.prompt(job.image, job.question, settings.mode)
         found = sampled_dependence(
             vlm,
             prompt,
-            samples,
+            samples - known,
             [other.image for other in others(job)],
             max_new_tokens=settings.max_new_tokens,
-            seed=settings.seed,
+            seed=settings.seed + known,
         )
-        with write_folder(_answer_folder(root, settings, job), replace=True) as temporary:
-            for i, one in enumerate(found):
+        with write_folder(folder, replace=True) as temporary:
+            for i in range(known):
+                shutil.copy2(folder / f"{i}.nc", temporary)
+            for i, one in enumerate(found, known):
                 write_netcdf(one, temporary / f"{i}.nc")
             write_note(temporary / NOTE, note)
 
@@ -175,4 +198,5 @@ def _answers(
         note_of_job,
         work,
         command="dilution (sampled answers)",
+        serves=serves,
     )

@@ -72,6 +72,14 @@ def _scalars(measure: str, values: dict[str, Any], names: tuple[str, ...]) -> pd
     return pd.DataFrame(rows)
 
 
+def _counts(measure: str, values: dict[str, Any], names: tuple[str, ...]) -> pd.DataFrame:
+    rows = [
+        {"measure": measure, "quantity": n, "statistic": "value", "value": float(values[n])}
+        for n in names
+    ]
+    return pd.DataFrame(rows)
+
+
 def _melt(measure: str, table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Rows of a table's numbers; an ending _low or _high becomes the statistic."""
     melted = table.melt(keys, var_name="quantity", value_name="value")
@@ -83,8 +91,9 @@ def _melt(measure: str, table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 def _dilution(found: Dilution) -> list[pd.DataFrame]:
     values = vars(found)
+    parts = [_counts("dilution", values, ("samples",))]
     names = ("key_share_first", "key_share_last", "exponent", "falling", "falling_clearly")
-    parts = [_scalars("dilution", values, (*names, "undefined"))]
+    parts.append(_scalars("dilution", values, (*names, "undefined")))
     for label, change in (
         ("change", found.change),
         ("change_without_sink", found.change_without_sink),
@@ -101,7 +110,10 @@ def _dilution(found: Dilution) -> list[pd.DataFrame]:
                  ("mass_over_key_share",)).assign(segment=segment)
         for segment, row in found.evenness.items()
     ]  # fmt: skip
+    parts.append(_melt("by_layer", found.by_layer, ["layer"]))
     parts.append(_melt("by_head", found.by_head, ["layer", "head"]))
+    steps = pd.DataFrame({"sample": range(found.samples), "value": found.steps})
+    parts.append(steps.assign(measure="by_run", quantity="steps", statistic="value"))
     curves = found.curves.melt(["sample", "step"], var_name="quantity", value_name="value")
     parts.append(curves.assign(measure="by_step", statistic="value"))
     return parts
@@ -109,6 +121,7 @@ def _dilution(found: Dilution) -> list[pd.DataFrame]:
 
 def _insertion(found: Insertion) -> list[pd.DataFrame]:
     return [
+        _counts("insertion", vars(found), ("samples",)),
         _scalars("insertion", vars(found), ("exponent",)),
         _melt("insertion", found.table, ["insertion"]),
     ]
@@ -121,6 +134,7 @@ def _information(found: Information) -> list[pd.DataFrame]:
         columns={"start": "position", "low": "nats_per_step_low", "high": "nats_per_step_high"}
     )
     return [
+        _counts("information", vars(found), ("prompts", "answers")),
         _scalars("information", vars(found), (*names, *more)),
         _melt("information", curve, ["position"]),
     ]

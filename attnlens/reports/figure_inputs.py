@@ -140,8 +140,8 @@ def read_runs(folder: str | Path) -> Runs:
     Parameters
     ----------
     folder
-        Traces (``*.zarr``) at any depth, ``dependence/*.nc``, ``recovery.nc`` and ``routes.nc``,
-        each where there is one. What cannot be averaged with the rest (a run under an intervention,
+        Traces (``*.zarr``) at any depth, ``dependence/*.nc``, ``recovery.nc`` (or the one in a
+        folder ``*_recovery``) and ``routes.nc``, each where there is one. What cannot be averaged with the rest (a run under an intervention,
         one without an image or with fewer than three steps) is left out and said on standard error.
 
     Raises
@@ -163,14 +163,16 @@ def read_runs(folder: str | Path) -> Runs:
         if "nothing" not in found:
             raise InputError(f"{str(folder)!r} holds no nothing.zarr: give the untouched twin, too")
         runs.twins.append({"nothing": found.pop("nothing"), **found})
+        runs.models.add(str(attnlens.Trace.load(folder / "nothing.zarr").attrs.get("model", "")))
     runs.answers = [
         [read_dependence(path) for path in sorted(folder.glob("*.nc"))]
         for folder in _folders(root, ANSWERS)
     ]
     for path in sorted((root / "dependence").glob("*.nc")):
         runs.dependence.append(read_dependence(path))
-    if (root / "recovery.nc").is_file():
-        runs.recovery = _read_recovery(root / "recovery.nc")
+    path = _recovery_file(root)
+    if path is not None:
+        runs.recovery = _read_recovery(path)
     if (root / "routes.nc").is_file():
         runs.routes = _read_recovery(root / "routes.nc")
     compared = [one.data for one in (runs.recovery, runs.routes) if one is not None]
@@ -214,6 +216,24 @@ def _add_trace(runs: Runs, path: Path, root: Path) -> None:
     runs.models.add(str(trace.attrs.get("model", "")))
     mode = str(trace.attrs.get("mode") or "no mode")
     runs.modes.setdefault(mode, []).append(Recorded(path, trace, has_map))
+
+
+def _recovery_file(root: Path) -> Path | None:
+    """Find the recovery to draw: that of the folder itself, or the one of attnlens recover."""
+    if (root / "recovery.nc").is_file():
+        return root / "recovery.nc"
+    found = sorted(root.glob("*_recovery/recovery.nc"))
+    if len(found) > 1:
+        names = ", ".join(str(path.relative_to(root)) for path in found)
+        print(
+            one_line(
+                f"attnlens figures: no recovery is drawn, since there are several ({names}): copy "
+                f"one of them to {root / 'recovery.nc'}"
+            ),
+            file=sys.stderr,
+        )
+        return None
+    return found[0] if found else None
 
 
 def _read_recovery(path: Path) -> Recovery:

@@ -65,7 +65,7 @@ def insertion(runs: Runs, width: str) -> Iterator[Drawn]:
         {"": found.table},
         f"{len(runs.twins)} prompts",
         either(versions),
-        found.words(),
+        " ".join(found.verdict()),
     )
 
 
@@ -81,5 +81,5 @@ def information(runs: Runs, width: str) -> Iterator[Drawn]:
         {"": found.curve},
         f"{found.answers} sampled answers to {found.prompts} prompts",
         either(str(one.attrs.get("versions", "")) for group in runs.answers for one in group),
-        " ".join(found.words()),
+        " ".join(found.verdict()),
     )

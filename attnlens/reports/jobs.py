@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from attnlens.errors import InputError
 from attnlens.progress import progress
+from attnlens.text import one_line, shortened
 
 LONGEST_NAME = 200
 """Longest name of a results folder, in bytes; temporary names beside it are a little longer."""
@@ -66,35 +68,51 @@ def read_jobs(path: str | Path) -> list[Job]:
     """
     path = Path(path)
     try:
-        # JSON strings may hold the other line separators that splitlines() knows
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{str(path)!r} cannot be read as a JSON Lines file ({error})") from error
+        read = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{str(path)!r} cannot be read ({error.strerror or error}): give a JSON Lines file"
+        ) from error
+    # JSON strings may hold the other line separators that splitlines() knows
+    lines = read.removeprefix(codecs.BOM_UTF8).split(b"\n")
     jobs = [_job(n, line, path.parent) for n, line in enumerate(lines, 1) if line.strip()]
     if not jobs:
         raise InputError(f'{str(path)!r} is empty: give lines of {{"image": ..., "question": ...}}')
     return jobs
 
 
-def _job(number: int, line: str, folder: Path) -> Job:
+def _job(number: int, line: bytes, folder: Path) -> Job:
     try:
-        value = json.loads(line)
-    except ValueError:
-        return Job("", "", line=number, problem="is no JSON")
+        value = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        return _bad(number, f"is not UTF-8 (byte {error.start + 1} of it)")
+    except (ValueError, RecursionError) as error:
+        return _bad(number, f"is no JSON ({error})")
     if not isinstance(value, dict):
-        return Job("", "", line=number, problem="is no JSON object")
+        return _bad(number, 'is no JSON object: write {"image": ..., "question": ...}')
     for name in ("image", "question"):
-        if not isinstance(value.get(name), str):
-            return Job("", "", line=number, problem=f"has no text {name!r}")
-        if any(0xD800 <= ord(character) <= 0xDFFF for character in value[name]):
-            return Job("", "", line=number, problem=f"{name!r} holds half a character")
+        text = value.get(name)
+        if name not in value:
+            there = shortened(", ".join(map(repr, value)), 80) or "nothing"
+            return _bad(number, f"has no {name!r}; it has {there}")
+        if not isinstance(text, str) or not text.strip():
+            return _bad(number, f"{name!r} is {shortened(repr(text), 80)}: give a text")
+        if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+            return _bad(number, f"{name!r} holds half a character")
     answer = value.get("answer")
+    if isinstance(answer, list | dict | bool):
+        given = shortened(repr(answer), 80)
+        return _bad(number, f"'answer' is {given}: give a text or a number")
     return Job(
         image=str(folder / value["image"]),
         question=value["question"],
         answer=None if answer is None else str(answer),
         line=number,
     )
+
+
+def _bad(number: int, problem: str) -> Job:
+    return Job("", "", line=number, problem=problem)
 
 
 def _check_folder_name(job: Job) -> None:
@@ -145,5 +163,5 @@ def check_jobs(jobs: list[Job]) -> tuple[list[Job], int]:
     if not good:
         raise InputError(f"no line can be used; {problems[0]}")
     for text in problems:
-        print(f"attnlens: skipped {text}", file=sys.stderr)
+        print(one_line(f"attnlens: skipped {text}"), file=sys.stderr)
     return good, len(problems)

@@ -7,6 +7,7 @@ given again, a folder whose note says the same is left as it is, and everything 
 from __future__ import annotations
 
 import json
+import operator
 import os
 import re
 import shutil
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 NOTE = "settings.json"
 """Name of the file that holds a note, in folders that are a command's own."""
+FILES = "files"
+"""Under which name a note lists what lies beside it."""
+LONGEST_DIFFERENCE = 60
+"""Longest pair of values that is shown where a setting has changed, in characters."""
 
 
 def note_of(job: Job, settings: Any, *, leaving_out: Sequence[str] = ()) -> dict[str, Any]:
@@ -68,18 +73,80 @@ def model_note(vlm: VLM) -> dict[str, Any]:
     }
 
 
-def write_note(path: Path, note: Mapping[str, Any]) -> None:
-    """Write a note into a folder that is being made."""
-    path.write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_note(
+    path: Path, note: Mapping[str, Any], *, beginning: str = "", shared: Sequence[str] = ()
+) -> None:
+    """Write a note into a folder that is being made, with the sizes of what lies beside it.
+
+    Parameters
+    ----------
+    path
+        The file.
+    note
+        What the results follow from.
+    beginning
+        Of the names of files and folders that are the note's own.
+    shared
+        Names without ending of files that others write too: it is only noted that they are there.
+    """
+    sizes: dict[str, int | None] = {}
+    for file in sorted(path.parent.rglob("*")):
+        name = file.relative_to(path.parent)
+        if not file.is_file() or name == Path(path.name):
+            continue
+        if name.parts[0].startswith(beginning):
+            sizes[name.as_posix()] = file.stat().st_size
+        elif name.stem in shared:
+            sizes[name.as_posix()] = None
+    text = json.dumps({**note, FILES: sizes}, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def read_note(path: Path) -> dict[str, Any]:
-    """Read a note; empty where there is none."""
+    """Read a note, without its list of files; empty where there is none."""
+    return {name: value for name, value in _read(path).items() if name != FILES}
+
+
+def is_whole(path: Path) -> bool:
+    """Whether everything that lay beside a note when it was written still does."""
+    files = _read(path).get(FILES)
+    if not isinstance(files, dict):
+        return False
+    try:
+        found = {name: (path.parent / name).stat().st_size for name in files}
+    except OSError:
+        return False
+    return all(
+        found[name] == size or (size is None and found[name]) for name, size in files.items()
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say in what two notes differ: the names of settings, and both values where they are short."""
+    flat = [_flat(before), _flat(now)]
+    said = []
+    for name in sorted({*flat[0], *flat[1]}):
+        one, other = (values.get(name) for values in flat)
+        if one != other:
+            both = f"{one!r}, now {other!r}"
+            said.append(f"{name} ({both})" if len(both) <= LONGEST_DIFFERENCE else name)
+    return said
+
+
+def _flat(note: Mapping[str, Any]) -> dict[str, Any]:
+    """Name and value of everything in a note, those of mappings inside under their own names."""
+    found: dict[str, Any] = {}
+    for name, value in note.items():
+        found |= _flat(value) if isinstance(value, Mapping) else {name: value}
+    return found
 
 
 def refuse_other_questions(jobs: Sequence[Job], root: Path, name: str) -> None:
@@ -145,6 +212,7 @@ def run_each(
     *,
     command: str,
     name: str = NOTE,
+    serves: Callable[[Mapping[str, Any], Mapping[str, Any]], bool] = operator.eq,
 ) -> list[Job]:
     """Do what is not done yet; a question that fails is reported, and the others go on.
 
@@ -155,13 +223,16 @@ def run_each(
     folder_of
         Where a question's results go.
     note_of_job
-        What they follow from: they are there if their folder's note says the same.
+        What they follow from: they are there if their folder's note says the same, and everything
+        that lay beside it still does.
     work
         Makes them, and writes the note that it is given beside them.
     command
         Name of the command, for messages.
     name
         Of the file that holds the note.
+    serves
+        Whether results with one note serve for another; when they are the same unless told.
 
     Returns
     -------
@@ -172,11 +243,26 @@ def run_each(
         remove_leftovers(folder_of(job))
     # as JSON reads them back, so that they compare equal
     notes = {job.line: json.loads(json.dumps(note_of_job(job))) for job in jobs}
-    before = [job for job in jobs if read_note(folder_of(job) / name) == notes[job.line]]
-    lines = {job.line for job in before}
-    waiting = [job for job in jobs if job.line not in lines]
+    before, waiting = [], []
+    changed: list[str] = []
+    for job in jobs:
+        path = folder_of(job) / name
+        found = read_note(path)
+        if not found or serves(found, notes[job.line]):
+            (before if found and is_whole(path) else waiting).append(job)
+        else:
+            waiting.append(job)
+            changed.append(", ".join(differences(found, notes[job.line])))
     if before:
         print(f"{len(before)} of {len(jobs)} questions were done before", file=sys.stderr)
+    if changed:
+        print(
+            one_line(
+                f"attnlens {command}: {len(changed)} of {len(jobs)} questions were done with other "
+                f"settings, and what follows from these is made again: {changed[0]}"
+            ),
+            file=sys.stderr,
+        )
     failed: set[int | None] = set()
     bar = progress(waiting, total=len(jobs), initial=len(before), description="questions")
     for job in bar:

@@ -79,6 +79,7 @@ def run_recovery(jobs: list[Job], settings: Settings) -> int:
         is generated.
     """
     from attnlens.reports.recovery_runs import run_lines, run_one, write_steps
+    from attnlens.reports.table import say_cut_off
     from attnlens.vlm.load import load
 
     lines, asked = jobs[0].line is not None, len(jobs)
@@ -105,6 +106,7 @@ def run_recovery(jobs: list[Job], settings: Settings) -> int:
     print(as_text(result, settings.definition))
     for run in result.summary(settings.definition)["never_fired"]:
         print(one_line(f"{run}: the trigger {settings.when!r} never fired"))
+    say_cut_off("recover", int((result.data["cut_off"] == 1).any("run").sum()), len(jobs))
     print(one_line(f"written to {folder}"))
     return asked - len(jobs)
 
@@ -131,6 +133,7 @@ def _write_places(result: Recovery, folder: Path, settings: Settings) -> None:
 def as_text(result: Recovery, definition: str) -> str:
     """Lay the table out for a terminal."""
     from attnlens.measures.definitions import get_definition
+    from attnlens.measures.statistics import FEW
 
     own = result.table(definition).to_dict("records")
     both = [math.nan] * len(own)
@@ -158,6 +161,8 @@ def as_text(result: Recovery, definition: str) -> str:
     notes = ["with copied: inserted tokens counted as image"]
     if samples == 1:
         notes.append("an interval needs several prompts (--data)")
+    elif samples < FEW:
+        notes.append(f"intervals over fewer than {FEW} prompts are too narrow")
     return "\n".join([*lines, "; ".join(notes)])
 
 

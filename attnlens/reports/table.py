@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,7 +31,8 @@ def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``line``, ``image``, ``question``, ``mode``, ``expected``, ``answer``, ``right`` (missing
-        where the truth is not known) of the run; ``step``, ``query_token``, ``predicted_token``,
+        where the truth is not known), ``cut_off`` (whether the answer had not ended when generation
+        stopped at its longest length; missing where that is not known) of the run; ``step``, ``query_token``, ``predicted_token``,
         ``region`` (of the predicted token); ``keys_SEGMENT``, the number of keys; ``mass_SEGMENT``,
         the fraction of attention mass, mean over layers and heads; and each definition of visual
         share by its name (``attnlens.measures.definitions``), reduced over heads and layers, NaN
@@ -62,6 +64,7 @@ def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
                 answer=answer,
             ),
             "right": pd.Series([right] * steps, dtype="boolean"),
+            "cut_off": pd.Series([trace.cut_off] * steps, dtype="boolean"),
             "step": data["step"].values,
         }
     )
@@ -88,6 +91,17 @@ def _texts(steps: int, **values: str | None) -> dict[str, pd.Series]:
     import pandas as pd
 
     return {name: pd.Series([text] * steps, dtype="string") for name, text in values.items()}
+
+
+def say_cut_off(command: str, cut_off: int, answers: int) -> None:
+    """Say on standard error how many answers had not ended, where some had not."""
+    if cut_off:
+        what = "the answer" if answers == 1 else f"{cut_off} of {answers} answers"
+        print(
+            f"attnlens {command}: {what} had not ended at the longest length (--max_new_tokens); "
+            "what is said of it is said of the part that is there",
+            file=sys.stderr,
+        )
 
 
 def write_parquet(path: Path, tables: Iterable[pd.DataFrame]) -> int:

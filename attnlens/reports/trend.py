@@ -23,13 +23,19 @@ from attnlens.reports.many import (
     run_each,
     write_note,
 )
-from attnlens.reports.table import steps_table, write_parquet
+from attnlens.reports.table import say_cut_off, steps_table, write_parquet
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
+
     from attnlens.recording.trace import Trace
     from attnlens.vlm.load import VLM
 
+SHARED = ("summary", "Step_attention_all_tokens")
+"""Names of files that every mode writes: those of the last one stay."""
 SHOWN = ("save_folder", "formats", "definition")
 """Settings that an answer does not follow from, but what is shown of it."""
 
@@ -144,13 +150,17 @@ def write_table(jobs: list[Job], root: Path, path: Path, mode: str) -> Path:
     """Write one row for each step of all questions; see ``attnlens.reports.table``."""
     from attnlens.recording.trace import Trace
 
-    write_parquet(
-        path,
-        (
-            steps_table(Trace.load(root / job.folder / f"{mode}_trace.zarr"), job)
-            for job in progress(jobs, description="table")
-        ),
-    )
+    cut_off = 0
+
+    def tables() -> Iterator[pd.DataFrame]:
+        nonlocal cut_off
+        for job in progress(jobs, description="table"):
+            trace = Trace.load(root / job.folder / f"{mode}_trace.zarr")
+            cut_off += bool(trace.cut_off)
+            yield steps_table(trace, job)
+
+    write_parquet(path, tables())
+    say_cut_off("trend", cut_off, len(jobs))
     return path
 
 
@@ -208,6 +218,8 @@ def run_job(
         _write(folder, trace, job, settings, False, kept)
         print(f"attnlens trend: no pictures; trace and summary are in {folder}", file=sys.stderr)
         raise
+    if job.line is None:  # of a file they are counted, when all have been asked
+        say_cut_off("trend", bool(trace.cut_off), 1)
     if left_out:
         print(f"attnlens trend: left out {one_line(left_out)}", file=sys.stderr)
     return folder
@@ -264,7 +276,9 @@ def _write(
         if pictures:
             left_out = _draw(temporary, trace, settings)
         if note is not None:
-            write_note(temporary / f"{mode}_settings.json", note)
+            write_note(
+                temporary / f"{mode}_settings.json", note, beginning=f"{mode}_", shared=SHARED
+            )
     return left_out
 
 
@@ -273,9 +287,9 @@ def _own_files(folder: Path, mode: str, here: str, names: list[str]) -> set[str]
     if Path(here) != folder:
         return set()
     pictures = (f"{mode}_step_attention", f"{mode}_step_attention_with_tokens")
-    own = {f"{mode}_trace.zarr", f"{mode}_settings.json", "summary.json"}
-    for suffix in ("png", "pdf", "svg"):
-        own |= {f"{name}.{suffix}" for name in (*pictures, "Step_attention_all_tokens")}
+    own = {f"{mode}_trace.zarr", f"{mode}_settings.json"}
+    for suffix in ("png", "pdf", "svg", "json"):
+        own |= {f"{name}.{suffix}" for name in (*pictures, *SHARED)}
     return own.intersection(names)
 
 
@@ -322,6 +336,7 @@ def summary(trace: Trace, job: Job, settings: Settings) -> dict[str, Any]:
         "response": trace.text,
         "answer": final_answer(trace.text),
         "expected": job.answer,
+        "cut_off": trace.cut_off,
         "steps": int(trace.data.sizes["step"]),
         "definition": definition,
         "regions": [asdict(region) for region in trace.regions],

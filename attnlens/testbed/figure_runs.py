@@ -14,7 +14,8 @@ The layout of a folder of runs, which any model can fill (``attnlens figures --t
       cot_answers/0000/    what attnlens.dependence returns of answers sampled to one question:
                            0.nc, 1.nc, ... (of any mode; as attnlens dilution --samples leaves them)
       dependence/0000.nc   what attnlens.dependence returns, by to_netcdf(path, engine="scipy")
-      recovery.nc          Recovery.save of what attnlens.recover returns
+      recovery.nc          Recovery.save of what attnlens.recover returns; or, where there is none,
+                           NAME_recovery/recovery.nc, as attnlens recover leaves one
       routes.nc            the same, of Route(percent=...) with several percentages, named as
                            attnlens names them (route:25) or as here (ROUTE 25%)
 
@@ -126,7 +127,7 @@ def _record(vlm: VLM, samples: dict[str, list[Sample]], folder: Path) -> None:
         trace.save(folder / mode / f"{i:04d}.zarr")
         if mode == "back" and i < MOST_DEPENDENCE:
             data = attnlens.dependence(vlm, trace, prompt=prompt)
-            data.attrs = {"model": vlm.name, "versions": versions()}
+            data.attrs["versions"] = versions()
             write_netcdf(data, folder / "dependence" / f"{i:04d}.nc")
 
 
@@ -156,7 +157,7 @@ def _sample(vlm: VLM, samples: list[Sample], seed: int, folder: Path) -> None:
             vlm, prompt, SAMPLED, others, max_new_tokens=MAX_NEW_TOKENS, seed=seed
         )
         for j, one in enumerate(found):
-            one.attrs = {"model": vlm.name, "versions": versions()}
+            one.attrs["versions"] = versions()
             write_netcdf(one, folder / "cot_answers" / f"{i:04d}" / f"{j}.nc")
 
 

@@ -110,7 +110,8 @@ def dilution(
         ),
         between=(_words(used[0][0]), _words(used[0][1])) if _same(used) else ("", ""),
         settings={**chosen, **options},
-        by_head=_table(found, options),
+        by_layer=_by_layer(found, options),
+        by_head=_by_head(found, options),
         curves=pd.concat(
             [run.curve.assign(sample=i) for i, run in enumerate(found)], ignore_index=True
         ),
@@ -123,6 +124,7 @@ class _Run:
 
     curve: pd.DataFrame
     alpha: float
+    by_layer: np.ndarray
     by_head: np.ndarray
     trend: TrendTest
     undefined: float
@@ -141,14 +143,16 @@ def _measure(run: Any, pair: Pair, chosen: dict[str, Any]) -> _Run:
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.log(terms["key_share"].values)
         alpha = float(exponents(np.log(mass), share))
+        by_layer = exponents(np.log(terms["mass"].mean("head").values), share)
         by_head = exponents(np.log(terms["mass"].values), share)
     return _Run(
         curve=curve,
         alpha=alpha,
+        by_layer=by_layer,
         by_head=by_head,
         trend=mann_kendall(mass[np.isfinite(mass)]),
         undefined=float(np.isnan(terms["log_odds"].values).mean()),
-        evenness=evenness(run, layers=chosen["layers"]).mean(("layer", "head")),
+        evenness=evenness(run, layers=chosen["layers"]),
         change=difference_of(run, terms, pair),
         change_without_sink=difference(run, pair, sink=False, **chosen),
     )
@@ -197,7 +201,7 @@ def _words(window: Any) -> str:
 
 
 def _evenness(found: list[_Run], options: dict[str, Any]) -> dict[str, dict[str, float]]:
-    ratios = np.array([run.evenness.values for run in found])
+    ratios = np.array([run.evenness.mean(("layer", "head")).values for run in found])
     table = {}
     for name, column in zip(found[0].evenness["segment"].values, ratios.T, strict=True):
         known = column[np.isfinite(column)]
@@ -206,9 +210,16 @@ def _evenness(found: list[_Run], options: dict[str, Any]) -> dict[str, dict[str,
     return table
 
 
-def _table(found: list[_Run], options: dict[str, Any]) -> pd.DataFrame:
-    terms = {name: np.array([run.change[name].values for run in found]) for name in TERMS}
-    alphas = np.array([run.by_head for run in found])
+def _by_layer(found: list[_Run], options: dict[str, Any]) -> pd.DataFrame:
+    rows = []
+    for i, layer in enumerate(found[0].change["layer"].values.tolist()):
+        alphas = [run.by_layer[i] for run in found]
+        parts = [(run.change.isel(layer=i), run.evenness.isel(layer=i)) for run in found]
+        rows.append({"layer": layer, **_row(alphas, parts, options)})
+    return pd.DataFrame(rows)
+
+
+def _by_head(found: list[_Run], options: dict[str, Any]) -> pd.DataFrame:
     places = [
         (i, j, layer, head)
         for i, layer in enumerate(found[0].change["layer"].values.tolist())
@@ -216,9 +227,22 @@ def _table(found: list[_Run], options: dict[str, Any]) -> pd.DataFrame:
     ]
     rows = []
     for i, j, layer, head in progress(places, description="intervals by head"):
-        values = alphas[:, i, j]
-        low, high = bootstrap_mean(values[np.isfinite(values)], **options)
-        row = {"layer": layer, "head": head, "exponent": _mean(values)}
-        row |= {"exponent_low": low, "exponent_high": high}
-        rows.append(row | {name: _mean(terms[name][:, i, j]) for name in TERMS})
+        alphas = [run.by_head[i, j] for run in found]
+        place = {"layer": i, "head": j}
+        parts = [(run.change.isel(place), run.evenness.isel(place)) for run in found]
+        rows.append({"layer": layer, "head": head, **_row(alphas, parts, options)})
     return pd.DataFrame(rows)
+
+
+def _row(
+    alphas: list[float], parts: list[tuple[xr.Dataset, xr.DataArray]], options: dict[str, Any]
+) -> dict[str, float]:
+    """Numbers of one layer, or layer and head: means over runs, of means over heads."""
+    values = np.array(alphas)
+    low, high = bootstrap_mean(values[np.isfinite(values)], **options)
+    row = {"exponent": _mean(values), "exponent_low": low, "exponent_high": high}
+    row |= {n: _mean(np.array([float(one[n].mean()) for one, _ in parts])) for n in TERMS}
+    ratios = np.array([even.mean([d for d in even.dims if d != "segment"]) for _, even in parts])
+    for name, column in zip(parts[0][1]["segment"].values, ratios.T, strict=True):
+        row[f"evenness_{name}"] = _mean(column)
+    return row

@@ -33,7 +33,7 @@ from scipy.special import logsumexp
 from attnlens.errors import InputError
 from attnlens.measures.recovery import mean_of_known
 from attnlens.measures.results import NAN, Result, check_confidence, plain_rows
-from attnlens.measures.statistics import bootstrap_mean
+from attnlens.measures.statistics import FEW, bootstrap_mean
 
 OTHERS = "others"
 """The average over other images, as a reference."""
@@ -97,11 +97,11 @@ class Information(Result):
     curve: pd.DataFrame
 
     def as_dict(self) -> dict[str, Any]:
-        """See ``Result``; the curve becomes a list of rows, and the sentences are added."""
-        return super().as_dict() | {"curve": plain_rows(self.curve), "words": self.words()}
+        """See ``Result``; the curve becomes a list of rows, and the verdict is added."""
+        return super().as_dict() | {"curve": plain_rows(self.curve), "verdict": self.verdict()}
 
-    def words(self) -> list[str]:
-        """Say what was found, what it can show and what it cannot."""
+    def verdict(self) -> list[str]:
+        """Say in sentences what was found, what it can show and what it cannot."""
         interval = f" [{self.nats_low:.2f}, {self.nats_high:.2f}]" if self.prompts > 1 else ""
         error = ""
         if np.isfinite(self.standard_error):
@@ -113,6 +113,13 @@ class Information(Result):
             f"An answer shares at most {self.nats:.2f}{interval} nats with the image{error}, "
             f"against {q}."
         ]
+        if self.nats < 0:
+            said.append(
+                "That is below 0, which no information is: an estimate from few answers; the "
+                "answers seen are no likelier with their image."
+            )
+        if 1 < self.prompts < FEW:
+            said.append(f"Bootstrap intervals over fewer than {FEW} prompts are too narrow.")
         if np.isfinite(self.at_least):
             said.append(
                 f"It tells its image among the others by {self.at_least:.2f} nats: a lower bound, "
@@ -166,12 +173,12 @@ def mutual_information(
     Raises
     ------
     InputError
-        If there is no prompt, one has no answer, the reference was not measured for each, or a
-        number is out of range.
+        If what is given is no list of lists of these, there is no prompt, one has no answer,
+        answers were not sampled, the reference was not measured for each, or a number is out of
+        range.
     """
     check_confidence(confidence)
-    if not groups or not all(len(group) for group in groups):
-        raise InputError("a prompt without answers: give at least one prompt and one answer each")
+    _check_groups(groups)
     if not isinstance(bins, int) or bins < 2:
         raise InputError(f"bins={bins!r}: give a whole number of at least 2")
     chosen = _reference(groups, reference)
@@ -207,6 +214,23 @@ def mutual_information(
         rank_correlation_high=ends[1],
         curve=_curve(tables, bins, options),
     )
+
+
+def _check_groups(groups: Any) -> None:
+    form = "give a list for each prompt of what attnlens.dependence gives for its answers"
+    listed = isinstance(groups, list | tuple) and all(isinstance(g, list | tuple) for g in groups)
+    if not listed:
+        raise InputError(f"a {type(groups).__name__} of answers is no list of lists: {form}")
+    for one in (one for group in groups for one in group):
+        if not isinstance(one, xr.Dataset) or "log_ratio" not in one:
+            raise InputError(f"an answer is a {type(one).__name__} without log-ratios: {form}")
+        if one.attrs.get("sampled") == 0:
+            raise InputError(
+                "an answer was decoded greedily, and the bound is a mean over answers sampled from "
+                "the model: generate with do_sample=True, temperature=1.0, top_k=0, top_p=1.0"
+            )
+    if not groups or not all(len(group) for group in groups):
+        raise InputError("a prompt without answers: give at least one prompt and one answer each")
 
 
 def _others(one: xr.Dataset) -> list[str]:

@@ -18,7 +18,7 @@ import pandas as pd
 from attnlens.errors import InputError
 from attnlens.measures.inputs import TraceLike, dataset_of
 from attnlens.measures.results import Result, plain_rows
-from attnlens.measures.statistics import bootstrap_mean
+from attnlens.measures.statistics import FEW, bootstrap_mean
 from attnlens.measures.theorems.exponent import exponents
 from attnlens.measures.theorems.log_odds import log_odds
 
@@ -54,11 +54,11 @@ class Insertion(Result):
     table: pd.DataFrame
 
     def as_dict(self) -> dict[str, Any]:
-        """See ``Result``; the table becomes a list of rows, and the sentence is added."""
-        return super().as_dict() | {"table": plain_rows(self.table), "words": self.words()}
+        """See ``Result``; the table becomes a list of rows, and the verdict is added."""
+        return super().as_dict() | {"table": plain_rows(self.table), "verdict": self.verdict()}
 
-    def words(self) -> str:
-        """Say it in a sentence."""
+    def verdict(self) -> list[str]:
+        """Say in sentences what was found, with its figures."""
         first, last = self.table.iloc[0], self.table.iloc[-1]
         interval = ""
         if np.isfinite(self.exponent_low):
@@ -71,10 +71,11 @@ class Insertion(Result):
         if np.isfinite(self.exponent):
             said += f", as r' to the power of {self.exponent:.2f}{interval}"
         if self.saturates_at is not None:
-            return (
-                f"{said}; from {self.saturates_at!r} on, more tokens bring no more that is clear."
-            )
-        return f"{said}."
+            said += f"; from {self.saturates_at!r} on, more tokens bring no more that is clear"
+        sentences = [f"{said}."]
+        if 1 < self.samples < FEW:
+            sentences.append(f"Bootstrap intervals over fewer than {FEW} prompts are too narrow.")
+        return sentences
 
 
 def insertion(
@@ -105,13 +106,23 @@ def insertion(
     Raises
     ------
     InputError
-        If there is no group, names differ between groups, traces of a group differ in their tokens,
+        If there is no group, one is no mapping, names differ between groups, traces of a group differ in their tokens,
         or one but the first has no inserted token.
     """
     options: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
     rows: list[dict[str, list[float]]] = []
     names: list[str] = []
+    if isinstance(groups, Mapping):
+        raise InputError(
+            "one mapping of traces was given: give a list of them, one for each prompt, as in "
+            "insertion([{'untouched': ..., 'copy': ...}])"
+        )
     for number, group in enumerate(groups):
+        if not isinstance(group, Mapping):
+            raise InputError(
+                f"group {number} is a {type(group).__name__}: give traces by name, as in "
+                "insertion([{'untouched': ..., 'copy': ...}])"
+            )
         names = names or list(group)
         if len(names) < 2:
             break

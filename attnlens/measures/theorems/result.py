@@ -9,10 +9,8 @@ import numpy as np
 import pandas as pd
 
 from attnlens.measures.results import Result, plain_rows
+from attnlens.measures.statistics import FEW
 from attnlens.measures.theorems.change import Change
-
-FEW_RUNS = 10
-"""From this many runs on bootstrap intervals are taken at their word."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,12 @@ class Dilution(Result):
         The windows, in words.
     settings : dict
         ``layers``, ``include_copied``, ``confidence``, ``resamples`` and ``seed``.
+    by_layer : pandas.DataFrame
+        ``layer``; ``exponent`` (of mass, mean over heads) with ``exponent_low`` and
+        ``exponent_high``; ``log_odds``, ``counts`` and ``preference``: mean change over runs and
+        heads; ``evenness_SEGMENT`` for each segment: mass over fraction of keys, likewise.
     by_head : pandas.DataFrame
-        ``layer``, ``head``; ``exponent`` with ``exponent_low`` and ``exponent_high``; ``log_odds``,
-        ``counts`` and ``preference``: mean change over runs.
+        ``layer``, ``head``, and the same.
     curves : pandas.DataFrame
         One row for each run and step: ``sample``, ``step``, ``key_share``, and ``mass``,
         ``log_odds``, ``counts``, ``preference``, each the mean over layers and heads.
@@ -70,13 +71,15 @@ class Dilution(Result):
     change_without_sink: Change
     between: tuple[str, str]
     settings: dict[str, Any]
+    by_layer: pd.DataFrame
     by_head: pd.DataFrame
     curves: pd.DataFrame
 
     def as_dict(self) -> dict[str, Any]:
-        """See ``Result``; the table by head becomes a list of rows, curves are left out."""
+        """See ``Result``; tables by place become lists of rows, curves are left out."""
         plain = super().as_dict()
         del plain["curves"]
+        plain["by_layer"] = plain_rows(self.by_layer)
         plain["by_head"] = plain_rows(self.by_head)
         plain["evenness"] = {
             segment: plain_rows(pd.DataFrame([row]))[0] for segment, row in self.evenness.items()
@@ -105,10 +108,8 @@ class Dilution(Result):
             if known[most] - known[least] < 1e-3:
                 here = "it is so"
             said.append(f"The theorem lets each key weigh alike; here {here}.")
-        if 1 < self.samples < FEW_RUNS:
-            said.append(
-                f"Bootstrap intervals over fewer than {FEW_RUNS} runs are narrower than they say."
-            )
+        if 1 < self.samples < FEW:
+            said.append(f"Bootstrap intervals over fewer than {FEW} runs are too narrow.")
         return said
 
 

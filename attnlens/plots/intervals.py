@@ -1,0 +1,35 @@
+"""Intervals in figures: how they are drawn, and what a caption says of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from attnlens.measures.statistics import FEW
+
+
+def interval_ends(values: Any, low: Any, high: Any) -> np.ndarray:
+    """Distances from values to the ends of their intervals, [2, values], 0 where there is none.
+
+    A mean outside its interval has an end at itself.
+    """
+    return np.maximum(np.nan_to_num([np.subtract(values, low), np.subtract(high, values)]), 0)
+
+
+def interval_note(marks: str, count: int, units: str, confidence: float = 0.95) -> str:
+    """Say what the bars or bands of a figure are, as a sentence after a blank; nothing for one.
+
+    Parameters
+    ----------
+    marks
+        What they are: bars, bands.
+    count, units
+        Over how many of what.
+    confidence
+        Their level.
+    """
+    if count < 2:
+        return ""
+    said = f" {marks}: {confidence:.0%} bootstrap interval over {units}"
+    return f"{said}; of {count}, it is too narrow." if count < FEW else f"{said}."
