@@ -99,7 +99,7 @@ def parse_window(text: str) -> Any:
 
         if text not in REGIONS:
             raise InputError(
-                f"--between {text}: give the name of a region ({', '.join(REGIONS)}), steps such "
+                f"--between {text!r}: give the name of a region ({', '.join(REGIONS)}), steps such "
                 "as 0-40, or a part of the run such as 0%-25%"
             )
         return text

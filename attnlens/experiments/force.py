@@ -58,9 +58,9 @@ def force(
 
 def _check_same(prompt: Prompt, trace: Trace) -> None:
     """Refuse a trace of another prompt, as far as it notes its own."""
-    noted = {"prompt": trace.attrs.get("prompt")}
+    noted: dict[str, Any] = {"prompt": trace.attrs.get("prompt")}
     noted["images"] = [image.get("sha256") for image in trace.attrs.get("images") or []]
-    given = {"prompt": prompt.text}
+    given: dict[str, Any] = {"prompt": prompt.text}
     given["images"] = [image.as_dict().get("sha256") for image in prompt.images]
     other = [name for name, value in noted.items() if value and value != given[name]]
     if other:

@@ -16,7 +16,6 @@ from attnlens.interventions.inject import Inject
 from attnlens.interventions.knockout import Knockout
 from attnlens.interventions.route import SELECTIONS, Route
 from attnlens.interventions.triggers import At, AtStep, Every, Trigger, WhenVisualBelow
-from attnlens.vlm.images import open_image
 
 FORMS = (
     "copy, copy:blank, copy:text, copy:FILE, route:PERCENT, route:PERCENT:random, "
@@ -72,7 +71,7 @@ def parse_intervention(text: str, when: Trigger, positions: str = "fresh") -> In
     Raises
     ------
     InputError
-        If it is in none of the forms, a number is out of range, or a picture cannot be read.
+        If it is in none of the forms, or a number is out of range.
     """
     whole = text.startswith(("inject:", "close:")) or (
         text.startswith("copy:") and Path(text.removeprefix("copy:")).is_file()
@@ -85,8 +84,6 @@ def parse_intervention(text: str, when: Trigger, positions: str = "fresh") -> In
     name, colon, value = text.partition(":")
     if name == "copy":
         source = value or None
-        if source not in (None, "blank", "text"):
-            open_image(source)
         return Copy(when=when, source=source, positions="fresh" if source else positions)
     if name == "route" and colon:
         percent, _, select = value.partition(":")

@@ -63,8 +63,8 @@ def averages(
     Raises
     ------
     InputError
-        If it is given something else or nothing, definitions or regions differ, the width cannot be used, or no section
-        has a value.
+        If it is given something else or nothing, definitions or regions differ, the width cannot
+        be used, or no section has a value.
     """
     inches = width_in_inches(width)
     if not isinstance(result_by_name, Mapping):

@@ -67,7 +67,8 @@ def recovery(
     Raises
     ------
     InputError
-        If it is given something else, the definition or the width is unknown, or no intervention acted.
+        If it is given something else, the definition or the width is unknown, or no intervention
+        acted.
     """
     import seaborn
 

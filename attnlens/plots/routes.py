@@ -75,8 +75,9 @@ def routes(
     Raises
     ------
     InputError
-        If it is given something else, the definition, the width or an intervention is unknown, a percentage is out of range or
-        comes twice, none is given, or none of the interventions acted.
+        If it is given something else, the definition, the width or an intervention is unknown, a
+        percentage is out of range or comes twice, none is given, or none of the interventions
+        acted.
     """
     chosen = get_definition(definition)
     check_result(result, "Recovery", "attnlens.recover")

@@ -17,7 +17,6 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.figure
 import matplotlib.style
-import numpy as np
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.layout_engine import ConstrainedLayoutEngine

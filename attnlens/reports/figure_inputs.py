@@ -141,8 +141,9 @@ def read_runs(folder: str | Path) -> Runs:
     ----------
     folder
         Traces (``*.zarr``) at any depth, ``dependence/*.nc``, ``recovery.nc`` (or the one in a
-        folder ``*_recovery``) and ``routes.nc``, each where there is one. What cannot be averaged with the rest (a run under an intervention,
-        one without an image or with fewer than three steps) is left out and said on standard error.
+        folder ``*_recovery``) and ``routes.nc``, each where there is one. What cannot be averaged
+        with the rest (a run under an intervention, one without an image or with fewer than three
+        steps) is left out and said on standard error.
 
     Raises
     ------

@@ -243,7 +243,8 @@ def run_each(
         remove_leftovers(folder_of(job))
     # as JSON reads them back, so that they compare equal
     notes = {job.line: json.loads(json.dumps(note_of_job(job))) for job in jobs}
-    before, waiting = [], []
+    before: list[Job] = []
+    waiting: list[Job] = []
     changed: list[str] = []
     for job in jobs:
         path = folder_of(job) / name

@@ -47,13 +47,18 @@ class Settings:
         Raises
         ------
         InputError
-            If an intervention, the trigger or the definition cannot be read, or the folder cannot
-            be written.
+            If an intervention, its picture, the trigger or the definition cannot be read, or the
+            folder cannot be written.
         """
         from attnlens.measures.definitions import get_definition
+        from attnlens.vlm.images import open_image
 
         get_definition(self.definition)
-        self.parsed()
+        for intervention in self.parsed():
+            for part in intervention.parts:
+                source = getattr(part, "source", None)
+                if source not in (None, "blank", "text"):
+                    open_image(source)
         check_writable(Path(self.save_folder))
 
     def parsed(self) -> list[Intervention]:

@@ -32,11 +32,12 @@ def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
     pandas.DataFrame
         ``line``, ``image``, ``question``, ``mode``, ``expected``, ``answer``, ``right`` (missing
         where the truth is not known), ``cut_off`` (whether the answer had not ended when generation
-        stopped at its longest length; missing where that is not known) of the run; ``step``, ``query_token``, ``predicted_token``,
-        ``region`` (of the predicted token); ``keys_SEGMENT``, the number of keys; ``mass_SEGMENT``,
-        the fraction of attention mass, mean over layers and heads; and each definition of visual
-        share by its name (``attnlens.measures.definitions``), reduced over heads and layers, NaN
-        where it is not defined. Tokens and definitions are missing for synthetic traces.
+        stopped at its longest length; missing where that is not known) of the run; ``step``,
+        ``query_token``, ``predicted_token``, ``region`` (of the predicted token);
+        ``keys_SEGMENT``, the number of keys; ``mass_SEGMENT``, the fraction of attention mass, mean
+        over layers and heads; and each definition of visual share by its name
+        (``attnlens.measures.definitions``), reduced over heads and layers, NaN where it is not
+        defined. Tokens and definitions are missing for synthetic traces.
     """
     import numpy as np
     import pandas as pd

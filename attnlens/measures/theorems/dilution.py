@@ -12,6 +12,7 @@ import xarray as xr
 
 from attnlens.errors import InputError
 from attnlens.measures.inputs import TraceLike, dataset_of
+from attnlens.measures.recovery import mean_of_known
 from attnlens.measures.results import NAN, check_confidence
 from attnlens.measures.statistics import TrendTest, bootstrap_mean, mann_kendall
 from attnlens.measures.theorems.change import (
@@ -88,6 +89,7 @@ def dilution(
         raise InputError(f"More pairs of windows than the {len(found)} traces: give one for each")
     alphas = np.array([run.alpha for run in found])
     low, high = bootstrap_mean(alphas[np.isfinite(alphas)], **options)
+    by_layer, by_head = _by_place(found, options)
     return Dilution(
         samples=len(found),
         steps=tuple(len(run.curve) for run in found),
@@ -104,16 +106,16 @@ def dilution(
         ),
         undefined=float(np.mean([run.undefined for run in found])),
         evenness=_evenness(found, options),
-        change=change(xr.concat([run.change for run in found], "sample"), **options),
+        change=change(_along_samples([run.change for run in found]), **options),
         change_without_sink=change(
-            xr.concat([run.change_without_sink for run in found], "sample"), **options
+            _along_samples([run.change_without_sink for run in found]), **options
         ),
         between=(_words(used[0][0]), _words(used[0][1])) if _same(used) else ("", ""),
         settings={**chosen, **options},
-        by_layer=_by_layer(found, options),
-        by_head=_by_head(found, options),
-        curves=pd.concat(
-            [run.curve.assign(sample=i) for i, run in enumerate(found)], ignore_index=True
+        by_layer=by_layer,
+        by_head=by_head,
+        curves=pd.concat([run.curve for run in found], ignore_index=True).assign(
+            sample=np.repeat(np.arange(len(found)), [len(run.curve) for run in found])
         ),
     )
 
@@ -181,6 +183,14 @@ def _curve(terms: xr.Dataset) -> pd.DataFrame:
     )
 
 
+def _along_samples(changes: list[xr.Dataset]) -> xr.Dataset:
+    """Put runs of the same layers and heads together."""
+    axes = ("sample", "layer", "head")
+    return xr.Dataset(
+        {name: (axes, np.array([one[name].values for one in changes])) for name in TERMS}
+    )
+
+
 def _same(pairs: list[Pair]) -> bool:
     return all(pair == pairs[0] for pair in pairs)
 
@@ -201,7 +211,7 @@ def _words(window: Any) -> str:
 
 
 def _evenness(found: list[_Run], options: dict[str, Any]) -> dict[str, dict[str, float]]:
-    ratios = np.array([run.evenness.mean(("layer", "head")).values for run in found])
+    ratios = np.array([mean_of_known(_flat(run.evenness)) for run in found])
     table = {}
     for name, column in zip(found[0].evenness["segment"].values, ratios.T, strict=True):
         known = column[np.isfinite(column)]
@@ -210,39 +220,41 @@ def _evenness(found: list[_Run], options: dict[str, Any]) -> dict[str, dict[str,
     return table
 
 
-def _by_layer(found: list[_Run], options: dict[str, Any]) -> pd.DataFrame:
-    rows = []
-    for i, layer in enumerate(found[0].change["layer"].values.tolist()):
-        alphas = [run.by_layer[i] for run in found]
-        parts = [(run.change.isel(layer=i), run.evenness.isel(layer=i)) for run in found]
-        rows.append({"layer": layer, **_row(alphas, parts, options)})
-    return pd.DataFrame(rows)
+def _flat(evenness: xr.DataArray) -> np.ndarray:
+    """Evenness by segment, [segment, layers x heads]."""
+    return evenness.values.reshape(evenness.sizes["segment"], -1)
 
 
-def _by_head(found: list[_Run], options: dict[str, Any]) -> pd.DataFrame:
-    places = [
-        (i, j, layer, head)
-        for i, layer in enumerate(found[0].change["layer"].values.tolist())
-        for j, head in enumerate(found[0].change["head"].values.tolist())
+def _by_place(found: list[_Run], options: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tables by layer, and by layer and head: means over runs."""
+    terms = {name: np.array([run.change[name].values for run in found]) for name in TERMS}
+    ratios = np.array([run.evenness.values for run in found])  # [run, segment, layer, head]
+    for name, column in zip(
+        found[0].evenness["segment"].values, ratios.swapaxes(0, 1), strict=True
+    ):
+        terms[f"evenness_{name}"] = column
+    layers, heads = (found[0].change[axis].values.tolist() for axis in ("layer", "head"))
+    of_layers = np.array([run.by_layer for run in found])
+    of_heads = np.array([run.by_head for run in found])
+    by_layer = [
+        {"layer": layer}
+        | _row(
+            of_layers[:, i], {name: mean_of_known(v[:, i]) for name, v in terms.items()}, options
+        )
+        for i, layer in enumerate(layers)
     ]
-    rows = []
-    for i, j, layer, head in progress(places, description="intervals by head"):
-        alphas = [run.by_head[i, j] for run in found]
-        place = {"layer": i, "head": j}
-        parts = [(run.change.isel(place), run.evenness.isel(place)) for run in found]
-        rows.append({"layer": layer, "head": head, **_row(alphas, parts, options)})
-    return pd.DataFrame(rows)
+    places = [(i, j) for i in range(len(layers)) for j in range(len(heads))]
+    by_head = [
+        {"layer": layers[i], "head": heads[j]}
+        | _row(of_heads[:, i, j], {name: v[:, i, j] for name, v in terms.items()}, options)
+        for i, j in progress(places, description="intervals by head")
+    ]
+    return pd.DataFrame(by_layer), pd.DataFrame(by_head)
 
 
 def _row(
-    alphas: list[float], parts: list[tuple[xr.Dataset, xr.DataArray]], options: dict[str, Any]
+    alphas: np.ndarray, values: dict[str, np.ndarray], options: dict[str, Any]
 ) -> dict[str, float]:
-    """Numbers of one layer, or layer and head: means over runs, of means over heads."""
-    values = np.array(alphas)
-    low, high = bootstrap_mean(values[np.isfinite(values)], **options)
-    row = {"exponent": _mean(values), "exponent_low": low, "exponent_high": high}
-    row |= {n: _mean(np.array([float(one[n].mean()) for one, _ in parts])) for n in TERMS}
-    ratios = np.array([even.mean([d for d in even.dims if d != "segment"]) for _, even in parts])
-    for name, column in zip(parts[0][1]["segment"].values, ratios.T, strict=True):
-        row[f"evenness_{name}"] = _mean(column)
-    return row
+    low, high = bootstrap_mean(alphas[np.isfinite(alphas)], **options)
+    row = {"exponent": _mean(alphas), "exponent_low": low, "exponent_high": high}
+    return row | {name: _mean(of_runs) for name, of_runs in values.items()}

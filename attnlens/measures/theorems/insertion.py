@@ -106,8 +106,8 @@ def insertion(
     Raises
     ------
     InputError
-        If there is no group, one is no mapping, names differ between groups, traces of a group differ in their tokens,
-        or one but the first has no inserted token.
+        If there is no group, one is no mapping, names differ between groups, traces of a group
+        differ in their tokens, or one but the first has no inserted token.
     """
     options: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
     rows: list[dict[str, list[float]]] = []
