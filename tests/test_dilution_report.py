@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -30,13 +35,92 @@ def data(tmp_path_factory):
     return folder / "questions.jsonl"
 
 
+def command(data, out, samples=2):
+    files = ["--data", str(data), "--save_folder", str(out)]
+    more = ["--insertion", "--samples", str(samples), "--max_new_tokens", "30"]
+    return ["dilution", *files, *more]
+
+
 @pytest.fixture(scope="module")
 def folder(data, tmp_path_factory):
     """Results of the whole command."""
     out = tmp_path_factory.mktemp("out")
-    command = ["dilution", "--data", str(data), "--save_folder", str(out), "--insertion"]
-    assert main([*command, "--samples", "2", "--max_new_tokens", "60"]) == 0
+    assert main(command(data, out)) == 0
     return out
+
+
+def states(folder, pattern="**/*"):
+    """When each file was written, and its inode: both change with a new file."""
+    files = [p for p in sorted(folder.glob(pattern)) if p.is_file()]
+    return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in files}
+
+
+@pytest.mark.parametrize(
+    ("lines", "place"),
+    [(4, "cot_twins"), (7, "cot_answers"), (9, "tables")],
+    ids=["among insertions", "among sampled answers", "before the tables"],
+)
+def test_killed_in_each_part_and_resumed(lines, place, data, folder, tmp_path, capsys):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "attnlens", *command(data, tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+        text=True,
+    )
+    assert process.stdout is not None
+    said = [process.stdout.readline() for _ in range(lines)]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    if place != "tables":
+        assert place in said[-1]
+    done = {}
+    for line in said:
+        done |= states(Path(line.removeprefix("written to ").strip()))
+    assert done
+    assert not (tmp_path / "dilution").exists()
+
+    assert main(command(data, tmp_path)) == 0
+    capsys.readouterr()
+    after = states(tmp_path)
+    assert {path: after[path] for path in done} == done
+    assert not [p for p in tmp_path.rglob(".*-*")]
+    for name in ("dilution.parquet", "steps.parquet"):
+        whole = (folder / "dilution" / name).read_bytes()
+        assert (tmp_path / "dilution" / name).read_bytes() == whole
+
+
+def test_more_answers_are_sampled_beside_those_that_are_there(data, folder, tmp_path, monkeypatch):
+    from attnlens.reports import dilution_runs
+
+    asked = []
+    sample = dilution_runs.sampled_dependence
+
+    def counted(vlm, prompt, samples, others, **options):
+        asked.append((samples, options["seed"]))
+        return sample(vlm, prompt, samples, others, **options)
+
+    monkeypatch.setattr(dilution_runs, "sampled_dependence", counted)
+    assert main(command(data, tmp_path, samples=1)) == 0
+    assert main(command(data, tmp_path)) == 0
+    assert asked == [(1, 0)] * COUNT + [(1, 1)] * COUNT
+    whole = (folder / "dilution" / "dilution.parquet").read_bytes()
+    assert (tmp_path / "dilution" / "dilution.parquet").read_bytes() == whole
+    answers = states(tmp_path, "dilution_runs/cot_answers/**/*")
+    assert main(command(data, tmp_path, samples=1)) == 0  # two serve for one
+    assert states(tmp_path, "dilution_runs/cot_answers/**/*") == answers
+    record = json.loads((tmp_path / "dilution" / "dilution.json").read_text())
+    assert record["information"]["answers"] == COUNT
+    assert len(asked) == 2 * COUNT
+
+
+def test_answers_that_had_not_ended_are_counted(folder, data, capsys):
+    assert main(command(data, folder)) == 0
+    assert f"{COUNT} of {COUNT} answers had not ended" in capsys.readouterr().err
+    record = json.loads((folder / "dilution" / "dilution.json").read_text())
+    assert len(record["cut_off"]) == COUNT
+    assert pd.read_parquet(folder / "dilution" / "steps.parquet")["cut_off"].all()
 
 
 def test_every_number_is_in_the_table(folder):
@@ -57,6 +141,11 @@ def test_every_number_is_in_the_table(folder):
     assert value("change_without_sink", "preference") == pytest.approx(sinkless)
     evenness = record["evenness"]["response"]["high"]
     assert value("evenness", "mass_over_key_share", "high", segment="response") == evenness
+    row = record["by_layer"][1]
+    where = {"layer": row["layer"]}
+    assert value("by_layer", "exponent", "high", **where) == pytest.approx(row["exponent_high"])
+    assert value("by_layer", "evenness_visual", **where) == pytest.approx(row["evenness_visual"])
+    assert value("dilution", "samples", "value") == COUNT
     row = record["by_head"][5]
     where = {"layer": row["layer"], "head": row["head"]}
     assert value("by_head", "exponent", "low", **where) == pytest.approx(row["exponent_low"])
@@ -109,8 +198,8 @@ def test_answers_are_sampled_and_measured_against_the_other_images(folder):
 
 
 def test_traces_alone_give_the_theorem_and_the_table(folder, tmp_path, capsys):
-    command = ["dilution", "--traces", str(folder / "dilution_runs"), "--save_folder"]
-    assert main([*command, str(tmp_path)]) == 0  # twins among them are runs, too
+    of_traces = ["dilution", "--traces", str(folder / "dilution_runs"), "--save_folder"]
+    assert main([*of_traces, str(tmp_path)]) == 0  # twins among them are runs, too
     assert "to the power of" in capsys.readouterr().out
     table = pd.read_parquet(tmp_path / "dilution" / "dilution.parquet")
     assert not table["measure"].isin(["insertion", "information"]).any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,26 @@ def states(folder, pattern):
     return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in sorted(folder.glob(pattern))}
 
 
+@pytest.fixture(scope="module")
+def done(data, tmp_path_factory):
+    """Results of each command, unbroken."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("trend", "recover", "dilution")}
+    for name, folder in folders.items():
+        assert main(command(name, data, folder)) == 1
+    return folders
+
+
+@pytest.fixture
+def copied(done, tmp_path):
+    """Return a copy of a command's results, times of change included."""
+
+    def copy(name):
+        shutil.copytree(done[name], tmp_path / "out")
+        return tmp_path / "out"
+
+    return copy
+
+
 @pytest.mark.parametrize(
     ("name", "runs", "tables"),
     [
@@ -65,9 +86,9 @@ def states(folder, pattern):
         ),
     ],
 )
-def test_killed_and_resumed(name, runs, tables, data, tmp_path, capsys):
+def test_killed_and_resumed(name, runs, tables, data, done, tmp_path, capsys):
     """Nothing is lost, nothing is done twice, and the result is that of an unbroken run."""
-    out, whole = tmp_path / "broken", tmp_path / "whole"
+    out = tmp_path / "broken"
     process = subprocess.Popen(
         [sys.executable, "-m", "attnlens", *command(name, data, out)],
         stdout=subprocess.PIPE,
@@ -94,18 +115,17 @@ def test_killed_and_resumed(name, runs, tables, data, tmp_path, capsys):
     assert {path: after[path] for path in before} == before
     assert not [p for p in out.rglob(".*-*")]
 
-    assert main(command(name, data, whole)) == 1
     for table in tables:
         columns = pd.read_parquet(out / table)
         assert set(columns.get("line", pd.Series([1, 3, 4]))) == {1, 3, 4}
-        assert (out / table).read_bytes() == (whole / table).read_bytes()
+        assert (out / table).read_bytes() == (done[name] / table).read_bytes()
 
     assert main(command(name, data, out)) == 1  # and once more: nothing is left to do
     assert states(out, runs) == after
 
 
-def test_other_settings_or_another_picture_are_done_again(data, tmp_path):
-    assert main(command("trend", data, tmp_path)) == 1
+def test_other_settings_or_another_picture_are_done_again(data, copied):
+    tmp_path = copied("trend")
     runs = "0*/back_trace.zarr"
     before = states(tmp_path, runs)
     assert main(command("trend", data, tmp_path, "--seed", 1)) == 1
@@ -124,10 +144,10 @@ def test_other_settings_or_another_picture_are_done_again(data, tmp_path):
     assert changed == ["00003_1"]
 
 
-def test_other_pictures_are_drawn_from_the_answers_that_are_there(data, tmp_path, monkeypatch):
+def test_other_pictures_are_drawn_from_the_answers_that_are_there(data, copied, monkeypatch):
     from attnlens.reports import trend as report
 
-    assert main(command("trend", data, tmp_path)) == 1
+    tmp_path = copied("trend")
     masses = {
         path: attnlens.Trace.load(path).data["mass"].values
         for path in tmp_path.glob("0*/back_trace.zarr")
@@ -141,8 +161,8 @@ def test_other_pictures_are_drawn_from_the_answers_that_are_there(data, tmp_path
 
 
 @pytest.mark.parametrize("name", ["trend", "recover"])
-def test_answers_to_other_questions_are_not_written_over(name, data, tmp_path, capsys):
-    assert main(command(name, data, tmp_path)) == 1
+def test_answers_to_other_questions_are_not_written_over(name, data, copied, capsys):
+    tmp_path = copied(name)
     lines = data.read_text().splitlines()
     asked = json.loads(lines[0]) | {"question": "Is there a red circle?"}
     other = data.with_name("other.jsonl")
@@ -183,11 +203,112 @@ def test_only_runs_of_their_own_are_found(tmp_path):
     assert found == wanted
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"image": "0.png", "question": "caf\xe9"}', "is not UTF-8 (byte 36 of it)"),
+        (b'{"image": "", "question": "What?"}', "'image' is '': give a text"),
+        (b'{"image": "0.png", "question": 3}', "'question' is 3: give a text"),
+        (b'{"image": "0.png", "Question": "What?"}', "no 'question'; it has 'image', 'Question'"),
+        (b'{"image": "0.png", "question": "?", "answer": [3]}', "'answer' is [3]: give a text"),
+        (b"[" * 100_000, "is no JSON"),
+        (b"[]", "is no JSON object"),
+    ],
+)
+def test_a_bad_line_says_what_is_wrong_and_takes_no_other_with_it(line, message, data, capsys):
+    from attnlens.reports.jobs import check_jobs, read_jobs
+
+    path = data.with_name("bad.jsonl")
+    path.write_bytes(b"\xef\xbb\xbf" + data.read_bytes().split(b"\n")[0] + b"\n" + line)
+    good, skipped = check_jobs(read_jobs(path))
+    assert [job.line for job in good] == [1]
+    assert skipped == 1
+    said = capsys.readouterr().err
+    assert f"line 2: {message}" in said or f"line 2: has {message}" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("recover", ["--intervention", "route:150"], "'route:150': give a percentage"),
+        ("recover", ["--intervention", "boost:inf"], "'boost:inf': give a finite number"),
+        ("recover", ["--intervention", "copy:nope.png"], "no image at 'nope.png'"),
+        ("dilution", ["--between", "think", "bakc"], "--between 'bakc': give the name of a region"),
+    ],
+)
+def test_wrong_options_are_blamed_on_no_line(name, options, message, data, tmp_path, capsys):
+    assert main([*command(name, data, tmp_path / "out"), *options]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "line " not in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_half_a_character_is_a_bad_line(tmp_path, data, capsys):
     path = data.with_name("half.jsonl")
     path.write_text('{"image": "0.png", "question": "a \\ud800 b"}\n')
     assert main(command("trend", path, tmp_path)) == 2
     assert "holds half a character" in capsys.readouterr().err
+
+
+def damaged(path, how):
+    if how == "removed":
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    elif how == "emptied":
+        path.write_text("")
+    else:
+        path.write_bytes(path.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "how"),
+    [
+        ("trend", "00003_1/back_trace.zarr", "removed"),
+        ("trend", "00003_1/summary.json", "emptied"),
+        ("trend", "00003_1/back_step_attention.png", "cut"),
+        ("trend", "00003_1/back_settings.json", "cut"),
+        ("recover", "batch_recovery_runs/back/00003_1/recovery.nc", "cut"),
+        ("recover", "batch_recovery_runs/back/00003_1/trace.zarr", "removed"),
+        ("dilution", "dilution_runs/00003_1/cot_trace.zarr", "removed"),
+    ],
+)
+def test_what_is_damaged_is_done_again(name, path, how, done, copied, data, capsys):
+    out = copied(name)
+    kept = states(out, "**/00001_0/**/*")
+    size = (out / path).stat().st_size
+    damaged(out / path, how)
+    assert main(command(name, data, out)) == 1
+    assert f"{COUNT - 1} of {COUNT} questions were done before" in capsys.readouterr().err
+    assert states(out, "**/00001_0/**/*") == kept
+    if path.endswith("summary.json"):  # it names the folder
+        assert json.loads((out / path).read_text())["mode"] == "back"
+    else:
+        assert (out / path).stat().st_size == size
+    if path.endswith(".nc"):
+        Recovery.load(out / path)
+    for table in out.glob("*.parquet"):
+        assert table.read_bytes() == (done[name] / table.name).read_bytes()
+
+
+def test_other_settings_are_said(copied, data, capsys):
+    out = copied("trend")
+    capsys.readouterr()
+    assert main([*command("trend", data, out), "--max_new_tokens", "20"]) == 1
+    said = capsys.readouterr().err
+    assert f"{COUNT} of {COUNT} questions were done with other settings" in said
+    assert "max_new_tokens (40, now 20)" in said
+    assert f"{COUNT} of {COUNT} answers had not ended" in said
+    assert pd.read_parquet(out / "back_steps.parquet")["cut_off"].all()
+
+
+def test_answers_that_had_not_ended_are_said_in_a_recovery(copied, data, capsys):
+    out = copied("recover")
+    capsys.readouterr()
+    assert main(command("recover", data, out)) == 1
+    said = capsys.readouterr()
+    assert f"{COUNT} of {COUNT} answers had not ended" in said.err
+    assert "intervals over fewer than 10 prompts are too narrow" in said.out
 
 
 def test_a_question_that_fails_is_tried_again(data, tmp_path, monkeypatch, capsys):
@@ -211,8 +332,8 @@ def test_a_question_that_fails_is_tried_again(data, tmp_path, monkeypatch, capsy
     assert set(pd.read_parquet(tmp_path / "back_steps.parquet")["line"]) == {1, 3, 4}
 
 
-def test_the_table_holds_what_was_measured(data, tmp_path):
-    assert main(command("trend", data, tmp_path)) == 1
+def test_the_table_holds_what_was_measured(done):
+    tmp_path = done["trend"]
     table = pd.read_parquet(tmp_path / "back_steps.parquet")
     assert not table.duplicated(["line", "step"]).any()
     for line, rows in table.groupby("line"):

@@ -55,6 +55,9 @@ WIDTHS = {"one-column": 3.35, "two-column": 6.9}
 NARROW = 5.0
 """Below this width panels stand one above the other, in inches."""
 
+POINTS_PER_INCH = 72
+"""What vector formats are laid out in."""
+
 MAX_PIXELS = 2**16 - 1
 """Matplotlib draws no picture with a longer side."""
 
@@ -210,6 +213,19 @@ def finish(figure: Figure, height: float, caption: str) -> None:
     figure.draw_without_rendering()
 
 
+def _lay_out(figure: matplotlib.figure.Figure, dpi: float) -> None:
+    """Lay out a figure for its pixels before it is drawn.
+
+    A layout starts from the one before. At the first drawing with other pixels it would still move,
+    by less than can be seen, and the bytes of the second would be others.
+    """
+    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        own = figure.dpi
+        figure.dpi = dpi
+        figure.draw_without_rendering()
+        figure.dpi = own
+
+
 def render(figure: matplotlib.figure.Figure, file_format: str, *, dpi: float = 200) -> bytes:
     """Draw a figure into bytes, the same bytes each time.
 
@@ -225,6 +241,7 @@ def render(figure: matplotlib.figure.Figure, file_format: str, *, dpi: float = 2
     limit = MAX_PIXELS / max(figure.get_size_inches())
     buffer = io.BytesIO()
     with style():
+        _lay_out(figure, min(dpi, limit) if file_format == "png" else POINTS_PER_INCH)
         figure.savefig(
             buffer, format=file_format, dpi=min(dpi, limit), metadata=METADATA[file_format]
         )
