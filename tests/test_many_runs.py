@@ -311,6 +311,33 @@ def test_answers_that_had_not_ended_are_said_in_a_recovery(copied, data, capsys)
     assert "intervals over fewer than 10 prompts are too narrow" in said.out
 
 
+def test_a_second_process_is_kept_out(data, copied, capsys):
+    out = copied("trend")
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; from attnlens.locking import only_process\n"
+            "with only_process(Path(sys.argv[1])):\n"
+            "    print('in', flush=True); sys.stdin.read()",
+            str(out),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "in\n"
+    capsys.readouterr()
+    assert main(command("trend", data, out)) == 2
+    assert "another attnlens is at work in" in capsys.readouterr().err
+    holder.kill()  # the system gives its lock back
+    holder.communicate()
+    assert (out / ".attnlens-lock").exists()
+    assert main(command("trend", data, out)) == 1
+    assert not (out / ".attnlens-lock").exists()
+
+
 def test_a_question_that_fails_is_tried_again(data, tmp_path, monkeypatch, capsys):
     from attnlens.reports import trend as report
 

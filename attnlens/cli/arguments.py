@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +34,27 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write a value as indented JSON, whole or not at all."""
     with write_file(Path(path)) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def exit_status(command: str, skipped: int, failed: int) -> int:
+    """Return 1 where lines of a file were left out, and say how many; else 0.
+
+    Parameters
+    ----------
+    command
+        Name of the command.
+    skipped, failed
+        Lines that could not be used, and questions that failed.
+    """
+    if not skipped and not failed:
+        return 0
+    left_out = [
+        f"{count} {what}{'' if count == 1 else 's'} {how}"
+        for count, what, how in ((skipped, "line", "skipped"), (failed, "question", "failed"))
+        if count
+    ]
+    print(
+        f"attnlens {command}: not in the results: {', '.join(left_out)} (see above)",
+        file=sys.stderr,
+    )
+    return 1

@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import Any
 
-from attnlens.cli.arguments import at_least
+from attnlens.cli.arguments import at_least, exit_status
 from attnlens.cli.trend import generation_options, parse_layers
 from attnlens.errors import InputError
 from attnlens.vlm.modes import MODES
@@ -141,4 +141,4 @@ def run_dilution(options: argparse.Namespace) -> int:
     asked.check()
     jobs, skipped = check_jobs(read_jobs(options.data))
     failed = report_questions(jobs, asked, settings)
-    return 1 if skipped or failed else 0
+    return exit_status("dilution", skipped, failed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from attnlens.cli.arguments import at_least
+from attnlens.cli.arguments import at_least, exit_status
 from attnlens.cli.trend import questions_of
 from attnlens.errors import InputError
 from attnlens.vlm.modes import MODES
@@ -113,4 +113,4 @@ def run_recover(options: argparse.Namespace) -> int:
     settings.check()
     jobs, skipped = check_jobs(questions_of(options))
     failed = run_recovery(jobs, settings)
-    return 1 if skipped or failed else 0
+    return exit_status("recover", skipped, failed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from attnlens.cli.arguments import exit_status
 from attnlens.errors import InputError
 from attnlens.vlm.modes import MODES
 
@@ -117,7 +118,7 @@ def run_trend(options: argparse.Namespace) -> int:
     settings.check()
     jobs, skipped = check_jobs(questions_of(options))
     failed = run_jobs(jobs, settings)
-    return 1 if skipped or failed else 0
+    return exit_status("trend", skipped, failed)
 
 
 def generation_options(options: argparse.Namespace) -> dict[str, Any]:

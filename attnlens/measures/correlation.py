@@ -74,7 +74,7 @@ def correlation(
     """
     if not isinstance(data, xr.Dataset) or "reference" not in data.coords:
         raise InputError(
-            f"a {type(data).__name__} was given: give what attnlens.dependence returns, of one run"
+            f"{type(data).__name__} was given: give what attnlens.dependence returns, of one run"
         )
     for name, known in (("dependence_name", DEPENDENCES), ("share", SHARES)):
         given = {"dependence_name": dependence_name, "share": share}[name]

@@ -69,7 +69,7 @@ def averages(
     inches = width_in_inches(width)
     if not isinstance(result_by_name, Mapping):
         raise InputError(
-            f"a {type(result_by_name).__name__} was given: give what attnlens.measures.averages "
+            f"{type(result_by_name).__name__} was given: give what attnlens.measures.averages "
             "returns by the names of curves, as in averages({'cot': ..., 'back': ...})"
         )
     results = dict(result_by_name)

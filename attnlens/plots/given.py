@@ -25,4 +25,4 @@ def check_result(given: Any, kind: str, maker: str) -> None:
         If it is something else.
     """
     if all(base.__name__ != kind for base in type(given).__mro__):
-        raise InputError(f"a {type(given).__name__} was given: give what {maker} returns")
+        raise InputError(f"{type(given).__name__} was given: give what {maker} returns")

@@ -134,6 +134,7 @@ def _twins(
 
     return run_each(
         jobs,
+        root,
         lambda job: _twin_folder(root, settings, job),
         note_of_job,
         work,
@@ -194,6 +195,7 @@ def _answers(
 
     return run_each(
         jobs,
+        root,
         lambda job: _answer_folder(root, settings, job),
         note_of_job,
         work,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import attnlens
 from attnlens.errors import InputError
+from attnlens.locking import only_process
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
 from attnlens.text import one_line
@@ -206,6 +207,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def run_each(
     jobs: Sequence[Job],
+    root: Path,
     folder_of: Callable[[Job], Path],
     note_of_job: Callable[[Job], Mapping[str, Any]],
     work: Callable[[Job, dict[str, Any]], object],
@@ -220,8 +222,10 @@ def run_each(
     ----------
     jobs
         The questions of a file.
+    root
+        The folder for all results: no other process may be at work there.
     folder_of
-        Where a question's results go.
+        Where a question's results go, in it.
     note_of_job
         What they follow from: they are there if their folder's note says the same, and everything
         that lay beside it still does.
@@ -238,11 +242,40 @@ def run_each(
     -------
     list of Job
         Those whose results are there now.
+
+    Raises
+    ------
+    InputError
+        If another process is at work in the folder.
     """
-    for job in jobs:
-        remove_leftovers(folder_of(job))
-    # as JSON reads them back, so that they compare equal
-    notes = {job.line: json.loads(json.dumps(note_of_job(job))) for job in jobs}
+    with only_process(root):
+        for job in jobs:
+            remove_leftovers(folder_of(job))
+        # as JSON reads them back, so that they compare equal
+        notes = {job.line: json.loads(json.dumps(note_of_job(job))) for job in jobs}
+        before, waiting = _sorted(jobs, folder_of, notes, command, name, serves)
+        failed: set[int | None] = set()
+        bar = progress(waiting, total=len(jobs), initial=len(before), description="questions")
+        for job in bar:
+            try:
+                work(job, notes[job.line])
+            except Exception as error:  # one question must not take the others with it
+                say(bar, f"attnlens {command}: line {job.line} failed: {error}", sys.stderr)
+                failed.add(job.line)
+            else:
+                say(bar, f"written to {folder_of(job)}", sys.stdout)
+        return [job for job in jobs if job.line not in failed]
+
+
+def _sorted(
+    jobs: Sequence[Job],
+    folder_of: Callable[[Job], Path],
+    notes: Mapping[int | None, Mapping[str, Any]],
+    command: str,
+    name: str,
+    serves: Callable[[Mapping[str, Any], Mapping[str, Any]], bool],
+) -> tuple[list[Job], list[Job]]:
+    """Tell what is done from what waits, and say how much of each there is."""
     before: list[Job] = []
     waiting: list[Job] = []
     changed: list[str] = []
@@ -257,24 +290,12 @@ def run_each(
     if before:
         print(f"{len(before)} of {len(jobs)} questions were done before", file=sys.stderr)
     if changed:
-        print(
-            one_line(
-                f"attnlens {command}: {len(changed)} of {len(jobs)} questions were done with other "
-                f"settings, and what follows from these is made again: {changed[0]}"
-            ),
-            file=sys.stderr,
+        text = (
+            f"attnlens {command}: {len(changed)} of {len(jobs)} questions were done with other "
+            f"settings, and what follows from these is made again: {changed[0]}"
         )
-    failed: set[int | None] = set()
-    bar = progress(waiting, total=len(jobs), initial=len(before), description="questions")
-    for job in bar:
-        try:
-            work(job, notes[job.line])
-        except Exception as error:  # one question must not take the others with it
-            say(bar, f"attnlens {command}: line {job.line} failed: {error}", sys.stderr)
-            failed.add(job.line)
-        else:
-            say(bar, f"written to {folder_of(job)}", sys.stdout)
-    return [job for job in jobs if job.line not in failed]
+        print(one_line(text), file=sys.stderr)
+    return before, waiting
 
 
 def say(bar: Any, text: str, stream: TextIO) -> None:

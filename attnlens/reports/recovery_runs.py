@@ -114,7 +114,14 @@ def run_lines(
             trace.save(temporary / "trace.zarr")
             write_note(temporary / NOTE, note)
 
-    there = run_each(fitting, lambda job: folder / job.folder, note_of_job, work, command="recover")
+    there = run_each(
+        fitting,
+        folder,
+        lambda job: folder / job.folder,
+        note_of_job,
+        work,
+        command="recover",
+    )
     if not there:
         raise InputError("no question could be run: see the lines above")
     parts = [Recovery.load(folder / job.folder / "recovery.nc") for job in there]

@@ -128,6 +128,7 @@ def record_each(
 
     return run_each(
         jobs,
+        root,
         lambda job: root / job.folder,
         note_of_job,
         work,
