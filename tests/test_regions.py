@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnlens.recording.regions import TAGS, Region, find_regions, region_of_steps
+from attnlens.recording.regions import Region, find_regions, region_of_steps
+from attnlens.segments import REGIONS
 
 FEW = settings(max_examples=60, deadline=None)
 
 
 def starting_tag(text: str, at: int) -> tuple[str, bool, int] | None:
     """Return name, whether it opens, and length of the tag at a character."""
-    for name in TAGS:
+    for name in REGIONS:
         for opens, tag in ((True, f"<{name}>"), (False, f"</{name}>")):
             if text[at : at + len(tag)].lower() == tag:
                 return name, opens, len(tag)

@@ -12,11 +12,11 @@ import xarray as xr
 from attnlens.errors import InputError
 from attnlens.measures.correlation import spearman
 from attnlens.measures.definitions import DEFINITIONS, get_definition
-from attnlens.measures.inputs import TraceLike
+from attnlens.measures.inputs import TraceLike, runs_of
 from attnlens.measures.recovery import mean_of_known
-from attnlens.measures.results import NAN, Result, check_confidence
+from attnlens.measures.results import NAN, Result
 from attnlens.measures.share import visual_share
-from attnlens.measures.statistics import bootstrap_mean
+from attnlens.measures.statistics import bootstrap_mean, check_bootstrap
 
 MOST_BINS = 1000
 
@@ -112,7 +112,7 @@ def agreement(
         If no trace is given, one has no visual keys, a name is unknown or comes twice, fewer than
         two are given, or a number is out of range.
     """
-    check_confidence(confidence)
+    check_bootstrap(confidence, resamples, seed)
     chosen = _checked_names(names)
     if (
         isinstance(bins, bool)
@@ -120,10 +120,8 @@ def agreement(
         or not 0 < bins <= MOST_BINS
     ):
         raise InputError(f"bins is {bins!r}: give a whole number from 1 to {MOST_BINS}")
-    single = isinstance(traces, xr.Dataset) or hasattr(traces, "data")
-    runs: Iterable[Any] = [traces] if single else traces  # type: ignore[assignment]
     curves, ranks = [], []
-    for run in runs:  # one after the other: a trace of a large model is large
+    for run in runs_of(traces):  # one after the other: a trace of a large model is large
         table = _steps(run, chosen, layers)
         curves.append(_binned(table, bins))
         ranks.append([[spearman(a, b) for b in table] for a in table])

@@ -11,10 +11,10 @@ import xarray as xr
 
 from attnlens.errors import InputError
 from attnlens.measures.definitions import get_definition
-from attnlens.measures.inputs import Span, TraceLike, inside, owned_token, regions_of
-from attnlens.measures.results import Result, check_confidence, plain_rows
+from attnlens.measures.inputs import Span, TraceLike, inside, owned_token, regions_of, runs_of
+from attnlens.measures.results import Result, plain_rows
 from attnlens.measures.share import visual_share
-from attnlens.measures.statistics import bootstrap_mean
+from attnlens.measures.statistics import bootstrap_mean, check_bootstrap
 from attnlens.segments import REGIONS
 
 if TYPE_CHECKING:
@@ -118,15 +118,13 @@ def averages(
     """
     import pandas as pd
 
-    check_confidence(confidence)
+    check_bootstrap(confidence, resamples, seed)
     chosen = get_definition(definition)
     counts = _checked_bins(bins)
-    single = isinstance(traces, xr.Dataset) or hasattr(traces, "data")
-    runs: Iterable[Any] = [traces] if single else traces  # type: ignore[assignment]
     values: dict[str, list[np.ndarray]] = {name: [] for name in SECTIONS}
     steps: dict[str, list[int]] = {name: [] for name in SECTIONS}
     samples = with_region = 0
-    for run in runs:  # one after the other: a trace of a large model is large
+    for run in runs_of(traces):  # one after the other: a trace of a large model is large
         share = visual_share(run, chosen.name, layers=layers, include_copied=include_copied)
         samples += 1
         sections = _sections(share, _region(run, region))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -98,6 +98,28 @@ def dataset_of(trace: TraceLike) -> xr.Dataset:
             f"a trace has {', '.join(SEGMENTS)}."
         )
     return data
+
+
+def runs_of(traces: TraceLike | Iterable[TraceLike]) -> Iterable[TraceLike]:
+    """Return runs to go through: those given, or the one.
+
+    Parameters
+    ----------
+    traces : Trace, xarray.Dataset, or any iterable of these
+        One run, or several.
+
+    Raises
+    ------
+    InputError
+        If `traces` is none of these.
+    """
+    if isinstance(traces, xr.Dataset) or hasattr(traces, "data"):
+        return [traces]  # type: ignore[list-item]
+    if isinstance(traces, str) or not isinstance(traces, Iterable):
+        raise InputError(
+            f"{traces!r} was given: give traces, as in [attnlens.Trace.load(...), ...]"
+        )
+    return traces
 
 
 def select_layers(data: xr.Dataset, layers: int | Sequence[int] | None) -> xr.Dataset:

@@ -226,7 +226,7 @@ def check_confidence(confidence: float, least: float = 0.0) -> None:
     InputError
         If it is out of range.
     """
-    if not 0 < confidence < 1:
+    if not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
         raise InputError(
             f"Confidence {confidence!r} is not between 0 and 1; give a level such as 0.95."
         )

@@ -116,9 +116,9 @@ def bootstrap_mean(
     Raises
     ------
     InputError
-        If the level or the number of samples is out of range.
+        As in :func:`check_bootstrap`.
     """
-    _check_bootstrap(confidence, resamples)
+    check_bootstrap(confidence, resamples, seed)
     if len(values) < 2:
         return float("nan"), float("nan")
     width = np.ptp(values)
@@ -155,9 +155,9 @@ def bootstrap_ratio(
     Raises
     ------
     InputError
-        If the level or the number of samples is out of range.
+        As in :func:`check_bootstrap`.
     """
-    _check_bootstrap(confidence, resamples)
+    check_bootstrap(confidence, resamples, seed)
     if len(numerators) < 2:
         return float("nan"), float("nan")
     ratio = numerators.mean() / denominators.mean()
@@ -169,10 +169,28 @@ def bootstrap_ratio(
     return float(low), float(high)
 
 
-def _check_bootstrap(confidence: float, resamples: int) -> None:
+def check_bootstrap(confidence: float, resamples: int, seed: int) -> None:
+    """Refuse numbers that give no bootstrap interval.
+
+    Parameters
+    ----------
+    confidence, resamples, seed
+        As in :func:`bootstrap_mean`.
+
+    Raises
+    ------
+    InputError
+        If the level or the number of bootstrap samples is out of range, or the seed is no whole
+        number from 0 on.
+    """
     check_confidence(confidence)
-    if resamples < 100:
-        raise InputError(f"{resamples} resamples are too few for an interval; give at least 100.")
+    whole = isinstance(resamples, (int, np.integer)) and not isinstance(resamples, bool)
+    if not whole or resamples < 100:
+        raise InputError(
+            f"{resamples!r} resamples give no interval; give a number of at least 100."
+        )
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise InputError(f"seed={seed!r}: give a whole number from 0 on")
 
 
 def _bca(

@@ -11,10 +11,10 @@ import pandas as pd
 import xarray as xr
 
 from attnlens.errors import InputError
-from attnlens.measures.inputs import TraceLike, dataset_of
+from attnlens.measures.inputs import TraceLike, dataset_of, runs_of
 from attnlens.measures.recovery import mean_of_known
-from attnlens.measures.results import NAN, check_confidence
-from attnlens.measures.statistics import TrendTest, bootstrap_mean, mann_kendall
+from attnlens.measures.results import NAN
+from attnlens.measures.statistics import TrendTest, bootstrap_mean, check_bootstrap, mann_kendall
 from attnlens.measures.theorems.change import (
     WHOLE_RUN,
     Pair,
@@ -69,15 +69,13 @@ def dilution(
         If no trace is given, one has no visual keys or fewer than three steps, layers or heads
         differ between traces, a window holds no step, or a number is out of range.
     """
-    check_confidence(confidence)
-    single = isinstance(traces, xr.Dataset) or hasattr(traces, "data")
-    runs: Iterable[Any] = [traces] if single else traces  # type: ignore[assignment]
+    check_bootstrap(confidence, resamples, seed)
     options: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
     chosen: dict[str, Any] = {"layers": layers, "include_copied": include_copied}
     pairs = pairs_for(between)
     found: list[_Run] = []
     used: list[Pair] = []
-    for run in runs:  # one after the other: a trace of a large model is large
+    for run in runs_of(traces):  # one after the other: a trace of a large model is large
         used.append(next(pairs, ()))  # type: ignore[arg-type]
         if not used[-1]:
             raise InputError(f"{len(found)} pairs of windows and more traces: give a pair for each")

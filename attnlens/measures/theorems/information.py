@@ -32,8 +32,8 @@ from scipy.special import logsumexp
 
 from attnlens.errors import InputError
 from attnlens.measures.recovery import mean_of_known
-from attnlens.measures.results import NAN, Result, check_confidence, plain_rows
-from attnlens.measures.statistics import FEW, bootstrap_mean
+from attnlens.measures.results import NAN, Result, plain_rows
+from attnlens.measures.statistics import FEW, bootstrap_mean, check_bootstrap
 
 OTHERS = "others"
 """The average over other images, as a reference."""
@@ -72,6 +72,8 @@ class Information(Result):
         Spearman correlation over the curve's bins of information per step with r x H, the shape of
         the theorem's bound: mean over prompts, bootstrap interval over prompts. 1 where
         information falls as the bound does.
+    confidence : float
+        Level of the intervals.
     curve : pandas.DataFrame
         By part of the answer, means over prompts: ``start``, ``stop`` (fractions of the answer),
         ``nats_per_step`` (log-ratio) with ``low`` and ``high``, ``entropy_per_step`` (H, of the
@@ -94,6 +96,7 @@ class Information(Result):
     rank_correlation: float
     rank_correlation_low: float
     rank_correlation_high: float
+    confidence: float
     curve: pd.DataFrame
 
     def as_dict(self) -> dict[str, Any]:
@@ -177,7 +180,7 @@ def mutual_information(
         answers were not sampled, the reference was not measured for each, or a number is out of
         range.
     """
-    check_confidence(confidence)
+    check_bootstrap(confidence, resamples, seed)
     _check_groups(groups)
     if not isinstance(bins, int) or bins < 2:
         raise InputError(f"bins={bins!r}: give a whole number of at least 2")
@@ -212,6 +215,7 @@ def mutual_information(
         rank_correlation=float(known.mean()) if len(known) else NAN,
         rank_correlation_low=ends[0],
         rank_correlation_high=ends[1],
+        confidence=confidence,
         curve=_curve(tables, bins, options),
     )
 

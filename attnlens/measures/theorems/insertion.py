@@ -18,7 +18,7 @@ import pandas as pd
 from attnlens.errors import InputError
 from attnlens.measures.inputs import TraceLike, dataset_of
 from attnlens.measures.results import Result, plain_rows
-from attnlens.measures.statistics import FEW, bootstrap_mean
+from attnlens.measures.statistics import FEW, bootstrap_mean, check_bootstrap
 from attnlens.measures.theorems.exponent import exponents
 from attnlens.measures.theorems.log_odds import log_odds
 
@@ -38,6 +38,8 @@ class Insertion(Result):
         The insertion from which on no larger one clearly brings more mass: the gain of each over
         it has an interval that holds 0 or lies below it. None where there is no such one, and with
         one prompt, which has no interval.
+    confidence : float
+        Level of the intervals.
     table : pandas.DataFrame
         One row for each insertion, in order of ``key_share``; means over prompts of means over
         steps from where it stands, layers and heads: ``inserted`` (visual tokens), ``key_share``
@@ -51,6 +53,7 @@ class Insertion(Result):
     exponent_low: float
     exponent_high: float
     saturates_at: str | None
+    confidence: float
     table: pd.DataFrame
 
     def as_dict(self) -> dict[str, Any]:
@@ -107,16 +110,18 @@ def insertion(
     ------
     InputError
         If there is no group, one is no mapping, names differ between groups, traces of a group
-        differ in their tokens, or one but the first has no inserted token.
+        differ in their tokens, one but the first has no inserted token, or a number is out of
+        range.
     """
+    check_bootstrap(confidence, resamples, seed)
     options: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
     rows: list[dict[str, list[float]]] = []
     names: list[str] = []
+    form = "a list with one for each prompt, as in insertion([{'untouched': ..., 'copy': ...}])"
     if isinstance(groups, Mapping):
-        raise InputError(
-            "one mapping of traces was given: give a list of them, one for each prompt, as in "
-            "insertion([{'untouched': ..., 'copy': ...}])"
-        )
+        raise InputError(f"one mapping of traces was given: give {form}")
+    if not isinstance(groups, Iterable):
+        raise InputError(f"{groups!r} was given: give mappings of traces, {form}")
     for number, group in enumerate(groups):
         if not isinstance(group, Mapping):
             raise InputError(
@@ -151,6 +156,7 @@ def insertion(
         exponent_low=low,
         exponent_high=high,
         saturates_at=_saturation([names[i] for i in order], values["mass"][:, order], options),
+        confidence=confidence,
         table=pd.DataFrame([_row(names[i], values, i, options) for i in order]),
     )
 
