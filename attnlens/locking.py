@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from attnlens.errors import InputError
@@ -23,7 +23,7 @@ def only_process(folder: Path) -> Iterator[None]:
     Parameters
     ----------
     folder
-        Where results go; made where it is missing.
+        Where results go; made where it is missing, and taken away again if nothing goes there.
 
     Raises
     ------
@@ -35,6 +35,7 @@ def only_process(folder: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
     while True:
@@ -49,11 +50,17 @@ def only_process(folder: Path) -> Iterator[None]:
             ) from error
         except OSError:  # no locks in this folder
             break
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
+        try:
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        except FileNotFoundError:
+            pass
         file.close()  # removed by its owner between our opening and our locking
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
         file.close()
+        if made:
+            with suppress(OSError):  # it holds results
+                folder.rmdir()

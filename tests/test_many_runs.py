@@ -18,7 +18,7 @@ from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.experiments.recovery import Recovery
 from attnlens.interventions import AtStep, Copy, Route
-from attnlens.reports.many import find_runs, remove_leftovers
+from attnlens.reports.many import differences, find_runs, remove_leftovers
 from attnlens.reports.table import steps_table, write_parquet
 from attnlens.testbed import held_out_sample
 
@@ -235,6 +235,8 @@ def test_a_bad_line_says_what_is_wrong_and_takes_no_other_with_it(line, message,
         ("recover", ["--intervention", "boost:inf"], "'boost:inf': give a finite number"),
         ("recover", ["--intervention", "copy:nope.png"], "no image at 'nope.png'"),
         ("dilution", ["--between", "think", "bakc"], "--between 'bakc': give the name of a region"),
+        ("dilution", ["--between", "40-0", "0-40"], "--between 40-0: no step"),
+        ("dilution", ["--between", "0-5", "5-5"], "--between 5-5: no step"),
     ],
 )
 def test_wrong_options_are_blamed_on_no_line(name, options, message, data, tmp_path, capsys):
@@ -302,12 +304,71 @@ def test_other_settings_are_said(copied, data, capsys):
     assert pd.read_parquet(out / "back_steps.parquet")["cut_off"].all()
 
 
+def test_settings_of_one_name_are_told_apart():
+    before = {"settings": {"dtype": "auto"}, "model": {"dtype": "float32"}, "answer": None}
+    now = {"settings": {"dtype": "bfloat16"}, "model": {"dtype": "bfloat16"}, "answer": "3"}
+    assert differences(before, now) == [
+        "answer (None, now '3')",
+        "model.dtype ('float32', now 'bfloat16')",
+        "settings.dtype ('auto', now 'bfloat16')",
+    ]
+    assert differences(now, now) == []
+
+
+def test_modes_with_other_formats_share_a_folder(copied, data, capsys):
+    out = copied("trend")
+    other = [*command("trend", data, out), "--mode", "cot", "--format", "svg"]
+    assert main(other) == 1
+    runs = states(out, "0*/*_trace.zarr")
+    capsys.readouterr()
+    for again in (command("trend", data, out), other):
+        assert main(again) == 1
+        assert f"{COUNT} of {COUNT} questions were done before" in capsys.readouterr().err
+    assert states(out, "0*/*_trace.zarr") == runs
+    for picture in out.glob("0*/Step_attention_all_tokens.*"):
+        picture.unlink()
+    assert main(command("trend", data, out)) == 1
+    assert len(list(out.glob("0*/Step_attention_all_tokens.png"))) == COUNT
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("trend", "00003_1/back_trace.zarr/mass/0.0.0.0"),
+        ("recover", "batch_recovery_runs/back/00003_1/recovery.nc"),
+        ("dilution", "dilution_runs/00003_1/cot_trace.zarr/mass/0.0.0.0"),
+    ],
+)
+def test_what_turns_out_to_be_unreadable_is_made_again_the_next_time(
+    name, path, done, copied, data, capsys
+):
+    out = copied(name)
+    (damaged,) = out.glob(path)
+    damaged.write_bytes(bytes(damaged.stat().st_size))  # as long as before
+    assert main(command(name, data, out)) == 2
+    said = capsys.readouterr().err
+    assert "Give the same command again: it is made anew" in said
+    assert "00003_1" in said
+    assert main(command(name, data, out)) == 1
+    assert f"{COUNT - 1} of {COUNT} questions were done before" in capsys.readouterr().err
+    for table in out.rglob("*.parquet"):
+        assert table.read_bytes() == (done[name] / table.relative_to(out)).read_bytes()
+
+
+def test_regions_that_a_mode_does_not_ask_for_are_said(data, copied, capsys):
+    out = copied("dilution")
+    assert main([*command("dilution", data, out), "--between", "think", "back"]) == 2
+    said = capsys.readouterr().err
+    assert "mode 'cot' does not ask for <back>" in said
+    assert "does not ask for <think>" not in said
+
+
 def test_answers_that_had_not_ended_are_said_in_a_recovery(copied, data, capsys):
     out = copied("recover")
     capsys.readouterr()
     assert main(command("recover", data, out)) == 1
     said = capsys.readouterr()
-    assert f"{COUNT} of {COUNT} answers had not ended" in said.err
+    assert f"{COUNT} of {COUNT} questions have an answer that had not ended" in said.err
     assert "intervals over fewer than 10 prompts are too narrow" in said.out
 
 
@@ -336,6 +397,42 @@ def test_a_second_process_is_kept_out(data, copied, capsys):
     assert (out / ".attnlens-lock").exists()
     assert main(command("trend", data, out)) == 1
     assert not (out / ".attnlens-lock").exists()
+
+
+def test_the_lock_lasts_from_before_the_model_is_loaded_to_the_last_table(
+    data, copied, monkeypatch
+):
+    from attnlens.reports import dilution, recovery_runs, trend
+    from attnlens.vlm import load
+
+    held = []
+
+    def watch(module, name):
+        inner = getattr(module, name)
+
+        def watched(*args, **options):
+            held.append((out / ".attnlens-lock").exists())
+            return inner(*args, **options)
+
+        monkeypatch.setattr(module, name, watched)
+
+    watch(load, "load")
+    watch(trend, "write_table")
+    watch(recovery_runs, "write_steps")
+    watch(dilution, "write_folder")
+    for name in ("trend", "recover", "dilution"):
+        out = copied(name)
+        held.clear()
+        assert main(command(name, data, out)) == 1
+        assert held == [True, True]
+        shutil.rmtree(out)
+
+
+def test_a_folder_made_for_nothing_is_taken_away(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(command("trend", data, out, "--layers", 99)) == 2
+    assert "99" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_question_that_fails_is_tried_again(data, tmp_path, monkeypatch, capsys):

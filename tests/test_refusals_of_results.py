@@ -34,7 +34,32 @@ def over_runs():
         (lambda: measures.mutual_information([one_answer()]), "a list of answers is no list of l"),
         (lambda: measures.mutual_information(one_answer()), "a Dataset of answers is no list"),
         (lambda: measures.mutual_information([[run()]]), "a Dataset without log-ratios"),
-        (lambda: measures.mutual_information([[one_answer(sampled=0)]]), "decoded greedily"),
+        (
+            lambda: measures.mutual_information([[one_answer(altered_by="top_k=1")]]),
+            "generated with top_k=1",
+        ),
+        (
+            lambda: measures.mutual_information([[one_answer().drop_vars("key_share")]]),
+            "a Dataset without log-ratios",
+        ),
+        (
+            lambda: measures.mutual_information([[one_answer().isel(reference=0)]]),
+            "a Dataset without log-ratios",
+        ),
+        (lambda: measures.dilution(5), "5 was given: give traces"),
+        (lambda: measures.averages(None), "None was given: give traces"),
+        (lambda: measures.agreement(5), "5 was given: give traces"),
+        (lambda: measures.insertion(5), "5 was given: give mappings of traces"),
+        (lambda: measures.dilution(run(), resamples="9"), "'9' resamples"),
+        (lambda: measures.dilution(run(), confidence="9"), "Confidence '9'"),
+        (lambda: measures.averages(run(), seed=-1), "seed=-1: give a whole number"),
+        (lambda: measures.agreement(run(), seed=0.5), "seed=0.5: give a whole number"),
+        (lambda: measures.insertion([], resamples=5), "5 resamples"),
+        (lambda: measures.mutual_information([], confidence=1), "Confidence 1 is not"),
+        (lambda: measures.correlation(one_answer(), confidence=2), "Confidence 2 is not"),
+        (lambda: measures.correlation(one_answer()), "Dataset was given"),
+        (lambda: plots.averages({1: over_runs()}), "dict was given"),
+        (lambda: plots.save(None, 5), "cannot write a figure to 5"),
         (lambda: measures.insertion({"a": run(), "b": run()}), "one mapping of traces"),
         (lambda: measures.insertion([[run(), run()]]), "group 0 is a list"),
         (lambda: measures.correlation([one_answer()] * 2), "list was given"),
@@ -73,16 +98,51 @@ def test_a_trace_of_another_prompt_is_not_forced(tiny):
         attnlens.force(tiny, shown, said)
     ids = said.data["predicted_token_id"].values
     assert attnlens.force(tiny, shown, ids).tokens == said.tokens
+    with pytest.raises(InputError, match="str was given as prompt"):
+        attnlens.force(tiny, "Is there a red circle?", said)
+    for wrong in (5, ["a"], [0.5]):
+        with pytest.raises(InputError, match="give a trace, or the ids of its tokens"):
+            attnlens.force(tiny, prompt, wrong)
+    with pytest.raises(InputError, match="the token id -1: give ids from 0"):
+        attnlens.force(tiny, prompt, [1, -1])
 
 
-def test_dependence_knows_whether_the_response_was_sampled(tiny):
+def test_a_picture_and_its_file_are_one_image(tiny, tmp_path):
+    """Their hashes are of different things."""
+    picture(140, 112).save(tmp_path / "a.png")
+    picture(112, 140).save(tmp_path / "b.png")
+    question = "Is there a red circle?"
+    said = attnlens.run(tiny, tiny.prompt(tmp_path / "a.png", question, "back"), 3)
+    opened = tiny.prompt(picture(140, 112), question, "back")
+    assert attnlens.force(tiny, opened, said).tokens == said.tokens
+    assert attnlens.dependence(tiny, said, prompt=opened).sizes["step"] == 3
+    for other in (tmp_path / "b.png", picture(112, 140), [picture(140, 112)] * 2):
+        with pytest.raises(InputError, match="differ"):
+            attnlens.force(tiny, tiny.prompt(other, question, "back"), said)
+
+
+def test_dependence_knows_what_kept_a_response_from_being_sampled_freely(tiny):
+    from transformers import TemperatureLogitsWarper
+
     prompt = tiny.prompt(picture(140, 112), "Is there a red circle?", "back")
-    for sampled in (False, True):
-        said = attnlens.run(tiny, prompt, 4, do_sample=sampled, seed=0)
-        found = attnlens.dependence(tiny, said, prompt=prompt, references=("removed",))
-        assert found.attrs == {"model": tiny.name, "sampled": int(sampled)}
-    forced = attnlens.force(tiny, prompt, said)
-    assert "sampled" not in attnlens.dependence(tiny, forced, prompt=prompt).attrs
+    free = {"do_sample": True, "top_k": 0}
+    for options, said in (
+        ({"do_sample": False}, "do_sample=False"),
+        ({"do_sample": True}, "top_k=50"),  # what transformers takes
+        ({"do_sample": True, "top_k": 1, "temperature": 0.1}, "temperature=0.1, top_k=1"),
+        ({**free, "repetition_penalty": 1.05}, "repetition_penalty=1.05"),
+        (
+            {**free, "logits_processor": [TemperatureLogitsWarper(0.5)]},
+            "logits_processor=['TemperatureLogitsWarper']",
+        ),
+        ({**free, "temperature": 1.0, "top_p": 1.0}, ""),
+        (free, ""),
+    ):
+        trace = attnlens.run(tiny, prompt, 4, seed=0, **options)
+        found = attnlens.dependence(tiny, trace, prompt=prompt, references=("removed",))
+        assert found.attrs == {"model": tiny.name, "altered_by": said}
+    forced = attnlens.force(tiny, prompt, trace)
+    assert "altered_by" not in attnlens.dependence(tiny, forced, prompt=prompt).attrs
 
 
 def test_a_trace_knows_whether_its_answer_was_cut_off(tiny):
@@ -106,6 +166,21 @@ def test_captions_say_what_intervals_are_worth(runs, said):
     caption = " ".join(t.get_text() for t in plots.dilution(found).texts).replace("\n", " ")
     assert (said in caption) if said else ("interval" not in caption)
     assert ("the one run" in caption) == (runs == 1)
+
+
+def test_captions_name_the_level_of_their_intervals_and_pass_over_lone_runs():
+    groups = [
+        {str(k): run(copied=(k, 4 if k else 0), gap=0.1 * i, seed=i) for k in (0, 8)}
+        for i in range(10)
+    ]
+    answers = [[one_answer()] for _ in range(10)]
+    lone = {"a": measures.averages(run(), **FEW), "b": measures.averages([run()] * 10, **FEW)}
+    for figure, said in (
+        (plots.insertion(measures.insertion(groups, confidence=0.9, **FEW)), "Bars: 90% boot"),
+        (plots.information(measures.mutual_information(answers, confidence=0.5)), "Bars: 50% boot"),
+        (plots.averages(lone), "Bands: 95% bootstrap interval over runs."),
+    ):
+        assert said in " ".join(t.get_text() for t in figure.texts).replace("\n", " ")
 
 
 def test_an_estimate_below_zero_is_called_so():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from attnlens.errors import InputError
 from attnlens.files import write_file
+from attnlens.locking import only_process
 
 
 def at_least(name: str, value: int, least: int) -> None:
@@ -34,6 +37,13 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write a value as indented JSON, whole or not at all."""
     with write_file(Path(path)) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def one_process(options: argparse.Namespace) -> AbstractContextManager[None]:
+    """Keep other processes out of ``--save_folder`` while the questions of a file are asked."""
+    if options.data is None:
+        return nullcontext()
+    return only_process(Path(options.save_folder))
 
 
 def exit_status(command: str, skipped: int, failed: int) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from typing import Any
 
-from attnlens.cli.arguments import at_least, exit_status
+from attnlens.cli.arguments import at_least, exit_status, one_process
 from attnlens.cli.trend import generation_options, parse_layers
 from attnlens.errors import InputError
 from attnlens.vlm.modes import MODES
@@ -88,11 +89,16 @@ def parse_window(text: str) -> Any:
     Raises
     ------
     InputError
-        If it is none of these, or a part of a run is not between 0% and 100%.
+        If it is none of these, holds no step, or a part of a run is not between 0% and 100%.
     """
     steps = re.fullmatch(r"(\d+)-(\d+)", text)
     if steps:
-        return int(steps[1]), int(steps[2])
+        first, last = int(steps[1]), int(steps[2])
+        if first >= last:
+            raise InputError(
+                f"--between {text}: no step; give the first and the one after the last"
+            )
+        return first, last
     parts = re.fullmatch(r"(\d+(?:\.\d+)?)%-(\d+(?:\.\d+)?)%", text)
     if not parts:
         from attnlens.segments import REGIONS
@@ -107,6 +113,18 @@ def parse_window(text: str) -> Any:
     if not 0 <= start < stop <= 1:
         raise InputError(f"--between {text}: give parts from 0% to 100%, the smaller one first")
     return start, stop
+
+
+def say_unasked(mode: str, windows: tuple[Any, Any]) -> None:
+    """Say which regions a mode does not ask for: a checkpoint may write them all the same."""
+    tags = MODES[mode].lower()
+    for name in dict.fromkeys(window for window in windows if isinstance(window, str)):
+        if f"<{name}>" not in tags and name != "answer":
+            print(
+                f"attnlens dilution: mode {mode!r} does not ask for <{name}>: answers without it "
+                "will be left out",
+                file=sys.stderr,
+            )
 
 
 def run_dilution(options: argparse.Namespace) -> int:
@@ -139,6 +157,8 @@ def run_dilution(options: argparse.Namespace) -> int:
     at_least("max_new_tokens", options.max_new_tokens, 3)
     asked = RunSettings(**generation_options(options), layers=layers)
     asked.check()
+    say_unasked(asked.mode, (before, after))
     jobs, skipped = check_jobs(read_jobs(options.data))
-    failed = report_questions(jobs, asked, settings)
+    with one_process(options):
+        failed = report_questions(jobs, asked, settings)
     return exit_status("dilution", skipped, failed)

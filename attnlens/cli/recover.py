@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from attnlens.cli.arguments import at_least, exit_status
+from attnlens.cli.arguments import at_least, exit_status, one_process
 from attnlens.cli.trend import questions_of
 from attnlens.errors import InputError
 from attnlens.vlm.modes import MODES
@@ -112,5 +112,6 @@ def run_recover(options: argparse.Namespace) -> int:
     )
     settings.check()
     jobs, skipped = check_jobs(questions_of(options))
-    failed = run_recovery(jobs, settings)
+    with one_process(options):
+        failed = run_recovery(jobs, settings)
     return exit_status("recover", skipped, failed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from attnlens.cli.arguments import exit_status
+from attnlens.cli.arguments import exit_status, one_process
 from attnlens.errors import InputError
 from attnlens.vlm.modes import MODES
 
@@ -117,7 +117,8 @@ def run_trend(options: argparse.Namespace) -> int:
     )
     settings.check()
     jobs, skipped = check_jobs(questions_of(options))
-    failed = run_jobs(jobs, settings)
+    with one_process(options):
+        failed = run_jobs(jobs, settings)
     return exit_status("trend", skipped, failed)
 
 

@@ -12,8 +12,10 @@ import xarray as xr
 from PIL import Image
 
 from attnlens.errors import InputError
+from attnlens.experiments.same_prompt import other_parts
 from attnlens.measures.recovery import divergences, entropy
 from attnlens.measures.share import visual_share
+from attnlens.recording.generation import altered_by
 from attnlens.recording.trace import Trace
 from attnlens.vlm.images import open_image, plain_picture
 from attnlens.vlm.load import VLM
@@ -63,7 +65,8 @@ def dependence(
         ``key_share[step]``, the fraction of keys that is visual; and ``mass[step]``,
         ``look_back[step]``: visual share of the same step, so that one sees where attention and
         use part ways. Coordinates of the tokens as in the trace; attributes ``model`` and, where
-        it is known how the response was generated, ``sampled``, 0 or 1.
+        it is known how the response was generated, ``altered_by``: the settings that kept it from
+        being drawn from the model's own distribution, such as ``top_k=50``, or an empty text.
 
     Raises
     ------
@@ -71,15 +74,15 @@ def dependence(
         If a reference is unknown, the prompt cannot be built again or is not that of the trace, or
         the trace was made under an intervention.
     """
+    if not isinstance(trace, Trace):
+        raise InputError(f"{type(trace).__name__} was given: give a trace (attnlens.run)")
     if trace.attrs.get("interventions"):
         raise InputError("the trace was made under an intervention: give one of an untouched run")
     unknown = [name for name in references if name not in REFERENCES]
     if unknown:
         raise InputError(f"unknown reference {unknown[0]!r}: use {', '.join(REFERENCES)}")
     asked = _same_prompt(vlm, trace) if prompt is None else prompt
-    noted = [image.get("sha256") for image in trace.attrs.get("images", [])]
-    known = [image.as_dict().get("sha256") for image in asked.images]
-    if asked.text != trace.attrs.get("prompt") or known != noted:
+    if other_parts(asked, trace):
         raise InputError("the prompt is not that of the trace: give the one that was generated")
     ids = trace.data["predicted_token_id"].values.tolist()
     again = vlm.prompt(list(asked.pictures) or None, asked.question, asked.mode)
@@ -127,7 +130,7 @@ def dependence(
     data.attrs["model"] = vlm.name
     settings = trace.attrs.get("generation")
     if settings:  # those of a forced response are not known
-        data.attrs["sampled"] = int(bool(settings.get("do_sample")))
+        data.attrs["altered_by"] = ", ".join(altered_by(settings))
     tokens = ("query_token", "predicted_token", "predicted_token_id", "region")
     return data.assign_coords({name: trace.data[name] for name in tokens})
 

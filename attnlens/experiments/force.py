@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from attnlens.errors import InputError
+from attnlens.experiments.same_prompt import check_prompt, other_parts
 from attnlens.interventions.base import Intervention, Nothing
 from attnlens.interventions.forced import ForcedSession
 from attnlens.recording.record import record
 from attnlens.recording.run import note_session
 from attnlens.recording.trace import Trace
+from attnlens.text import shortened
 from attnlens.vlm.load import VLM
 from attnlens.vlm.prompt import Prompt
 
@@ -46,29 +49,33 @@ def force(
     Raises
     ------
     InputError
-        If the response has no token, is a trace of another prompt (give its ids where that is
-        meant), or as in ``attnlens.interventions.intervene``.
+        If the response is none, has no token or an unknown one, is a trace of another prompt (give
+        its ids where that is meant), or as in ``attnlens.interventions.intervene``.
     """
-    ids: Any = response
+    check_prompt(prompt)
+    said: Any = response
     if isinstance(response, Trace):
-        _check_same(prompt, response)
-        ids = response.data["predicted_token_id"].values
-    return forced(vlm, prompt, [int(i) for i in ids], intervention or Nothing(), **recording)[0]
-
-
-def _check_same(prompt: Prompt, trace: Trace) -> None:
-    """Refuse a trace of another prompt, as far as it notes its own."""
-    noted: dict[str, Any] = {"prompt": trace.attrs.get("prompt")}
-    noted["images"] = [image.get("sha256") for image in trace.attrs.get("images") or []]
-    given: dict[str, Any] = {"prompt": prompt.text}
-    given["images"] = [image.as_dict().get("sha256") for image in prompt.images]
-    other = [name for name, value in noted.items() if value and value != given[name]]
-    if other:
+        other = other_parts(prompt, response)
+        if other:
+            raise InputError(
+                f"the trace is of another prompt (its {' and '.join(other)} differ): give the "
+                "prompt that was answered, or trace.data['predicted_token_id'].values to force the "
+                "tokens all the same"
+            )
+        said = response.data["predicted_token_id"].values
+    known = vlm.model.get_input_embeddings().num_embeddings
+    try:
+        ids = [operator.index(i) for i in said]
+    except TypeError as error:
         raise InputError(
-            f"the trace is of another prompt (its {' and '.join(other)} differ): give the prompt "
-            "that was answered, or trace.data['predicted_token_id'].values to force the tokens all "
-            "the same"
+            f"the response is {shortened(repr(said), 80)}: give a trace, or the ids of its tokens"
+        ) from error
+    unknown = [i for i in ids if not 0 <= i < known]
+    if unknown:
+        raise InputError(
+            f"the response has the token id {unknown[0]}: give ids from 0 to {known - 1}"
         )
+    return forced(vlm, prompt, ids, intervention or Nothing(), **recording)[0]
 
 
 def forced(

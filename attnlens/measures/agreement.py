@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from attnlens.errors import InputError
 from attnlens.measures.correlation import spearman

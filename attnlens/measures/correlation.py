@@ -8,6 +8,7 @@ from scipy import stats
 
 from attnlens.errors import InputError
 from attnlens.measures.results import NAN
+from attnlens.measures.statistics import check_bootstrap
 
 DEPENDENCES, SHARES = ("kl", "hellinger", "log_ratio"), ("mass", "look_back")
 """What ``correlation`` takes."""
@@ -70,16 +71,23 @@ def correlation(
     Raises
     ------
     InputError
-        If it is given something else, a name is unknown, or the reference was not measured.
+        If it is given something else, a name is unknown, the reference was not measured, or a
+        number is out of range.
     """
-    if not isinstance(data, xr.Dataset) or "reference" not in data.coords:
-        raise InputError(
-            f"{type(data).__name__} was given: give what attnlens.dependence returns, of one run"
-        )
+    check_bootstrap(confidence, resamples, seed)
     for name, known in (("dependence_name", DEPENDENCES), ("share", SHARES)):
         given = {"dependence_name": dependence_name, "share": share}[name]
         if given not in known:
             raise InputError(f"{name}={given!r}: use one of {', '.join(known)}")
+    needed = {dependence_name, share}
+    if (
+        not isinstance(data, xr.Dataset)
+        or "reference" not in data.dims
+        or not needed <= {*data.data_vars}
+    ):
+        raise InputError(
+            f"{type(data).__name__} was given: give what attnlens.dependence returns, of one run"
+        )
     measured = [str(name) for name in data["reference"].values]
     if reference is None:
         reference = "blank" if "blank" in measured else measured[0]

@@ -115,7 +115,7 @@ def runs_of(traces: TraceLike | Iterable[TraceLike]) -> Iterable[TraceLike]:
     """
     if isinstance(traces, xr.Dataset) or hasattr(traces, "data"):
         return [traces]  # type: ignore[list-item]
-    if isinstance(traces, str) or not isinstance(traces, Iterable):
+    if not isinstance(traces, Iterable):
         raise InputError(
             f"{traces!r} was given: give traces, as in [attnlens.Trace.load(...), ...]"
         )

@@ -67,7 +67,8 @@ def averages(
         be used, or no section has a value.
     """
     inches = width_in_inches(width)
-    if not isinstance(result_by_name, Mapping):
+    named = isinstance(result_by_name, Mapping) and all(isinstance(n, str) for n in result_by_name)
+    if not named:
         raise InputError(
             f"{type(result_by_name).__name__} was given: give what attnlens.measures.averages "
             "returns by the names of curves, as in averages({'cot': ..., 'back': ...})"
@@ -175,7 +176,7 @@ def _caption(results: Mapping[str, Averages], chosen: Definition, region: str, p
         f"{chosen.name} = {chosen.formula}{per_head if chosen.per_head else '; mean over layers'}. "
         f"Source: {chosen.source}. Lines: mean over runs. {'; '.join(counts)}."
     )
-    text += interval_note("Bands", min(used), "runs", level)
+    text += interval_note("Bands", used, "runs", level)
     if parted:
         text += (
             f" Shaded: <{region}>, from the first opening to the last closing tag. Before, inside "

@@ -90,7 +90,7 @@ def dilution(result: Dilution, *, width: str | float = "two-column") -> Figure:
             f"{'Below' if stacked else 'Right'}: change of the log-odds of visual "
             f"mass{between}, = key counts + preference, exact at each step, layer and head."
         )
-        caption += interval_note("Bars", result.samples, "runs", result.settings["confidence"])
+        caption += interval_note("Bars", [result.samples], "runs", result.settings["confidence"])
         finish(figure, height, caption)
     return figure
 

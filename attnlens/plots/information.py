@@ -74,6 +74,6 @@ def information(result: Information, *, width: str | float = "one-column") -> Fi
             "token's entropy under the reference), the shape of the bound in arXiv 2505.23558, "
             "scaled to the same sum."
         )
-        caption += interval_note("Bars", result.prompts, "prompts", result.confidence)
+        caption += interval_note("Bars", [result.prompts], "prompts", result.confidence)
         finish(figure, HEIGHT, caption)
     return figure

@@ -103,6 +103,6 @@ def insertion(result: Insertion, *, width: str | float = "two-column") -> Figure
             f"{'Below' if stacked else 'Right'}: change of the log-odds of that mass against the "
             "untouched twin = key counts + preference."
         )
-        caption += interval_note("Bars", result.samples, "prompts", result.confidence)
+        caption += interval_note("Bars", [result.samples], "prompts", result.confidence)
         finish(figure, height, caption)
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,26 @@ def interval_ends(values: Any, low: Any, high: Any) -> np.ndarray:
     return np.maximum(np.nan_to_num([np.subtract(values, low), np.subtract(high, values)]), 0)
 
 
-def interval_note(marks: str, count: int, units: str, confidence: float = 0.95) -> str:
-    """Say what the bars or bands of a figure are, as a sentence after a blank; nothing for one.
+def interval_note(marks: str, counts: Iterable[int], units: str, confidence: float = 0.95) -> str:
+    """Say what the bars or bands of a figure are, as a sentence after a blank.
 
     Parameters
     ----------
     marks
         What they are: bars, bands.
-    count, units
-        Over how many of what.
+    counts, units
+        Over how many of what, for each that may have one: of fewer than two there is none.
     confidence
         Their level.
+
+    Returns
+    -------
+    str
+        Nothing where there is no interval.
     """
-    if count < 2:
+    several = [count for count in counts if count > 1]
+    if not several:
         return ""
     said = f" {marks}: {confidence:.0%} bootstrap interval over {units}"
-    return f"{said}; of {count}, it is too narrow." if count < FEW else f"{said}."
+    least = min(several)
+    return f"{said}; of {least}, it is too narrow." if least < FEW else f"{said}."

@@ -122,7 +122,7 @@ def recovery(
             f"which it acted, of {samples}. Filled: inserted tokens not counted as image; hollow: "
             "counted."
         )
-        caption += interval_note("Bars", samples, "samples")
+        caption += interval_note("Bars", own.loc[list(curves), "samples"], "samples")
         finish(figure, height, caption)
     return figure
 

@@ -215,5 +215,5 @@ def _caption(
         "rise of visual share over the untouched twin, with the same tokens forced, inserted "
         f"tokens {counted}; definition {chosen.name}: {chosen.formula}. Mean over the samples in "
         f"which it acted ({within} of {total}). {second}: answers; {answers}. {third}: inserted "
-        f"tokens, mean over samples; {cost}.{interval_note('Bars', total, 'samples')}"
+        f"tokens, mean over samples; {cost}.{interval_note('Bars', own['samples'], 'samples')}"
     )

@@ -58,6 +58,11 @@ NARROW = 5.0
 POINTS_PER_INCH = 72
 """What vector formats are laid out in."""
 
+PLACE_DIGITS = 6
+"""Digits of places in a figure, in parts of its size."""
+MOST_LAYOUTS = 8
+"""How often a figure is laid out, at most, until nothing moves."""
+
 MAX_PIXELS = 2**16 - 1
 """Matplotlib draws no picture with a longer side."""
 
@@ -213,17 +218,45 @@ def finish(figure: Figure, height: float, caption: str) -> None:
     figure.draw_without_rendering()
 
 
-def _lay_out(figure: matplotlib.figure.Figure, dpi: float) -> None:
-    """Lay out a figure for its pixels before it is drawn.
+@contextmanager
+def _laid_out(figure: matplotlib.figure.Figure, dpi: float) -> Iterator[None]:
+    """Lay out a figure for its pixels, and keep it so inside the block.
 
-    A layout starts from the one before. At the first drawing with other pixels it would still move,
-    by less than can be seen, and the bytes of the second would be others.
+    A layout starts from the one before, and ends where the solver's rounding takes it. Neither can
+    be seen, but the bytes would be others: so it starts anew, goes on until nothing moves, and
+    places are rounded.
     """
-    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
-        own = figure.dpi
-        figure.dpi = dpi
+    engine = figure.get_layout_engine()
+    if not isinstance(engine, ConstrainedLayoutEngine):
+        yield
+        return
+    for axes in figure.axes:
+        spec = axes.get_subplotspec()
+        if spec is not None:
+            axes.set_subplotspec(spec)  # where it was before any layout
+    own = figure.dpi
+    figure.dpi = dpi
+    found: list[Any] = []
+    for _ in range(MOST_LAYOUTS):
+        before = found
         figure.draw_without_rendering()
-        figure.dpi = own
+        found = [_place(axes) for axes in figure.axes]
+        if found == before:
+            break
+    figure.dpi = own
+    for axes, place in zip(figure.axes, found, strict=True):
+        inside = axes.get_in_layout()
+        axes.set_position(place, which="original")
+        axes.set_in_layout(inside)
+    figure.set_layout_engine("none")
+    try:
+        yield
+    finally:
+        figure.set_layout_engine(engine)
+
+
+def _place(axes: Any) -> tuple[float, ...]:
+    return tuple(round(edge, PLACE_DIGITS) for edge in axes.get_position(original=True).bounds)
 
 
 def render(figure: matplotlib.figure.Figure, file_format: str, *, dpi: float = 200) -> bytes:
@@ -241,10 +274,11 @@ def render(figure: matplotlib.figure.Figure, file_format: str, *, dpi: float = 2
     limit = MAX_PIXELS / max(figure.get_size_inches())
     buffer = io.BytesIO()
     with style():
-        _lay_out(figure, min(dpi, limit) if file_format == "png" else POINTS_PER_INCH)
-        figure.savefig(
-            buffer, format=file_format, dpi=min(dpi, limit), metadata=METADATA[file_format]
-        )
+        pixels = min(dpi, limit) if file_format == "png" else POINTS_PER_INCH
+        with _laid_out(figure, pixels):
+            figure.savefig(
+                buffer, format=file_format, dpi=min(dpi, limit), metadata=METADATA[file_format]
+            )
     return buffer.getvalue()
 
 
@@ -294,8 +328,11 @@ def save(
     Raises
     ------
     InputError
-        If the format is unknown or contradicts the path, or the folder cannot be written into.
+        If the path is none, the format is unknown or contradicts it, or the folder cannot be
+        written into.
     """
+    if not isinstance(path, (str, Path)):
+        raise InputError(f"cannot write a figure to {path!r}: give the path of a file")
     path = _checked_path(Path(path), file_format)
     if path.is_dir():
         raise InputError(f"cannot write a figure to {str(path)!r}: it is a folder")

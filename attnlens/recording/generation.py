@@ -6,12 +6,66 @@ The last generated token is never fed back to the model, so attention alone cann
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from attnlens.errors import InputError
+
+PLAIN_SAMPLING: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "top_h": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "guidance_scale": 1.0,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "watermarking_config": None,
+    "logits_processor": None,
+}
+"""Settings of sampled generation that draw each token from the model's own distribution."""
+TOP_K = 50
+"""What transformers takes for ``top_k`` where nobody sets it."""
+
+
+def altered_by(settings: Mapping[str, Any]) -> list[str]:
+    """Say which settings kept a response from being drawn from the model's own distribution.
+
+    Parameters
+    ----------
+    settings
+        The settings in force, as a trace notes them.
+
+    Returns
+    -------
+    list of str
+        Each with its value, such as ``top_k=50``; empty where tokens were sampled at temperature 1
+        with nothing cut.
+    """
+    if not settings.get("do_sample"):
+        return ["do_sample=False"]
+    found = []
+    for name, plain in PLAIN_SAMPLING.items():
+        value = settings.get(name, TOP_K if name == "top_k" else plain)
+        if value != plain and (value or plain):  # False, 0 and [] switch off what is off by default
+            found.append(f"{name}={value}")
+    return found
 
 
 class GenerateWatch:
@@ -79,6 +133,10 @@ class GenerateWatch:
         self._called = True
         self._given_ids = ids is not None
         self.settings = {k: v for k, v in in_force.items() if _is_plain(v)}
+        if in_force.get("logits_processor"):
+            self.settings["logits_processor"] = [
+                type(processor).__name__ for processor in in_force["logits_processor"]
+            ]
         self.end_ids = _ids(in_force.get("eos_token_id"))
         self.pad_ids = _ids(in_force.get("pad_token_id"))
 

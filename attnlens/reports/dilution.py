@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attnlens
 from attnlens.errors import InputError
@@ -16,7 +17,8 @@ from attnlens.measures.inputs import find_region
 from attnlens.measures.theorems.change import WHOLE_RUN
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
-from attnlens.reports.many import find_runs
+from attnlens.reports.many import NOTE, find_runs, made_again
+from attnlens.reports.trend import note_of_trace
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from attnlens.recording.trace import Trace
     from attnlens.reports.dilution_runs import Runs
     from attnlens.reports.trend import Settings as RunSettings
+
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True)
@@ -127,13 +131,14 @@ def _report(
 ) -> Path:
     from attnlens import measures, plots
     from attnlens.reports.dilution_table import tidy
+    from attnlens.reports.dilution_text import as_text
     from attnlens.reports.table import say_cut_off, steps_table, write_parquet
 
     used: list[Path] = []
     models: set[str] = set()
     cut_off: list[Path] = []
     names = [window for window in settings.between if isinstance(window, str)]
-    loaded = _load(list(paths), names, used, models, cut_off)
+    loaded = _load(paths, names, used, models, cut_off)
     try:
         found = measures.dilution(
             loaded,
@@ -142,7 +147,8 @@ def _report(
             include_copied=settings.include_copied,
         )
     except InputError as error:
-        raise InputError(f"{used[-1]}: {error}" if used else str(error)) from error
+        named = any(str(path) in str(error) for path in paths)
+        raise InputError(f"{used[-1]}: {error}" if used and not named else str(error)) from error
     inserted, shared = _further(runs, settings)
     record: dict[str, Any] = {
         **found.as_dict(),
@@ -171,6 +177,7 @@ def _report(
         for name, figure in figures.items():
             for suffix in settings.formats:
                 plots.save(figure, temporary / f"{name}.{suffix}")
+    print(f"{as_text(found, inserted, shared)}\n")
     said = found.verdict()
     said += [] if inserted is None else inserted.verdict()
     said += [] if shared is None else shared.verdict()
@@ -192,19 +199,24 @@ def _further(runs: Runs | None, settings: Settings) -> tuple[Insertion | None, I
     inserted = shared = None
     if runs.twins:
         groups = (
-            {name: attnlens.Trace.load(path) for name, path in twins.items()}
+            {name: _read(path, attnlens.Trace.load) for name, path in twins.items()}
             for twins in progress(runs.twins, description="insertions")
         )
         inserted = measures.insertion(groups, layers=settings.layers)
     if runs.answers:
         shared = measures.mutual_information(
-            [[read_dependence(path) for path in paths] for paths in runs.answers]
+            [[_read(path, read_dependence) for path in paths] for paths in runs.answers]
         )
     return inserted, shared
 
 
+def _read(path: Path, reader: Callable[[Path], _Read]) -> _Read:
+    with made_again(path.with_name(NOTE)):
+        return reader(path)
+
+
 def _load(
-    paths: list[Path],
+    paths: Mapping[Path, Job | None],
     names: list[str],
     used: list[Path],
     models: set[str],
@@ -212,8 +224,9 @@ def _load(
 ) -> Iterator[Trace]:
     """Load one trace after the other; what lacks a region, or is too short, is said and skipped."""
     last: InputError | None = None
-    for path in progress(paths, description="traces"):
-        trace = attnlens.Trace.load(path)
+    for path, job in progress(paths.items(), total=len(paths), description="traces"):
+        with nullcontext() if job is None else made_again(note_of_trace(path)):
+            trace = attnlens.Trace.load(path)
         try:
             for name in names:
                 find_region(trace, name)
@@ -231,4 +244,4 @@ def _load(
             cut_off.append(path)
         yield trace
     if not used and last is not None:
-        raise InputError(f"no trace can be used; {paths[-1]}: {last}")
+        raise InputError(f"no trace can be used; {path}: {last}")

@@ -26,13 +26,14 @@ from attnlens.reports.many import (
     NOTE,
     TWINS,
     is_whole,
+    made_again,
     model_note,
     note_of,
     read_note,
     run_each,
     write_note,
 )
-from attnlens.reports.trend import SHOWN, check_layers, record_each
+from attnlens.reports.trend import SHOWN, check_layers, note_of_trace, record_each
 from attnlens.reports.trend import Settings as RunSettings
 
 if TYPE_CHECKING:
@@ -121,7 +122,9 @@ def _twins(
 
     def note_of_job(job: Job) -> dict[str, Any]:
         asked = note_of(job, settings, leaving_out=SHOWN)
-        said = hashlib.sha256(repr(Trace.load(traces[job]).tokens).encode()).hexdigest()
+        with made_again(note_of_trace(traces[job])):
+            tokens = Trace.load(traces[job]).tokens
+        said = hashlib.sha256(repr(tokens).encode()).hexdigest()
         return {**asked, "model": model, "said": said, "insertions": list(insertions(1))}
 
     def work(job: Job, note: dict[str, Any]) -> None:
@@ -134,7 +137,6 @@ def _twins(
 
     return run_each(
         jobs,
-        root,
         lambda job: _twin_folder(root, settings, job),
         note_of_job,
         work,
@@ -169,14 +171,14 @@ def _answers(
 
     def serves(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
         """Whether there are as many answers: the i-th is the same however many follow."""
-        return {**before, "samples": samples} == now and before["samples"] >= samples
+        return {**before, "samples": samples} == now and before.get("samples", 0) >= samples
 
     def work(job: Job, note: dict[str, Any]) -> None:
         folder = _answer_folder(root, settings, job)
         before = read_note(folder / NOTE)
         known = 0
         if {**before, "samples": samples} == note and is_whole(folder / NOTE):
-            known = before["samples"]
+            known = before.get("samples", 0)
         prompt = vlm.prompt(job.image, job.question, settings.mode)
         found = sampled_dependence(
             vlm,
@@ -195,7 +197,6 @@ def _answers(
 
     return run_each(
         jobs,
-        root,
         lambda job: _answer_folder(root, settings, job),
         note_of_job,
         work,

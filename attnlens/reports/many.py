@@ -12,7 +12,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +22,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import attnlens
 from attnlens.errors import InputError
-from attnlens.locking import only_process
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
 from attnlens.text import one_line
@@ -34,6 +35,8 @@ FILES = "files"
 """Under which name a note lists what lies beside it."""
 LONGEST_DIFFERENCE = 60
 """Longest pair of values that is shown where a setting has changed, in characters."""
+MOST_DIFFERENCES = 3
+"""How many kinds of changes of settings are shown."""
 
 
 def note_of(job: Job, settings: Any, *, leaving_out: Sequence[str] = ()) -> dict[str, Any]:
@@ -88,7 +91,8 @@ def write_note(
     beginning
         Of the names of files and folders that are the note's own.
     shared
-        Names without ending of files that others write too: it is only noted that they are there.
+        Names without ending of files that others write too, with other endings perhaps: it is only
+        noted that there is one.
     """
     sizes: dict[str, int | None] = {}
     for file in sorted(path.parent.rglob("*")):
@@ -98,7 +102,7 @@ def write_note(
         if name.parts[0].startswith(beginning):
             sizes[name.as_posix()] = file.stat().st_size
         elif name.stem in shared:
-            sizes[name.as_posix()] = None
+            sizes[f"{name.stem}.*"] = None
     text = json.dumps({**note, FILES: sizes}, indent=2, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
 
@@ -113,13 +117,33 @@ def is_whole(path: Path) -> bool:
     files = _read(path).get(FILES)
     if not isinstance(files, dict):
         return False
+    for name, size in files.items():
+        try:
+            if size is None:
+                there = any(file.stat().st_size for file in path.parent.glob(name))
+            else:
+                there = (path.parent / name).stat().st_size == size
+        except OSError:
+            return False
+        if not there:
+            return False
+    return True
+
+
+@contextmanager
+def made_again(note: Path) -> Iterator[None]:
+    """Take away the note of results that turn out to be unreadable: they are made anew next time.
+
+    Raises
+    ------
+    InputError
+        As inside the block, with advice.
+    """
     try:
-        found = {name: (path.parent / name).stat().st_size for name in files}
-    except OSError:
-        return False
-    return all(
-        found[name] == size or (size is None and found[name]) for name, size in files.items()
-    )
+        yield
+    except InputError as error:
+        note.unlink(missing_ok=True)
+        raise InputError(f"{error}. Give the same command again: it is made anew") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -143,10 +167,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _flat(note: Mapping[str, Any]) -> dict[str, Any]:
-    """Name and value of everything in a note, those of mappings inside under their own names."""
+    """Name and value of everything in a note; ``model.dtype`` is that of a mapping inside."""
     found: dict[str, Any] = {}
     for name, value in note.items():
-        found |= _flat(value) if isinstance(value, Mapping) else {name: value}
+        inside = _flat(value) if isinstance(value, Mapping) else None
+        found |= {name: value} if inside is None else {f"{name}.{n}": v for n, v in inside.items()}
     return found
 
 
@@ -207,7 +232,6 @@ def remove_leftovers(folder: Path) -> None:
 
 def run_each(
     jobs: Sequence[Job],
-    root: Path,
     folder_of: Callable[[Job], Path],
     note_of_job: Callable[[Job], Mapping[str, Any]],
     work: Callable[[Job, dict[str, Any]], object],
@@ -223,9 +247,8 @@ def run_each(
     jobs
         The questions of a file.
     root
-        The folder for all results: no other process may be at work there.
     folder_of
-        Where a question's results go, in it.
+        Where a question's results go.
     note_of_job
         What they follow from: they are there if their folder's note says the same, and everything
         that lay beside it still does.
@@ -242,29 +265,23 @@ def run_each(
     -------
     list of Job
         Those whose results are there now.
-
-    Raises
-    ------
-    InputError
-        If another process is at work in the folder.
     """
-    with only_process(root):
-        for job in jobs:
-            remove_leftovers(folder_of(job))
-        # as JSON reads them back, so that they compare equal
-        notes = {job.line: json.loads(json.dumps(note_of_job(job))) for job in jobs}
-        before, waiting = _sorted(jobs, folder_of, notes, command, name, serves)
-        failed: set[int | None] = set()
-        bar = progress(waiting, total=len(jobs), initial=len(before), description="questions")
-        for job in bar:
-            try:
-                work(job, notes[job.line])
-            except Exception as error:  # one question must not take the others with it
-                say(bar, f"attnlens {command}: line {job.line} failed: {error}", sys.stderr)
-                failed.add(job.line)
-            else:
-                say(bar, f"written to {folder_of(job)}", sys.stdout)
-        return [job for job in jobs if job.line not in failed]
+    for job in jobs:
+        remove_leftovers(folder_of(job))
+    # as JSON reads them back, so that they compare equal
+    notes = {job.line: json.loads(json.dumps(note_of_job(job))) for job in jobs}
+    before, waiting = _sorted(jobs, folder_of, notes, command, name, serves)
+    failed: set[int | None] = set()
+    bar = progress(waiting, total=len(jobs), initial=len(before), description="questions")
+    for job in bar:
+        try:
+            work(job, notes[job.line])
+        except Exception as error:  # one question must not take the others with it
+            say(bar, f"attnlens {command}: line {job.line} failed: {error}", sys.stderr)
+            failed.add(job.line)
+        else:
+            say(bar, f"written to {folder_of(job)}", sys.stdout)
+    return [job for job in jobs if job.line not in failed]
 
 
 def _sorted(
@@ -278,7 +295,7 @@ def _sorted(
     """Tell what is done from what waits, and say how much of each there is."""
     before: list[Job] = []
     waiting: list[Job] = []
-    changed: list[str] = []
+    changed: Counter[str] = Counter()
     for job in jobs:
         path = folder_of(job) / name
         found = read_note(path)
@@ -286,13 +303,16 @@ def _sorted(
             (before if found and is_whole(path) else waiting).append(job)
         else:
             waiting.append(job)
-            changed.append(", ".join(differences(found, notes[job.line])))
+            changed[", ".join(differences(found, notes[job.line]))] += 1
     if before:
         print(f"{len(before)} of {len(jobs)} questions were done before", file=sys.stderr)
     if changed:
+        said = "; ".join(text for text, _ in changed.most_common(MOST_DIFFERENCES))
+        if len(changed) > MOST_DIFFERENCES:
+            said += "; ..."
         text = (
-            f"attnlens {command}: {len(changed)} of {len(jobs)} questions were done with other "
-            f"settings, and what follows from these is made again: {changed[0]}"
+            f"attnlens {command}: {changed.total()} of {len(jobs)} questions were done with other "
+            f"settings, and what follows from these is made again: {said}"
         )
         print(one_line(text), file=sys.stderr)
     return before, waiting

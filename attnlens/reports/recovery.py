@@ -111,7 +111,8 @@ def run_recovery(jobs: list[Job], settings: Settings) -> int:
     print(as_text(result, settings.definition))
     for run in result.summary(settings.definition)["never_fired"]:
         print(one_line(f"{run}: the trigger {settings.when!r} never fired"))
-    say_cut_off("recover", int((result.data["cut_off"] == 1).any("run").sum()), len(jobs))
+    cut_off = int((result.data["cut_off"] == 1).any("run").sum())
+    say_cut_off("recover", cut_off, len(jobs), "questions have an answer that")
     print(one_line(f"written to {folder}"))
     return asked - len(jobs)
 

@@ -18,6 +18,7 @@ from attnlens.progress import progress
 from attnlens.reports.jobs import Job
 from attnlens.reports.many import (
     NOTE,
+    made_again,
     model_note,
     note_of,
     refuse_other_questions,
@@ -116,7 +117,6 @@ def run_lines(
 
     there = run_each(
         fitting,
-        folder,
         lambda job: folder / job.folder,
         note_of_job,
         work,
@@ -124,7 +124,10 @@ def run_lines(
     )
     if not there:
         raise InputError("no question could be run: see the lines above")
-    parts = [Recovery.load(folder / job.folder / "recovery.nc") for job in there]
+    parts = []
+    for job in there:
+        with made_again(folder / job.folder / NOTE):
+            parts.append(Recovery.load(folder / job.folder / "recovery.nc"))
     return Recovery.join(parts), there
 
 

@@ -94,10 +94,10 @@ def _texts(steps: int, **values: str | None) -> dict[str, pd.Series]:
     return {name: pd.Series([text] * steps, dtype="string") for name, text in values.items()}
 
 
-def say_cut_off(command: str, cut_off: int, answers: int) -> None:
+def say_cut_off(command: str, cut_off: int, total: int, of: str = "answers") -> None:
     """Say on standard error how many answers had not ended, where some had not."""
     if cut_off:
-        what = "the answer" if answers == 1 else f"{cut_off} of {answers} answers"
+        what = "the answer" if total == 1 else f"{cut_off} of {total} {of}"
         print(
             f"attnlens {command}: {what} had not ended at the longest length (--max_new_tokens); "
             "what is said of it is said of the part that is there",

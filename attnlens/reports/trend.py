@@ -16,6 +16,7 @@ from attnlens.files import check_writable, write_folder
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
 from attnlens.reports.many import (
+    made_again,
     model_note,
     note_of,
     read_note,
@@ -90,8 +91,9 @@ def run_jobs(jobs: list[Job], settings: Settings) -> int:
     """
     from attnlens.vlm.load import load
 
+    root = Path(settings.save_folder)
     for job in jobs:
-        check_writable(Path(settings.save_folder) / job.folder)
+        check_writable(root / job.folder)
     vlm = load(settings.model, device=settings.device, dtype=settings.dtype)
     check_layers(settings.layers, vlm)
     if jobs[0].line is None:
@@ -99,7 +101,6 @@ def run_jobs(jobs: list[Job], settings: Settings) -> int:
         return 0
     there = record_each(vlm, jobs, settings, command="trend")
     if there:
-        root = Path(settings.save_folder)
         table = write_table(there, root, root / f"{settings.mode}_steps.parquet", settings.mode)
         print(one_line(f"written to {table}"))
     return len(jobs) - len(there)
@@ -128,13 +129,17 @@ def record_each(
 
     return run_each(
         jobs,
-        root,
         lambda job: root / job.folder,
         note_of_job,
         work,
         command=command,
         name=name,
     )
+
+
+def note_of_trace(path: Path) -> Path:
+    """Return where the note lies that a question's trace was written with."""
+    return path.with_name(f"{path.name.removesuffix('_trace.zarr')}_settings.json")
 
 
 def load_trace(path: Path) -> Trace | None:
@@ -156,7 +161,9 @@ def write_table(jobs: list[Job], root: Path, path: Path, mode: str) -> Path:
     def tables() -> Iterator[pd.DataFrame]:
         nonlocal cut_off
         for job in progress(jobs, description="table"):
-            trace = Trace.load(root / job.folder / f"{mode}_trace.zarr")
+            path = root / job.folder / f"{mode}_trace.zarr"
+            with made_again(note_of_trace(path)):
+                trace = Trace.load(path)
             cut_off += bool(trace.cut_off)
             yield steps_table(trace, job)
 

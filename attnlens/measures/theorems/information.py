@@ -37,6 +37,7 @@ from attnlens.measures.statistics import FEW, bootstrap_mean, check_bootstrap
 
 OTHERS = "others"
 """The average over other images, as a reference."""
+_NEEDED = ("log_ratio", "kl", "entropy_without", "log_probability", "entropy", "key_share")
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def mutual_information(
     ------
     InputError
         If what is given is no list of lists of these, there is no prompt, one has no answer,
-        answers were not sampled, the reference was not measured for each, or a number is out of
+        answers were not sampled so, the reference was not measured for each, or a number is out of
         range.
     """
     check_bootstrap(confidence, resamples, seed)
@@ -226,15 +227,22 @@ def _check_groups(groups: Any) -> None:
     if not listed:
         raise InputError(f"a {type(groups).__name__} of answers is no list of lists: {form}")
     for one in (one for group in groups for one in group):
-        if not isinstance(one, xr.Dataset) or "log_ratio" not in one:
-            raise InputError(f"an answer is a {type(one).__name__} without log-ratios: {form}")
-        if one.attrs.get("sampled") == 0:
+        if not isinstance(one, xr.Dataset) or not _is_answer(one):
             raise InputError(
-                "an answer was decoded greedily, and the bound is a mean over answers sampled from "
-                "the model: generate with do_sample=True, temperature=1.0, top_k=0, top_p=1.0"
+                f"an answer is a {type(one).__name__} without log-ratios by reference: {form}"
+            )
+        if one.attrs.get("altered_by"):
+            raise InputError(
+                f"an answer was generated with {one.attrs['altered_by']}, and the bound is a mean "
+                "over answers sampled from the model's own distribution: generate with "
+                "do_sample=True, temperature=1.0, top_k=0, top_p=1.0"
             )
     if not groups or not all(len(group) for group in groups):
         raise InputError("a prompt without answers: give at least one prompt and one answer each")
+
+
+def _is_answer(one: xr.Dataset) -> bool:
+    return "reference" in one.dims and {*_NEEDED} <= {*map(str, one.data_vars)}
 
 
 def _others(one: xr.Dataset) -> list[str]:

@@ -61,7 +61,7 @@ class Insertion(Result):
         return super().as_dict() | {"table": plain_rows(self.table), "verdict": self.verdict()}
 
     def verdict(self) -> list[str]:
-        """Say in sentences what was found, with its figures."""
+        """Say in sentences what was found, with its figures: of each insertion, what moves."""
         first, last = self.table.iloc[0], self.table.iloc[-1]
         interval = ""
         if np.isfinite(self.exponent_low):
@@ -76,6 +76,17 @@ class Insertion(Result):
         if self.saturates_at is not None:
             said += f"; from {self.saturates_at!r} on, more tokens bring no more that is clear"
         sentences = [f"{said}."]
+        changes = [
+            f"{row['insertion']!r} {row['log_odds']:+.2f} = {row['counts']:+.2f} "
+            f"{row['preference']:+.2f}"
+            for row in self.table.to_dict("records")
+            if row["inserted"] > 0 and np.isfinite(row["log_odds"])
+        ]
+        if changes:
+            sentences.append(
+                "Against the untouched twin the log-odds of that mass change by key counts and "
+                f"preference: {'; '.join(changes)}."
+            )
         if 1 < self.samples < FEW:
             sentences.append(f"Bootstrap intervals over fewer than {FEW} prompts are too narrow.")
         return sentences
