@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 
 import numpy as np
@@ -10,21 +11,26 @@ from scipy import stats
 from scipy.special import expit
 from test_measures_information import answer
 
-from attnlens.measures import dilution, insertion, mutual_information
+from attnlens.measures import agreement, averages, dilution, insertion, mutual_information
 from attnlens.measures.theorems import dilution as dilution_module
 from attnlens.measures.theorems import information
 from attnlens.measures.theorems import insertion as insertion_module
 from attnlens.measures.theorems.synthetic import synthetic_attention
 
-SETS, RUNS, POOL = 1000, 100, 400
+SETS, RUNS, POOL = 1000, 200, 400
 OPTIONS = {"resamples": 499}
 STEPS = np.arange(8)
+LOOKED = ["visual", "copied"]
+# in the package these names are those of the functions
+AVERAGES, AGREEMENT = (
+    sys.modules[f"attnlens.measures.{name}"] for name in ("averages", "agreement")
+)
 
 
-def drawn(seed):
+def drawn(seed, runs=RUNS):
     """Which runs of a pool are in each set; what is known is the mean of the pool."""
     rng = np.random.default_rng(seed)
-    return [rng.integers(POOL, size=RUNS) for _ in range(SETS)]
+    return [rng.integers(POOL, size=runs) for _ in range(SETS)]
 
 
 def check(covered):
@@ -37,36 +43,47 @@ def remembered(measure):
     """A pool's runs are in many sets: each is measured once."""
     known = {}
 
-    def measured(run, *more):
+    def measured(run, *more, **options):
         if id(run) not in known:
-            known[id(run)] = measure(run, *more)
+            known[id(run)] = measure(run, *more, **options)
         return known[id(run)]
 
     return measured
 
 
+def rise(values):
+    """Last quarter minus first quarter of eight steps."""
+    return values[6:].mean() - values[:2].mean()
+
+
 def test_dilution(monkeypatch):
-    """Equal scores but for a gap: log-odds are log(visual / others) + gap, and all follows."""
+    """Equal scores but for a gap and a sink: log-odds have a closed form, and all follows."""
     rng = np.random.default_rng(0)
     pool, known = [], []
     for i in range(POOL):
         text = int(rng.integers(6, 14))
         gaps = rng.normal(-0.5, 0.3) + rng.normal(-0.08, 0.1) * STEPS
-        sizes = {"visual": 20, "text": text, "layers": 1, "heads": 1}
+        sink = rng.normal(1.0, 0.5)
+        sizes = {"visual": 20, "text": text, "layers": 1, "heads": 1, "sink": sink}
         pool.append(synthetic_attention(len(STEPS), gap=gaps, seed=i, **sizes))
-        counts = np.log(20 / (text + STEPS))
-        mass, share = expit(counts + gaps), 20 / (20 + text + STEPS)
+        odds = np.log(20 / (np.exp(sink) + text + STEPS)) + gaps
+        counts, without = (np.log(20 / (others + text + STEPS)) for others in (1, 0))
+        mass, share = expit(odds), 20 / (21 + text + STEPS)
         known.append(
             {
                 "exponent": stats.theilslopes(np.log(mass), np.log(share)).slope,
                 "evenness": (mass / share).mean(),
-                "counts": counts[6:].mean() - counts[:2].mean(),
-                "preference": gaps[6:].mean() - gaps[:2].mean(),
+                "log_odds": rise(odds),
+                "counts": rise(counts),
+                "preference": rise(odds - counts),
+                "log_odds_without_sink": rise(without + gaps),
+                "counts_without_sink": rise(without),
+                "preference_without_sink": rise(gaps),
             }
         )
     truth = {name: np.mean([one[name] for one in known]) for name in known[0]}
-    truth["log_odds"] = truth["counts"] + truth["preference"]
-    truth["dilution_share"] = truth["counts"] / truth["log_odds"]
+    for end in ("", "_without_sink"):
+        truth[f"dilution_share{end}"] = truth[f"counts{end}"] / truth[f"log_odds{end}"]
     monkeypatch.setattr(dilution_module, "_measure", remembered(dilution_module._measure))
     whole = dilution(pool, **OPTIONS)
     assert whole.exponent == pytest.approx(truth["exponent"])
@@ -74,14 +91,17 @@ def test_dilution(monkeypatch):
     covered = Counter()
     for seed, places in enumerate(drawn(1)):
         found = dilution([pool[i] for i in places], seed=seed, **OPTIONS)
-        even, change = found.evenness["visual"], found.change
+        even = found.evenness["visual"]
         ends = {
             "exponent": (found.exponent_low, found.exponent_high),
             "evenness": (even["low"], even["high"]),
-            "dilution_share": (change.dilution_share_low, change.dilution_share_high),
         }
-        for name in ("log_odds", "counts", "preference"):
-            ends[name] = (getattr(change, name).low, getattr(change, name).high)
+        for end in ("", "_without_sink"):
+            change = getattr(found, f"change{end}")
+            shared = (change.dilution_share_low, change.dilution_share_high)
+            ends[f"dilution_share{end}"] = shared
+            for name in ("log_odds", "counts", "preference"):
+                ends[f"{name}{end}"] = (getattr(change, name).low, getattr(change, name).high)
         covered.update({n: int(low <= truth[n] <= high) for n, (low, high) in ends.items()})
     check(covered)
 
@@ -90,32 +110,44 @@ def test_insertion(monkeypatch):
     rng = np.random.default_rng(2)
     pool, known = [], []
     for i in range(POOL):
-        text, gap = int(rng.integers(6, 14)), rng.normal(-0.5, 0.4)
-        sizes = {"visual": 16, "text": text, "layers": 1, "heads": 1, "gap": gap, "seed": i}
-        pool.append(
+        text, visual = (int(n) for n in rng.integers(8, 16, 2))
+        sizes = {"visual": visual, "text": text, "layers": 1, "heads": 1, "scatter": 0.7, "seed": i}
+        gap = rng.normal(-0.5, 0.4)
+        twins = {
+            str(k): synthetic_attention(len(STEPS), copied=(k, 4 if k else 0), gap=gap, **sizes)
+            for k in (0, 5, 64)
+        }
+        pool.append(twins)
+        # from the rows of the softmax: which copies are many, and how they score, is chance
+        masses = [
+            twin["mass"][4:, 0, 0].sel(segment=LOOKED).sum("segment") for twin in twins.values()
+        ]
+        shares = [(visual + k) / (visual + k + text + STEPS[4:]) for k in (0, 5, 64)]
+        odds, counts = (
+            [float(np.log(p / (1 - p)).mean()) for p in values] for values in (masses, shares)
+        )
+        means = [[float(p.mean()) for p in values] for values in (masses, shares)]
+        known.append(
             {
-                str(k): synthetic_attention(len(STEPS), copied=(k, 4 if k else 0), **sizes)
-                for k in (0, 16, 64)
+                "exponent": stats.theilslopes(*np.log(means)).slope,
+                "mass": means[0][1],
+                "log_odds": odds[1] - odds[0],
+                "counts": counts[1] - counts[0],
+                "preference": odds[1] - odds[0] - counts[1] + counts[0],
             }
         )
-        others = text + STEPS[4:]
-        masses, shares = (
-            np.array([expit(np.log((16 + k) / others) + g).mean() for k in (0, 16, 64)])
-            for g in (gap, 0.0)
-        )
-        slope = stats.theilslopes(np.log(masses), np.log(shares)).slope
-        known.append({"exponent": slope, "mass": masses[1], "log_odds": np.log(5)})
     truth = {name: np.mean([one[name] for one in known]) for name in known[0]}
     monkeypatch.setattr(insertion_module, "_measure", remembered(insertion_module._measure))
     whole = insertion(pool, **OPTIONS)
     assert whole.exponent == pytest.approx(truth["exponent"])
-    assert whole.table["log_odds"].iloc[-1] == pytest.approx(truth["log_odds"])
+    assert whole.table["log_odds"].iloc[1] == pytest.approx(truth["log_odds"])
     covered = Counter()
     for seed, places in enumerate(drawn(3)):
         found = insertion([pool[i] for i in places], seed=seed, **OPTIONS)
         row = found.table.iloc[1]
         covered["exponent"] += found.exponent_low <= truth["exponent"] <= found.exponent_high
-        covered["mass"] += row["mass_low"] <= truth["mass"] <= row["mass_high"]
+        for name in ("mass", "log_odds", "counts", "preference"):
+            covered[name] += row[f"{name}_low"] <= truth[name] <= row[f"{name}_high"]
     check(covered)
 
 
@@ -124,11 +156,12 @@ def test_information(monkeypatch):
     rng = np.random.default_rng(4)
     parts = 6
     steps, own = np.arange(parts), np.full(parts, -0.1)
-    pool, nats, correlations = [], [], []
+    pool, nats, correlations, of_part = [], [], [], []
     for _ in range(POOL):
         ratios = rng.gamma(2.0, 0.5, parts)
         pool.append([answer(own, np.zeros((0, parts)), without=own - ratios)])
         nats.append(ratios.sum())
+        of_part.append(ratios[2])
         correlations.append(stats.spearmanr(ratios, 1 / (2 + steps)).statistic)
     monkeypatch.setattr(information, "_answer", remembered(information._answer))
     covered = Counter()
@@ -137,4 +170,45 @@ def test_information(monkeypatch):
         covered["nats"] += found.nats_low <= np.mean(nats) <= found.nats_high
         ends = (found.rank_correlation_low, found.rank_correlation_high)
         covered["rank correlation"] += ends[0] <= np.mean(correlations) <= ends[1]
+        part = found.curve.iloc[2]
+        covered["nats of a part"] += part["low"] <= np.mean(of_part) <= part["high"]
+    check(covered)
+
+
+def test_averages_and_agreement(monkeypatch):
+    """One head, so that both definitions have a formula at hand."""
+    rng = np.random.default_rng(6)
+    pool = []
+    for i in range(POOL):
+        gaps = rng.normal(-0.5, 0.4) - rng.gamma(1.0, 0.1) * STEPS
+        sizes = {"visual": 8, "text": 6, "layers": 1, "heads": 1, "scatter": 1.0}
+        pool.append(synthetic_attention(len(STEPS), gap=gaps, seed=i, **sizes))
+    visual, response = (
+        np.array([run["mass"][:, 0, 0].sel(segment=s).values for run in pool])
+        for s in ("visual", "response")
+    )
+    prompt_key, response_key = (1 - response[:, 1:]) / 14, response[:, 1:] / STEPS[1:]
+    ratios = prompt_key / (prompt_key + response_key)
+    ranks = [stats.spearmanr(*pair).statistic for pair in zip(visual[:, 1:], ratios, strict=True)]
+    truth = {"mean": visual[:, 4:].mean(), "rank": np.mean(ranks)}
+    monkeypatch.setattr(AVERAGES, "visual_share", remembered(AVERAGES.visual_share))
+    monkeypatch.setattr(AGREEMENT, "_steps", remembered(AGREEMENT._steps))
+    known, spearman = {}, AGREEMENT.spearman
+
+    def ranked(a, b):
+        key = a.tobytes() + b.tobytes()
+        if key not in known:
+            known[key] = spearman(a, b)
+        return known[key]
+
+    monkeypatch.setattr(AGREEMENT, "spearman", ranked)
+    names = ("mass", "lookback-ratio")
+    assert agreement(pool, names=names).correlations[0, 1] == pytest.approx(truth["rank"])
+    covered = Counter()
+    for seed, places in enumerate(drawn(7, runs=100)):
+        runs = [pool[i] for i in places]
+        half = averages(runs, bins=2, seed=seed, **OPTIONS).table.iloc[-1]
+        covered["mean"] += half["low"] <= truth["mean"] <= half["high"]
+        alike = agreement(runs, names=names, bins=1, seed=seed, **OPTIONS)
+        covered["rank"] += alike.low[0, 1] <= truth["rank"] <= alike.high[0, 1]
     check(covered)
