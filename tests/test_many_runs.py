@@ -18,7 +18,8 @@ from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.experiments.recovery import Recovery
 from attnlens.interventions import AtStep, Copy, Route
-from attnlens.reports.many import differences, find_runs, remove_leftovers
+from attnlens.reports.many import find_runs, remove_leftovers
+from attnlens.reports.notes import differences
 from attnlens.reports.table import steps_table, write_parquet
 from attnlens.testbed import held_out_sample
 

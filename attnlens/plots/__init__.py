@@ -9,13 +9,13 @@ from attnlens.plots.averages import averages
 from attnlens.plots.definitions import definitions
 from attnlens.plots.dependence import dependence
 from attnlens.plots.dilution import dilution
+from attnlens.plots.files import save
 from attnlens.plots.information import information
 from attnlens.plots.insertion import insertion
 from attnlens.plots.layers import layers
 from attnlens.plots.overlay import overlay
 from attnlens.plots.recovery import recovery
 from attnlens.plots.routes import routes
-from attnlens.plots.style import save
 from attnlens.plots.tokens import tokens
 from attnlens.plots.trend import trend
 

@@ -7,11 +7,9 @@ every figure. seaborn is imported with the first figure, since it brings pyplot 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -22,7 +20,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from attnlens.errors import InputError
-from attnlens.files import check_writable, write_file
 
 _PLACES = {"image": 0, "query": 1, "generated": 2, "opening tag": 3, "closing tag": 4}
 """Place of each coloured thing in the palette: blue, orange, green, vermilion, purple."""
@@ -54,24 +51,6 @@ WIDTHS = {"one-column": 3.35, "two-column": 6.9}
 
 NARROW = 5.0
 """Below this width panels stand one above the other, in inches."""
-
-POINTS_PER_INCH = 72
-"""What vector formats are laid out in."""
-
-PLACE_DIGITS = 6
-"""Digits of places in a figure, in parts of its size."""
-MOST_LAYOUTS = 8
-"""How often a figure is laid out, at most, until nothing moves."""
-
-MAX_PIXELS = 2**16 - 1
-"""Matplotlib draws no picture with a longer side."""
-
-METADATA: dict[str, Any] = {
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-    "svg": {"Date": None, "Creator": None},
-    "png": {"Software": None},
-}
-"""File formats, and the entries left out of each: dates and versions differ between runs."""
 
 CAPTION_SIZE = 6.5
 """Font size of captions, in points."""
@@ -161,6 +140,8 @@ class Figure(matplotlib.figure.Figure):
 
     def _repr_png_(self) -> bytes:
         """PNG of the figure, for Jupyter."""
+        from attnlens.plots.files import render
+
         return render(self, "png", dpi=150)
 
 
@@ -218,70 +199,6 @@ def finish(figure: Figure, height: float, caption: str) -> None:
     figure.draw_without_rendering()
 
 
-@contextmanager
-def _laid_out(figure: matplotlib.figure.Figure, dpi: float) -> Iterator[None]:
-    """Lay out a figure for its pixels, and keep it so inside the block.
-
-    A layout starts from the one before, and ends where the solver's rounding takes it. Neither can
-    be seen, but the bytes would be others: so it starts anew, goes on until nothing moves, and
-    places are rounded.
-    """
-    engine = figure.get_layout_engine()
-    if not isinstance(engine, ConstrainedLayoutEngine):
-        yield
-        return
-    for axes in figure.axes:
-        spec = axes.get_subplotspec()
-        if spec is not None:
-            axes.set_subplotspec(spec)  # where it was before any layout
-    own = figure.dpi
-    figure.dpi = dpi
-    found: list[Any] = []
-    for _ in range(MOST_LAYOUTS):
-        before = found
-        figure.draw_without_rendering()
-        found = [_place(axes) for axes in figure.axes]
-        if found == before:
-            break
-    figure.dpi = own
-    for axes, place in zip(figure.axes, found, strict=True):
-        inside = axes.get_in_layout()
-        axes.set_position(place, which="original")
-        axes.set_in_layout(inside)
-    figure.set_layout_engine("none")
-    try:
-        yield
-    finally:
-        figure.set_layout_engine(engine)
-
-
-def _place(axes: Any) -> tuple[float, ...]:
-    return tuple(round(edge, PLACE_DIGITS) for edge in axes.get_position(original=True).bounds)
-
-
-def render(figure: matplotlib.figure.Figure, file_format: str, *, dpi: float = 200) -> bytes:
-    """Draw a figure into bytes, the same bytes each time.
-
-    Parameters
-    ----------
-    figure
-        Any Matplotlib figure.
-    file_format
-        "pdf", "svg" or "png".
-    dpi
-        Pixels per inch; lowered where the picture would exceed Matplotlib's limit of pixels.
-    """
-    limit = MAX_PIXELS / max(figure.get_size_inches())
-    buffer = io.BytesIO()
-    with style():
-        pixels = min(dpi, limit) if file_format == "png" else POINTS_PER_INCH
-        with _laid_out(figure, pixels):
-            figure.savefig(
-                buffer, format=file_format, dpi=min(dpi, limit), metadata=METADATA[file_format]
-            )
-    return buffer.getvalue()
-
-
 def width_in_inches(width: str | float) -> float:
     """Width in inches of a preset's name or of a number of inches.
 
@@ -297,64 +214,3 @@ def width_in_inches(width: str | float) -> float:
         return float(width)
     names = " or ".join(repr(name) for name in WIDTHS)
     raise InputError(f"width is {width!r}: give {names}, or inches from 1 to 100")
-
-
-def save(
-    figure: matplotlib.figure.Figure,
-    path: str | Path,
-    file_format: str | None = None,
-    *,
-    dpi: float = 200,
-) -> Path:
-    """Write a figure to a file, whole or not at all, and the same bytes each time.
-
-    Parameters
-    ----------
-    figure
-        Any Matplotlib figure.
-    path
-        The file; a missing folder is made.
-    file_format
-        "pdf", "svg" or "png"; by default what the path ends in. A path without one of these
-        endings gets the format's.
-    dpi
-        Pixels per inch of a PNG; lowered where the picture would exceed 65,535 pixels.
-
-    Returns
-    -------
-    pathlib.Path
-        The file written.
-
-    Raises
-    ------
-    InputError
-        If the path is none, the format is unknown or contradicts it, or the folder cannot be
-        written into.
-    """
-    if not isinstance(path, (str, Path)):
-        raise InputError(f"cannot write a figure to {path!r}: give the path of a file")
-    path = _checked_path(Path(path), file_format)
-    if path.is_dir():
-        raise InputError(f"cannot write a figure to {str(path)!r}: it is a folder")
-    check_writable(path.parent)
-    data = render(figure, path.suffix.lower().removeprefix("."), dpi=dpi)
-    with write_file(path) as temporary:
-        temporary.write_bytes(data)
-    return path
-
-
-def _checked_path(path: Path, file_format: str | None) -> Path:
-    """Return the path to write, ending in its format."""
-    listed = ", ".join(METADATA)
-    suffix = path.suffix.lower().removeprefix(".")
-    if file_format is None:
-        if suffix not in METADATA:
-            raise InputError(f"cannot tell the format of {str(path)!r}: end it in one of {listed}")
-        return path
-    if file_format not in METADATA:
-        raise InputError(f"unknown format {file_format!r}: choose from {listed}")
-    if suffix == file_format:
-        return path
-    if suffix in METADATA:
-        raise InputError(f"{str(path)!r} does not end in the format asked for, {file_format!r}")
-    return path.with_name(f"{path.name}.{file_format}")

@@ -17,8 +17,9 @@ from attnlens.measures.inputs import find_region
 from attnlens.measures.theorems.change import WHOLE_RUN
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
-from attnlens.reports.many import NOTE, find_runs, made_again
-from attnlens.reports.trend import note_of_trace
+from attnlens.reports.many import find_runs
+from attnlens.reports.notes import NOTE, made_again
+from attnlens.reports.trend_files import note_of_trace
 from attnlens.text import one_line
 
 if TYPE_CHECKING:

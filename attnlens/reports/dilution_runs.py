@@ -21,20 +21,19 @@ from attnlens.files import write_folder
 from attnlens.netcdf import write_netcdf
 from attnlens.recording.trace import Trace
 from attnlens.reports.jobs import Job
-from attnlens.reports.many import (
-    ANSWERS,
+from attnlens.reports.many import ANSWERS, TWINS, run_each
+from attnlens.reports.notes import (
     NOTE,
-    TWINS,
     is_whole,
     made_again,
     model_note,
     note_of,
     read_note,
-    run_each,
     write_note,
 )
-from attnlens.reports.trend import SHOWN, check_layers, note_of_trace, record_each
+from attnlens.reports.trend import SHOWN, check_layers, record_each
 from attnlens.reports.trend import Settings as RunSettings
+from attnlens.reports.trend_files import note_of_trace
 
 if TYPE_CHECKING:
     from attnlens.vlm.load import VLM

@@ -16,15 +16,8 @@ from attnlens.files import write_folder
 from attnlens.interventions.session import intervene
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
-from attnlens.reports.many import (
-    NOTE,
-    made_again,
-    model_note,
-    note_of,
-    refuse_other_questions,
-    run_each,
-    write_note,
-)
+from attnlens.reports.many import refuse_other_questions, run_each
+from attnlens.reports.notes import NOTE, made_again, model_note, note_of, write_note
 from attnlens.reports.table import write_parquet
 from attnlens.text import one_line
 from attnlens.vlm.images import open_image

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import json
-import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnlens.boxed import final_answer
 from attnlens.errors import InputError
-from attnlens.files import check_writable, write_folder
+from attnlens.files import check_writable
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
-from attnlens.reports.many import (
-    made_again,
-    model_note,
-    note_of,
-    read_note,
-    refuse_other_questions,
-    run_each,
-    write_note,
-)
+from attnlens.reports.many import refuse_other_questions, run_each
+from attnlens.reports.notes import made_again, model_note, note_of, read_note
 from attnlens.reports.table import say_cut_off, steps_table, write_parquet
+from attnlens.reports.trend_files import note_of_trace, write_run
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
@@ -35,8 +25,6 @@ if TYPE_CHECKING:
     from attnlens.recording.trace import Trace
     from attnlens.vlm.load import VLM
 
-SHARED = ("summary", "Step_attention_all_tokens")
-"""Names of files that every mode writes: those of the last one stay."""
 SHOWN = ("save_folder", "formats", "definition")
 """Settings that an answer does not follow from, but what is shown of it."""
 
@@ -137,11 +125,6 @@ def record_each(
     )
 
 
-def note_of_trace(path: Path) -> Path:
-    """Return where the note lies that a question's trace was written with."""
-    return path.with_name(f"{path.name.removesuffix('_trace.zarr')}_settings.json")
-
-
 def load_trace(path: Path) -> Trace | None:
     """Load a trace; None where it is not there or cannot be read."""
     from attnlens.recording.trace import Trace
@@ -202,7 +185,7 @@ def run_job(
     pictures
         Whether figures are drawn.
     note
-        What the results follow from, written beside them; see ``attnlens.reports.many``.
+        What the results follow from, written beside them; see ``attnlens.reports.notes``.
     trace
         The answer, where it has been recorded before.
 
@@ -217,13 +200,13 @@ def run_job(
         trace = _generate(vlm, prompt, settings, show)
     folder = Path(settings.save_folder) / job.folder
     try:
-        left_out = _write(folder, trace, job, settings, pictures, note)
+        left_out = write_run(folder, trace, job, settings, pictures, note)
     except Exception:
         if not pictures:
             raise
         # the generation may have taken an hour: keep it, whatever is wrong with a picture
         kept = None if note is None else {**note, "shown": "no pictures"}
-        _write(folder, trace, job, settings, False, kept)
+        write_run(folder, trace, job, settings, False, kept)
         print(f"attnlens trend: no pictures; trace and summary are in {folder}", file=sys.stderr)
         raise
     if job.line is None:  # of a file they are counted, when all have been asked
@@ -256,111 +239,3 @@ def _generate(vlm: VLM, prompt: Any, settings: Settings, show: bool) -> Trace:
         layers=settings.layers,
         **options,
     )
-
-
-def _write(
-    folder: Path,
-    trace: Trace,
-    job: Job,
-    settings: Settings,
-    pictures: bool,
-    note: dict[str, Any] | None = None,
-) -> str:
-    """Write the folder; which pictures were left out, and why."""
-    mode = settings.mode
-    left_out = ""
-    with write_folder(folder, replace=True) as temporary:
-        if folder.is_dir():
-            shutil.copytree(
-                folder,
-                temporary,
-                dirs_exist_ok=True,
-                symlinks=True,
-                ignore=functools.partial(_own_files, folder, mode),
-            )
-        trace.save(temporary / f"{mode}_trace.zarr", replace=True)
-        text = json.dumps(summary(trace, job, settings), indent=2, ensure_ascii=False)
-        (temporary / "summary.json").write_text(text + "\n", encoding="utf-8")
-        if pictures:
-            left_out = _draw(temporary, trace, settings)
-        if note is not None:
-            write_note(
-                temporary / f"{mode}_settings.json", note, beginning=f"{mode}_", shared=SHARED
-            )
-    return left_out
-
-
-def _own_files(folder: Path, mode: str, here: str, names: list[str]) -> set[str]:
-    """Which names in a folder an earlier run of the mode has written: they give way."""
-    if Path(here) != folder:
-        return set()
-    pictures = (f"{mode}_step_attention", f"{mode}_step_attention_with_tokens")
-    own = {f"{mode}_trace.zarr", f"{mode}_settings.json"}
-    for suffix in ("png", "pdf", "svg", "json"):
-        own |= {f"{name}.{suffix}" for name in (*pictures, *SHARED)}
-    return own.intersection(names)
-
-
-def _draw(folder: Path, trace: Trace, settings: Settings) -> str:
-    from attnlens import plots
-
-    definition = settings.definition
-    figures = {
-        f"{settings.mode}_step_attention": lambda: plots.trend(trace, definition),
-        f"{settings.mode}_step_attention_with_tokens": lambda: plots.trend(
-            trace, definition, tokens=True
-        ),
-        "Step_attention_all_tokens": lambda: plots.tokens(trace, definition),
-    }
-    missing: dict[str, str] = {}
-    for name, draw in progress(figures.items(), total=len(figures), description="drawing"):
-        try:
-            figure = draw()
-        except InputError as error:  # an answer of one token has no step under some definitions
-            missing[name] = str(error)
-            continue
-        for suffix in settings.formats:
-            plots.save(figure, folder / f"{name}.{suffix}")
-    return f"{', '.join(missing)}: {next(iter(missing.values()))}" if missing else ""
-
-
-def summary(trace: Trace, job: Job, settings: Settings) -> dict[str, Any]:
-    """Answer, regions, decay, refocus, settings and versions, as plain JSON-able values.
-
-    Parameters
-    ----------
-    trace
-        The recorded generation.
-    job, settings
-        What was asked and how.
-    """
-    from attnlens import measures
-
-    definition = settings.definition
-    values: dict[str, Any] = {
-        "image": job.image,
-        "question": job.question,
-        "mode": settings.mode,
-        "response": trace.text,
-        "answer": final_answer(trace.text),
-        "expected": job.answer,
-        "cut_off": trace.cut_off,
-        "steps": int(trace.data.sizes["step"]),
-        "definition": definition,
-        "regions": [asdict(region) for region in trace.regions],
-        "settings": asdict(settings),
-        "provenance": {k: v for k, v in trace.attrs.items() if k != "special_token_ids"},
-        "versions": trace.attrs["versions"],
-    }
-    table = measures.region_summary(trace, definition=definition)
-    values["region_summary"] = json.loads(table.to_json(orient="records"))
-    region = "reflection" if settings.mode == "reflection" else "back"
-    for name, compute in (
-        ("decay", measures.decay),
-        ("refocus", functools.partial(measures.refocus, region=region)),
-    ):
-        try:
-            values[name] = compute(trace, definition=definition).as_dict()
-        except InputError as error:  # too short, or no <back>: said, not hidden
-            values[name] = {"not_available": str(error)}
-    return values
