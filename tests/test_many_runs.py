@@ -175,13 +175,14 @@ def test_answers_to_other_questions_are_not_written_over(name, data, copied, cap
     assert states(tmp_path, "**/*") == everything
 
 
-def test_a_changed_control_picture_is_run_again(data, tmp_path):
+@pytest.mark.parametrize("more", ["", "+boost:1"])
+def test_a_changed_control_picture_is_run_again(more, data, tmp_path):
     control = tmp_path / "control.png"
     runs = "out/batch_recovery_runs/back/*/settings.json"
     seen = []
     for i in (8, 9, 9):
         held_out_sample(4, i, "back").scene.draw().save(control)
-        options = ("--intervention", f"copy:{control}")
+        options = ("--intervention", f"copy:{control}{more}")
         assert main(command("recover", data, tmp_path / "out", *options)) == 1
         seen.append(states(tmp_path, runs))
     assert not set(seen[0].values()) & set(seen[1].values())
@@ -189,7 +190,15 @@ def test_a_changed_control_picture_is_run_again(data, tmp_path):
 
 
 def test_only_runs_of_their_own_are_found(tmp_path):
-    wanted = {"a.zarr", "00001_x/back_trace.zarr", "deep/er/b.zarr"}
+    wanted = {
+        "a.zarr",
+        "00001_x/back_trace.zarr",
+        "deep/er/b.zarr",
+        "00001_siamese_twins/cot_trace.zarr",  # named after its picture
+        "long/back_trace.zarr",
+        "cot_twins/cot_trace.zarr",
+        "my_answers/a.zarr",
+    }
     others = {
         ".00001_x-abcd1234/back_trace.zarr",
         "cot_twins/00001_x/COPY.zarr",
@@ -282,7 +291,9 @@ def test_what_is_damaged_is_done_again(name, path, how, done, copied, data, caps
     size = (out / path).stat().st_size
     damaged(out / path, how)
     assert main(command(name, data, out)) == 1
-    assert f"{COUNT - 1} of {COUNT} questions were done before" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{COUNT - 1} of {COUNT} questions were done before" in said
+    assert f"1 of {COUNT} questions are there in part or damaged, and made again" in said
     assert states(out, "**/00001_0/**/*") == kept
     if path.endswith("summary.json"):  # it names the folder
         assert json.loads((out / path).read_text())["mode"] == "back"
@@ -292,6 +303,44 @@ def test_what_is_damaged_is_done_again(name, path, how, done, copied, data, caps
         Recovery.load(out / path)
     for table in out.glob("*.parquet"):
         assert table.read_bytes() == (done[name] / table.name).read_bytes()
+
+
+def test_a_corrected_truth_is_written_without_asking_again(data, copied, monkeypatch):
+    from attnlens.reports import trend as report
+
+    out = copied("trend")
+    lines = data.read_text().splitlines()
+    corrected = data.with_name("corrected.jsonl")
+    corrected.write_text(
+        "\n".join([json.dumps(json.loads(lines[0]) | {"answer": "x"}), *lines[1:]])
+    )
+    monkeypatch.setattr(report, "_generate", lambda *_: pytest.fail("generated again"))
+    assert main(command("trend", corrected, out)) == 1
+    table = pd.read_parquet(out / "back_steps.parquet").groupby("line")["expected"].first()
+    assert table[1] == "x"
+    assert table[3] == json.loads(lines[2])["answer"]
+
+
+def test_what_a_checkpoint_says_of_its_pictures_is_noted(tmp_path, testbed):
+    from dataclasses import replace
+
+    from attnlens.reports.notes import model_note
+    from attnlens.vlm.load import TESTBED
+
+    shutil.copytree(TESTBED, tmp_path / "model")
+    vlm = replace(testbed, name=str(tmp_path / "model"))
+    before = model_note(vlm)
+    assert any(text.startswith("name") for text in differences(model_note(testbed), before))
+    (tmp_path / "model" / "notes.md").write_text("nothing that matters")
+    assert model_note(vlm) == before
+    path = tmp_path / "model" / "processor_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"note": 1}))
+    assert differences(before, model_note(vlm)) == ["files.processor_config.json"]
+    (weights,) = (tmp_path / "model").glob("*.safetensors")
+    os.utime(weights, ns=(1, 1))
+    changed = ["files.model.safetensors", "files.processor_config.json"]
+    assert differences(before, model_note(vlm)) == changed
 
 
 def test_other_settings_are_said(copied, data, capsys):
@@ -370,7 +419,7 @@ def test_answers_that_had_not_ended_are_said_in_a_recovery(copied, data, capsys)
     assert main(command("recover", data, out)) == 1
     said = capsys.readouterr()
     assert f"{COUNT} of {COUNT} questions have an answer that had not ended" in said.err
-    assert "intervals over fewer than 10 prompts are too narrow" in said.out
+    assert "intervals over fewer than 20 prompts are too narrow" in said.out
 
 
 def test_a_second_process_is_kept_out(data, copied, capsys):
@@ -491,6 +540,11 @@ def test_leftovers_of_a_killed_process(tmp_path):
     remove_leftovers(tmp_path / "run")
     assert (tmp_path / "run" / "file").read_text() == ".run-abcd1234"
     remove_leftovers(tmp_path / "nowhere" / "run")
+    for name in (".steps-abcd1234.parquet", ".steps-abcd1234.csv", ".step-abcd1234.parquet"):
+        (tmp_path / name).write_text(name)
+    remove_leftovers(tmp_path / "steps.parquet")
+    names = {p.name for p in tmp_path.iterdir() if p.is_file()}
+    assert names == {".steps-abcd1234.csv", ".step-abcd1234.parquet"}
 
 
 def test_tables_are_written_whole_or_not_at_all(tmp_path, tiny):

@@ -7,18 +7,27 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import xarray as xr
 from scipy import stats
 from scipy.special import expit
 from test_measures_information import answer
 
-from attnlens.measures import agreement, averages, dilution, insertion, mutual_information
+from attnlens.measures import (
+    agreement,
+    averages,
+    correlation,
+    dilution,
+    insertion,
+    mutual_information,
+)
+from attnlens.measures.statistics import bootstrap_mean, bootstrap_ratio
 from attnlens.measures.theorems import dilution as dilution_module
 from attnlens.measures.theorems import information
 from attnlens.measures.theorems import insertion as insertion_module
 from attnlens.measures.theorems.synthetic import synthetic_attention
 
-SETS, RUNS, POOL = 1000, 200, 400
-OPTIONS = {"resamples": 499}
+SETS, RUNS, POOL = 1000, 40, 400
+OPTIONS = {"resamples": 999}
 STEPS = np.arange(8)
 LOOKED = ["visual", "copied"]
 # in the package these names are those of the functions
@@ -27,10 +36,10 @@ AVERAGES, AGREEMENT = (
 )
 
 
-def drawn(seed, runs=RUNS):
+def drawn(seed):
     """Which runs of a pool are in each set; what is known is the mean of the pool."""
     rng = np.random.default_rng(seed)
-    return [rng.integers(POOL, size=runs) for _ in range(SETS)]
+    return [rng.integers(POOL, size=RUNS) for _ in range(SETS)]
 
 
 def check(covered):
@@ -49,6 +58,39 @@ def remembered(measure):
         return known[id(run)]
 
     return measured
+
+
+@pytest.mark.parametrize("count", [20, 40, 100])
+def test_means_and_ratios_of_few_units(count):
+    """Symmetric and skewed; and a ratio of means, as the dilution share is."""
+    rng = np.random.default_rng(9)
+    covered = Counter()
+    for seed in range(SETS):
+        options = {"confidence": 0.95, "resamples": 999, "seed": seed}
+        counts, log_odds = rng.normal(-0.8, 0.25, count), rng.normal(-2.6, 0.9, count)
+        for name, truth, (low, high) in (
+            ("normal", -2.6, bootstrap_mean(log_odds, **options)),
+            ("gamma", 2.0, bootstrap_mean(rng.gamma(2.0, 1.0, count), **options)),
+            ("ratio", 0.8 / 2.6, bootstrap_ratio(counts, log_odds, **options)),
+        ):
+            covered[name] += low <= truth <= high
+    check(covered)
+
+
+def test_correlation():
+    """Steps of a known rank correlation: that of a bivariate normal law."""
+    rng = np.random.default_rng(10)
+    truth = 6 / np.pi * np.arcsin(0.6 / 2)
+    covered = Counter()
+    for seed in range(SETS):
+        pair = rng.multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], 100).T
+        data = xr.Dataset(
+            {"kl": (("reference", "step"), pair[:1]), "mass": ("step", pair[1])},
+            {"reference": ["blank"]},
+        )
+        found = correlation(data, resamples=300, seed=seed)
+        covered["rho"] += found["low"] <= truth <= found["high"]
+    check(covered)
 
 
 def rise(values):
@@ -96,6 +138,8 @@ def test_dilution(monkeypatch):
             "exponent": (found.exponent_low, found.exponent_high),
             "evenness": (even["low"], even["high"]),
         }
+        for table in (found.by_layer, found.by_head):  # there is one of each
+            assert ends["exponent"] == tuple(table.loc[0, ["exponent_low", "exponent_high"]])
         for end in ("", "_without_sink"):
             change = getattr(found, f"change{end}")
             shared = (change.dilution_share_low, change.dilution_share_high)
@@ -205,7 +249,7 @@ def test_averages_and_agreement(monkeypatch):
     names = ("mass", "lookback-ratio")
     assert agreement(pool, names=names).correlations[0, 1] == pytest.approx(truth["rank"])
     covered = Counter()
-    for seed, places in enumerate(drawn(7, runs=100)):
+    for seed, places in enumerate(drawn(7)):
         runs = [pool[i] for i in places]
         half = averages(runs, bins=2, seed=seed, **OPTIONS).table.iloc[-1]
         covered["mean"] += half["low"] <= truth["mean"] <= half["high"]

@@ -167,7 +167,7 @@ def test_several_traces():
     assert isinstance(group, GroupDecay)
     assert [trace.slope for trace in group.traces] == pytest.approx(-rates)
     assert group.slope == pytest.approx(-rates.mean())
-    assert -0.009 < group.slope_low < group.slope < group.slope_high < -0.002
+    assert -0.009 <= group.slope_low < group.slope < group.slope_high < -0.002
     assert group.half_life == pytest.approx(np.median([trace.half_life for trace in group.traces]))
     assert group.samples == 5
     written = json.loads(json.dumps(group.as_dict(), allow_nan=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from attnlens.measures.theorems.change import change, difference
 from attnlens.measures.theorems.evenness import evenness
 from attnlens.measures.theorems.exponent import exponents
 from attnlens.measures.theorems.synthetic import synthetic_attention
+from attnlens.segments import SEGMENTS
 
 FEW = {"resamples": 200}
 
@@ -135,7 +137,7 @@ def test_even_attention_has_exponent_one_and_is_all_dilution():
     words = " ".join(found.verdict())
     assert "100% [100%, 100%] of the fall is key counts" in words
     assert "from 0-25% of the run to 75-100% of the run" in words
-    assert "fewer than 10 runs are too narrow" in words
+    assert "fewer than 20 runs are too narrow" in words
     assert json.loads(json.dumps(found.as_dict()))["verdict"] == found.verdict()
 
 
@@ -245,11 +247,53 @@ def test_copied_tokens_count_where_asked(tiny):
     assert np.allclose(both["mass"][:5], plain["mass"][:5])
 
 
-@given(st.integers(1, 2000), st.integers(1, 2000), st.integers(1, 2000))
+@given(
+    st.integers(1, 2000),
+    st.lists(st.integers(0, 2000), min_size=5, max_size=5).filter(any),
+    st.integers(1, 2000),
+)
 def test_inserting_raises_the_part_of_the_keys(visual, rest, inserted):
-    """Theorem 3.2 as a property of counts: r' > r wherever something else is there."""
-    total = visual + rest
-    assert (visual + inserted) / (total + inserted) > visual / total
+    """Theorem 3.2 as a property of counts, on the keys of a trace: r' > r."""
+    others = [name for name in SEGMENTS if name not in ("visual", "copied")]
+    keys = np.zeros((2, len(SEGMENTS)), dtype=np.int64)
+    for name, count in zip(["visual", *others], [visual, *rest], strict=True):
+        keys[:, SEGMENTS.index(name)] = count
+    keys[1, SEGMENTS.index("copied")] = inserted
+    even = np.broadcast_to((keys / keys.sum(1, keepdims=True))[:, None, None], (2, 1, 1, 7))
+    run = xr.Dataset(
+        {
+            "mass": (("step", "layer", "head", "segment"), even),
+            "keys": (("step", "segment"), keys),
+        },
+        {"step": [0, 1], "layer": [0], "head": [0], "segment": list(SEGMENTS)},
+    )
+    found = log_odds(run, include_copied=True)
+    before, after = found["key_share"].values
+    total = visual + sum(rest)
+    assert before == pytest.approx(visual / total)
+    assert after == pytest.approx((visual + inserted) / (total + inserted))
+    assert after > before
+    # with equal scores mass is that part, and so rises with it
+    np.testing.assert_allclose(found["mass"].values[:, 0, 0], [before, after])
+    np.testing.assert_allclose(found["preference"].values, 0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (1.1, 2.0, "more steeply than in proportion"),
+        (0.2, 0.8, "less steeply than in proportion"),
+        (0.5, 1.5, "1, in proportion, is not ruled out"),
+        (-0.2, 0.5, "less steeply than in proportion, if at all"),
+        (-0.2, 1.5, "neither proportion nor no relation is settled"),
+        (-0.9, -0.1, "mass goes the other way"),
+    ],
+)
+def test_the_exponent_is_compared_with_proportion_by_its_interval(low, high, said):
+    found = dilution([synthetic_attention(8, gap=0.1 * i, seed=i) for i in range(3)], **FEW)
+    middle = (low + high) / 2
+    one = replace(found, exponent=middle, exponent_low=low, exponent_high=high)
+    assert one.verdict()[0].endswith(f"{said}.")
 
 
 def insertions(gap, counts=(0, 8, 16, 32), text=12):

@@ -126,6 +126,7 @@ def test_dependence_knows_what_kept_a_response_from_being_sampled_freely(tiny):
 
     prompt = tiny.prompt(picture(140, 112), "Is there a red circle?", "back")
     free = {"do_sample": True, "top_k": 0}
+    words = tiny.tokenizer(" red circle")["input_ids"]
     for options, said in (
         ({"do_sample": False}, "do_sample=False"),
         ({"do_sample": True}, "top_k=50"),  # what transformers takes
@@ -135,6 +136,12 @@ def test_dependence_knows_what_kept_a_response_from_being_sampled_freely(tiny):
             {**free, "logits_processor": [TemperatureLogitsWarper(0.5)]},
             "logits_processor=['TemperatureLogitsWarper']",
         ),
+        ({**free, "sequence_bias": {(5,): 0.5}}, "sequence_bias=dict"),
+        (
+            {**free, "prefix_allowed_tokens_fn": lambda row, ids: words},
+            "prefix_allowed_tokens_fn=function",
+        ),
+        ({**free, "logits_processor": []}, ""),
         ({**free, "temperature": 1.0, "top_p": 1.0}, ""),
         (free, ""),
     ):
@@ -159,7 +166,7 @@ def test_a_trace_knows_whether_its_answer_was_cut_off(tiny):
 
 @pytest.mark.parametrize(
     ("runs", "said"),
-    [(1, ""), (3, "over runs; of 3, it is too narrow."), (10, "bootstrap interval over runs.")],
+    [(1, ""), (3, "over runs; of 3, it is too narrow."), (20, "bootstrap interval over runs.")],
 )
 def test_captions_say_what_intervals_are_worth(runs, said):
     found = measures.dilution([run(gap=0.1 * i, seed=i) for i in range(runs)], **FEW)
@@ -171,10 +178,10 @@ def test_captions_say_what_intervals_are_worth(runs, said):
 def test_captions_name_the_level_of_their_intervals_and_pass_over_lone_runs():
     groups = [
         {str(k): run(copied=(k, 4 if k else 0), gap=0.1 * i, seed=i) for k in (0, 8)}
-        for i in range(10)
+        for i in range(20)
     ]
-    answers = [[one_answer()] for _ in range(10)]
-    lone = {"a": measures.averages(run(), **FEW), "b": measures.averages([run()] * 10, **FEW)}
+    answers = [[one_answer()] for _ in range(20)]
+    lone = {"a": measures.averages(run(), **FEW), "b": measures.averages([run()] * 20, **FEW)}
     for figure, said in (
         (plots.insertion(measures.insertion(groups, confidence=0.9, **FEW)), "Bars: 90% boot"),
         (plots.information(measures.mutual_information(answers, confidence=0.5)), "Bars: 50% boot"),
@@ -183,9 +190,18 @@ def test_captions_name_the_level_of_their_intervals_and_pass_over_lone_runs():
         assert said in " ".join(t.get_text() for t in figure.texts).replace("\n", " ")
 
 
+def test_answers_that_are_the_same_are_said():
+    two = answer([-1.0, -2.0], np.zeros((0, 2)), without=np.array([-2.0, -3.0]))
+    other = answer([-1.0, -2.5], np.zeros((0, 2)), without=np.array([-2.0, -3.0]))
+    same = measures.mutual_information([[two, two], [two, other]], **FEW)
+    assert (same.answers, same.distinct) == (4, 3)
+    assert any("Of 4 sampled answers 3 are different" in line for line in same.verdict())
+    assert not any("different" in s for s in measures.mutual_information([[two]]).verdict())
+
+
 def test_an_estimate_below_zero_is_called_so():
     low = answer([-2.0, -3.0], np.zeros((0, 2)), without=np.array([-1.0, -2.0]))
     found = measures.mutual_information([[low], [low]], **FEW)
     assert found.nats == -2
     assert any("below 0" in sentence for sentence in found.verdict())
-    assert any("fewer than 10 prompts" in sentence for sentence in found.verdict())
+    assert any("fewer than 20 prompts" in sentence for sentence in found.verdict())

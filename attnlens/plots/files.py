@@ -53,13 +53,15 @@ def _laid_out(figure: matplotlib.figure.Figure, dpi: float) -> Iterator[None]:
     own = figure.dpi
     figure.dpi = dpi
     found: list[Any] = []
-    for _ in range(MOST_LAYOUTS):
-        before = found
-        figure.draw_without_rendering()
-        found = [_place(axes) for axes in figure.axes]
-        if found == before:
-            break
-    figure.dpi = own
+    try:
+        for _ in range(MOST_LAYOUTS):
+            before = found
+            figure.draw_without_rendering()
+            found = [_place(axes) for axes in figure.axes]
+            if found == before:
+                break
+    finally:
+        figure.dpi = own
     for axes, place in zip(figure.axes, found, strict=True):
         inside = axes.get_in_layout()
         axes.set_position(place, which="original")

@@ -13,6 +13,7 @@ import torch
 
 from attnlens.errors import InputError
 
+PROCESSORS = "logits_processor"
 PLAIN_SAMPLING: dict[str, Any] = {
     "temperature": 1.0,
     "top_k": 0,
@@ -37,7 +38,9 @@ PLAIN_SAMPLING: dict[str, Any] = {
     "forced_eos_token_id": None,
     "exponential_decay_length_penalty": None,
     "watermarking_config": None,
-    "logits_processor": None,
+    "prefix_allowed_tokens_fn": None,
+    "custom_generate": None,
+    PROCESSORS: None,
 }
 """Settings of sampled generation that draw each token from the model's own distribution."""
 TOP_K = 50
@@ -133,10 +136,13 @@ class GenerateWatch:
         self._called = True
         self._given_ids = ids is not None
         self.settings = {k: v for k, v in in_force.items() if _is_plain(v)}
-        if in_force.get("logits_processor"):
-            self.settings["logits_processor"] = [
-                type(processor).__name__ for processor in in_force["logits_processor"]
-            ]
+        # what JSON cannot hold is noted by its name, where it alters what is sampled
+        for name in PLAIN_SAMPLING:
+            value = in_force.get(name)
+            if value is not None and not _is_plain(value):
+                listed = [type(one).__name__ for one in value] if name == PROCESSORS else None
+                if listed != []:
+                    self.settings[name] = listed or type(value).__name__
         self.end_ids = _ids(in_force.get("eos_token_id"))
         self.pad_ids = _ids(in_force.get("pad_token_id"))
 

@@ -17,7 +17,7 @@ from attnlens.measures.inputs import find_region
 from attnlens.measures.theorems.change import WHOLE_RUN
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
-from attnlens.reports.many import find_runs
+from attnlens.reports.many import find_runs, remove_leftovers
 from attnlens.reports.notes import NOTE, made_again
 from attnlens.reports.trend_files import note_of_trace
 from attnlens.text import one_line
@@ -98,7 +98,7 @@ def report_questions(jobs: list[Job], asked: RunSettings, settings: Settings) ->
     Returns
     -------
     int
-        How many questions could not be run.
+        How many questions could not be run, or not in all that was asked for.
 
     Raises
     ------
@@ -109,6 +109,7 @@ def report_questions(jobs: list[Job], asked: RunSettings, settings: Settings) ->
     from attnlens.vlm.load import load
 
     check_results(settings.folder, "dilution.json", "dilution")
+    remove_leftovers(settings.folder)
     root = Path(settings.save_folder) / "dilution_runs"
     vlm = load(asked.model, device=asked.device, dtype=asked.dtype)
     runs = run_questions(
@@ -119,12 +120,7 @@ def report_questions(jobs: list[Job], asked: RunSettings, settings: Settings) ->
         samples=settings.samples,
     )
     _report(dict(zip(runs.traces, runs.jobs, strict=True)), root, settings, runs)
-    there = [len(runs.jobs)]
-    if settings.insertion:
-        there.append(len(runs.twins))
-    if settings.samples:
-        there.append(len(runs.answers))
-    return len(jobs) - min(there)
+    return len(jobs) - len(runs.whole)
 
 
 def _report(

@@ -50,6 +50,8 @@ class Runs:
     ----------
     jobs
         The questions whose runs are there.
+    whole
+        Those of which everything that was asked for is there.
     traces
         Path of each question's trace.
     twins
@@ -59,6 +61,7 @@ class Runs:
     """
 
     jobs: list[Job]
+    whole: list[Job]
     traces: list[Path]
     twins: list[dict[str, Path]]
     answers: list[list[Path]]
@@ -92,8 +95,10 @@ def run_questions(
         raise InputError("no question could be run: see the lines above")
     twinned = _twins(vlm, there, settings, paths, root) if insertion else []
     answered = _answers(vlm, jobs, settings, samples, root) if samples else []
+    asked = [there, *([twinned] if insertion else []), *([answered] if samples else [])]
     return Runs(
         jobs=there,
+        whole=[job for job in jobs if all(job in part for part in asked)],
         traces=[paths[job] for job in there],
         twins=[
             {n: _twin_folder(root, settings, job) / f"{n}.zarr" for n in insertions(1)}

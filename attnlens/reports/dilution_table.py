@@ -130,12 +130,12 @@ def _insertion(found: Insertion) -> list[pd.DataFrame]:
 
 def _information(found: Information) -> list[pd.DataFrame]:
     names = ("nats", "standard_error", "sampling_error", "at_least", "by_divergence")
-    more = ("by_divergence_error", "entropy", "rank_correlation")
+    more = ("at_least_ceiling", "by_divergence_error", "entropy", "rank_correlation")
     curve = found.curve.drop(columns="stop").rename(
         columns={"start": "position", "low": "nats_per_step_low", "high": "nats_per_step_high"}
     )
     return [
-        _counts("information", vars(found), ("prompts", "answers")),
+        _counts("information", vars(found), ("prompts", "answers", "distinct")),
         _scalars("information", vars(found), (*names, *more)),
         _melt("information", curve, ["position"]),
     ]

@@ -28,7 +28,7 @@ def as_text(
     Returns
     -------
     str
-        Lines for a terminal of 80 columns.
+        Lines for a terminal.
     """
     tables = [_dilution(dilution)]
     if insertion is not None:
@@ -65,7 +65,7 @@ def _dilution(found: Dilution) -> str:
     before, after = found.between
     windows = f", from {before} to {after}" if before else ""
     runs = f"{found.samples} run{'' if found.samples == 1 else 's'}"
-    title = f"Theorem 3.1, {runs}: mass ~ r^alpha; change of log-odds of visual mass{windows}"
+    title = f"Theorem 3.1, {runs}: mass ~ r^alpha;\nchange of log-odds of visual mass{windows}"
     names = ("layer", "alpha", _level(found.settings["confidence"]))
     return _table(title, (*names, "log-odds", "= counts", "+ preference", "mass / r"), rows)
 
@@ -85,7 +85,7 @@ def _insertion(found: Insertion) -> str:
         for row in found.table.to_dict("records")
     ]
     prompts = f"{found.samples} prompt{'' if found.samples == 1 else 's'}"
-    title = f"Theorem 3.2, {prompts}: visual and inserted keys; change against the untouched twin"
+    title = f"Theorem 3.2, {prompts}: visual and inserted keys;\nchange against the untouched twin"
     names = ("inserted", "r'", "mass", _level(found.confidence))
     return _table(title, (*names, "log-odds", "= counts", "+ preference"), rows)
 
@@ -94,9 +94,10 @@ def _information(found: Information) -> str:
     rows = [
         (f"at most (against {found.reference})", found.nats, found.nats_low, found.nats_high),
         ("tells its image among the others by", found.at_least, math.nan, math.nan),
-        ("entropy, the image known", found.entropy, math.nan, math.nan),
+        ("of, at most, with so many images", found.at_least_ceiling, math.nan, math.nan),
+        ("entropy with the image", found.entropy, math.nan, math.nan),
         (
-            "rank correlation with r x H",
+            "rank correlation with r x H (H: entropy without it)",
             found.rank_correlation,
             found.rank_correlation_low,
             found.rank_correlation_high,
@@ -107,7 +108,7 @@ def _information(found: Information) -> str:
         for name, value, low, high in rows
     ]
     title = (
-        f"Mutual information of answer and image, nats an answer: {found.answers} sampled "
+        f"Mutual information of answer and image, nats an answer:\n{found.answers} sampled "
         f"answer{'' if found.answers == 1 else 's'} to {found.prompts} "
         f"prompt{'' if found.prompts == 1 else 's'}"
     )

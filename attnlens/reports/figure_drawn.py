@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,8 @@ def either(texts: Iterable[str]) -> str:
     return " or ".join(sorted(set(texts) - {""}))
 
 
-def count_runs(count: int, mode: str) -> str:
-    """Say how many runs of a mode."""
-    return f"{count} run{'' if count == 1 else 's'} of mode {mode}"
+def count_runs(traces: Sequence[Trace], mode: str) -> str:
+    """Say how many runs of a mode, and how many of them had not ended."""
+    count, cut_off = len(traces), sum(bool(trace.cut_off) for trace in traces)
+    said = f"{count} run{'' if count == 1 else 's'} of mode {mode}"
+    return f"{said} ({cut_off} cut off at the longest length)" if cut_off else said

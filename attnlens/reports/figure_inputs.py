@@ -17,7 +17,9 @@ from attnlens.measures.inputs import regions_of
 from attnlens.netcdf import read_netcdf
 from attnlens.progress import progress
 from attnlens.reports.many import ANSWERS, LONG, TWINS, find_runs
+from attnlens.reports.table import say_cut_off
 from attnlens.text import one_line
+from attnlens.vlm.modes import MODES
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -157,6 +159,8 @@ def read_runs(folder: str | Path) -> Runs:
     runs = Runs()
     for path in progress(find_runs(root), description="reading runs"):
         _add_trace(runs, path, root)
+    traces = [one.trace for listed in runs.modes.values() for one in listed]
+    say_cut_off("figures", sum(bool(trace.cut_off) for trace in traces), len(traces))
     runs.long = [attnlens.Trace.load(path) for path in sorted((root / LONG).glob("*.zarr"))]
     runs.models |= {str(trace.attrs.get("model", "")) for trace in runs.long}
     for folder in _folders(root, TWINS):
@@ -193,9 +197,11 @@ def read_runs(folder: str | Path) -> Runs:
 
 
 def _folders(root: Path, ending: str) -> list[Path]:
-    """Folders inside those whose names end so, in order."""
-    found = root.glob(f"**/*{ending}/*")
-    return sorted(p for p in found if p.is_dir() and not p.name.startswith("."))
+    """Folders inside those of modes whose names end so, in order."""
+    found = (path for mode in MODES for path in root.glob(f"**/{mode}{ending}/*"))
+    return sorted(
+        p for p in found if p.is_dir() and p.suffix != ".zarr" and not p.name.startswith(".")
+    )
 
 
 def _add_trace(runs: Runs, path: Path, root: Path) -> None:

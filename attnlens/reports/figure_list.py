@@ -60,7 +60,7 @@ def decay_and_refocus(runs: Runs, width: str) -> Iterator[Drawn]:
         + " against ".join(f"mode {mode}" for mode in found),
         plots.averages(found, width=width),
         {"": table},
-        ", ".join(count_runs(len(listed), mode) for mode, listed in used.items()),
+        ", ".join(count_runs(listed, mode) for mode, listed in used.items()),
         versions_of(trace for listed in used.values() for trace in listed),
     )
 
@@ -186,7 +186,7 @@ def definitions(runs: Runs, width: str) -> Iterator[Drawn]:
         "Definitions of attention to the image, side by side on the same runs",
         plots.definitions(found, width=width),
         {"": curves, "correlations": correlations},
-        count_runs(len(traces), mode),
+        count_runs(traces, mode),
         versions_of(traces),
     )
 

@@ -22,7 +22,7 @@ def dilution(runs: Runs, width: str) -> Iterator[Drawn]:
         "Is the decay of attention to the image the growth of the number of keys?",
         plots.dilution(found, width=width),
         {"": change_table(found), "steps": found.curves},
-        count_runs(len(traces), mode),
+        count_runs(traces, mode),
         versions_of(traces),
         " ".join(found.verdict()),
     )

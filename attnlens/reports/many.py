@@ -22,6 +22,7 @@ from attnlens.progress import progress
 from attnlens.reports.jobs import Job
 from attnlens.reports.notes import NOTE, differences, is_whole, read_note
 from attnlens.text import one_line
+from attnlens.vlm.modes import MODES
 
 MOST_DIFFERENCES = 3
 """How many kinds of changes of settings are shown."""
@@ -49,32 +50,42 @@ TWINS, ANSWERS, LONG = "_twins", "_answers", "long"
 of sampled answers, and the name of that of long answers."""
 
 
+def is_apart(name: str) -> bool:
+    """Whether a folder of that name holds what belongs to runs and is none of its own."""
+    return name == LONG or any(name in (mode + TWINS, mode + ANSWERS) for mode in MODES)
+
+
 def find_runs(root: Path) -> list[Path]:
     """Return the traces (``*.zarr``) at any depth of a folder that are runs of their own, sorted.
 
     Folders of twins, sampled and long answers are left out, and hidden ones, which a killed process
-    may leave.
+    may leave. Traces that a command has named after a mode are runs, whatever their folder's name.
     """
+    named = {f"{mode}_trace.zarr" for mode in MODES}
     found = []
     for path in root.rglob("*.zarr"):
         above = path.relative_to(root).parts[:-1]
         hidden = any(part.startswith(".") for part in (*above, path.name))
-        apart = any(part == LONG or part.endswith((TWINS, ANSWERS)) for part in above)
+        apart = path.name not in named and any(map(is_apart, above))
         if path.is_dir() and not hidden and not apart:
             found.append(path)
     return sorted(found)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Clear away what a killed process left beside a folder that it was writing.
+    """Clear away what a killed process left beside a folder or a file that it was writing.
 
     A folder is set aside only when the new one is complete: then that one is moved in.
     """
     if not folder.parent.is_dir():
         return
-    names = re.compile(rf"\.{re.escape(folder.name)}-[a-z0-9_]{{8}}(-old)?")
-    left = [p for p in folder.parent.iterdir() if names.fullmatch(p.name) and p.is_dir()]
+    # as write_folder and write_file name them
+    whole, stem, suffix = (re.escape(part) for part in (folder.name, folder.stem, folder.suffix))
+    names = re.compile(rf"\.({whole}-[a-z0-9_]{{8}}(-old)?|{stem}-[a-z0-9_]{{8}}{suffix})")
+    left = [p for p in folder.parent.iterdir() if names.fullmatch(p.name)]
     for path in sorted(left, reverse=True):
+        if path.is_file():
+            path.unlink()
         if path.name.endswith("-old") and not folder.exists():
             new = path.with_name(path.name.removesuffix("-old"))
             os.replace(new if new.is_dir() else path, folder)
@@ -98,7 +109,6 @@ def run_each(
     ----------
     jobs
         The questions of a file.
-    root
     folder_of
         Where a question's results go.
     note_of_job
@@ -148,23 +158,32 @@ def _sorted(
     before: list[Job] = []
     waiting: list[Job] = []
     changed: Counter[str] = Counter()
+    damaged = 0
     for job in jobs:
         path = folder_of(job) / name
         found = read_note(path)
-        if not found or serves(found, notes[job.line]):
-            (before if found and is_whole(path) else waiting).append(job)
-        else:
-            waiting.append(job)
+        if found and not serves(found, notes[job.line]):
             changed[", ".join(differences(found, notes[job.line]))] += 1
+        elif found and is_whole(path):
+            before.append(job)
+            continue
+        else:
+            damaged += folder_of(job).exists()
+        waiting.append(job)
+    here = f"attnlens {command}: {{}} of {len(jobs)} questions"
     if before:
-        print(f"{len(before)} of {len(jobs)} questions were done before", file=sys.stderr)
+        print(f"{here.format(len(before))} were done before", file=sys.stderr)
+    if damaged:
+        print(
+            f"{here.format(damaged)} are there in part or damaged, and made again", file=sys.stderr
+        )
     if changed:
         said = "; ".join(text for text, _ in changed.most_common(MOST_DIFFERENCES))
         if len(changed) > MOST_DIFFERENCES:
             said += "; ..."
         text = (
-            f"attnlens {command}: {changed.total()} of {len(jobs)} questions were done with other "
-            f"settings, and what follows from these is made again: {said}"
+            f"{here.format(changed.total())} were done with other settings, and what follows from "
+            f"these is made again: {said}"
         )
         print(one_line(text), file=sys.stderr)
     return before, waiting

@@ -6,6 +6,7 @@ folder is left as it is.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 NOTE = "settings.json"
 """Name of the file that holds a note, in folders that are a command's own."""
+WEIGHTS = (".safetensors", ".bin")
+SETTINGS = (".json", ".jinja", ".txt", ".model")
+"""Endings of the files of a checkpoint that results follow from."""
 FILES = "files"
 """Under which name a note lists what lies beside it."""
 LONGEST_DIFFERENCE = 60
@@ -30,7 +34,7 @@ LONGEST_DIFFERENCE = 60
 
 
 def note_of(job: Job, settings: Any, *, leaving_out: Sequence[str] = ()) -> dict[str, Any]:
-    """Everything that a question's results follow from, as plain values.
+    """Everything that a question's results follow from, as plain values, but for its true answer.
 
     Parameters
     ----------
@@ -42,25 +46,32 @@ def note_of(job: Job, settings: Any, *, leaving_out: Sequence[str] = ()) -> dict
         Names of settings that results do not follow from.
     """
     kept = {name: value for name, value in asdict(settings).items() if name not in leaving_out}
-    asked = {
-        "image_sha256": job.image_sha256,
-        "question": job.question,
-        "answer": job.answer,
-    }
+    asked = {"image_sha256": job.image_sha256, "question": job.question}
     return {"attnlens": attnlens.__version__, **asked, "settings": kept}
 
 
 def model_note(vlm: VLM) -> dict[str, Any]:
     """Return what a model and the libraries under it are, as far as results follow from it.
 
-    Of a folder's weights: names, sizes and times of change, which are cheap to ask.
+    Of a folder's weights: names, sizes and times of change, which are cheap to ask; of its
+    configuration, processor and tokenizer: hashes.
     """
+    from attnlens.vlm.load import TESTBED
+
     parameter = next(vlm.model.parameters())
-    folder = Path(vlm.name)
-    weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    folder = TESTBED if vlm.name == "testbed" else Path(vlm.name)
+    files = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
+    noted = {}
+    for path in files:
+        if path.suffix in WEIGHTS:
+            found = path.stat()
+            noted[path.name] = f"{found.st_size} bytes, changed at {found.st_mtime_ns} ns"
+        elif path.suffix in SETTINGS:
+            noted[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return {
         "name": vlm.name,
-        "weights": [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in weights],
+        "revision": getattr(vlm.model.config, "_commit_hash", None),
+        "files": noted,
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": parameter.device.type,
         **{name: version(name) for name in ("torch", "transformers")},

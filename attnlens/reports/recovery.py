@@ -54,12 +54,15 @@ class Settings:
         from attnlens.vlm.images import open_image
 
         get_definition(self.definition)
-        for intervention in self.parsed():
-            for part in intervention.parts:
-                source = getattr(part, "source", None)
-                if source not in (None, "blank", "text"):
-                    open_image(source)
+        for name in self.pictures():
+            open_image(name)
         check_writable(Path(self.save_folder))
+
+    def pictures(self) -> list[str]:
+        """Return the files that are shown in an image's place."""
+        parts = [part for one in self.parsed() for part in one.parts]
+        sources = (getattr(part, "source", None) for part in parts)
+        return sorted({str(name) for name in sources if name not in (None, "blank", "text")})
 
     def parsed(self) -> list[Intervention]:
         """Read the interventions."""
@@ -83,6 +86,7 @@ def run_recovery(jobs: list[Job], settings: Settings) -> int:
         If the model cannot be loaded, or an intervention does not fit a prompt, before anything
         is generated.
     """
+    from attnlens.reports.many import remove_leftovers
     from attnlens.reports.recovery_runs import run_lines, run_one, write_steps
     from attnlens.reports.table import say_cut_off
     from attnlens.vlm.load import load
@@ -93,6 +97,7 @@ def run_recovery(jobs: list[Job], settings: Settings) -> int:
     check_results(folder, "summary.json", "a recovery")
     vlm = load(settings.model, device=settings.device, dtype=settings.dtype)
     if lines:
+        remove_leftovers(folder)
         result, jobs = run_lines(vlm, jobs, settings, root / "batch_recovery_runs" / settings.mode)
     else:
         result = run_one(vlm, jobs[0], settings)

@@ -79,14 +79,13 @@ def run_lines(
     fitting = _fitting(vlm, jobs, settings.mode, interventions.values())
     warm_up(vlm, vlm.prompt(fitting[0].image, fitting[0].question, settings.mode))
 
-    files = [text.removeprefix("copy:") for text in settings.interventions]
-    shown = {name: open_image(name)[1].sha256 for name in files if Path(name).is_file()}
+    shown = {name: open_image(name)[1].sha256 for name in settings.pictures()}
 
     model = model_note(vlm)
 
     def note_of_job(job: Job) -> dict[str, Any]:
         asked = note_of(job, settings, leaving_out=LEFT_OUT)
-        return {**asked, "model": model, "pictures": shown}
+        return {**asked, "answer": job.answer, "model": model, "pictures": shown}
 
     def work(job: Job, note: dict[str, Any]) -> None:
         prompt = vlm.prompt(job.image, job.question, settings.mode)

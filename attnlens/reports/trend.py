@@ -11,7 +11,7 @@ from attnlens.errors import InputError
 from attnlens.files import check_writable
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
-from attnlens.reports.many import refuse_other_questions, run_each
+from attnlens.reports.many import refuse_other_questions, remove_leftovers, run_each
 from attnlens.reports.notes import made_again, model_note, note_of, read_note
 from attnlens.reports.table import say_cut_off, steps_table, write_parquet
 from attnlens.reports.trend_files import note_of_trace, write_run
@@ -89,7 +89,9 @@ def run_jobs(jobs: list[Job], settings: Settings) -> int:
         return 0
     there = record_each(vlm, jobs, settings, command="trend")
     if there:
-        table = write_table(there, root, root / f"{settings.mode}_steps.parquet", settings.mode)
+        path = root / f"{settings.mode}_steps.parquet"
+        remove_leftovers(path)
+        table = write_table(there, root, path, settings.mode)
         print(one_line(f"written to {table}"))
     return len(jobs) - len(there)
 
@@ -107,11 +109,12 @@ def record_each(
 
     def note_of_job(job: Job) -> dict[str, Any]:
         asked = note_of(job, settings, leaving_out=SHOWN)
-        return {**asked, "model": model, "shown": shown}
+        return {**asked, "model": model, "shown": {**shown, "answer": job.answer}}
 
     def work(job: Job, note: dict[str, Any]) -> None:
         folder, trace = root / job.folder, None
-        if {**read_note(folder / name), "shown": shown} == note:  # only what is shown is another
+        asked = {**read_note(folder / name), "shown": note["shown"]}
+        if asked == note:  # only what is shown is another
             trace = load_trace(folder / f"{settings.mode}_trace.zarr")
         run_job(vlm, job, settings, show=False, pictures=pictures, note=note, trace=trace)
 

@@ -48,6 +48,8 @@ class Information(Result):
     ----------
     prompts, answers : int
         Number of prompts, and of sampled answers over all of them.
+    distinct : int
+        How many of the answers to one prompt differ, summed over prompts.
     reference : str
         What stood in the image's place.
     nats, nats_low, nats_high, standard_error : float
@@ -61,6 +63,8 @@ class Information(Result):
         From the answer's own image among the others, at most the logarithm of their number: a lower
         bound where all are images that the question may be asked about, else how well the answer
         tells its image among them. NaN where the reference is not ``others``.
+    at_least_ceiling : float
+        That logarithm, mean over prompts: no ``at_least`` is larger.
     by_divergence, by_divergence_error : float
         The expectation of ``nats``, with each step's log-ratio replaced by its mean over the next
         token (the Kullback-Leibler divergence), and its standard error: less noise. Where the two
@@ -77,13 +81,14 @@ class Information(Result):
         Level of the intervals.
     curve : pandas.DataFrame
         By part of the answer, means over prompts: ``start``, ``stop`` (fractions of the answer),
-        ``nats_per_step`` (log-ratio) with ``low`` and ``high``, ``entropy_per_step`` (H, of the
-        next token without the image; mean over references),
+        ``nats_per_step`` (log-ratio) with ``low`` and ``high``, ``entropy_without_per_step``
+        (H, of the next token without the image; mean over references),
         ``key_share`` (r) and ``key_share_times_entropy`` (r x H).
     """
 
     prompts: int
     answers: int
+    distinct: int
     reference: str
     nats: float
     nats_low: float
@@ -91,6 +96,7 @@ class Information(Result):
     standard_error: float
     sampling_error: float
     at_least: float
+    at_least_ceiling: float
     by_divergence: float
     by_divergence_error: float
     entropy: float
@@ -126,8 +132,14 @@ class Information(Result):
             said.append(f"Bootstrap intervals over fewer than {FEW} prompts are too narrow.")
         if np.isfinite(self.at_least):
             said.append(
-                f"It tells its image among the others by {self.at_least:.2f} nats: a lower bound, "
-                "if the question may be asked about each of them alike."
+                f"It tells its image among the others by {self.at_least:.2f} nats, of "
+                f"{self.at_least_ceiling:.2f} at most with so many images: a lower bound, if the "
+                "question may be asked about each of them alike."
+            )
+        if self.distinct < self.answers:
+            said.append(
+                f"Of {self.answers} sampled answers {self.distinct} are different ones to their "
+                "prompt: the others add little."
             )
         said.append(
             "These are bounds under the model's own distribution, loose where the model is lost "
@@ -189,9 +201,9 @@ def mutual_information(
     options: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
     answers = [[_answer(one, chosen, bins) for one in group] for group in groups]
     totals = [[one["nats"] for one in group] for group in answers]
-    means, least, smooth, entropies = (
+    means, least, ceiling, smooth, entropies = (
         np.array([np.mean([one[name] for one in group]) for group in answers])
-        for name in ("nats", "at_least", "divergence", "entropy")
+        for name in ("nats", "at_least", "ceiling", "divergence", "entropy")
     )
     low, high = bootstrap_mean(means, **options)
     tables = np.array(
@@ -203,6 +215,7 @@ def mutual_information(
     return Information(
         prompts=len(groups),
         answers=sum(map(len, groups)),
+        distinct=sum(len({one["said"] for one in group}) for group in answers),
         reference=chosen,
         nats=float(means.mean()),
         nats_low=low,
@@ -210,6 +223,7 @@ def mutual_information(
         standard_error=_standard_error(means),
         sampling_error=_sampling_error(totals),
         at_least=float(least.mean()),
+        at_least_ceiling=float(ceiling.mean()),
         by_divergence=float(smooth.mean()),
         by_divergence_error=_standard_error(smooth),
         entropy=float(entropies.mean()),
@@ -271,7 +285,7 @@ def _reference(groups: Sequence[Sequence[xr.Dataset]], reference: str | None) ->
 def _answer(one: xr.Dataset, reference: str, bins: int) -> dict[str, Any]:
     """Return the terms of one answer: nats in all, and the table by part of the answer."""
     own = one["log_probability"].values.astype(float)
-    at_least = divergence = NAN
+    at_least = ceiling = divergence = NAN
     if reference == OTHERS:
         here = one.sel(reference=_others(one))
         # log-probability of the answer up to each step, under each other image
@@ -279,7 +293,8 @@ def _answer(one: xr.Dataset, reference: str, bins: int) -> dict[str, Any]:
         average = logsumexp(so_far, axis=0) - np.log(len(so_far))
         ratio = own - np.diff(average, prepend=0.0)
         among = np.append(so_far[:, -1], own.sum())
-        at_least = float(own.sum() - logsumexp(among) + np.log(len(among)))
+        ceiling = float(np.log(len(among)))
+        at_least = float(own.sum() - logsumexp(among) + ceiling)
         entropy = here["entropy_without"].mean("reference").values
     else:
         here = one.sel(reference=reference)
@@ -294,7 +309,9 @@ def _answer(one: xr.Dataset, reference: str, bins: int) -> dict[str, Any]:
         table[b] = values[place == b].mean(0)
     return {
         "nats": float(ratio.sum()),
+        "said": own.tobytes(),  # two answers alike to the last bit are one
         "at_least": at_least,
+        "ceiling": ceiling,
         "divergence": divergence,
         "entropy": float(one["entropy"].sum()),
         "table": table,
@@ -325,7 +342,7 @@ def _curve(tables: np.ndarray, bins: int, options: dict[str, Any]) -> pd.DataFra
                 "nats_per_step": nats,
                 "low": low,
                 "high": high,
-                "entropy_per_step": entropy,
+                "entropy_without_per_step": entropy,
                 "key_share": share,
                 "key_share_times_entropy": bound,
             }

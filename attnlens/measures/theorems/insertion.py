@@ -67,7 +67,7 @@ class Insertion(Result):
         if np.isfinite(self.exponent_low):
             interval = f" [{self.exponent_low:.2f}, {self.exponent_high:.2f}]"
         said = (
-            f"Insertions raise r' from {first['key_share']:.3f} to {last['key_share']:.3f}, and "
+            f"Insertions take r' from {first['key_share']:.3f} to {last['key_share']:.3f}, and "
             f"mass on visual and inserted keys from {first['mass']:.3f} to {last['mass']:.3f} "
             f"({last['insertion']})"
         )

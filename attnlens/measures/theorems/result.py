@@ -127,6 +127,8 @@ def _compare(found: Dilution) -> str:
         return "less steeply than in proportion"
     if low > 0:
         return "1, in proportion, is not ruled out"
+    if high < 1:
+        return "less steeply than in proportion, if at all"
     return "neither proportion nor no relation is settled"
 
 
