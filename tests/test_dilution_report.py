@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,35 @@ def test_more_answers_are_sampled_beside_those_that_are_there(data, folder, tmp_
     record = json.loads((tmp_path / "dilution" / "dilution.json").read_text())
     assert record["information"]["answers"] == COUNT
     assert len(asked) == 2 * COUNT
+
+
+def test_each_question_that_failed_in_some_part_is_counted_once(
+    data, folder, tmp_path, monkeypatch, capsys
+):
+    from attnlens.reports import dilution_runs
+
+    out = tmp_path / "out"
+    shutil.copytree(folder, out)
+
+    def fails(inner, at):
+        calls = []
+
+        def sometimes(*args, **options):
+            calls.append(args)
+            if len(calls) == at:
+                raise RuntimeError("out of memory")
+            return inner(*args, **options)
+
+        return sometimes
+
+    for name, part, at in (("twins", "cot_twins", 1), ("sampled_dependence", "cot_answers", 2)):
+        shutil.rmtree(out / "dilution_runs" / part)
+        monkeypatch.setattr(dilution_runs, name, fails(getattr(dilution_runs, name), at))
+    assert main(command(data, out)) == 1
+    said = capsys.readouterr().err
+    assert "dilution (insertions): line 1 failed: out of memory" in said
+    assert "dilution (sampled answers): line 2 failed: out of memory" in said
+    assert "not in the results: 2 questions failed" in said
 
 
 def test_answers_that_had_not_ended_are_counted(folder, data, capsys):
