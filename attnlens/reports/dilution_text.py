@@ -10,6 +10,7 @@ from attnlens.text import one_line, shortened
 
 if TYPE_CHECKING:
     from attnlens.measures import Dilution, Information, Insertion
+    from attnlens.measures.theorems.change import Change
 
 NAME_WIDTH = 24
 """Longest name in a table, in characters."""
@@ -39,18 +40,14 @@ def as_text(
 
 
 def _dilution(found: Dilution) -> str:
-    change = found.change
-    rows = [
-        (
-            "all",
-            _number(found.exponent, ".2f"),
-            _interval(found.exponent_low, found.exponent_high, ".2f"),
-            *(
-                _number(term.mean, "+.2f")
-                for term in (change.log_odds, change.counts, change.preference)
-            ),
-            _number(found.evenness["visual"]["mean"], ".2f"),
-        )
+    alpha = (
+        _number(found.exponent, ".2f"),
+        _interval(found.exponent_low, found.exponent_high, ".2f"),
+    )
+    even = _number(found.evenness["visual"]["mean"], ".2f")
+    rows: list[tuple[str, ...]] = [
+        ("all", *alpha, *_terms(found.change), even),
+        ("no sink", "-", "-", *_terms(found.change_without_sink), "-"),
     ]
     rows += [
         (
@@ -68,6 +65,11 @@ def _dilution(found: Dilution) -> str:
     title = f"Theorem 3.1, {runs}: mass ~ r^alpha;\nchange of log-odds of visual mass{windows}"
     names = ("layer", "alpha", _level(found.settings["confidence"]))
     return _table(title, (*names, "log-odds", "= counts", "+ preference", "mass / r"), rows)
+
+
+def _terms(change: Change) -> list[str]:
+    terms = (change.log_odds, change.counts, change.preference)
+    return [_number(term.mean, "+.2f") for term in terms]
 
 
 def _insertion(found: Insertion) -> str:
