@@ -12,6 +12,9 @@ from attnlens.errors import InputError
 NAME = ".attnlens-lock"
 """Name of the file that is locked. It goes with its process, or with the next one after a kill."""
 
+MOST_TRIES = 100
+"""How often a folder is made again that others take away."""
+
 
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
@@ -35,13 +38,17 @@ def only_process(folder: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
-    made = not folder.exists()
+    made, tries = False, 0
     path = folder / NAME
     while True:
+        made = made or not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         try:
             file = path.open("w")
         except FileNotFoundError:  # another process has just taken its empty folder away
+            tries += 1
+            if tries == MOST_TRIES:
+                raise
             continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

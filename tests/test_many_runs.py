@@ -339,6 +339,8 @@ def test_what_a_checkpoint_says_of_its_pictures_is_noted(tmp_path, testbed):
     assert differences(before, model_note(vlm)) == ["files.processor_config.json"]
     (weights,) = (tmp_path / "model").glob("*.safetensors")
     os.utime(weights, ns=(1, 1))
+    assert differences(before, model_note(vlm)) == ["files.processor_config.json"]
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     changed = ["files.model.safetensors", "files.processor_config.json"]
     assert differences(before, model_note(vlm)) == changed
 
@@ -368,9 +370,10 @@ def test_settings_of_one_name_are_told_apart():
 def test_modes_with_other_formats_share_a_folder(copied, data, capsys):
     out = copied("trend")
     other = [*command("trend", data, out), "--mode", "cot", "--format", "svg"]
-    assert main(other) == 1
-    runs = states(out, "0*/*_trace.zarr")
     capsys.readouterr()
+    assert main(other) == 1
+    assert "damaged" not in capsys.readouterr().err
+    runs = states(out, "0*/*_trace.zarr")
     for again in (command("trend", data, out), other):
         assert main(again) == 1
         assert f"{COUNT} of {COUNT} questions were done before" in capsys.readouterr().err
@@ -441,6 +444,8 @@ def test_a_second_process_is_kept_out(data, copied, capsys):
     assert holder.stdout.readline() == "in\n"
     capsys.readouterr()
     assert main(command("trend", data, out)) == 2
+    assert "another attnlens is at work in" in capsys.readouterr().err
+    assert main(["dilution", "--traces", str(out), "--save_folder", str(out)]) == 2
     assert "another attnlens is at work in" in capsys.readouterr().err
     holder.kill()  # the system gives its lock back
     holder.communicate()
@@ -540,11 +545,12 @@ def test_leftovers_of_a_killed_process(tmp_path):
     remove_leftovers(tmp_path / "run")
     assert (tmp_path / "run" / "file").read_text() == ".run-abcd1234"
     remove_leftovers(tmp_path / "nowhere" / "run")
-    for name in (".steps-abcd1234.parquet", ".steps-abcd1234.csv", ".step-abcd1234.parquet"):
+    mine = {".steps-abcd1234.csv", ".step-abcd1234.parquet", ".run-my_notes", ".run-abcd1234-old"}
+    for name in (*mine, ".steps-abcd1234.parquet"):
         (tmp_path / name).write_text(name)
     remove_leftovers(tmp_path / "steps.parquet")
-    names = {p.name for p in tmp_path.iterdir() if p.is_file()}
-    assert names == {".steps-abcd1234.csv", ".step-abcd1234.parquet"}
+    remove_leftovers(tmp_path / "run")
+    assert {p.name for p in tmp_path.iterdir() if p.is_file()} == mine
 
 
 def test_tables_are_written_whole_or_not_at_all(tmp_path, tiny):

@@ -122,7 +122,7 @@ def test_a_picture_and_its_file_are_one_image(tiny, tmp_path):
 
 
 def test_dependence_knows_what_kept_a_response_from_being_sampled_freely(tiny):
-    from transformers import TemperatureLogitsWarper
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
     prompt = tiny.prompt(picture(140, 112), "Is there a red circle?", "back")
     free = {"do_sample": True, "top_k": 0}
@@ -143,11 +143,19 @@ def test_dependence_knows_what_kept_a_response_from_being_sampled_freely(tiny):
         ),
         ({**free, "logits_processor": []}, ""),
         ({**free, "temperature": 1.0, "top_p": 1.0}, ""),
+        ({**free, "temperature": np.float32(1.0)}, ""),
         (free, ""),
     ):
         trace = attnlens.run(tiny, prompt, 4, seed=0, **options)
         found = attnlens.dependence(tiny, trace, prompt=prompt, references=("removed",))
         assert found.attrs == {"model": tiny.name, "altered_by": said}
+    with attnlens.record(tiny, prompt) as recorder:  # without names
+        processors = LogitsProcessorList([TemperatureLogitsWarper(0.5)])
+        inputs = dict(prompt.inputs)
+        ids = inputs.pop("input_ids")
+        tiny.model.generate(ids, None, processors, max_new_tokens=4, **free, **inputs)
+    found = attnlens.dependence(tiny, recorder.trace, prompt=prompt, references=("removed",))
+    assert found.attrs["altered_by"] == "logits_processor=['TemperatureLogitsWarper']"
     forced = attnlens.force(tiny, prompt, trace)
     assert "altered_by" not in attnlens.dependence(tiny, forced, prompt=prompt).attrs
 
@@ -197,6 +205,8 @@ def test_answers_that_are_the_same_are_said():
     assert (same.answers, same.distinct) == (4, 3)
     assert any("Of 4 sampled answers 3 are different" in line for line in same.verdict())
     assert not any("different" in s for s in measures.mutual_information([[two]]).verdict())
+    words = [two.assign_coords(predicted_token_id=("step", ids)) for ids in ([5, 9], [6, 9])]
+    assert measures.mutual_information([words], **FEW).distinct == 2  # as likely as each other
 
 
 def test_an_estimate_below_zero_is_called_so():

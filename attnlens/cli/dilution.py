@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from attnlens.cli.arguments import at_least, exit_status, one_process
 from attnlens.cli.trend import generation_options, parse_layers
 from attnlens.errors import InputError
+from attnlens.locking import only_process
 from attnlens.vlm.modes import MODES
 
 
@@ -149,7 +151,8 @@ def run_dilution(options: argparse.Namespace) -> int:
         formats=tuple(dict.fromkeys(options.format)),
     )
     if options.traces is not None:
-        report_traces(options.traces, settings)
+        with only_process(Path(options.save_folder)):
+            report_traces(options.traces, settings)
         return 0
     from attnlens.reports.jobs import check_jobs, read_jobs
     from attnlens.reports.trend import Settings as RunSettings

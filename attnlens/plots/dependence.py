@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from attnlens.errors import InputError
 from attnlens.measures.correlation import spearman
 from attnlens.measures.inputs import Span
-from attnlens.measures.statistics import bootstrap_mean
+from attnlens.measures.statistics import FEW, bootstrap_mean
 from attnlens.plots.settle import settle
 from attnlens.plots.spans import name_regions, shade_regions
 from attnlens.plots.style import (
@@ -240,4 +240,5 @@ def _caption(
         + (", in the first run. " if count > 1 else ". ")
         + f"{second}: {len(kl):,} steps of {runs}; the {under:,} below {floor} nats are drawn "
         f"there. Spearman correlation of the values as measured, {over}."
+        + (f" Of {count} runs it is too narrow." if 1 < count < FEW else "")
     )

@@ -9,11 +9,20 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from attnlens.errors import InputError
 
 PROCESSORS = "logits_processor"
+POSITIONAL = (
+    "inputs",
+    "generation_config",
+    PROCESSORS,
+    "stopping_criteria",
+    "prefix_allowed_tokens_fn",
+)
+"""What ``generate`` takes without a name, in order."""
 PLAIN_SAMPLING: dict[str, Any] = {
     "temperature": 1.0,
     "top_k": 0,
@@ -107,14 +116,15 @@ class GenerateWatch:
         RuntimeError
             If it is the second call.
         """
-        given = options.get("generation_config", args[1] if len(args) > 1 else None)
+        options = dict(zip(POSITIONAL, args, strict=False)) | options
+        given = options.get("generation_config")
         # what the caller's configuration leaves open comes from the model's own
         settings = [c.to_diff_dict() for c in (config, given) if c is not None]
         in_force = {k: v for part in settings for k, v in part.items() if v is not None}
         # an option that is None takes the setting away: eos_token_id=None goes on past the end
-        in_force = {k: v for k, v in (in_force | options).items() if v is not None}
+        in_force = {k: _number(v) for k, v in (in_force | options).items() if v is not None}
         self._refuse(in_force)
-        ids = options.get("input_ids", options.get("inputs", args[0] if args else None))
+        ids = options.get("input_ids", options.get("inputs"))
         if ids is not None and ids.shape[1] != self._prompt_length:
             raise InputError(
                 f"generate was called with a prompt of {ids.shape[1]} tokens, but the recording "
@@ -178,6 +188,11 @@ def _ids(value: Any) -> frozenset[int]:
         return frozenset()
     plain = value.tolist() if isinstance(value, torch.Tensor) else value
     return frozenset(plain if isinstance(plain, list | tuple) else [plain])
+
+
+def _number(value: Any) -> Any:
+    """Return the plain number of a scalar of NumPy, and anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_plain(value: Any) -> bool:

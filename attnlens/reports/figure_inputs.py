@@ -16,7 +16,7 @@ from attnlens.errors import InputError
 from attnlens.measures.inputs import regions_of
 from attnlens.netcdf import read_netcdf
 from attnlens.progress import progress
-from attnlens.reports.many import ANSWERS, LONG, TWINS, find_runs
+from attnlens.reports.many import ANSWERS, LONG, TWINS, find_runs, is_run
 from attnlens.reports.table import say_cut_off
 from attnlens.text import one_line
 from attnlens.vlm.modes import MODES
@@ -161,7 +161,8 @@ def read_runs(folder: str | Path) -> Runs:
         _add_trace(runs, path, root)
     traces = [one.trace for listed in runs.modes.values() for one in listed]
     say_cut_off("figures", sum(bool(trace.cut_off) for trace in traces), len(traces))
-    runs.long = [attnlens.Trace.load(path) for path in sorted((root / LONG).glob("*.zarr"))]
+    long = [path for path in sorted((root / LONG).glob("*.zarr")) if not is_run(path.name)]
+    runs.long = [attnlens.Trace.load(path) for path in long]
     runs.models |= {str(trace.attrs.get("model", "")) for trace in runs.long}
     for folder in _folders(root, TWINS):
         found = {path.stem: path for path in sorted(folder.glob("*.zarr"))}

@@ -24,6 +24,8 @@ from attnlens.reports.notes import NOTE, differences, is_whole, read_note
 from attnlens.text import one_line
 from attnlens.vlm.modes import MODES
 
+WRITTEN = (".parquet",)
+"""Endings of the files that commands write beside the folders of questions."""
 MOST_DIFFERENCES = 3
 """How many kinds of changes of settings are shown."""
 
@@ -55,18 +57,22 @@ def is_apart(name: str) -> bool:
     return name == LONG or any(name in (mode + TWINS, mode + ANSWERS) for mode in MODES)
 
 
+def is_run(name: str) -> bool:
+    """Whether a trace of that name was written by a command, as the run of a mode."""
+    return any(name == f"{mode}_trace.zarr" for mode in MODES)
+
+
 def find_runs(root: Path) -> list[Path]:
     """Return the traces (``*.zarr``) at any depth of a folder that are runs of their own, sorted.
 
     Folders of twins, sampled and long answers are left out, and hidden ones, which a killed process
     may leave. Traces that a command has named after a mode are runs, whatever their folder's name.
     """
-    named = {f"{mode}_trace.zarr" for mode in MODES}
     found = []
     for path in root.rglob("*.zarr"):
         above = path.relative_to(root).parts[:-1]
         hidden = any(part.startswith(".") for part in (*above, path.name))
-        apart = path.name not in named and any(map(is_apart, above))
+        apart = not is_run(path.name) and any(map(is_apart, above))
         if path.is_dir() and not hidden and not apart:
             found.append(path)
     return sorted(found)
@@ -81,11 +87,15 @@ def remove_leftovers(folder: Path) -> None:
         return
     # as write_folder and write_file name them
     whole, stem, suffix = (re.escape(part) for part in (folder.name, folder.stem, folder.suffix))
-    names = re.compile(rf"\.({whole}-[a-z0-9_]{{8}}(-old)?|{stem}-[a-z0-9_]{{8}}{suffix})")
-    left = [p for p in folder.parent.iterdir() if names.fullmatch(p.name)]
+    if folder.suffix in WRITTEN:
+        names = re.compile(rf"\.{stem}-[a-z0-9_]{{8}}{suffix}")
+        for path in list(folder.parent.iterdir()):
+            if names.fullmatch(path.name) and path.is_file():
+                path.unlink()
+        return
+    names = re.compile(rf"\.{whole}-[a-z0-9_]{{8}}(-old)?")
+    left = [p for p in folder.parent.iterdir() if names.fullmatch(p.name) and p.is_dir()]
     for path in sorted(left, reverse=True):
-        if path.is_file():
-            path.unlink()
         if path.name.endswith("-old") and not folder.exists():
             new = path.with_name(path.name.removesuffix("-old"))
             os.replace(new if new.is_dir() else path, folder)
@@ -168,7 +178,8 @@ def _sorted(
             before.append(job)
             continue
         else:
-            damaged += folder_of(job).exists()
+            # a note of the command's own name is all that tells this mode's files from another's
+            damaged += path.exists() or (name == NOTE and path.parent.exists())
         waiting.append(job)
     here = f"attnlens {command}: {{}} of {len(jobs)} questions"
     if before:

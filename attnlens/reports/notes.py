@@ -25,8 +25,25 @@ if TYPE_CHECKING:
 NOTE = "settings.json"
 """Name of the file that holds a note, in folders that are a command's own."""
 WEIGHTS = (".safetensors", ".bin")
-SETTINGS = (".json", ".jinja", ".txt", ".model")
-"""Endings of the files of a checkpoint that results follow from."""
+"""Endings of the weights of a checkpoint."""
+SETTINGS = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+    "vocab.json",
+)
+"""Names of the other files of a checkpoint that results follow from."""
+MOST_HASHED = 64 * 2**20
+"""Larger weights are told by size and time of change, in bytes."""
 FILES = "files"
 """Under which name a note lists what lies beside it."""
 LONGEST_DIFFERENCE = 60
@@ -53,8 +70,8 @@ def note_of(job: Job, settings: Any, *, leaving_out: Sequence[str] = ()) -> dict
 def model_note(vlm: VLM) -> dict[str, Any]:
     """Return what a model and the libraries under it are, as far as results follow from it.
 
-    Of a folder's weights: names, sizes and times of change, which are cheap to ask; of its
-    configuration, processor and tokenizer: hashes.
+    Of a folder's configuration, processor and tokenizer: hashes, and so of small weights. Of large
+    weights: sizes and times of change, which are cheap to ask.
     """
     from attnlens.vlm.load import TESTBED
 
@@ -63,11 +80,11 @@ def model_note(vlm: VLM) -> dict[str, Any]:
     files = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
     noted = {}
     for path in files:
-        if path.suffix in WEIGHTS:
-            found = path.stat()
-            noted[path.name] = f"{found.st_size} bytes, changed at {found.st_mtime_ns} ns"
-        elif path.suffix in SETTINGS:
+        found = path.stat()
+        if path.name in SETTINGS or (path.suffix in WEIGHTS and found.st_size <= MOST_HASHED):
             noted[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        elif path.suffix in WEIGHTS:
+            noted[path.name] = f"{found.st_size} bytes, changed at {found.st_mtime_ns} ns"
     return {
         "name": vlm.name,
         "revision": getattr(vlm.model.config, "_commit_hash", None),

@@ -285,6 +285,8 @@ def _reference(groups: Sequence[Sequence[xr.Dataset]], reference: str | None) ->
 def _answer(one: xr.Dataset, reference: str, bins: int) -> dict[str, Any]:
     """Return the terms of one answer: nats in all, and the table by part of the answer."""
     own = one["log_probability"].values.astype(float)
+    # without its tokens, two answers alike to the last bit are taken for one
+    said = one.coords["predicted_token_id"].values if "predicted_token_id" in one.coords else own
     at_least = ceiling = divergence = NAN
     if reference == OTHERS:
         here = one.sel(reference=_others(one))
@@ -309,7 +311,7 @@ def _answer(one: xr.Dataset, reference: str, bins: int) -> dict[str, Any]:
         table[b] = values[place == b].mean(0)
     return {
         "nats": float(ratio.sum()),
-        "said": own.tobytes(),  # two answers alike to the last bit are one
+        "said": said.tobytes(),
         "at_least": at_least,
         "ceiling": ceiling,
         "divergence": divergence,
