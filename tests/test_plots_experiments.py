@@ -508,6 +508,7 @@ def test_dependence_of_few_steps_and_without_regions(tmp_path):
     data = used(0, steps=2).drop_vars(["region", "predicted_token"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("default", DeprecationWarning)  # of libraries among one another
         for datasets in (data, [data, data]):
             figure = plots.dependence(datasets)
             assert "undefined" in figure.axes[2].get_title()
