@@ -105,3 +105,4 @@ def test_insertions_are_timed_beside_one_pass(monkeypatch):
     assert result["copy"] == pytest.approx(seconds["insertion"] / seconds["one pass"])
     for name in ("never", "never, ROUTE", "never, by share"):
         assert result[name] == pytest.approx(seconds[name] / seconds["plain"])
+    assert result["rounds"] == {name: [result[name]] for name in LIMITS}

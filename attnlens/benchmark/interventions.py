@@ -73,7 +73,8 @@ def compare_interventions(
         ROUTE``, ``never, by share``: a run under an intervention that never fires, over a plain
         one: COPY at a text, ROUTE at a text (which records the visual map all along), COPY by
         visual share, with a threshold at about half of it (which computes it at every step, as far
-        as it must be known). ``seconds`` (medians of each).
+        as it must be known). ``rounds``: the ratios of every round, which these are the medians of;
+        ``seconds`` (medians of each).
     """
     shape = SHAPES[size]
     model = build(shape, device)
@@ -107,15 +108,19 @@ def compare_interventions(
                 _one_pass(model, cache, len(segments) - 1 + new, visual, device)
             )
 
-    def ratio(name: str, base: str) -> float:
+    def ratios(name: str, base: str) -> list[float]:
         # within a round: a machine's speed drifts by more than what is measured here
         pairs = zip(seconds[name], seconds[base], strict=True)
-        return statistics.median(one / other for one, other in pairs)
+        return [one / other for one, other in pairs]
 
+    found = {
+        "copy": ratios("insertion", "one pass"),
+        "route": ratios("route", "random"),
+        **{name: ratios(name, "plain") for name in runs if name.startswith("never")},
+    }
     return {
-        "copy": ratio("insertion", "one pass"),
-        "route": ratio("route", "random"),
-        **{name: ratio(name, "plain") for name in runs if name.startswith("never")},
+        **{name: statistics.median(values) for name, values in found.items()},
+        "rounds": found,
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
         "visual": visual,
         "new": new,

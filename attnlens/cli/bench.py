@@ -97,7 +97,11 @@ def run_bench(options: argparse.Namespace) -> int:
             repeats=options.repeats,
         )
         for name, what in LIMITS.items():
-            print(f"{what:64}{result['interventions'][name]:>8.3f}")
+            rounds = result["interventions"]["rounds"][name]
+            print(
+                f"{what:73}{result['interventions'][name]:>8.3f}"
+                f"  ({min(rounds):.3f} to {max(rounds):.3f})"
+            )
     if options.json is not None:
         write_json(options.json, result)
     return 0
