@@ -18,7 +18,7 @@ from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.experiments.recovery import Recovery
 from attnlens.interventions import AtStep, Copy, Route
-from attnlens.reports.many import find_runs, remove_leftovers
+from attnlens.reports.many import find_runs, remove_leftover_files, remove_leftovers
 from attnlens.reports.notes import differences
 from attnlens.reports.table import steps_table, write_parquet
 from attnlens.testbed import held_out_sample
@@ -548,7 +548,7 @@ def test_leftovers_of_a_killed_process(tmp_path):
     mine = {".steps-abcd1234.csv", ".step-abcd1234.parquet", ".run-my_notes", ".run-abcd1234-old"}
     for name in (*mine, ".steps-abcd1234.parquet"):
         (tmp_path / name).write_text(name)
-    remove_leftovers(tmp_path / "steps.parquet")
+    remove_leftover_files(tmp_path / "steps.parquet")
     remove_leftovers(tmp_path / "run")
     assert {p.name for p in tmp_path.iterdir() if p.is_file()} == mine
 

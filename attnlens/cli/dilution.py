@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from attnlens.cli.arguments import at_least, exit_status, one_process
+from attnlens.cli.arguments import at_least, exit_status
 from attnlens.cli.trend import generation_options, parse_layers
 from attnlens.errors import InputError
 from attnlens.locking import only_process
@@ -162,6 +162,6 @@ def run_dilution(options: argparse.Namespace) -> int:
     asked.check()
     say_unasked(asked.mode, (before, after))
     jobs, skipped = check_jobs(read_jobs(options.data))
-    with one_process(options):
+    with only_process(Path(options.save_folder)):
         failed = report_questions(jobs, asked, settings)
     return exit_status("dilution", skipped, failed)

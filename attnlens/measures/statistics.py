@@ -219,7 +219,7 @@ def _bca(
         statistic,
         paired=len(samples) > 1,
         n_resamples=resamples,
-        batch=max(1, 2**20 // len(samples[0])),
+        batch=max(1, 2**20 // count),
         confidence_level=level,
         method="BCa",
         rng=np.random.default_rng(seed),

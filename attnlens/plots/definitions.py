@@ -11,7 +11,7 @@ import numpy as np
 from attnlens.errors import InputError
 from attnlens.measures.agreement import Agreement, agreement
 from attnlens.measures.definitions import DEFINITIONS
-from attnlens.measures.statistics import FEW
+from attnlens.plots.intervals import narrow_note
 from attnlens.plots.style import (
     LABEL_SIZE,
     NARROW,
@@ -152,7 +152,7 @@ def _caption(found: Agreement, stacked: bool) -> str:
     if pair is not None:
         low, high = found.low[pair], found.high[pair]
         ends = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
-        few = f"; of {found.samples}, it is too narrow" if found.samples < FEW else ""
+        few = narrow_note(found.samples)
         text += (
             f"Least alike: {found.names[pair[0]]} and {found.names[pair[1]]}, "
             f"rho = {found.correlations[pair]:.2f}{ends}"

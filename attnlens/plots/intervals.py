@@ -39,5 +39,9 @@ def interval_note(marks: str, counts: Iterable[int], units: str, confidence: flo
     if not several:
         return ""
     said = f" {marks}: {confidence:.0%} bootstrap interval over {units}"
-    least = min(several)
-    return f"{said}; of {least}, it is too narrow." if least < FEW else f"{said}."
+    return f"{said}{narrow_note(min(several))}."
+
+
+def narrow_note(count: int) -> str:
+    """Say of an interval over so few that it is too narrow; nothing where there are enough."""
+    return f"; of {count}, it is too narrow" if count < FEW else ""

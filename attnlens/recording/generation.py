@@ -151,8 +151,7 @@ class GenerateWatch:
             value = in_force.get(name)
             if value is not None and not _is_plain(value):
                 listed = [type(one).__name__ for one in value] if name == PROCESSORS else None
-                if listed != []:
-                    self.settings[name] = listed or type(value).__name__
+                self.settings[name] = listed or type(value).__name__
         self.end_ids = _ids(in_force.get("eos_token_id"))
         self.pad_ids = _ids(in_force.get("pad_token_id"))
 

@@ -24,8 +24,6 @@ from attnlens.reports.notes import NOTE, differences, is_whole, read_note
 from attnlens.text import one_line
 from attnlens.vlm.modes import MODES
 
-WRITTEN = (".parquet",)
-"""Endings of the files that commands write beside the folders of questions."""
 MOST_DIFFERENCES = 3
 """How many kinds of changes of settings are shown."""
 
@@ -79,21 +77,13 @@ def find_runs(root: Path) -> list[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Clear away what a killed process left beside a folder or a file that it was writing.
+    """Clear away what a killed process left beside a folder that it was writing.
 
     A folder is set aside only when the new one is complete: then that one is moved in.
     """
     if not folder.parent.is_dir():
         return
-    # as write_folder and write_file name them
-    whole, stem, suffix = (re.escape(part) for part in (folder.name, folder.stem, folder.suffix))
-    if folder.suffix in WRITTEN:
-        names = re.compile(rf"\.{stem}-[a-z0-9_]{{8}}{suffix}")
-        for path in list(folder.parent.iterdir()):
-            if names.fullmatch(path.name) and path.is_file():
-                path.unlink()
-        return
-    names = re.compile(rf"\.{whole}-[a-z0-9_]{{8}}(-old)?")
+    names = re.compile(rf"\.{re.escape(folder.name)}-[a-z0-9_]{{8}}(-old)?")
     left = [p for p in folder.parent.iterdir() if names.fullmatch(p.name) and p.is_dir()]
     for path in sorted(left, reverse=True):
         if path.name.endswith("-old") and not folder.exists():
@@ -101,6 +91,15 @@ def remove_leftovers(folder: Path) -> None:
             os.replace(new if new.is_dir() else path, folder)
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_leftover_files(path: Path) -> None:
+    """Clear away what a killed process left beside a file that it was writing."""
+    stem, suffix = re.escape(path.stem), re.escape(path.suffix)
+    names = re.compile(rf"\.{stem}-[a-z0-9_]{{8}}{suffix}")
+    for left in list(path.parent.iterdir()):
+        if names.fullmatch(left.name) and left.is_file():
+            left.unlink()
 
 
 def run_each(

@@ -11,7 +11,7 @@ from attnlens.errors import InputError
 from attnlens.files import check_writable
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
-from attnlens.reports.many import refuse_other_questions, remove_leftovers, run_each
+from attnlens.reports.many import refuse_other_questions, remove_leftover_files, run_each
 from attnlens.reports.notes import made_again, model_note, note_of, read_note
 from attnlens.reports.table import say_cut_off, steps_table, write_parquet
 from attnlens.reports.trend_files import note_of_trace, write_run
@@ -90,7 +90,7 @@ def run_jobs(jobs: list[Job], settings: Settings) -> int:
     there = record_each(vlm, jobs, settings, command="trend")
     if there:
         path = root / f"{settings.mode}_steps.parquet"
-        remove_leftovers(path)
+        remove_leftover_files(path)
         table = write_table(there, root, path, settings.mode)
         print(one_line(f"written to {table}"))
     return len(jobs) - len(there)
