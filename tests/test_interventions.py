@@ -31,6 +31,7 @@ from attnlens.interventions import (
 )
 from attnlens.interventions.triggers import Moment
 from attnlens.measures import visual_share
+from attnlens.vlm.cache import with_cache
 
 NEW = 20
 GREEDY = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
@@ -370,7 +371,10 @@ def test_a_boost_of_the_prompt_row_spares_the_others_in_a_static_cache(tiny, one
     room = len(one.segments) + NEW + 4
     cache = StaticCache(tiny.model.config.text_config, max_cache_len=room)
     chosen = Boost(when=AtStep(0), log_odds=1.0)
-    dynamic, static = run(tiny, one, chosen), run(tiny, one, chosen, past_key_values=cache)
+    dynamic, static = (
+        run(tiny, one, chosen),
+        run(tiny, one, chosen, **with_cache(tiny.model, cache)),
+    )
     assert static.tokens == dynamic.tokens
     assert np.allclose(static.data["mass"], dynamic.data["mass"], atol=1e-5)
 
@@ -403,7 +407,10 @@ def test_frozen_copies_inside_wraps_in_a_static_cache(tiny, one):
     chosen = Copy(when=AtStep(5), positions="frozen-cache")
     room = len(one.segments) + NEW + 30
     cache = StaticCache(tiny.model.config.text_config, max_cache_len=room)
-    dynamic, static = run(tiny, one, chosen), run(tiny, one, chosen, past_key_values=cache)
+    dynamic, static = (
+        run(tiny, one, chosen),
+        run(tiny, one, chosen, **with_cache(tiny.model, cache)),
+    )
     assert static.tokens == dynamic.tokens
     assert static.data.sizes["step"] == NEW
     assert np.allclose(static.data["mass"], dynamic.data["mass"], atol=1e-5)
@@ -655,7 +662,7 @@ def test_prompts_that_do_not_fit_are_refused(tiny, one, two):
         intervene(tiny, one, Copy(when=AtStep(3))),
         pytest.raises(InputError, match=f"holds {room} tokens"),
     ):
-        tiny.model.generate(**one.inputs, past_key_values=cache, max_new_tokens=10)
+        tiny.model.generate(**one.inputs, **with_cache(tiny.model, cache), max_new_tokens=10)
 
 
 def test_one_intervention_at_a_time_is_open_on_a_model(tiny, one, plain):

@@ -24,6 +24,7 @@ from attnlens.interventions import (
     intervene,
 )
 from attnlens.segments import SEGMENTS
+from attnlens.vlm.cache import with_cache
 
 NEW = 24
 
@@ -253,12 +254,12 @@ def check_route_of(vlm, prompt, chosen, image, **options):
 def test_a_static_cache_gives_the_same(tiny, one):
     chosen = Inject("<back>", when=AtStep(6)) + Copy(when=At("<back>"))
     cache = StaticCache(tiny.model.config.text_config, max_cache_len=len(one.segments) + NEW + 40)
-    static, _ = check(tiny, one, chosen, past_key_values=cache)
+    static, _ = check(tiny, one, chosen, **with_cache(tiny.model, cache))
     dynamic, _ = check(tiny, one, chosen)
     assert static.tokens == dynamic.tokens
     original = Route(when=AtStep(9), percent=60, positions="original")
     cache = StaticCache(tiny.model.config.text_config, max_cache_len=len(one.segments) + NEW + 40)
-    check(tiny, one, original, policy="original", past_key_values=cache)
+    check(tiny, one, original, policy="original", **with_cache(tiny.model, cache))
 
 
 def test_eager_attention_gives_the_same(tiny, one):

@@ -17,6 +17,7 @@ from attnlens.recording import mass as mass_module
 from attnlens.recording.layout import key_layout
 from attnlens.recording.mass import attention_mass, attention_scores, attention_weights
 from attnlens.segments import SEGMENTS
+from attnlens.vlm.cache import cache_of, returned_cache, with_cache
 
 
 def layout_of(counts):
@@ -213,7 +214,7 @@ def with_mask(tiny, prompt, layer, change, run=None):
 
     def hook(_module, args, options):
         tokens = options["hidden_states"].shape[1]
-        past = options["past_key_values"].get_seq_length(layer)
+        past = cache_of(attention, args, options).get_seq_length(layer)
         options["attention_mask"] = change(tokens, past + tokens)
         return args, options
 
@@ -273,7 +274,8 @@ def test_a_planted_bias_moves_the_log_odds_at_every_step(tiny, prompt, layer):
             output = tiny.model(**prompt.inputs, use_cache=True)
             for token in tokens:
                 output = tiny.model(
-                    input_ids=torch.tensor([[token]]), past_key_values=output.past_key_values
+                    input_ids=torch.tensor([[token]]),
+                    **with_cache(tiny.model, returned_cache(output)),
                 )
 
         return visual_log_odds(with_mask(tiny, prompt, layer, change, run))

@@ -13,6 +13,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import attnlens
 from attnlens.recording import taps
+from attnlens.vlm.cache import returned_cache, with_cache
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def test_autocast_and_gradients_do_not_reach_the_record(tiny, prompt):
         output = tiny.model(**prompt.inputs, use_cache=True)
         for token in (301, 302):
             output = tiny.model(
-                input_ids=torch.tensor([[token]]), past_key_values=output.past_key_values
+                input_ids=torch.tensor([[token]]), **with_cache(tiny.model, returned_cache(output))
             )
     assert recorder.trace.data.sizes["step"] == 3
 

@@ -14,6 +14,7 @@ from attnlens.recording import mass as mass_module
 from attnlens.recording import recorder as recorder_module
 from attnlens.recording.mass import attention_mass
 from attnlens.segments import SEGMENTS
+from attnlens.vlm.cache import with_cache
 
 NEW = 40  # more than one flush
 
@@ -345,8 +346,8 @@ def test_chunked_prefill(tiny, one):
             tiny.model.model.language_model(
                 inputs_embeds=embedded[:, piece],
                 position_ids=positions[:, :, piece],
-                past_key_values=cache,
                 use_cache=True,
+                **with_cache(tiny.model.model.language_model, cache),
             )
     del delta
     for name in ("prompt_mass",):

@@ -10,6 +10,7 @@ from conftest import picture
 
 import attnlens
 from attnlens.errors import InputError
+from attnlens.vlm.cache import returned_cache, with_cache
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +59,9 @@ def test_a_reordered_cache_is_noticed(tiny, prompt):
                     input_ids=ids,
                     attention_mask=mask,
                     position_ids=torch.full((3, 2, 1), mask.shape[1]),
-                    past_key_values=output.past_key_values,
+                    **with_cache(tiny.model, returned_cache(output)),
                 )
-                output.past_key_values.reorder_cache(torch.tensor([1, 0]))
+                returned_cache(output).reorder_cache(torch.tensor([1, 0]))
 
 
 def test_a_cropped_cache_is_noticed(tiny, prompt):
@@ -69,10 +70,11 @@ def test_a_cropped_cache_is_noticed(tiny, prompt):
         output = tiny.model(**prompt.inputs, use_cache=True)
         for token in (301, 302, 303):
             output = tiny.model(
-                input_ids=torch.tensor([[token]]), past_key_values=output.past_key_values
+                input_ids=torch.tensor([[token]]), **with_cache(tiny.model, returned_cache(output))
             )
-        output.past_key_values.crop(-2)
-        tiny.model(input_ids=torch.tensor([[310]]), past_key_values=output.past_key_values)
+        cache = returned_cache(output)
+        cache.crop(-2)
+        tiny.model(input_ids=torch.tensor([[310]]), **with_cache(tiny.model, cache))
 
 
 def test_a_second_generation_in_one_recording(tiny, prompt):

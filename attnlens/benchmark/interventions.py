@@ -23,6 +23,7 @@ from attnlens.interventions import (
 )
 from attnlens.progress import progress
 from attnlens.testbed.tokenizer import load_tokenizer
+from attnlens.vlm.cache import returned_cache, with_cache
 from attnlens.vlm.family import QWEN2_5_VL
 from attnlens.vlm.images import ImageInfo
 from attnlens.vlm.load import VLM
@@ -90,13 +91,13 @@ def compare_interventions(
         chosen, step = (warm_up[name], 2) if first else (runs[name], new)
         begun = now(device)
         with nullcontext() if chosen is None else intervene(vlm, prompt, chosen) as session:
-            cache = model.generate(
+            output = model.generate(
                 **inputs,
                 max_new_tokens=step + 2,
                 min_new_tokens=step + 2,
                 do_sample=False,
                 return_dict_in_generate=True,
-            ).past_key_values
+            )
         taken = now(device) - begun
         if first:
             continue
@@ -105,7 +106,7 @@ def compare_interventions(
             assert session is not None
             seconds["insertion"].append(session.events[0].seconds)
             seconds["one pass"].append(
-                _one_pass(model, cache, len(segments) - 1 + new, visual, device)
+                _one_pass(model, returned_cache(output), len(segments) - 1 + new, visual, device)
             )
 
     def ratios(name: str, base: str) -> list[float]:
@@ -163,7 +164,7 @@ def _one_pass(model: Any, cache: Any, past: int, tokens: int, device: str) -> fl
             inputs_embeds=block,
             position_ids=positions,
             attention_mask=mask,
-            past_key_values=cache,
             use_cache=True,
+            **with_cache(model.model.language_model, cache),
         )
     return now(device) - begun

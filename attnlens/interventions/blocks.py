@@ -146,10 +146,3 @@ def repeat_cached(cache: Any, slots: tuple[int, ...]) -> None:
     at = list(slots)
     for layer in cache.layers:
         layer.update(layer.keys[:, :, at].clone(), layer.values[:, :, at].clone())
-
-
-def capacity(cache: Any) -> int | None:
-    """How many tokens fit into a cache; None for one that grows."""
-    sizes = [getattr(layer, "max_cache_len", None) for layer in cache.layers]
-    found = [size for size in sizes if size is not None]
-    return min(found) if found else None

@@ -23,6 +23,7 @@ from attnlens.interventions.inject import Forcing
 from attnlens.interventions.session import Event, Session
 from attnlens.interventions.stitch import Plan
 from attnlens.recording.taps import tell_of_response
+from attnlens.vlm.cache import with_cache
 from attnlens.vlm.load import VLM
 from attnlens.vlm.prompt import Prompt
 
@@ -200,7 +201,8 @@ class ForcedSession(Session):
         return {"position_ids": torch.cat([slots.expand(1, 1, -1), rope])}
 
     def _pass(self, **options: Any) -> torch.Tensor:
-        output = self._family.generator(**options, past_key_values=self._cache, use_cache=True)
+        generator = self._family.generator
+        output = generator(**options, **with_cache(generator, self._cache), use_cache=True)
         return output.logits[0].float().log_softmax(-1).cpu()
 
 

@@ -40,6 +40,7 @@ from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.layout import key_layout
 from attnlens.recording.recorder import QueryRecorder
 from attnlens.recording.taps import attach, attach_editor, detach, detach_editor
+from attnlens.vlm.cache import cache_of
 from attnlens.vlm.load import VLM
 from attnlens.vlm.prompt import Prompt
 
@@ -243,8 +244,8 @@ class Session:
         if self._started:
             self.images.keep(output.pooler_output)
 
-    def _before(self, _module: Any, args: tuple, options: dict[str, Any]) -> tuple:
-        ids, cache = options.get("input_ids"), options.get("past_key_values")
+    def _before(self, module: Any, args: tuple, options: dict[str, Any]) -> tuple:
+        ids, cache = options.get("input_ids"), cache_of(module, args, options)
         if ids is None or cache is None:
             raise InputError(
                 "interventions need token ids and a cache: call model.generate(**prompt.inputs) "

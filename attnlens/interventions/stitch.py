@@ -17,12 +17,12 @@ from attnlens.interventions.blocks import (
     CachedPiece,
     Piece,
     VisualPiece,
-    capacity,
     piece_positions,
     repeat_cached,
     step_back,
 )
 from attnlens.recording.taps import tell_of_new_keys, tell_of_step_back
+from attnlens.vlm.cache import cache_parameter, capacity, with_cache
 from attnlens.vlm.family import Parts
 
 
@@ -107,7 +107,7 @@ class Stitcher:
             raise InputError(
                 f"the static cache holds {room} tokens, and {needed} are needed with "
                 f"{plan.inserted} inserted ones: pass a larger one, "
-                "past_key_values=StaticCache(config, max_cache_len=...)"
+                f"{cache_parameter(self._model)}=StaticCache(config, max_cache_len=...)"
             )
         rope = int(now[-1, 0, 0]) - back + self.rope
         tell_of_step_back(self._family, start, plan.segments())
@@ -152,8 +152,8 @@ class Stitcher:
                 inputs_embeds=block,
                 position_ids=positions,
                 attention_mask=mask,
-                past_key_values=cache,
                 use_cache=True,
+                **with_cache(self._family.text, cache),
             )
 
     def move(self, cache: Any, options: dict[str, Any], end: int) -> None:

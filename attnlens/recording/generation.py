@@ -106,24 +106,33 @@ class GenerateWatch:
         self.pad_ids: frozenset[int] = frozenset()
         """Ids that fill up the shorter responses of a batch."""
 
-    def before(self, config: Any, args: tuple, options: dict[str, Any]) -> None:
+    def before(self, model: Any, args: tuple, options: dict[str, Any]) -> None:
         """See the arguments of a call that is about to start.
 
         Raises
         ------
         InputError
-            If the cache would be reordered or cropped, or the prompt has another length.
+            If the cache would be reordered, cropped or left empty, or the prompt has another
+            length.
         RuntimeError
             If it is the second call.
         """
         options = dict(zip(POSITIONAL, args, strict=False)) | options
         given = options.get("generation_config")
         # what the caller's configuration leaves open comes from the model's own
-        settings = [c.to_diff_dict() for c in (config, given) if c is not None]
+        configs = (model.generation_config, given)
+        settings = [c.to_diff_dict() for c in configs if c is not None]
         in_force = {k: v for part in settings for k, v in part.items() if v is not None}
         # an option that is None takes the setting away: eos_token_id=None goes on past the end
         in_force = {k: _number(v) for k, v in (in_force | options).items() if v is not None}
         self._refuse(in_force)
+        checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+        if model.training and checkpointing and in_force.get("use_cache", True):
+            raise InputError(
+                "with gradient checkpointing in training mode no layer keeps a cache, and generate "
+                "answers from the last token alone: call model.eval() first, or "
+                "model.gradient_checkpointing_disable(), or generate with use_cache=False"
+            )
         ids = options.get("input_ids", options.get("inputs"))
         if ids is not None and ids.shape[1] != self._prompt_length:
             raise InputError(
@@ -179,6 +188,21 @@ class GenerateWatch:
                     f"generation with {name} crops the cache and cannot be recorded: "
                     "use greedy or sampled generation"
                 )
+
+
+def refuse_continuous_batching(*_: Any, **__: Any) -> None:
+    """Stand in for ``init_continuous_batching``, which ``generate_batch`` calls first.
+
+    Raises
+    ------
+    InputError
+        Always.
+    """
+    raise InputError(
+        "continuous batching (generate_batch) mixes requests in one pass over pages of keys and "
+        "cannot be recorded: call model.generate(**prompt.inputs), for several "
+        "prompts with vlm.batch(prompts)"
+    )
 
 
 def _ids(value: Any) -> frozenset[int]:

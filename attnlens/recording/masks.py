@@ -7,7 +7,11 @@ A mask comes in several shapes: none (causal), boolean [batch, 1, queries, keys]
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+
+from attnlens.errors import InputError
+from attnlens.segments import PADDING
 
 
 def select_rows(mask: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor | None:
@@ -72,3 +76,45 @@ def as_bias(mask: torch.Tensor) -> torch.Tensor:
         zeros = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
         return zeros.masked_fill_(~mask, float("-inf"))
     return mask.float()
+
+
+def check_padding(segments: np.ndarray, mask: torch.Tensor | None, row: int) -> None:
+    """Check that the keys labelled as padding are those that an attention mask hides.
+
+    Parameters
+    ----------
+    segments
+        str [batch, prompt keys]: the segment of every prompt key.
+    mask
+        The mask of a call: one of the above, or [batch, keys] of numbers that are 0 where a key is
+        hidden.
+    row
+        Index within the pass of a query that comes after all prompt keys.
+
+    Raises
+    ------
+    InputError
+        If they are not.
+    """
+    labelled = segments == PADDING
+    if mask is None:
+        hidden = np.zeros_like(labelled)
+    else:
+        seen = mask[:, None, None] != 0 if mask.ndim == 2 else mask
+        if seen.dtype != torch.bool:
+            seen = seen > torch.finfo(seen.dtype).min / 2
+        seen = seen[:, :, row if seen.shape[2] > 1 else 0, : segments.shape[1]]
+        hidden = ~seen.any(1).cpu().numpy()
+    if len(hidden) % len(labelled) or hidden.shape[1] < labelled.shape[1]:
+        return  # another batch than the prompt's, or keys of another: refused where they are seen
+    labelled = np.repeat(labelled, len(hidden) // len(labelled), axis=0)
+    wrong = np.argwhere(hidden != labelled)
+    if len(wrong):
+        sequence, slot = wrong[0].tolist()
+        said = "hides" if hidden[sequence, slot] else "shows"
+        name = str(segments[sequence * len(segments) // len(hidden), slot])
+        raise InputError(
+            f"the attention mask of the call {said} key {slot} of sequence {sequence}, which is "
+            f"labelled {name!r}: pad on the left, label the keys that the mask hides "
+            f"{PADDING!r} and no others, and pass that mask"
+        )

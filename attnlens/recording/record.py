@@ -123,6 +123,8 @@ class Recorder:
         fed_places = (slots - inserted.before(slots)).tolist()
         fed = dict(zip(fed_places, (i.tolist() for i in self._recorder.ids.values()), strict=True))
         watch = self._watch
+        if watch.sequences is not None:
+            self._check_steps(places, tuple(watch.sequences.shape), batch)
         traces = []
         for row in range(batch):
             prompt_row = row // repeats
@@ -150,6 +152,18 @@ class Recorder:
             )
             traces.append(Trace(data))
         return traces
+
+    def _check_steps(self, places: np.ndarray, generated: tuple[int, ...], batch: int) -> None:
+        """Check that there is a step for each token that ``generate`` returned."""
+        first = self._layout.prompt_length - 1
+        if generated != (batch, len(places)) or not np.array_equal(
+            places, np.arange(first, first + len(places))
+        ):
+            raise RuntimeError(
+                f"generate returned {generated[0]} sequences of {generated[1]} tokens, but "
+                f"{len(places)} steps of {batch} were recorded: some passes went past the "
+                "recording, or had no token of their own; record one plain call of model.generate"
+            )
 
     def _texts(self, ids: Sequence[int]) -> list[str]:
         if self._tokenizer is None:

@@ -18,9 +18,10 @@ import torch
 
 from attnlens.recording.insertions import InsertedKeys
 from attnlens.recording.layout import KeyLayout
-from attnlens.recording.masks import as_bias, select_rows, stack_biases
+from attnlens.recording.masks import as_bias, check_padding, select_rows, stack_biases
 from attnlens.recording.mass import Mass, attention_mass
 from attnlens.recording.rows import RecordedRows, join_rows, rows_before
+from attnlens.recording.tap import Pass
 from attnlens.recording.written import WrittenKeys
 
 _ONLY_ROW = torch.zeros(1, dtype=torch.int64)
@@ -36,8 +37,12 @@ class _Pass:
     """Their places within the pass."""
     waits: bool
     """Whether the queries wait in the queue; else mass is computed at once."""
-    end: int
-    """Key slot after the last token of the pass."""
+    tokens: int
+    """Number of queries that every layer is to have."""
+    keys: int
+    """Number of keys that every layer is to have."""
+    seen: set[int] = field(default_factory=set)
+    """Layers that have been seen."""
 
 
 @dataclass
@@ -98,6 +103,8 @@ class QueryRecorder:
         self._prompt_positions = frozenset(prompt_positions)
         self._every = every
         self._pass: _Pass | None = None
+        self._end: int | None = None
+        """Key slot after the last token that was fed; None before the first pass."""
         self._fed: torch.Tensor | None = None
         self._done: set[int] = set()
         self._queues: dict[int, _LayerQueue] = {}
@@ -111,10 +118,13 @@ class QueryRecorder:
         """See the token ids of the pass that comes next."""
         self._fed = input_ids
 
-    def begin_pass(self, tokens: int, past: int, offloaded: bool) -> None:
+    def begin_pass(self, begun: Pass) -> None:
         """Choose the rows of the pass that are wanted; see ``Listener``."""
+        tokens, past = begun.tokens, begun.past
         first_step = self.layout.prompt_length - 1
         repeated = past == 0 and tokens == max(self._done, default=-1) + 2
+        if past <= first_step < past + tokens:
+            check_padding(self.layout.segments, begun.mask, first_step - past)
         wanted = [
             p
             for p in range(past, past + tokens)
@@ -122,21 +132,42 @@ class QueryRecorder:
         ]
         if repeated:  # generation without a cache feeds everything again, and one token more
             wanted = [p for p in wanted if p not in self._done]
-        elif self._done.intersection(wanted):
-            raise RuntimeError(
-                "a recording holds one generation, and this is a second one: "
-                "open a new `with attnlens.record(...)` block for it"
-            )
-        waits = tokens == 1 and not offloaded
+        else:
+            self._check_follows(wanted, past)
+        self._end = past + tokens
+        waits = tokens == 1 and not begun.offloaded
         if not waits or any(len(q.positions) == self._every for q in self._queues.values()):
             self.flush()
-        self._pass = _Pass(wanted, [p - past for p in wanted], waits, past + tokens)
+        rows = [p - past for p in wanted]
+        self._pass = _Pass(wanted, rows, waits, tokens, begun.keys)
         self._done.update(wanted)
         if self._fed is not None and self._fed.shape[1] in (tokens, past + tokens):
             start = past + tokens - self._fed.shape[1]
             for p in range(max(past, first_step), past + tokens):
                 self.ids[p] = self._fed[:, p - start]
         self._fed = None
+
+    def end_pass(self) -> None:
+        """See ``Listener``."""
+        self._pass = None
+
+    def _check_follows(self, wanted: Sequence[int], past: int) -> None:
+        """Refuse a pass that does not go on where the last one ended."""
+        if self._done.intersection(wanted):
+            raise RuntimeError(
+                "a recording holds one generation, and this is a second one: "
+                "open a new `with attnlens.record(...)` block for it"
+            )
+        end = past if self._end is None else self._end
+        # inserted keys may come without a pass
+        if past >= end and all(slot in self.inserted for slot in range(end, past)):
+            return
+        raise RuntimeError(
+            f"a pass stands on {past} cached keys where {self._end} were fed before: the cache no "
+            "longer holds the keys of earlier steps (a cropped or compressed cache, or gradient "
+            "checkpointing in training mode, which keeps none), or this is a second generation: "
+            "record one greedy or sampled generation with a dynamic or static cache"
+        )
 
     def attention(
         self,
@@ -148,7 +179,17 @@ class QueryRecorder:
     ) -> None:
         """Keep or compute what is wanted of one layer's attention; see ``Listener``."""
         current = self._pass
-        if current is None or layer not in self._results or not current.positions:
+        if current is None or layer not in self._results or layer in current.seen:
+            return  # outside any pass, or computed again for a backward pass
+        current.seen.add(layer)
+        if (query.shape[2], key.shape[2]) != (current.tokens, current.keys):
+            raise RuntimeError(
+                f"layer {layer} attends with {query.shape[2]} queries to {key.shape[2]} keys where "
+                f"the pass has {current.tokens} and {current.keys}: its cache drops or compresses "
+                "keys, so that which key is which is lost: record with a dynamic or static cache "
+                "that keeps them all"
+            )
+        if not current.positions:
             return
         if query.shape[0] % self.layout.batch:
             raise RuntimeError(
@@ -180,6 +221,7 @@ class QueryRecorder:
             self._results[layer] = rows_before(parts, start)
         self._done = {p for p in self._done if p < start}
         self._written.forget(start)
+        self._end = start
         self.ids = {p: ids for p, ids in self.ids.items() if p < start}
         self.inserted.add(start, segments)
         self._shared_columns = (None, None)

@@ -5,7 +5,8 @@ a name of its own in transformers' registries, and points the text model's confi
 name. The function calls the implementation it stands for, shows queries, keys and mask to its
 listeners, and returns the output untouched. Vision blocks have a configuration of their own and
 are left alone. The model object gets a ``generate`` of its own that calls the real one and shows
-its arguments and result. When the last listener goes, all of this is taken back.
+its arguments and result, and refuses continuous batching. When the last listener goes, all of this
+is taken back.
 """
 
 from __future__ import annotations
@@ -14,24 +15,55 @@ import itertools
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from attnlens.recording.generation import GenerateWatch
+from attnlens.recording.generation import GenerateWatch, refuse_continuous_batching
+from attnlens.vlm.cache import cache_of, cache_parameter, capacity
 from attnlens.vlm.family import Parts
 
 _numbers = itertools.count(1)
 _NO_CHANGE = nullcontext()
 
 
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass of the text model that is about to start.
+
+    Attributes
+    ----------
+    tokens
+        Number of new tokens.
+    past
+        Number of cached tokens that they stand on.
+    keys
+        Number of keys that every layer is to see: all slots of a static cache, else ``past +
+        tokens``.
+    offloaded
+        Whether the cache leaves the device between passes.
+    mask
+        The attention mask of the call: [batch, keys], [batch, 1 or heads, tokens, keys], or None.
+    """
+
+    tokens: int
+    past: int
+    keys: int
+    offloaded: bool = False
+    mask: torch.Tensor | None = None
+
+
 class Listener(Protocol):
     """What a tap shows each pass to."""
 
-    def begin_pass(self, tokens: int, past: int, offloaded: bool) -> None:
-        """Start a forward pass over ``tokens`` new tokens on top of ``past`` cached ones."""
+    def begin_pass(self, begun: Pass) -> None:
+        """Start a forward pass."""
+
+    def end_pass(self) -> None:
+        """See that the pass is over; attention that comes before the next one is none of a step."""
 
     def attention(
         self,
@@ -89,8 +121,8 @@ class Tap:
         self._layers = {id(module): i for i, module in enumerate(parts.attention)}
         self._listeners: dict[Listener, GenerateWatch] = {}
         self._editors: list[Editor] = []
-        self._generate: Any = None
-        self._shadowed: Any = None
+        self._methods: dict[str, tuple[Any, Any]] = {}
+        """Methods of the model object: ours, and what the object itself had under the name."""
         self._handles: list[Any] = []
         self._counted: tuple[Any, int] = (None, 0)
         self._name = ""
@@ -141,6 +173,7 @@ class Tap:
         return not self._listeners and not self._editors
 
     def _install(self) -> None:
+        cache_parameter(self._parts.text)  # refused before anything is changed
         config = self._parts.text.config
         self.base = config._attn_implementation or "eager"
         # the base's own name stays in ours: transformers looks for "flash" in it
@@ -152,15 +185,22 @@ class Tap:
         config._attn_implementation = self._name
         # compiled decoding must call back into Python here, not trace these
         begin = torch.compiler.disable(self._begin_pass)
+        end = torch.compiler.disable(self._end_pass)
         see_tokens = torch.compiler.disable(self._see_tokens)
         self._handles = [
             self._parts.text.register_forward_pre_hook(begin, with_kwargs=True),
+            self._parts.text.register_forward_hook(end, always_call=True),
             self._parts.multimodal.register_forward_pre_hook(see_tokens, with_kwargs=True),
         ]
         model = self._parts.generator
-        self._shadowed = model.__dict__.get("generate")
-        self._generate = self._watched(model.generate)
-        model.__dict__["generate"] = self._generate
+        self._shadow("generate", self._watched(model.generate))
+        if hasattr(model, "init_continuous_batching"):
+            self._shadow("init_continuous_batching", refuse_continuous_batching)
+
+    def _shadow(self, name: str, method: Callable) -> None:
+        own = self._parts.generator.__dict__
+        self._methods[name] = (method, own.get(name))
+        own[name] = method
 
     def _uninstall(self) -> None:
         for handle in self._handles:
@@ -173,17 +213,18 @@ class Tap:
         AttentionInterface._global_mapping.pop(self._name, None)
         AttentionMaskInterface._global_mapping.pop(self._name, None)
         own = self._parts.generator.__dict__
-        if own.get("generate") is self._generate:
-            if self._shadowed is None:
-                del own["generate"]
-            else:
-                own["generate"] = self._shadowed
+        for name, (ours, theirs) in self._methods.items():
+            if own.get(name) is ours:
+                del own[name]
+                if theirs is not None:
+                    own[name] = theirs
+        self._methods = {}
 
     def _watched(self, generate: Callable) -> Callable:
         def watched(*args: Any, **options: Any) -> Any:
             watches = tuple(self._listeners.values())
             for watch in watches:
-                watch.before(self._parts.generator.generation_config, args, options)
+                watch.before(self._parts.generator, args, options)
             output = generate(*args, **options)
             for watch in watches:
                 watch.after(output)
@@ -256,14 +297,27 @@ class Tap:
             fed = options.get("input_ids", args[0] if args else None)
         if fed is None:
             return
-        cache = options.get("past_key_values")
-        past = self._past(cache)
-        self._counted = (cache, past + fed.shape[1])
-        offloaded = bool(getattr(cache, "offloading", False))
+        cache = cache_of(self._parts.text, args, options)
+        past, tokens = self._past(cache), fed.shape[1]
+        self._counted = (cache, past + tokens)
         for editor in self._editors:
-            editor.begin_pass(fed.shape[1], past)
+            editor.begin_pass(tokens, past)
+        mask = options.get("attention_mask", args[1] if len(args) > 1 else None)
+        if isinstance(mask, dict):  # made beforehand, one for each kind of layer
+            mask = mask.get("full_attention")
+        begun = Pass(
+            tokens=tokens,
+            past=past,
+            keys=capacity(cache) or past + tokens,
+            offloaded=bool(getattr(cache, "offloading", False)),
+            mask=mask,
+        )
         for listener in tuple(self._listeners):
-            listener.begin_pass(fed.shape[1], past, offloaded)
+            listener.begin_pass(begun)
+
+    def _end_pass(self, *_: Any) -> None:
+        for listener in tuple(self._listeners):
+            listener.end_pass()
 
     def _past(self, cache: Any) -> int:
         """Count the cached tokens.

@@ -1,0 +1,97 @@
+"""How a forward pass carries its key-value cache: the one place that knows.
+
+transformers' modules take and return it as ``past_key_values`` up to version 5.23, and as ``cache``
+from 5.24 on.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache as remembered
+from typing import Any
+
+from attnlens.errors import InputError
+
+NAMES = ("cache", "past_key_values")
+"""Names that transformers has for it, the newest first."""
+
+
+@remembered
+def _parameters(kind: type) -> tuple[str, ...]:
+    """Names of what the forward of a class of modules takes, in order."""
+    return tuple(inspect.signature(kind.forward).parameters)[1:]  # type: ignore[attr-defined]
+
+
+def cache_parameter(module: Any) -> str:
+    """Return the name under which a module takes its cache.
+
+    Raises
+    ------
+    InputError
+        If it takes none under a name that is known.
+    """
+    kind = type(module)
+    for name in NAMES:
+        if name in _parameters(kind):
+            return name
+    from transformers import __version__
+
+    raise InputError(
+        f"{kind.__name__} of transformers {__version__} takes its key-value cache under a name "
+        f"that attnlens does not know (it knows {' and '.join(NAMES)}), so no pass could be told "
+        "from a first one: install a version of transformers that attnlens allows"
+    )
+
+
+def cache_of(module: Any, args: tuple, options: dict[str, Any]) -> Any:
+    """Return the cache that a call of a module was given; None where there is none.
+
+    Parameters
+    ----------
+    module
+        The module that is called.
+    args, options
+        What its forward is called with.
+
+    Raises
+    ------
+    InputError
+        If the cache comes under a name that is not known, under two at once, or is something else
+        than a ``transformers.Cache``, such as the pages of continuous batching.
+    """
+    from transformers import Cache
+
+    cache_parameter(module)
+    by_name = dict(zip(_parameters(type(module)), args, strict=False)) | options
+    given = [by_name[name] for name in NAMES if by_name.get(name) is not None]
+    if not given:
+        return None
+    if len(given) > 1 and given[0] is not given[1]:
+        raise InputError(f"a pass was given two caches, as {' and as '.join(NAMES)}: give one")
+    if not isinstance(given[0], Cache):
+        raise InputError(
+            f"a pass carries its keys in a {type(given[0]).__name__}, which cannot be read: "
+            "call model.generate(**prompt.inputs), with a dynamic or a static cache or none"
+        )
+    return given[0]
+
+
+def with_cache(module: Any, cache: Any) -> dict[str, Any]:
+    """Return the keyword argument that gives a module its cache."""
+    return {cache_parameter(module): cache}
+
+
+def returned_cache(output: Any) -> Any:
+    """Return the cache in the output of a module or of ``generate``; None where there is none."""
+    for name in NAMES:
+        # a name of another version may be an alias that warns: look at the fields alone
+        if name in output and output[name] is not None:
+            return output[name]
+    return None
+
+
+def capacity(cache: Any) -> int | None:
+    """How many tokens fit into a cache; None for one that grows, or for no cache."""
+    sizes = [getattr(layer, "max_cache_len", None) for layer in getattr(cache, "layers", ())]
+    found = [size for size in sizes if size is not None]
+    return min(found) if found else None

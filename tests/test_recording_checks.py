@@ -1,0 +1,338 @@
+"""A recording knows when it would be wrong: what passes, layers, masks and tokens must agree on."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture
+from test_recording_changes_nothing import state
+from transformers import DynamicCache
+
+import attnlens
+from attnlens.errors import InputError
+from attnlens.interventions import AtStep, Copy, intervene
+from attnlens.recording.layout import key_layout
+from attnlens.recording.masks import check_padding
+from attnlens.recording.recorder import QueryRecorder
+from attnlens.recording.tap import Pass
+from attnlens.vlm import cache as cache_module
+from attnlens.vlm.cache import cache_of, cache_parameter, returned_cache, with_cache
+
+NEW = 12
+
+
+@pytest.fixture(scope="module")
+def prompt(tiny):
+    return tiny.prompt(picture(), "Is there a red circle?", "cot")
+
+
+@pytest.fixture
+def model(tiny):
+    return copy.deepcopy(tiny.model)
+
+
+def generate(model, prompt, **options):
+    options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, **options}
+    return model.generate(**prompt.inputs, **options)
+
+
+def with_response(prompt, ids):
+    """Inputs of one forced pass over a prompt and the first tokens of a response."""
+    pad = torch.nn.functional.pad
+    inputs = dict(prompt.inputs)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)
+    inputs["attention_mask"] = pad(inputs["attention_mask"], (0, len(ids)), value=1)
+    inputs["mm_token_type_ids"] = pad(inputs["mm_token_type_ids"], (0, len(ids)))
+    return inputs
+
+
+# How a pass carries its cache
+
+
+class Older(torch.nn.Module):
+    def forward(self, input_ids=None, attention_mask=None, past_key_values=None, **options):
+        """Take the cache as transformers did up to 5.23."""
+
+
+class Newer(torch.nn.Module):
+    def forward(self, input_ids=None, attention_mask=None, cache=None, **options):
+        """Take the cache as transformers does from 5.24 on."""
+
+
+class Unknown(torch.nn.Module):
+    def forward(self, input_ids=None, attention_mask=None, memory=None, **options):
+        """Take the cache as nobody knows."""
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Older, "past_key_values"), (Newer, "cache")])
+def test_a_cache_is_found_under_its_name_and_by_its_place(kind, name):
+    cache = DynamicCache()
+    assert cache_parameter(kind()) == name
+    assert with_cache(kind(), cache) == {name: cache}
+    assert cache_of(kind(), (), {name: cache}) is cache
+    assert cache_of(kind(), (None, None, cache), {}) is cache
+    # the other name is an alias in some versions
+    assert cache_of(kind(), (), {"cache": None, "past_key_values": cache}) is cache
+    assert cache_of(kind(), (), {}) is None
+
+
+def test_a_cache_that_is_not_understood_is_no_first_pass():
+    with pytest.raises(InputError, match=r"Unknown of transformers .* does not know"):
+        cache_of(Unknown(), (), {"memory": DynamicCache()})
+    with pytest.raises(InputError, match="keys in a tuple"):
+        cache_of(Older(), (), {"past_key_values": ((torch.zeros(1), torch.zeros(1)),)})
+    with pytest.raises(InputError, match="two caches"):
+        cache_of(Newer(), (), {"cache": DynamicCache(), "past_key_values": DynamicCache()})
+
+
+def test_a_model_whose_cache_has_an_unknown_name_is_refused_before_anything_changes(
+    tiny, prompt, monkeypatch
+):
+    before = state(tiny.model)
+    monkeypatch.setattr(cache_module, "NAMES", ("memory",))
+    with pytest.raises(InputError, match="it knows memory"), attnlens.record(tiny, prompt):
+        pytest.fail("the block was entered")
+    assert state(tiny.model) == before
+
+
+# Steps and tokens
+
+
+def test_there_is_a_step_for_every_token_that_generate_returned(model, prompt):
+    plain = type(model).generate
+
+    def says_more(**options):
+        tokens = plain(model, **options)
+        return torch.cat([tokens, tokens[:, -1:]], dim=1)
+
+    model.generate = says_more
+    with attnlens.record(model, prompt.segments) as recorder:
+        generate(model, prompt)
+    with pytest.raises(RuntimeError, match=f"1 sequences of {NEW + 1} tokens, but {NEW} steps"):
+        _ = recorder.trace
+
+
+def test_continuous_batching_is_refused_before_it_starts(model, prompt, tiny):
+    before = state(model)
+    vlm = attnlens.VLM(model, tiny.processor, "tiny", tiny.family)
+    passes = []
+    model.model.language_model.register_forward_pre_hook(lambda *_: passes.append(1))
+    ids = prompt.inputs["input_ids"][0].tolist()
+    with pytest.raises(InputError, match="continuous batching"), attnlens.record(vlm, prompt):
+        model.generate_batch([ids])
+    assert not passes
+    with intervene(vlm, prompt, Copy(when=AtStep(2))):
+        (output,) = model.generate_batch([ids]).values()  # runs in a thread: errors are noted
+    assert "keys in a PagedAttentionCache" in output.error
+    assert not output.generated_tokens
+    assert state(model)["attributes"] == before["attributes"]
+
+
+# Recomputation
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("rows", ["last", "all"])
+def test_a_backward_pass_with_gradient_checkpointing_is_recorded_once(
+    model, prompt, reentrant, rows
+):
+    """Layers run again in the backward pass; masses and gradients are those without either."""
+    inputs = with_response(prompt, [300 + 7 * i for i in range(NEW)])
+
+    def loss_of():
+        return model(**inputs, labels=inputs["input_ids"]).loss
+
+    loss_of().backward()
+    weight = model.model.language_model.layers[0].self_attn.q_proj.weight
+    gradient = weight.grad.clone()
+    with attnlens.record(model, prompt.segments, prompt_rows=rows) as plain, torch.no_grad():
+        model(**inputs)
+    model.zero_grad()
+    model.train()
+    options = {"use_reentrant": reentrant}
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    if reentrant:
+        model.enable_input_require_grads()
+    calls = []
+    layer = model.model.language_model.layers[0].self_attn
+    layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    with attnlens.record(model, prompt.segments, prompt_rows=rows) as recorder:
+        loss_of().backward()
+    assert len(calls) == 2
+    data = recorder.trace.data
+    assert data.sizes["step"] == NEW + 1
+    np.testing.assert_allclose(data["mass"], plain.trace.data["mass"], atol=1e-5)
+    if rows == "all":
+        np.testing.assert_allclose(data["prompt_mass"], plain.trace.data["prompt_mass"], atol=1e-5)
+    torch.testing.assert_close(weight.grad, gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_attention_outside_any_pass_is_no_step(tiny, prompt):
+    language = tiny.model.model.language_model
+    with attnlens.record(tiny, prompt) as recorder, torch.no_grad():
+        generate(tiny.model, prompt)
+        hidden = torch.randn(1, 1, 64)
+        rotary = language.rotary_emb(hidden, torch.full((3, 1, 1), 90))
+        language.layers[1].self_attn(hidden, position_embeddings=rotary)
+    with attnlens.record(tiny, prompt) as plain:
+        generate(tiny.model, prompt)
+    np.testing.assert_array_equal(recorder.trace.data["mass"], plain.trace.data["mass"])
+
+
+def test_generating_while_training_with_gradient_checkpointing(model, prompt):
+    """No layer keeps a cache then, and transformers answers from the last token alone."""
+    right = generate(model, prompt)
+    model.train()
+    model.gradient_checkpointing_enable()
+    assert not torch.equal(generate(model, prompt), right)  # it is wrong, recorded or not
+    passes = []
+    model.model.language_model.register_forward_pre_hook(lambda *_: passes.append(1))
+    with (
+        pytest.raises(InputError, match=r"model.eval\(\)"),
+        attnlens.record(model, prompt.segments),
+    ):
+        generate(model, prompt)
+    assert not passes
+    # the ways out that the message names
+    with attnlens.record(model, prompt.segments) as without:
+        assert torch.equal(generate(model, prompt, use_cache=False), right)
+    model.eval()
+    with attnlens.record(model, prompt.segments) as evaluated:
+        assert torch.equal(generate(model, prompt), right)
+    model.train()
+    model.gradient_checkpointing_disable()
+    with attnlens.record(model, prompt.segments) as plain:
+        assert torch.equal(generate(model, prompt), right)
+    for recorder in (without, evaluated):
+        assert np.allclose(recorder.trace.data["mass"], plain.trace.data["mass"], atol=1e-5)
+
+
+def test_a_loop_of_ones_own_without_a_cache_that_grows_is_refused(model, prompt):
+    model.train()
+    model.gradient_checkpointing_enable()
+    with (
+        torch.no_grad(),
+        pytest.raises(RuntimeError, match="stands on 0 cached keys where"),
+        attnlens.record(model, prompt.segments),
+    ):
+        output = model(**prompt.inputs, use_cache=True)
+        cache = returned_cache(output) or DynamicCache()
+        model(input_ids=torch.tensor([[301]]), **with_cache(model, cache))
+
+
+# Caches that drop keys
+
+
+@pytest.mark.parametrize(
+    ("dropping", "recorded", "words"),
+    [
+        ([1, 2], None, r"layer 1 attends with 1 queries to \d+ keys"),
+        ([2], None, r"layer 2 attends with 1 queries to \d+ keys"),
+        ([2], [1, 2], r"layer 2 attends"),
+        ([0], None, "no longer holds the keys"),
+        ([0, 1, 2], None, "no longer holds the keys"),
+        ([0, 1, 2], [1], "no longer holds the keys"),
+        ([2], [0, 1], None),
+    ],
+)
+def test_a_cache_that_drops_keys_in_some_layers(tiny, prompt, dropping, recorded, words):
+    """As SnapKV and PyramidKV do after the prefill: layers whose keys are all there are right."""
+
+    def run(drop):
+        recorder = attnlens.record(tiny, prompt, layers=recorded)
+        with recorder, torch.no_grad():
+            output = tiny.model(**prompt.inputs, use_cache=True)
+            cache = returned_cache(output)
+            kept = [i for i in range(len(prompt.segments)) if not 10 <= i < 20]
+            for layer in drop:
+                one = cache.layers[layer]
+                one.keys, one.values = one.keys[:, :, kept], one.values[:, :, kept]
+            for place in range(3):
+                tiny.model(
+                    input_ids=torch.tensor([[301 + place]]),
+                    position_ids=torch.full((3, 1, 1), 60 + place),
+                    **with_cache(tiny.model, cache),
+                )
+        return recorder.trace.data["mass"].values
+
+    if words is not None:
+        with pytest.raises(RuntimeError, match=words):
+            run(dropping)
+    else:
+        np.testing.assert_allclose(run(dropping), run([]), atol=1e-5)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(5, 6), (6, 5), (6, 7)])
+def test_every_layer_has_the_queries_and_keys_of_its_pass(queries, keys):
+    layout = key_layout(["sink", "visual", "visual", "vision_end", "query", "query"])
+    recorder = QueryRecorder(layout, [0, 1])
+    recorder.begin_pass(Pass(tokens=6, past=0, keys=6))
+    query, key = torch.randn(1, 2, 6, 4), torch.randn(1, 1, 6, 4)
+    recorder.attention(0, query, key, None, 1.0)
+    wrong_query, wrong_key = torch.randn(1, 2, queries, 4), torch.randn(1, 1, keys, 4)
+    with pytest.raises(RuntimeError, match=f"layer 1 attends with {queries} queries to {keys}"):
+        recorder.attention(1, wrong_query, wrong_key, None, 1.0)
+
+
+# Padding
+
+
+def rolled_right(batch):
+    """Inputs of a batch with the padding moved to the right."""
+    inputs = dict(batch.inputs)
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        rows = zip(inputs[name], inputs["attention_mask"], strict=True)
+        inputs[name] = torch.stack([row.roll(-int((mask == 0).sum())) for row, mask in rows])
+    return inputs
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("cache", [None, "static"])
+def test_padding_is_labelled_where_the_mask_hides_keys(tiny, prompt, model, implementation, cache):
+    model.set_attn_implementation(implementation)
+    batch = tiny.batch([prompt, tiny.prompt(picture(140, 112, 5), "Hi?", "normal")])
+    options = {"max_new_tokens": 3, "cache_implementation": cache}
+    with attnlens.record(model, batch.segments.tolist()) as recorder:
+        model.generate(**batch.inputs, **options)
+    assert len(recorder.traces) == 2
+    passes = []
+    model.lm_head.register_forward_pre_hook(lambda *_: passes.append(1))
+    with (
+        pytest.raises(
+            InputError, match=r"shows key 0 of sequence 1, .* 'padding': pad on the left"
+        ),
+        attnlens.record(model, batch.segments.tolist()),
+    ):
+        model.generate(**rolled_right(batch), **options)
+    unlabelled = [["sink" if s == "padding" else s for s in row] for row in batch.segments]
+    with (
+        pytest.raises(InputError, match=r"hides key 0 of sequence 1, .* 'sink'"),
+        attnlens.record(model, unlabelled),
+    ):
+        model.generate(**batch.inputs, **options)
+    with (
+        pytest.raises(InputError, match="shows key 0 of sequence 1"),
+        attnlens.record(model, batch.segments.tolist()),
+        torch.no_grad(),
+    ):
+        model(**{**batch.inputs, "attention_mask": None})
+    assert not passes  # refused before there is a token
+
+
+def test_padding_of_masks_of_every_kind():
+    segments = np.array([["sink", "visual", "query"], ["padding", "sink", "visual"]])
+    right = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    causal = torch.ones(3, 3, dtype=torch.bool).tril()
+    spelled = right[:, None, None, :].bool() & causal
+    added = torch.zeros(2, 1, 3, 3).masked_fill_(~spelled, torch.finfo(torch.float32).min)
+    for mask in (right, right.bool(), spelled, added, added.to(torch.bfloat16)):
+        check_padding(segments, mask, 2)
+        check_padding(segments, mask.repeat_interleave(2, 0), 2)  # two responses to each prompt
+        with pytest.raises(InputError, match="hides key 0 of sequence 0"):
+            check_padding(segments, mask.flip(0), 2)
+    check_padding(segments[:1], None, 2)
+    with pytest.raises(InputError, match="shows key 0 of sequence 1"):
+        check_padding(segments, None, 2)
