@@ -15,10 +15,19 @@ DEMO_FOLDER := results
 WORKERS := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test test-newest test-lowest check clean
+
+# Recording, interventions, prompts and the command: what other versions of our libraries could break.
+CORE := $(addprefix tests/test_,mass.py recording_parity.py recording_changes_nothing.py \
+	recording_checks.py interventions.py interventions_parity.py refusals.py load.py prompt.py \
+	trace.py cli.py versions.py)
+# An environment of its own for each end of what pyproject.toml allows.
+NEWEST := .venv-newest
+LOWEST := .venv-lowest
+PIP := -m pip install --quiet --disable-pip-version-check
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.installed ## draw the attention of the small model that ships with the package
 	$(BIN)/attnlens trend --image_path $(DEMO_IMAGE) --question "$(DEMO_QUESTION)" --mode back \
@@ -28,13 +37,20 @@ demo: $(VENV)/.installed ## draw the attention of the small model that ships wit
 test: $(VENV)/.installed-dev ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
+test-newest: | $(NEWEST)/.created ## run the tests of the core with the newest versions that pyproject.toml allows
+	$(NEWEST)/bin/python $(PIP) --upgrade --upgrade-strategy eager --editable ".[dev]"
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n $(WORKERS) $(CORE)
+
+test-lowest: $(LOWEST)/.installed-dev ## run the tests of the core with the lowest versions that pyproject.toml allows
+	OMP_NUM_THREADS=1 ATTNLENS_VERSIONS=lowest $(LOWEST)/bin/python -m pytest -n $(WORKERS) $(CORE)
+
 check: $(VENV)/.installed-dev ## run the linter, the formatter's check and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean: ## remove the environment that make made
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(NEWEST) $(LOWEST)
 
 # A stamp is written after everything before it went well, so that a broken install is repeated
 # and a good one is not.
@@ -48,9 +64,14 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) --editable ".[dev]"
 	@touch $@
 
-$(VENV)/.created:
+$(LOWEST)/.installed-dev: pyproject.toml tools/lower_bounds.py $(VENV)/.installed-dev | $(LOWEST)/.created
+	$(BIN)/python tools/lower_bounds.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python $(PIP) -c $(LOWEST)/constraints.txt --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.created $(NEWEST)/.created $(LOWEST)/.created:
 	@test -n "$(PYTHON)" || { echo "attnlens needs Python 3.10 or newer; none was found (name one with PYTHON=...)" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
 		|| { echo "attnlens needs Python 3.10 or newer, which PYTHON=$(PYTHON) is not" >&2; exit 1; }
-	"$(PYTHON)" -m venv $(VENV)
+	"$(PYTHON)" -m venv $(@D)
 	@touch $@

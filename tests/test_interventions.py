@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import picture
+from conftest import compiles, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -713,6 +713,7 @@ def test_a_copied_source_may_be_a_file(tiny, one, tmp_path):
         assert trace.attrs["interventions"][0]["kept"] == []
 
 
+@compiles
 def test_compiled_decoding_gives_the_same(tiny, one):
     torch._dynamo.reset()
     chosen = Copy(when=AtStep(2)) + Boost(when=AtStep(3), log_odds=1.0) + Inject("x", AtStep(5))

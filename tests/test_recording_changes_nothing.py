@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import picture, tiny_model
+from conftest import compiles, picture, tiny_model
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -295,6 +295,7 @@ def test_a_flash_implementation_sees_its_own_name(tiny, prompt):
         AttentionMaskInterface._global_mapping.pop(name)
 
 
+@compiles
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled_decoding(tiny, prompt, backend):
     from transformers import CompileConfig

@@ -19,7 +19,13 @@ from attnlens.recording.masks import check_padding
 from attnlens.recording.recorder import QueryRecorder
 from attnlens.recording.tap import Pass
 from attnlens.vlm import cache as cache_module
-from attnlens.vlm.cache import cache_of, cache_parameter, returned_cache, with_cache
+from attnlens.vlm.cache import (
+    cache_of,
+    cache_parameter,
+    generates_with_cache,
+    returned_cache,
+    with_cache,
+)
 
 NEW = 12
 
@@ -183,38 +189,46 @@ def test_attention_outside_any_pass_is_no_step(tiny, prompt):
 
 
 def test_generating_while_training_with_gradient_checkpointing(model, prompt):
-    """No layer keeps a cache then, and transformers answers from the last token alone."""
+    """Before transformers 5.24 no layer keeps a cache then."""
     right = generate(model, prompt)
     model.train()
     model.gradient_checkpointing_enable()
-    assert not torch.equal(generate(model, prompt), right)  # it is wrong, recorded or not
-    passes = []
-    model.model.language_model.register_forward_pre_hook(lambda *_: passes.append(1))
-    with (
-        pytest.raises(InputError, match=r"model.eval\(\)"),
-        attnlens.record(model, prompt.segments),
-    ):
-        generate(model, prompt)
-    assert not passes
+    # it is wrong without a recording too, or is right with one
+    assert torch.equal(generate(model, prompt), right) == generates_with_cache(model)
+    recorders = []
+
+    def record(**options):
+        recorders.append(attnlens.record(model, prompt.segments))
+        with recorders[-1]:
+            assert torch.equal(generate(model, prompt, **options), right)
+
+    if generates_with_cache(model):
+        record()
+    else:
+        passes = []
+        language = model.model.language_model
+        handle = language.register_forward_pre_hook(lambda *_: passes.append(1))
+        with pytest.raises(InputError, match=r"model.eval\(\)"):
+            record()
+        handle.remove()
+        assert not passes
+        recorders.clear()
     # the ways out that the message names
-    with attnlens.record(model, prompt.segments) as without:
-        assert torch.equal(generate(model, prompt, use_cache=False), right)
+    record(use_cache=False)
     model.eval()
-    with attnlens.record(model, prompt.segments) as evaluated:
-        assert torch.equal(generate(model, prompt), right)
+    record()
     model.train()
     model.gradient_checkpointing_disable()
-    with attnlens.record(model, prompt.segments) as plain:
-        assert torch.equal(generate(model, prompt), right)
-    for recorder in (without, evaluated):
-        assert np.allclose(recorder.trace.data["mass"], plain.trace.data["mass"], atol=1e-5)
+    record()
+    for recorder in recorders[:-1]:
+        assert np.allclose(recorder.trace.data["mass"], recorders[-1].trace.data["mass"], atol=1e-5)
 
 
 def test_a_loop_of_ones_own_without_a_cache_that_grows_is_refused(model, prompt):
+    """Gradient checkpointing takes the cache away from layers."""
     model.train()
     model.gradient_checkpointing_enable()
     with (
-        torch.no_grad(),
         pytest.raises(RuntimeError, match="stands on 0 cached keys where"),
         attnlens.record(model, prompt.segments),
     ):
@@ -336,3 +350,30 @@ def test_padding_of_masks_of_every_kind():
     check_padding(segments[:1], None, 2)
     with pytest.raises(InputError, match="shows key 0 of sequence 1"):
         check_padding(segments, None, 2)
+
+
+def test_a_layer_is_seen_once_in_a_pass_and_not_after_it():
+    layout = key_layout(["sink", "visual", "visual", "vision_end", "query", "query"])
+
+    def masses(*calls):
+        torch.manual_seed(0)
+        first, again = (torch.randn(1, 2, 6, 4) for _ in range(2))
+        key = torch.randn(1, 1, 6, 4)
+        recorder = QueryRecorder(layout, [0, 1])
+        recorder.begin_pass(Pass(tokens=6, past=0, keys=6))
+        for layer, which in calls:
+            if which == "end":
+                recorder.end_pass()
+            else:
+                recorder.attention(layer, {"first": first, "again": again}[which], key, None, 1.0)
+        return recorder.rows()
+
+    once = masses((0, "first"), (1, "first"))
+    for repeated in (
+        ((0, "first"), (0, "again"), (1, "first"), (1, "again")),
+        ((0, "first"), (1, "first"), (None, "end"), (0, "again"), (1, "again")),
+    ):
+        rows = masses(*repeated)
+        for layer in (0, 1):
+            np.testing.assert_array_equal(rows[layer].mass, once[layer].mass)
+    assert not masses((0, "first"), (None, "end"), (1, "first"))[0].positions.size

@@ -6,6 +6,7 @@ Run it with the Python that the constraints are for: environment markers are rea
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -15,37 +16,28 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-EXTRAS = ("dev",)
 
-
-def lower_bounds(project: dict) -> list[str]:
+def lower_bounds(requirements: Iterable[Requirement]) -> list[str]:
     """Return a line ``name==lowest`` for each requirement that applies here.
-
-    Parameters
-    ----------
-    project
-        The table ``project`` of ``pyproject.toml``.
 
     Raises
     ------
     ValueError
         If a requirement has no lower bound, or several.
     """
-    wanted = list(project["dependencies"])
-    for extra in EXTRAS:
-        wanted += project["optional-dependencies"][extra]
     lines = []
-    for text in wanted:
-        requirement = Requirement(text)
-        if requirement.marker is not None and not requirement.marker.evaluate():
+    for one in requirements:
+        if one.marker is not None and not one.marker.evaluate():
             continue
-        bounds = [s.version for s in requirement.specifier if s.operator in (">=", "==")]
+        bounds = [s.version for s in one.specifier if s.operator in (">=", "==")]
         if len(bounds) != 1:
-            raise ValueError(f"{text!r}: give it one lower bound")
-        lines.append(f"{requirement.name}=={bounds[0]}")
+            raise ValueError(f"{str(one)!r}: give it one lower bound")
+        lines.append(f"{one.name}=={bounds[0]}")
     return lines
 
 
 if __name__ == "__main__":
     file = Path(__file__).parents[1] / "pyproject.toml"
-    print("\n".join(lower_bounds(tomllib.loads(file.read_text())["project"])))
+    project = tomllib.loads(file.read_text())["project"]
+    texts = project["dependencies"] + project["optional-dependencies"]["dev"]
+    print("\n".join(lower_bounds(map(Requirement, texts))))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from attnlens.errors import InputError
+from attnlens.vlm.cache import generates_with_cache
 
 PROCESSORS = "logits_processor"
 POSITIONAL = (
@@ -126,8 +127,7 @@ class GenerateWatch:
         # an option that is None takes the setting away: eos_token_id=None goes on past the end
         in_force = {k: _number(v) for k, v in (in_force | options).items() if v is not None}
         self._refuse(in_force)
-        checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
-        if model.training and checkpointing and in_force.get("use_cache", True):
+        if in_force.get("use_cache", True) and not generates_with_cache(model):
             raise InputError(
                 "with gradient checkpointing in training mode no layer keeps a cache, and generate "
                 "answers from the last token alone: call model.eval() first, or "

@@ -10,6 +10,8 @@ import inspect
 from functools import cache as remembered
 from typing import Any
 
+from packaging.version import Version
+
 from attnlens.errors import InputError
 
 NAMES = ("cache", "past_key_values")
@@ -17,9 +19,9 @@ NAMES = ("cache", "past_key_values")
 
 
 @remembered
-def _parameters(kind: type) -> tuple[str, ...]:
+def _parameters(kind: Any) -> tuple[str, ...]:
     """Names of what the forward of a class of modules takes, in order."""
-    return tuple(inspect.signature(kind.forward).parameters)[1:]  # type: ignore[attr-defined]
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
 def cache_parameter(module: Any) -> str:
@@ -30,7 +32,7 @@ def cache_parameter(module: Any) -> str:
     InputError
         If it takes none under a name that is known.
     """
-    kind = type(module)
+    kind: Any = type(module)
     for name in NAMES:
         if name in _parameters(kind):
             return name
@@ -62,7 +64,8 @@ def cache_of(module: Any, args: tuple, options: dict[str, Any]) -> Any:
     from transformers import Cache
 
     cache_parameter(module)
-    by_name = dict(zip(_parameters(type(module)), args, strict=False)) | options
+    kind: Any = type(module)
+    by_name = dict(zip(_parameters(kind), args, strict=False)) | options
     given = [by_name[name] for name in NAMES if by_name.get(name) is not None]
     if not given:
         return None
@@ -88,6 +91,18 @@ def returned_cache(output: Any) -> Any:
         if name in output and output[name] is not None:
             return output[name]
     return None
+
+
+def generates_with_cache(model: Any) -> bool:
+    """Whether the layers of a model keep the cache that ``generate`` gives them.
+
+    With gradient checkpointing in training mode they do not before transformers 5.24, and
+    ``generate`` then answers from the last token alone.
+    """
+    from transformers import __version__
+
+    checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+    return not (model.training and checkpointing and Version(__version__) < Version("5.24"))
 
 
 def capacity(cache: Any) -> int | None:
