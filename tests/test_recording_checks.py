@@ -85,6 +85,9 @@ def test_a_cache_is_found_under_its_name_and_by_its_place(kind, name):
     # the other name is an alias in some versions
     assert cache_of(kind(), (), {"cache": None, "past_key_values": cache}) is cache
     assert cache_of(kind(), (), {}) is None
+    compiled = torch.compile(kind(), backend="eager")
+    assert with_cache(compiled, cache) == {name: cache}
+    assert cache_of(compiled, (None, None, cache), {}) is cache
 
 
 def test_a_cache_that_is_not_understood_is_no_first_pass():

@@ -19,9 +19,20 @@ NAMES = ("cache", "past_key_values")
 
 
 @remembered
-def _parameters(kind: Any) -> tuple[str, ...]:
-    """Names of what the forward of a class of modules takes, in order."""
-    return tuple(inspect.signature(kind.forward).parameters)[1:]
+def _parameters(forward: Any) -> tuple[str, ...]:
+    """Names of what the forward of a class takes, in order."""
+    return tuple(inspect.signature(forward).parameters)[1:]
+
+
+def _taken_by(module: Any) -> tuple[str, ...]:
+    """Names of what a module takes, looked up inside torch's wrappers, which take anything."""
+    while not set(NAMES).intersection(_parameters(type(module).forward)):
+        children = module._modules
+        inner = children.get("_orig_mod") or children.get("module")  # compiled, or distributed
+        if inner is None:
+            break
+        module = inner
+    return _parameters(type(module).forward)
 
 
 def cache_parameter(module: Any) -> str:
@@ -32,14 +43,14 @@ def cache_parameter(module: Any) -> str:
     InputError
         If it takes none under a name that is known.
     """
-    kind: Any = type(module)
+    parameters = _taken_by(module)
     for name in NAMES:
-        if name in _parameters(kind):
+        if name in parameters:
             return name
     from transformers import __version__
 
     raise InputError(
-        f"{kind.__name__} of transformers {__version__} takes its key-value cache under a name "
+        f"{type(module).__name__} of transformers {__version__} takes its key-value cache under a name "
         f"that attnlens does not know (it knows {' and '.join(NAMES)}), so no pass could be told "
         "from a first one: install a version of transformers that attnlens allows"
     )
@@ -64,8 +75,7 @@ def cache_of(module: Any, args: tuple, options: dict[str, Any]) -> Any:
     from transformers import Cache
 
     cache_parameter(module)
-    kind: Any = type(module)
-    by_name = dict(zip(_parameters(kind), args, strict=False)) | options
+    by_name = dict(zip(_taken_by(module), args, strict=False)) | options
     given = [by_name[name] for name in NAMES if by_name.get(name) is not None]
     if not given:
         return None
