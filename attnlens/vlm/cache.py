@@ -50,9 +50,9 @@ def cache_parameter(module: Any) -> str:
     from transformers import __version__
 
     raise InputError(
-        f"{type(module).__name__} of transformers {__version__} takes its key-value cache under a name "
-        f"that attnlens does not know (it knows {' and '.join(NAMES)}), so no pass could be told "
-        "from a first one: install a version of transformers that attnlens allows"
+        f"{type(module).__name__} of transformers {__version__} takes its key-value cache under a "
+        f"name that attnlens does not know (it knows {' and '.join(NAMES)}), so no pass could be "
+        "told from a first one: install a version of transformers that attnlens allows"
     )
 
 
