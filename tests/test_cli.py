@@ -48,7 +48,7 @@ def test_trend_writes_pictures_trace_and_summary(tmp_path, scene, capsys):
     assert trend("--mode", "back", image=scene, folder=folder) == 0
     printed = capsys.readouterr().out
     written = {p.name for p in (folder / "scene").iterdir()}
-    assert written == PICTURES | {"back_trace.zarr", "summary.json"}
+    assert written == PICTURES | {"back_trace.zarr", "back_steps.csv", "summary.json"}
     for name in PICTURES:
         assert (folder / "scene" / name).read_bytes().startswith(b"\x89PNG")
     summary = json.loads((folder / "scene" / "summary.json").read_text())
@@ -143,7 +143,7 @@ def test_a_broken_picture_does_not_lose_the_generation(tmp_path, scene, monkeypa
     assert trend("--mode", "cot", image=scene, folder=tmp_path / "out") == 1
     assert "disk full" in capsys.readouterr().err
     written = {p.name for p in (tmp_path / "out" / "scene").iterdir()}
-    assert written == {"cot_trace.zarr", "summary.json"}
+    assert written == {"cot_trace.zarr", "cot_steps.csv", "summary.json"}
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["scene"]
 
 
@@ -158,7 +158,7 @@ def test_an_answer_of_one_token_is_kept(tmp_path, scene, monkeypatch, capsys):
     assert trend(image=scene, folder=tmp_path / "none") == 0
     captured = capsys.readouterr()
     written = {p.name for p in (tmp_path / "none" / "scene").iterdir()}
-    assert written == {"back_trace.zarr", "summary.json"}
+    assert written == {"back_trace.zarr", "back_steps.csv", "summary.json"}
     cut_off = "the answer had not ended at the longest length (--max_new_tokens)"
     assert captured.err.count("\n") == 2
     assert cut_off in captured.err
@@ -167,7 +167,7 @@ def test_an_answer_of_one_token_is_kept(tmp_path, scene, monkeypatch, capsys):
     assert "written to" in captured.out
     assert trend("--definition", "mass", image=scene, folder=tmp_path / "one") == 0
     written = {p.name for p in (tmp_path / "one" / "scene").iterdir()}
-    assert written == PICTURES | {"back_trace.zarr", "summary.json"}
+    assert written == PICTURES | {"back_trace.zarr", "back_steps.csv", "summary.json"}
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert cut_off in err
