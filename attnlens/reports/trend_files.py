@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from attnlens.recording.trace import Trace
     from attnlens.reports.trend import Settings
 
+SUMMARY = "summary.json"
+"""Name of the file that says what was asked and what came of it."""
 SHARED = ("summary", "Step_attention_all_tokens")
 """Names of files that every mode writes: those of the last one stay."""
 
@@ -52,7 +54,7 @@ def write_run(
             )
         trace.save(temporary / f"{mode}_trace.zarr", replace=True)
         text = json.dumps(summary(trace, job, settings), indent=2, ensure_ascii=False)
-        (temporary / "summary.json").write_text(text + "\n", encoding="utf-8")
+        (temporary / SUMMARY).write_text(text + "\n", encoding="utf-8")
         if job.line is None:  # of a file, one table holds the steps of all questions
             write_csv(temporary / f"{mode}_steps.csv", steps_table(trace, job))
         if pictures:
@@ -113,6 +115,7 @@ def summary(trace: Trace, job: Job, settings: Settings) -> dict[str, Any]:
     definition = settings.definition
     values: dict[str, Any] = {
         "image": job.image,
+        "image_sha256": job.image_sha256,
         "question": job.question,
         "mode": settings.mode,
         "response": trace.text,
