@@ -414,6 +414,15 @@ def test_bad_input_of_the_other_commands(arguments, words, tmp_path, capsys, mon
     assert not list(tmp_path.iterdir())
 
 
+def test_options_before_the_command_are_sent_behind_it(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--image-path", "scene.png", "--question", "How many?"])
+    assert exit_.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "write attnlens trend --image_path ..." in err
+
+
 def test_options_are_spelled_either_way():
     assert spell_options(["--layers", "-1,0", "--mode", "cot"]) == [
         "--layers=-1,0",

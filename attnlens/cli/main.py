@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if any(0xD800 <= ord(character) <= 0xDFFF for character in argument):
             # no model can read it, and no JSON file can name it
             top.error(f"{argument!r} is not UTF-8: rename the file, or set the terminal to UTF-8")
+    if given and given[0] in ("--image_path", "--question", "--data"):
+        top.error(f"{given[0]} stands before the command: write attnlens trend {given[0]} ...")
     options = top.parse_args(given)
     if options.command is None:
         top.print_help()
