@@ -19,6 +19,7 @@ from attnlens.plots.curves import (
 from attnlens.plots.rows import LEFT, RIGHT, draw_rows
 from attnlens.plots.spans import name_regions, tag_handles
 from attnlens.plots.style import (
+    WIDTHS,
     Figure,
     add_caption,
     new_figure,
@@ -69,7 +70,8 @@ def trend(
     steps
         First step and the step after the last one; by default all of them.
     width
-        "one-column" (3.35 inches), "two-column" (6.9 inches) or a number of inches.
+        "one-column" (3.35 inches), "two-column" (6.9 inches) or a number of inches; one column at
+        least with `tokens`.
 
     Returns
     -------
@@ -107,7 +109,7 @@ def trend(
 def _with_tokens(curves: Curves, inches: float) -> Figure:
     """Draw the curves in a few rows, as even as can be, of no more labels than fit."""
     steps = len(curves.steps)
-    across = max(inches - LEFT - RIGHT, INCHES_PER_LABEL)
+    across = max(inches, WIDTHS["one-column"]) - LEFT - RIGHT
     fitting = int(across / INCHES_PER_LABEL)
     stride = math.ceil(steps / (MOST_ROWS * fitting))
     labels = math.ceil(steps / stride)
