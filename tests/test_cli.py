@@ -48,7 +48,7 @@ def test_trend_writes_pictures_trace_and_summary(tmp_path, scene, capsys):
     assert trend("--mode", "back", image=scene, folder=folder) == 0
     printed = capsys.readouterr().out
     written = {p.name for p in (folder / "scene").iterdir()}
-    assert written == PICTURES | {"back_trace.zarr", "summary.json"}
+    assert written == PICTURES | {"back_trace.zarr", "back_steps.csv", "summary.json"}
     for name in PICTURES:
         assert (folder / "scene" / name).read_bytes().startswith(b"\x89PNG")
     summary = json.loads((folder / "scene" / "summary.json").read_text())
@@ -143,8 +143,50 @@ def test_a_broken_picture_does_not_lose_the_generation(tmp_path, scene, monkeypa
     assert trend("--mode", "cot", image=scene, folder=tmp_path / "out") == 1
     assert "disk full" in capsys.readouterr().err
     written = {p.name for p in (tmp_path / "out" / "scene").iterdir()}
-    assert written == {"cot_trace.zarr", "summary.json"}
+    assert written == {"cot_trace.zarr", "cot_steps.csv", "summary.json"}
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["scene"]
+
+
+def test_ctrl_c_while_drawing_does_not_lose_the_generation(tmp_path, scene, monkeypatch, capsys):
+    from attnlens import plots
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plots, "save", interrupted)
+    assert trend("--mode", "cot", image=scene, folder=tmp_path / "out") == 130
+    assert "trace and summary are in" in capsys.readouterr().err
+    written = {p.name for p in (tmp_path / "out" / "scene").iterdir()}
+    assert written == {"cot_trace.zarr", "cot_steps.csv", "summary.json"}
+
+
+def test_results_of_another_picture_of_that_name_stay(tmp_path, scene, capsys):
+    """Two pictures with the same name go into the same folder: nothing is replaced unseen."""
+    short = ("--max_new_tokens", "4")
+    out = tmp_path / "out"
+    assert trend(*short, image=scene, folder=out) == 0
+    (tmp_path / "elsewhere").mkdir()
+    other = tmp_path / "elsewhere" / "scene.png"
+    held_out_sample(0, 1, "back").scene.draw().save(other)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    capsys.readouterr()
+    for mode in ("back", "cot"):
+        assert trend("--mode", mode, *short, image=other, folder=out) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        assert f"another picture ({str(scene)!r}) than {str(other)!r}" in captured.err
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+    # another question about the same picture, wherever that lies, replaces what was there
+    (tmp_path / "elsewhere" / "scene.png").write_bytes(scene.read_bytes())
+    assert trend(*short, image=other, question="Is there a red circle?", folder=out) == 0
+    assert f"another question ({QUESTION!r})" in capsys.readouterr().err
+    summary = json.loads((out / "scene" / "summary.json").read_text())
+    assert summary["question"] == "Is there a red circle?"
+    # and what is no summary of a run says nothing
+    (out / "scene" / "summary.json").write_text("[1]")
+    assert trend(*short, image=other, folder=out) == 0
+    assert "another" not in capsys.readouterr().err
 
 
 def test_an_answer_of_one_token_is_kept(tmp_path, scene, monkeypatch, capsys):
@@ -158,7 +200,7 @@ def test_an_answer_of_one_token_is_kept(tmp_path, scene, monkeypatch, capsys):
     assert trend(image=scene, folder=tmp_path / "none") == 0
     captured = capsys.readouterr()
     written = {p.name for p in (tmp_path / "none" / "scene").iterdir()}
-    assert written == {"back_trace.zarr", "summary.json"}
+    assert written == {"back_trace.zarr", "back_steps.csv", "summary.json"}
     cut_off = "the answer had not ended at the longest length (--max_new_tokens)"
     assert captured.err.count("\n") == 2
     assert cut_off in captured.err
@@ -167,7 +209,7 @@ def test_an_answer_of_one_token_is_kept(tmp_path, scene, monkeypatch, capsys):
     assert "written to" in captured.out
     assert trend("--definition", "mass", image=scene, folder=tmp_path / "one") == 0
     written = {p.name for p in (tmp_path / "one" / "scene").iterdir()}
-    assert written == PICTURES | {"back_trace.zarr", "summary.json"}
+    assert written == PICTURES | {"back_trace.zarr", "back_steps.csv", "summary.json"}
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert cut_off in err
@@ -273,6 +315,8 @@ BAD = {
     "absent layer": (lambda d: {"options": ["--layers", "9"]}, "no layer 9"),
     "unknown option": (lambda d: {"options": ["--colour", "red"]}, "unrecognized arguments"),
     "special token": (lambda d: {"question": "<|image_pad|>?"}, "special token"),
+    "half a character": (lambda d: {"question": "What \udcff?"}, r"'What \udcff?' is not UTF-8"),
+    "a name in no UTF-8": (lambda d: {"image": d / "\udcff.png"}, r"\udcff.png' is not UTF-8"),
 }
 
 
@@ -368,6 +412,15 @@ def test_bad_input_of_the_other_commands(arguments, words, tmp_path, capsys, mon
     assert words in captured.err
     assert captured.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_options_before_the_command_are_sent_behind_it(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--image-path", "scene.png", "--question", "How many?"])
+    assert exit_.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "write attnlens trend --image_path ..." in err
 
 
 def test_options_are_spelled_either_way():

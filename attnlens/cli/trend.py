@@ -20,8 +20,9 @@ def add_parser(commands: Any) -> None:
         help="draw how much a model looks at the image while it answers",
         description="Generate an answer, record visual attention at each step, and write into "
         "SAVE_FOLDER/<image name>/ the pictures {mode}_step_attention, "
-        "{mode}_step_attention_with_tokens and Step_attention_all_tokens, the trace "
-        "{mode}_trace.zarr, and summary.json. Options are spelled with _ or -.",
+        "{mode}_step_attention_with_tokens and Step_attention_all_tokens, the table "
+        "{mode}_steps.csv (a row for each step), the trace {mode}_trace.zarr, and summary.json. "
+        "Options are spelled with _ or -.",
     )
     what = parser.add_argument_group("what to ask")
     what.add_argument("--image_path", metavar="FILE", help="the picture")

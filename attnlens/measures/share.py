@@ -73,7 +73,7 @@ def visual_share(
     visual = visual_segments(chosen, data, include_copied)
     share = _reduce(chosen.compute(data, visual), reduction)
     share = _label_steps(share, data, chosen)
-    share.attrs = _attributes(chosen, chosen.long_name, reduction, include_copied)
+    share.attrs = _attributes(chosen, chosen.long_name, chosen.formula, reduction, include_copied)
     return share.rename(definition)
 
 
@@ -129,7 +129,9 @@ def shares(
     curves = [_reduce(chosen.compute(data, segments), "mean") for segments in groups.values()]
     stacked = xr.concat(curves, dim="curve").transpose("step", "curve")
     stacked = _label_steps(stacked.assign_coords(curve=list(groups)), data, chosen)
-    stacked.attrs = _attributes(chosen, chosen.curves_name, "mean", include_copied)
+    stacked.attrs = _attributes(
+        chosen, chosen.curves_name, chosen.curves_formula, "mean", include_copied
+    )
     return stacked.rename(definition)
 
 
@@ -205,11 +207,11 @@ def _share_labels(share: xr.DataArray) -> set[str]:
 
 
 def _attributes(
-    chosen: Definition, long_name: str, reduction: str, include_copied: bool
+    chosen: Definition, long_name: str, formula: str, reduction: str, include_copied: bool
 ) -> dict[str, str]:
     return {
         "definition": chosen.name,
-        "formula": chosen.formula,
+        "formula": formula,
         "source": chosen.source,
         "units": chosen.units,
         "step_owner": chosen.step_owner,

@@ -126,7 +126,8 @@ def caption_text(array: xr.DataArray) -> str:
     """
     attrs = array.attrs
     per_head = get_definition(attrs["definition"]).per_head
-    text = f"{attrs['definition']} = {attrs['formula']}" + ", per layer and head" * per_head
+    sign = ":" if len(CURVE_NAMES) == array.sizes.get("curve") else " ="
+    text = f"{attrs['definition']}{sign} {attrs['formula']}" + ", per layer and head" * per_head
     if attrs["reduction"] == "mean":
         text += "; then mean over " + ("heads and layers" if per_head else "layers")
     return f"{text}. Source: {attrs['source']}."

@@ -7,7 +7,6 @@ here can draw become an empty box.
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
@@ -131,18 +130,3 @@ def label_size(figure: Figure, labels: Sequence[str]) -> tuple[float, float]:
     probe.remove()
     width, height = np.max(sizes, axis=0) / figure.dpi
     return float(width), float(height)
-
-
-def fitting_stride(axes: Axes, width: float) -> int:
-    """Return the smallest stride at which labels under every step would not touch.
-
-    Parameters
-    ----------
-    axes
-        Axes with steps along x, in a figure that has been laid out.
-    width
-        Width of the widest label, in inches.
-    """
-    start, stop = axes.get_xlim()
-    inches = axes.get_window_extent().width / axes.figure.dpi
-    return max(1, math.ceil(width * (stop - start) / inches))

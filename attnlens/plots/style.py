@@ -18,6 +18,7 @@ import matplotlib.style
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Text
 
 from attnlens.errors import InputError
 
@@ -171,17 +172,21 @@ def add_caption(figure: Figure, text: str) -> float:
         parse_math=False,
         gid="caption",
     )
-    room = (figure.get_figwidth() - 2 * CAPTION_PAD) * figure.dpi
+    write_wrapped(caption, text, figure.get_figwidth() - 2 * CAPTION_PAD)
+    return caption.get_window_extent().height / figure.dpi + 2 * CAPTION_PAD
+
+
+def write_wrapped(artist: Text, text: str, width: float) -> None:
+    """Write words into a text of a figure, in as many lines as a width in inches asks for."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        caption.set_text(longer)
-        if caption.get_window_extent().width <= room:
+        artist.set_text(longer)
+        if artist.get_window_extent().width <= width * artist.figure.dpi:
             lines[-1] = longer
         else:
             lines.append(word)
-    caption.set_text("\n".join(lines))
-    return caption.get_window_extent().height / figure.dpi + 2 * CAPTION_PAD
+    artist.set_text("\n".join(lines))
 
 
 def set_height(figure: Figure, height: float, caption: float) -> None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from typing import TYPE_CHECKING
 
 from matplotlib.ticker import MaxNLocator
 
 from attnlens.plots.curves import (
+    Curves,
     caption_text,
     draw_curves,
-    label_note,
     measure_text,
     owner_text,
     read_curves,
 )
-from attnlens.plots.labels import fitting_stride, label_size, label_steps
+from attnlens.plots.rows import LEFT, RIGHT, draw_rows
 from attnlens.plots.spans import name_regions, tag_handles
 from attnlens.plots.style import (
+    WIDTHS,
     Figure,
     add_caption,
     new_figure,
@@ -30,11 +32,13 @@ if TYPE_CHECKING:
     from attnlens.measures.inputs import TraceLike
 
 HEIGHT = 2.6
-"""Height of the figure without caption and token labels, in inches."""
-INCHES_PER_TOKEN = 0.11
-"""Room that one upright token label takes."""
-WIDEST = 40.0
-"""Width up to which a figure grows so that every token is labelled, in inches."""
+"""Height of the figure without caption, in inches."""
+INCHES_PER_LABEL = 0.11
+"""Room that one upright token label takes: some 50 in a row across a page."""
+MOST_ROWS = 4
+"""Rows with token labels that fit on a page."""
+ROW, LONE_ROW = 1.0, 1.8
+"""Height of the axes of a row with token labels, and of one that is the only one, in inches."""
 
 
 def trend(
@@ -60,12 +64,14 @@ def trend(
         belongs to its query token (the one fed in) or its predicted token; regions and labels
         follow it.
     tokens
-        Label the step axis with tokens. The figure grows with the number of steps, up to 40
-        inches; where not every label fits, every n-th is written.
+        Label the step axis with tokens: in rows, one below the other, of as many labels as fit the
+        width (54 in two columns), and on one page: at most four rows. Where not every token fits in
+        these, every n-th is written; `tokens` writes all of them.
     steps
         First step and the step after the last one; by default all of them.
     width
-        "one-column" (3.35 inches), "two-column" (6.9 inches) or a number of inches.
+        "one-column" (3.35 inches), "two-column" (6.9 inches) or a number of inches; one column at
+        least with `tokens`.
 
     Returns
     -------
@@ -80,37 +86,38 @@ def trend(
     """
     curves = read_curves(trace, definition, steps)
     inches = width_in_inches(width)
-    first, last = curves.steps[0], curves.steps[-1]
     if tokens:
-        inches = max(inches, min(WIDEST, 1 + (last - first + 1) * INCHES_PER_TOKEN))
-    owner = owner_text(curves.share)
-    height, caption = HEIGHT, caption_text(curves.share)
+        return _with_tokens(curves, inches)
+    height = HEIGHT
     with style():
         figure = new_figure(inches, height)
         axes = figure.add_subplot()
-        draw_curves(axes, curves, first, last)
+        draw_curves(axes, curves, curves.steps[0], curves.steps[-1])
         axes.set_ylabel(textwrap.fill(measure_text(curves.share), 34))
         handles = curves.handles() + tag_handles(curves.regions)
         columns = len(handles) if inches > 5 else 3
         figure.legend(handles=handles, loc="outside upper center", ncols=columns)
-        if tokens:
-            axes.set_xticks([])
-            axes.set_xlabel(owner)
-            caption += label_note(curves.labels)
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.set_xlabel(f"step (each stands for the {owner})")
-        room = add_caption(figure, caption)
-        set_height(figure, height, room)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel(f"step (each stands for the {owner_text(curves.share)})")
+        set_height(figure, height, add_caption(figure, caption_text(curves.share)))
         figure.draw_without_rendering()
-        if tokens:
-            label_width, label_height = label_size(figure, curves.labels)
-            height += label_height
-            stride = fitting_stride(axes, label_width)
-            label_steps(axes, curves.steps, curves.labels, stride)
-            if stride > 1:
-                axes.set_xlabel(f"{owner} (one label in {stride} steps)")
         name_regions(axes, curves.regions, curves.shift)
-        set_height(figure, height, room)
         figure.draw_without_rendering()
     return figure
+
+
+def _with_tokens(curves: Curves, inches: float) -> Figure:
+    """Draw the curves in a few rows, as even as can be, of no more labels than fit."""
+    steps = len(curves.steps)
+    across = max(inches, WIDTHS["one-column"]) - LEFT - RIGHT
+    fitting = int(across / INCHES_PER_LABEL)
+    stride = math.ceil(steps / (MOST_ROWS * fitting))
+    labels = math.ceil(steps / stride)
+    rows = math.ceil(labels / fitting)
+    return draw_rows(
+        curves,
+        across=across,
+        per_row=math.ceil(labels / rows) * stride,
+        row_height=LONE_ROW if rows == 1 else ROW,
+        stride=stride,
+    )

@@ -1,7 +1,8 @@
-"""Tidy tables of many runs, as Parquet files: a row for each step of each run."""
+"""Tidy tables with a row for each step: of many runs as Parquet, of a single one as CSV."""
 
 from __future__ import annotations
 
+import csv
 import sys
 import warnings
 from collections.abc import Iterable
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from attnlens.recording.trace import Trace
+
+OF_A_FILE = ("line", "expected", "right")
+"""Columns that only questions of a file have."""
 
 
 def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
@@ -37,13 +41,15 @@ def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
         ``keys_SEGMENT``, the number of keys; ``mass_SEGMENT``, the fraction of attention mass, mean
         over layers and heads; and each definition of visual share by its name
         (``attnlens.measures.definitions``), reduced over heads and layers, NaN where it is not
-        defined. Tokens and definitions are missing for synthetic traces.
+        defined. ``NAME_query`` and ``NAME_response`` follow a definition that has curves of the
+        query text and the generated text; those of ``mass`` are the fractions of these names.
+        Tokens and definitions are missing for synthetic traces.
     """
     import numpy as np
     import pandas as pd
 
     from attnlens.boxed import final_answer
-    from attnlens.measures import visual_share
+    from attnlens.measures import shares, visual_share
     from attnlens.measures.definitions import DEFINITIONS
 
     data = trace.data
@@ -77,14 +83,19 @@ def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
         table[f"keys_{segment}"] = data["keys"].sel(segment=segment).values
         table[f"mass_{segment}"] = mean.sel(segment=segment).values
     measured = {"query_token", "visual_nonzero"} <= set(data.variables)
-    for name in DEFINITIONS:
-        if not measured:
-            table[name] = np.nan
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # means of nothing are NaN
-            share = visual_share(trace, name)
-        table[name] = share.reindex(step=data["step"]).values
+    for name, definition in DEFINITIONS.items():
+        columns = [name]
+        if definition.has_curves:
+            columns += [f"{name}_query", f"{name}_response"]
+        values = np.full((steps, len(columns)), np.nan)
+        if measured:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # means of nothing are NaN
+                share = shares(trace, name) if definition.has_curves else visual_share(trace, name)
+            values = share.reindex(step=data["step"]).values.reshape(steps, -1)
+        for column, one in zip(columns, values.T, strict=True):
+            if column not in table:  # those of mass are there
+                table[column] = one
     return table
 
 
@@ -103,6 +114,17 @@ def say_cut_off(command: str, cut_off: int, total: int, of: str = "answers") -> 
             "what is said of it is said of the part that is there",
             file=sys.stderr,
         )
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write the steps of a question from the command line, without the columns `OF_A_FILE`.
+
+    Texts are quoted: a token may be a comma or a line break, and CSV is read wrongly where one is
+    a bare carriage return. Where there is no value, the cell is empty.
+    """
+    table.drop(columns=list(OF_A_FILE)).to_csv(
+        path, index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n", encoding="utf-8"
+    )
 
 
 def write_parquet(path: Path, tables: Iterable[pd.DataFrame]) -> int:

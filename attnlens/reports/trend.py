@@ -14,7 +14,7 @@ from attnlens.reports.jobs import Job
 from attnlens.reports.many import refuse_other_questions, remove_leftover_files, run_each
 from attnlens.reports.notes import made_again, model_note, note_of, read_note
 from attnlens.reports.table import say_cut_off, steps_table, write_parquet
-from attnlens.reports.trend_files import note_of_trace, write_run
+from attnlens.reports.trend_files import SUMMARY, note_of_trace, write_run
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ def run_jobs(jobs: list[Job], settings: Settings) -> int:
     root = Path(settings.save_folder)
     for job in jobs:
         check_writable(root / job.folder)
+    if jobs[0].line is None:
+        check_replaced(jobs[0], root / jobs[0].folder, settings.mode)
     vlm = load(settings.model, device=settings.device, dtype=settings.dtype)
     check_layers(settings.layers, vlm)
     if jobs[0].line is None:
@@ -94,6 +96,28 @@ def run_jobs(jobs: list[Job], settings: Settings) -> int:
         table = write_table(there, root, path, settings.mode)
         print(one_line(f"written to {table}"))
     return len(jobs) - len(there)
+
+
+def check_replaced(job: Job, folder: Path, mode: str) -> None:
+    """Refuse a folder of another picture of that name, and say when another answer is replaced.
+
+    Raises
+    ------
+    InputError
+        If the summary in the folder is of another picture.
+    """
+    before = read_note(folder / SUMMARY)
+    if before.get("image_sha256", job.image_sha256) != job.image_sha256:
+        raise InputError(
+            f"{str(folder)!r} holds what was found for another picture ({before.get('image')!r}) "
+            f"than {job.image!r}: give another --save_folder, or move it away"
+        )
+    if before.get("question", job.question) != job.question:
+        text = (
+            f"attnlens trend: {str(folder)!r} holds the answer to another question "
+            f"({before['question']!r}); what was written there in mode {mode} is replaced"
+        )
+        print(one_line(text), file=sys.stderr)
 
 
 def record_each(
@@ -204,10 +228,10 @@ def run_job(
     folder = Path(settings.save_folder) / job.folder
     try:
         left_out = write_run(folder, trace, job, settings, pictures, note)
-    except Exception:
+    except (Exception, KeyboardInterrupt):
         if not pictures:
             raise
-        # the generation may have taken an hour: keep it, whatever is wrong with a picture
+        # the generation may have taken an hour: keep it, whatever keeps a picture from being drawn
         kept = None if note is None else {**note, "shown": "no pictures"}
         write_run(folder, trace, job, settings, False, kept)
         print(f"attnlens trend: no pictures; trace and summary are in {folder}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The folder of one question that ``attnlens trend`` writes: trace, summary, pictures, note."""
+"""The folder of one question that ``attnlens trend`` writes: trace, table, pictures, note."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from attnlens.files import write_folder
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
 from attnlens.reports.notes import write_note
+from attnlens.reports.table import steps_table, write_csv
 
 if TYPE_CHECKING:
     from attnlens.recording.trace import Trace
     from attnlens.reports.trend import Settings
 
+SUMMARY = "summary.json"
+"""Name of the file that says what was asked and what came of it."""
 SHARED = ("summary", "Step_attention_all_tokens")
 """Names of files that every mode writes: those of the last one stay."""
 
@@ -51,7 +54,9 @@ def write_run(
             )
         trace.save(temporary / f"{mode}_trace.zarr", replace=True)
         text = json.dumps(summary(trace, job, settings), indent=2, ensure_ascii=False)
-        (temporary / "summary.json").write_text(text + "\n", encoding="utf-8")
+        (temporary / SUMMARY).write_text(text + "\n", encoding="utf-8")
+        if job.line is None:  # of a file, one table holds the steps of all questions
+            write_csv(temporary / f"{mode}_steps.csv", steps_table(trace, job))
         if pictures:
             left_out = _draw(temporary, trace, settings)
         if note is not None:
@@ -66,7 +71,7 @@ def _own_files(folder: Path, mode: str, here: str, names: list[str]) -> set[str]
     if Path(here) != folder:
         return set()
     pictures = (f"{mode}_step_attention", f"{mode}_step_attention_with_tokens")
-    own = {f"{mode}_trace.zarr", f"{mode}_settings.json"}
+    own = {f"{mode}_trace.zarr", f"{mode}_steps.csv", f"{mode}_settings.json"}
     for suffix in ("png", "pdf", "svg", "json"):
         own |= {f"{name}.{suffix}" for name in (*pictures, *SHARED)}
     return own.intersection(names)
@@ -110,6 +115,7 @@ def summary(trace: Trace, job: Job, settings: Settings) -> dict[str, Any]:
     definition = settings.definition
     values: dict[str, Any] = {
         "image": job.image,
+        "image_sha256": job.image_sha256,
         "question": job.question,
         "mode": settings.mode,
         "response": trace.text,

@@ -36,15 +36,15 @@ class Definition:
         heads itself.
     per_head : bool
         Whether `compute` keeps the head axis.
-    has_curves : bool
-        Whether `compute` also makes sense for the query text and the generated text in the place
-        of the visual segments.
     counts_copied : bool
         Whether copied visual tokens can be counted as visual.
     first_step : int
         First step that has a value.
     curves_name : str
         Axis label of curves for the image, the query text and the generated text together.
+    curves_formula : str
+        Formulas of these three curves, like `formula`; empty where `compute` makes no sense for
+        text in the place of the visual segments.
     """
 
     name: str
@@ -56,10 +56,15 @@ class Definition:
     step_owner: str
     compute: Callable[[xr.Dataset, Segments], xr.DataArray]
     per_head: bool = True
-    has_curves: bool = True
     counts_copied: bool = True
     first_step: int = 0
     curves_name: str = "share of attention"
+    curves_formula: str = ""
+
+    @property
+    def has_curves(self) -> bool:
+        """Whether there are curves for the query text and the generated text, too."""
+        return bool(self.curves_formula)
 
 
 def segment_mass(data: xr.Dataset, segments: Sequence[str]) -> xr.DataArray:

@@ -53,5 +53,4 @@ DEFINITION = Definition(
     step_owner="predicted",
     first_step=1,
     compute=lookback_ratio,
-    has_curves=False,
 )

@@ -39,6 +39,8 @@ DEFINITION = Definition(
     name="mass",
     description="Sum of the attention weights on the visual keys.",
     formula="sum of attention weights on visual keys",
+    curves_formula="sum of attention weights; image: on visual keys, query text: on query keys, "
+    "generated text: on response keys",
     source="softmax attention",
     units="fraction of attention mass",
     long_name="attention mass on the image",

@@ -38,6 +38,8 @@ DEFINITION = Definition(
     name="mean-weight",
     description="Mean attention weight of a visual key.",
     formula="visual / number of visual keys",
+    curves_formula="image: visual / number of visual keys, query text: query / number of query "
+    "keys, generated text: response / number of response keys",
     source="Qwen-LookAgain (arXiv 2505.23558)",
     units="attention weight",
     long_name="mean attention weight per visual token",

@@ -42,6 +42,8 @@ DEFINITION = Definition(
     name="no-sink",
     description="Visual mass as a fraction of the mass outside the sink key.",
     formula="visual / (1 - sink)",
+    curves_formula="image: visual / (1 - sink), query text: query / (1 - sink), "
+    "generated text: response / (1 - sink)",
     source="attention sinks (arXiv 2309.17453)",
     units="fraction of attention mass outside the sink",
     long_name="visual share without the sink",

@@ -62,6 +62,5 @@ DEFINITION = Definition(
     step_owner="query",
     compute=reflection_v,
     per_head=False,
-    has_curves=False,
     counts_copied=False,
 )
