@@ -7,7 +7,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import xarray as xr
 from scipy import stats
 from scipy.special import expit
 from test_measures_information import answer
@@ -15,7 +14,6 @@ from test_measures_information import answer
 from attnlens.measures import (
     agreement,
     averages,
-    correlation,
     dilution,
     insertion,
     mutual_information,
@@ -74,22 +72,6 @@ def test_means_and_ratios_of_few_units(count):
             ("ratio", 0.8 / 2.6, bootstrap_ratio(counts, log_odds, **options)),
         ):
             covered[name] += low <= truth <= high
-    check(covered)
-
-
-def test_correlation():
-    """Steps of a known rank correlation: that of a bivariate normal law."""
-    rng = np.random.default_rng(10)
-    truth = 6 / np.pi * np.arcsin(0.6 / 2)
-    covered = Counter()
-    for seed in range(SETS):
-        pair = rng.multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], 100).T
-        data = xr.Dataset(
-            {"kl": (("reference", "step"), pair[:1]), "mass": ("step", pair[1])},
-            {"reference": ["blank"]},
-        )
-        found = correlation(data, resamples=300, seed=seed)
-        covered["rho"] += found["low"] <= truth <= found["high"]
     check(covered)
 
 

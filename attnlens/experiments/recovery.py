@@ -134,10 +134,12 @@ class Recovery:
             ``samples`` in which it acted; ``rise``, ``area``, ``free_rise``, ``kl``,
             ``hellinger``, ``answer_changed`` and ``right`` (means) and ``half_life`` (median),
             each with the ends of its interval, as in ``rise_low`` and ``rise_high`` (bootstrap for
-            means, order statistics for the median); ``p_value`` of the Wilcoxon signed-rank test
-            of the rises, ``p_adjusted`` (Holm, over interventions) and ``effect_size``
-            (matched-pairs rank-biserial); ``right_untouched`` (mean), ``right_p_value`` (exact
-            McNemar) and ``right_p_adjusted`` (Holm); ``inserted``, ``cache_bytes``,
+            means, Wilson's for ``answer_changed`` and ``right``, order statistics for the median);
+            ``p_value`` of the Wilcoxon signed-rank test of the rises, ``p_adjusted`` (Holm, over
+            interventions) and ``effect_size`` (matched-pairs rank-biserial); ``right_untouched``
+            (mean), ``right_change`` (``right`` minus that, with Tango's interval of paired
+            proportions), ``right_p_value`` (McNemar, mid-p) and ``right_p_adjusted`` (Holm);
+            ``inserted``, ``cache_bytes``,
             ``seconds_ratio`` (means over samples, ratio against the untouched run). ``half_life``
             is over the ``half_lives`` samples whose rise has a positive peak.
 

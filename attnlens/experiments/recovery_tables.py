@@ -11,7 +11,13 @@ from scipy import stats
 
 from attnlens.measures.paired import holm, mcnemar
 from attnlens.measures.recovery import mean_of_known
-from attnlens.measures.statistics import bootstrap_mean, median_interval, signed_rank
+from attnlens.measures.statistics import (
+    bootstrap_mean,
+    median_interval,
+    proportion_difference,
+    proportion_interval,
+    signed_rank,
+)
 
 UNTOUCHED = "untouched"
 """Name of the run without intervention."""
@@ -63,9 +69,10 @@ def over_samples(
                 **_with_ends("hellinger", acted["hellinger"], options),
                 "p_value": p_value,
                 "effect_size": effect,
-                **_with_ends("answer_changed", one["answer_changed"], options),
-                **_with_ends("right", one["right"], options),
+                **_proportion("answer_changed", one["answer_changed"], options),
+                **_proportion("right", one["right"], options),
                 "right_untouched": _mean(untouched["right"]),
+                **_difference(untouched["right"], one["right"], options),
                 "right_p_value": mcnemar(untouched["right"].values, one["right"].values),
                 "inserted": _mean(one["inserted"]),
                 "cache_bytes": _mean(one["cache_bytes"]),
@@ -142,6 +149,19 @@ def _known(values: Any) -> np.ndarray:
 def _mean(values: Any) -> float:
     kept = _known(values)
     return float(kept.mean()) if len(kept) else float("nan")
+
+
+def _proportion(name: str, values: Any, options: dict[str, Any]) -> dict[str, float]:
+    low, high = proportion_interval(_known(values), options["confidence"])
+    return {name: _mean(values), f"{name}_low": low, f"{name}_high": high}
+
+
+def _difference(untouched: Any, run: Any, options: dict[str, Any]) -> dict[str, float]:
+    before, after = np.asarray(untouched, dtype=float), np.asarray(run, dtype=float)
+    both = np.isfinite(before) & np.isfinite(after)
+    found = proportion_difference(before[both], after[both], options["confidence"])
+    names = ("right_change", "right_change_low", "right_change_high")
+    return dict(zip(names, found, strict=True))
 
 
 def _with_ends(name: str, values: Any, options: dict[str, Any]) -> dict[str, float]:

@@ -19,10 +19,19 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
-    """Exact two-sided McNemar test of paired right and wrong answers; NaN where none is known."""
+    """Test paired right and wrong answers (McNemar, two-sided, mid-p); NaN where none is known.
+
+    The mid-p value counts half of the probability of what was seen. Fagerland, Lydersen and Laake
+    (2013, doi 10.1186/1471-2288-13-91) find that it keeps its level where the exact test, which
+    counts all of it, rejects too seldom.
+    """
     known = np.isfinite(before) & np.isfinite(after)
     if not known.any():
         return float("nan")
     lost = int(((before == 1) & (after == 0) & known).sum())
     won = int(((before == 0) & (after == 1) & known).sum())
-    return float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    if won == lost:
+        return 1.0
+    pairs = won + lost
+    exact = stats.binomtest(won, pairs).pvalue
+    return float(exact - stats.binom.pmf(won, pairs, 0.5))

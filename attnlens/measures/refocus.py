@@ -10,7 +10,7 @@ import xarray as xr
 from attnlens.errors import InputError
 from attnlens.measures.definitions import get_definition
 from attnlens.measures.inputs import RegionLike, TraceLike, find_region, inside
-from attnlens.measures.results import Refocus
+from attnlens.measures.results import NAN, Refocus
 from attnlens.measures.share import visual_share
 from attnlens.measures.statistics import bootstrap_mean, signed_rank
 
@@ -34,10 +34,10 @@ def refocus(
     region as in :func:`attnlens.measures.region_summary`. The rise is taken per unit and averaged.
 
     For one trace the units are all layer and head pairs, or layers where the definition reduces
-    heads itself. The interval and the test then say how far the rise holds across the model's
-    heads in this one run; heads are not independent samples, and nothing follows for other images
-    or questions. For several traces the units are traces, and interval and test speak of the
-    questions that they were drawn from.
+    heads itself. They describe this run; there is no interval and no p value, since heads share the
+    noise of their run (a test over heads called 65 to 100% of runs without a rise significant). For
+    several traces the units are traces, and interval and test speak of the questions that they were
+    drawn from.
 
     The interval is a bias-corrected and accelerated bootstrap of the mean rise with units drawn as
     pairs (:func:`scipy.stats.bootstrap`), the test is :func:`scipy.stats.wilcoxon`.
@@ -57,7 +57,7 @@ def refocus(
     include_copied : bool
         Whether visual tokens that were inserted again count as visual.
     confidence : float
-        Level of the interval.
+        Level of the interval over several traces.
     resamples : int
         Number of bootstrap samples, at least 100.
     seed : int
@@ -107,6 +107,8 @@ def refocus(
     rise = inside_mean - before_mean
     low, high = bootstrap_mean(rise, confidence=confidence, resamples=resamples, seed=seed)
     p_value, effect_size = signed_rank(rise)
+    if single:
+        low = high = p_value = NAN
     return Refocus(
         definition=definition,
         step_owner=share.attrs["step_owner"],

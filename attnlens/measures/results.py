@@ -147,11 +147,11 @@ class Refocus(Result):
     rise : float
         ``inside - before``, in units of the definition.
     rise_low, rise_high : float
-        Paired bootstrap interval of the rise over units (NaN for fewer than two units).
+        Paired bootstrap interval of the rise over traces (NaN for one trace).
     confidence : float
         Level of the interval.
     p_value : float
-        Two-sided Wilcoxon signed-rank p over units (NaN for fewer than two units).
+        Two-sided Wilcoxon signed-rank p over traces (NaN for fewer than six).
     effect_size : float
         Matched-pairs rank-biserial correlation, from -1 (every unit falls) to 1 (every unit
         rises).

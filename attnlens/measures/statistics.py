@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from attnlens.errors import InputError
 from attnlens.measures.results import check_confidence
@@ -16,6 +16,10 @@ MOST_DEVIATIONS = 6.0
 """No level of an interval is expanded beyond so many standard deviations of the normal law."""
 FEW = 20
 """From this many units on bootstrap intervals are taken at their word."""
+LEAST_FOR_PROPORTIONS = 12
+"""With fewer units, the intervals of proportions miss their level for some of them."""
+LEAST_FOR_SIGNED_RANK = 6
+"""With fewer pairs, no signed-rank test can reject at 5%."""
 
 
 @dataclass(frozen=True)
@@ -231,18 +235,129 @@ def _ratio_of_means(over: np.ndarray, under: np.ndarray, axis: int = -1) -> np.n
         return np.asarray(over.mean(axis) / under.mean(axis))
 
 
-def with_interval(values: list[float]) -> dict[str, float | None]:
-    """Return ``mean``, ``low`` and ``high``: a mean with its 95% bootstrap interval.
+def with_interval(values: list[float], *, proportion: bool = False) -> dict[str, float | None]:
+    """Return ``mean``, ``low`` and ``high``: a mean with its 95% interval.
 
     Parameters
     ----------
     values : list of float
-        One finite value per unit; without two of them there is no interval (None).
+        One finite value per unit.
+    proportion : bool
+        Whether these are 0 or 1, or fractions of what is due in a unit: then the interval is that
+        of :func:`proportion_interval`, else that of :func:`bootstrap_mean`. None stands for an end
+        that so few values do not give.
     """
-    if len(values) < 2:
-        return {"mean": float(np.mean(values)) if values else None, "low": None, "high": None}
-    low, high = bootstrap_mean(np.array(values), confidence=0.95, resamples=9999, seed=0)
-    return {"mean": float(np.mean(values)), "low": low, "high": high}
+    array = np.array(values)
+    if proportion:
+        ends = proportion_interval(array, 0.95)
+    else:
+        ends = bootstrap_mean(array, confidence=0.95, resamples=9999, seed=0)
+    low, high = (None if np.isnan(end) else end for end in ends)
+    return {"mean": float(array.mean()) if values else None, "low": low, "high": high}
+
+
+def proportion_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Return a score interval of a proportion (Wilson 1927, doi 10.1080/01621459.1927.10502953).
+
+    A bootstrap of values that are all 0 or all 1 has no width, and is too narrow near there.
+
+    Parameters
+    ----------
+    values : numpy.ndarray, shape (n,)
+        One finite value from 0 to 1 per unit: 0 or 1 (an answer that is wrong or right), or a
+        fraction of what is due in the unit (facts of an answer that are right). For fractions, the
+        number of units gives way to the number of independent trials that would scatter as much,
+        ``p (1 - p) n / variance``, where that is larger, with Student's t for the normal quantile.
+    confidence : float
+        Level of the interval.
+
+    Returns
+    -------
+    tuple of float
+        Low and high end, both from 0 to 1; NaN for fewer than ``LEAST_FOR_PROPORTIONS`` values.
+
+    Raises
+    ------
+    InputError
+        If the level, or a value, is out of range.
+    """
+    check_confidence(confidence)
+    values = np.asarray(values, dtype=float)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise InputError(f"a proportion is a mean of values from 0 to 1, not of {values.tolist()}")
+    count = len(values)
+    if count < LEAST_FOR_PROPORTIONS:
+        return float("nan"), float("nan")
+    mean, variance = values.mean(), values.var(ddof=1)
+    trials, quantile = float(count), stats.norm.isf((1 - confidence) / 2)
+    independent = mean * (1 - mean) * count / variance if variance else 0.0
+    if independent > trials and not np.isin(values, (0, 1)).all():
+        trials, quantile = independent, stats.t.isf((1 - confidence) / 2, count - 1)
+    shrunk = 1 + quantile**2 / trials
+    middle = (mean + quantile**2 / (2 * trials)) / shrunk
+    half = quantile * np.sqrt(mean * (1 - mean) / trials + (quantile / trials) ** 2 / 4) / shrunk
+    low, high = float(middle - half), float(middle + half)
+    return low if mean > 0 else 0.0, high if mean < 1 else 1.0
+
+
+def proportion_difference(
+    first: np.ndarray, second: np.ndarray, confidence: float
+) -> tuple[float, float, float]:
+    """Return the difference of two proportions of the same units, with Tango's score interval.
+
+    Tango (1998, doi 10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B), section 3:
+    the differences that a score test of the pairs does not reject. Where hardly a pair differs, it
+    holds the difference more often than its level says.
+
+    Parameters
+    ----------
+    first, second : numpy.ndarray, shape (n,)
+        0 or 1, a pair per unit.
+    confidence : float
+        Level of the interval.
+
+    Returns
+    -------
+    tuple of float
+        Mean of ``second - first``, low and high end, all from -1 to 1; the ends are NaN for fewer
+        than ``LEAST_FOR_PROPORTIONS`` pairs, and all three without one.
+
+    Raises
+    ------
+    InputError
+        If the level is out of range, or a value is neither 0 nor 1.
+    """
+    check_confidence(confidence)
+    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if not np.isin(np.concatenate([first, second]), (0, 1)).all():
+        raise InputError("the difference of two proportions is one of values that are 0 or 1")
+    count = len(first)
+    if not count:
+        return (float("nan"),) * 3
+    gained, lost = float((second > first).sum()), float((first > second).sum())
+    difference = (gained - lost) / count
+    if count < LEAST_FOR_PROPORTIONS:
+        return difference, float("nan"), float("nan")
+    quantile = stats.norm.isf((1 - confidence) / 2)
+
+    def distance(assumed: float) -> float:
+        """Score of the pairs if the true difference were ``assumed``; falls as that rises."""
+        slope = -gained - lost + (2 * count - gained + lost) * assumed
+        constant = -lost * assumed * (1 - assumed)
+        # the most likely probability of losing, given the difference
+        losing = (np.sqrt(slope**2 - 8 * count * constant) - slope) / (4 * count)
+        variance = count * (2 * losing + assumed * (1 - assumed))
+        return float((gained - lost - count * assumed) / np.sqrt(max(variance, 1e-300)))
+
+    def end(outside: float, sign: int) -> float:
+        if difference == outside:
+            return outside
+        return optimize.brentq(
+            lambda assumed: distance(assumed) - sign * quantile,
+            *sorted((np.nextafter(outside, 0), difference)),
+        )
+
+    return difference, float(end(-1.0, 1)), float(end(1.0, -1))
 
 
 def median_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
@@ -287,16 +402,19 @@ def signed_rank(differences: np.ndarray) -> tuple[float, float]:
     Returns
     -------
     p_value : float
-        Two-sided; NaN for fewer than two pairs, 1 if every difference is zero.
+        Two-sided; NaN for fewer than ``LEAST_FOR_SIGNED_RANK`` pairs, 1 if every difference is
+        zero.
     effect_size : float
         Matched-pairs rank-biserial correlation: (sum of ranks of rises - sum of ranks of falls) /
-        sum of all ranks. 1 if every pair rises, -1 if every pair falls, 0 if all are zero.
+        sum of all ranks. 1 if every pair rises, -1 if every pair falls, 0 if all are zero; NaN for
+        fewer than two pairs.
     """
     moved = differences[differences != 0]
     if len(differences) < 2:
         return float("nan"), float("nan")
+    enough = len(differences) >= LEAST_FOR_SIGNED_RANK
     if len(moved) == 0:
-        return 1.0, 0.0
+        return 1.0 if enough else float("nan"), 0.0
     ranks = stats.rankdata(np.abs(moved))
     effect = float((np.sign(moved) * ranks).sum() / ranks.sum())
-    return float(stats.wilcoxon(moved).pvalue), effect
+    return float(stats.wilcoxon(moved).pvalue) if enough else float("nan"), effect

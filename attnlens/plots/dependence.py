@@ -66,8 +66,8 @@ def dependence(
     Figure
         Left (above, where it is narrow): visual mass and Kullback-Leibler divergence (nats) over
         the steps of the first run, regions shaded. Right: one against the other at every step of
-        all runs, divergence on a logarithmic axis down to 1e-6 nats; Spearman correlation with a
-        95% interval, over steps for one run, and over runs for several (their mean).
+        all runs, divergence on a logarithmic axis down to 1e-6 nats; Spearman correlation over
+        steps, and for several runs its mean with a 95% interval over runs.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def dependence(
     known = np.isfinite(mass) & np.isfinite(kl)
     if not known.any():
         raise InputError("nothing to draw: no step has both a visual mass and a divergence")
-    rho = _correlation(runs, pairs, chosen)
+    rho = _correlation(pairs)
     with style():
         stacked = inches < NARROW
         height = HEIGHT * (1.9 if stacked else 1)
@@ -144,15 +144,11 @@ def _reference(runs: list[xr.Dataset], wanted: str | None) -> str:
     return wanted
 
 
-def _correlation(
-    runs: list[xr.Dataset], pairs: list[tuple[np.ndarray, np.ndarray]], reference: str
-) -> dict[str, float]:
-    """Spearman's rho with its interval: over the steps of one run, or over several runs."""
-    if len(runs) == 1:
-        from attnlens.measures import correlation
-
-        found = correlation(runs[0], reference=reference, confidence=CONFIDENCE)
-        return found | {"runs": 1}
+def _correlation(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Spearman's rho over the steps of one run, or its mean over several with an interval."""
+    if len(pairs) == 1:
+        nan = float("nan")
+        return {"rho": spearman(*pairs[0]), "low": nan, "high": nan, "runs": 1}
     values = np.array([spearman(kl, mass) for mass, kl in pairs])
     values = values[np.isfinite(values)]
     low, high = bootstrap_mean(values, confidence=CONFIDENCE, resamples=9999, seed=0)
@@ -231,7 +227,7 @@ def _caption(
     under = int((kl < FLOOR).sum())
     over = f"mean over {rho['runs']:.0f} runs, {CONFIDENCE:.0%} bootstrap interval over runs"
     if count == 1:
-        over = f"{CONFIDENCE:.0%} bootstrap interval over steps"
+        over = "over the steps of one run, which give it no interval"
     return (
         f"{first}: visual mass (sum of attention weights on visual keys, mean over layers and "
         "heads) and KL divergence, sum of p log(p / q) over next tokens, of the distribution p "

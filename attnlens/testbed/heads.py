@@ -52,7 +52,7 @@ def looking_heads(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
         the object's own; ``on_object`` [layer][head]: fraction of attention mass on it, mean over
         fact steps; ``ranking``: heads (layer, head) by ``on_object``; ``facts``: number of fact
         steps. ``knockouts``: for each number of heads, facts right (mean over scenes, with 95%
-        bootstrap intervals) with the image hidden from the first heads of the ranking from the
+        score intervals) with the image hidden from the first heads of the ranking from the
         verification on (``top``), and from as many others (``random``: mean over draws, with each
         draw's mean); ``untouched`` likewise.
 
@@ -82,14 +82,15 @@ def looking_heads(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
             found[key].append(right)
     table["knockouts"] = {
         "scenes": len(held),
-        "untouched": with_interval(found[0, 0]),
+        "untouched": with_interval(found[0, 0], proportion=True),
         "by_count": {
             count: {
                 "heads": [list(h) for h in chosen[count, 0]],
-                "top": with_interval(found[count, 0]),
+                "top": with_interval(found[count, 0], proportion=True),
                 "random": {
                     **with_interval(
-                        np.mean([found[count, d] for d in range(1, DRAWS + 1)], axis=0).tolist()
+                        np.mean([found[count, d] for d in range(1, DRAWS + 1)], axis=0).tolist(),
+                        proportion=True,
                     ),
                     "draws": [float(np.mean(found[count, d])) for d in range(1, DRAWS + 1)],
                 },

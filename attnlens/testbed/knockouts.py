@@ -64,7 +64,7 @@ def knock_outs(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -> d
     -------
     dict
         ``rows``: for each of ``spans``, the fraction of each of ``GROUPS`` that is right (mean over
-        scenes that have such words, with 95% bootstrap intervals over scenes).
+        scenes that have such words, with 95% score intervals over scenes).
 
     Raises
     ------
@@ -81,7 +81,7 @@ def knock_outs(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -> d
             for group, share in shares.items():
                 found[span][group].append(share)
     rows = {
-        span: {group: with_interval(values) for group, values in groups.items()}
+        span: {group: with_interval(values, proportion=True) for group, values in groups.items()}
         for span, groups in found.items()
     }
     return {"scenes": scenes, "rows": rows}

@@ -162,4 +162,4 @@ def _marks(samples: list[Sample], texts: list[str]) -> dict[str, dict[str, float
         for name, (right, due) in (pairs | {"verified": both}).items():
             if due:
                 values[name].append(right / due)
-    return {name: with_interval(found) for name, found in values.items()}
+    return {name: with_interval(found, proportion=True) for name, found in values.items()}
