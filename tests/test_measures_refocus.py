@@ -162,7 +162,7 @@ def test_one_unit_has_no_interval_and_no_test():
 
 
 def test_seed_decides_the_interval():
-    traces = [planted(rise, seed=i) for i, rise in enumerate((0.1, 0.2, 0.3))]
+    traces = [planted(0.1 * i, seed=i) for i in range(1, 7)]
     assert refocus(traces, resamples=200) == refocus(traces, resamples=200)
     assert refocus(traces, resamples=200) != refocus(traces, resamples=200, seed=1)
 

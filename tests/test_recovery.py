@@ -265,7 +265,9 @@ def test_rounding_is_no_effect(result):
     assert nothing["effect_size"] == nothing["rise"] == 0.0
     heads = result.by_head("boost:0")
     assert (heads["p_value"] == 1.0).all()
-    assert (result.by_head("boost:1")["p_value"] < 1.0).all()
+    moved = result.by_head("boost:1")
+    assert moved["p_value"].isna().all()  # three samples cannot reject at 5%
+    assert (moved["effect_size"] != 0).all()
 
 
 def test_a_twin_that_says_the_same_stands_for_the_free_run(tiny, prompts, monkeypatch):
@@ -439,7 +441,7 @@ def test_tables_say_what_acted_and_what_did_not(result):
     assert not np.allclose(ratios, heads["rise"])
     with pytest.raises(InputError, match="'look-back' reduces heads"):
         result.by_head("boost:1", "look-back")
-    assert (heads["p_adjusted"] >= heads["p_value"]).all()
+    assert heads["p_adjusted"].isna().all()
     with pytest.raises(InputError, match="no intervention 'glue'"):
         result.by_head("glue")
     with pytest.raises(InputError, match="'gaze'"):

@@ -402,8 +402,8 @@ def signed_rank(differences: np.ndarray) -> tuple[float, float]:
     Returns
     -------
     p_value : float
-        Two-sided; NaN for fewer than ``LEAST_FOR_SIGNED_RANK`` pairs, 1 if every difference is
-        zero.
+        Two-sided; 1 if every difference is zero, else NaN for fewer than
+        ``LEAST_FOR_SIGNED_RANK`` pairs.
     effect_size : float
         Matched-pairs rank-biserial correlation: (sum of ranks of rises - sum of ranks of falls) /
         sum of all ranks. 1 if every pair rises, -1 if every pair falls, 0 if all are zero; NaN for
@@ -412,9 +412,10 @@ def signed_rank(differences: np.ndarray) -> tuple[float, float]:
     moved = differences[differences != 0]
     if len(differences) < 2:
         return float("nan"), float("nan")
-    enough = len(differences) >= LEAST_FOR_SIGNED_RANK
     if len(moved) == 0:
-        return 1.0 if enough else float("nan"), 0.0
+        return 1.0, 0.0
     ranks = stats.rankdata(np.abs(moved))
     effect = float((np.sign(moved) * ranks).sum() / ranks.sum())
-    return float(stats.wilcoxon(moved).pvalue) if enough else float("nan"), effect
+    if len(differences) < LEAST_FOR_SIGNED_RANK:
+        return float("nan"), effect
+    return float(stats.wilcoxon(moved).pvalue), effect
