@@ -27,14 +27,18 @@ def exact_dataset(visual):
     return data.assign(mass=mass)
 
 
-@given(st.floats(0.5, 200), st.integers(3, 60), st.floats(0.01, 0.9))
+@given(st.floats(2, 200), st.integers(3, 90), st.floats(0.01, 0.9))
 @settings(max_examples=40, deadline=None)
 def test_half_life_of_an_exact_exponential(half_life, steps, start):
     series = start * 0.5 ** (np.arange(steps) / half_life)
     result = decay(exact_dataset(series))
     assert result.half_life == pytest.approx(half_life, rel=1e-6)
-    assert result.half_life_low == pytest.approx(half_life, rel=1e-4)
-    assert result.half_life_high == pytest.approx(half_life, rel=1e-4)
+    if steps < 60:  # too short to tell
+        assert np.isnan([result.half_life_low, result.half_life_high, result.p_value]).all()
+        assert np.isnan([result.slope_low, result.slope_high]).all()
+    else:
+        assert result.half_life_low == pytest.approx(half_life, rel=1e-4)
+        assert result.half_life_high == pytest.approx(half_life, rel=1e-4)
     assert result.slope < 0
     assert result.tau == pytest.approx(-1)
     assert result.s == -steps * (steps - 1) / 2
@@ -42,12 +46,12 @@ def test_half_life_of_an_exact_exponential(half_life, steps, start):
 
 
 def test_slope_of_a_line_with_outliers():
-    series = 0.8 - 0.004 * np.arange(50)
+    series = 0.8 - 0.004 * np.arange(80)
     series[[10, 31]] = 0.05, 0.99
     result = decay(exact_dataset(series))
     assert result.slope == pytest.approx(-0.004, rel=1e-9)
     assert result.slope_low <= result.slope <= result.slope_high < 0
-    assert result.p_value < 1e-6
+    assert result.p_value < 1e-3
 
 
 def test_slope_is_the_median_over_pairs_of_the_chosen_definition():
@@ -69,7 +73,7 @@ def test_slope_is_the_median_over_pairs_of_the_chosen_definition():
 
 
 def test_a_wider_level_gives_a_wider_interval():
-    data = planted_dataset(0.5 + 0.1 * np.random.default_rng(2).normal(size=40))
+    data = planted_dataset(0.5 + 0.1 * np.random.default_rng(2).normal(size=70))
     narrow, wide = decay(data, confidence=0.5), decay(data, confidence=0.99)
     assert wide.slope_low < narrow.slope_low < narrow.slope_high < wide.slope_high
     assert wide.slope == narrow.slope
@@ -89,11 +93,11 @@ def test_interval_of_the_half_life_follows_from_that_of_the_slope():
 
 
 def test_a_rising_or_constant_share_has_no_half_life():
-    rising = decay(exact_dataset(np.linspace(0.1, 0.5, 20)))
+    rising = decay(exact_dataset(np.linspace(0.1, 0.5, 60)))
     assert rising.half_life == np.inf
     assert rising.half_life_low == rising.half_life_high == np.inf
     assert rising.as_dict()["half_life"] is None
-    flat = decay(exact_dataset(np.full(10, 0.25)))
+    flat = decay(exact_dataset(np.full(60, 0.25)))
     assert (flat.slope, flat.slope_low, flat.slope_high) == (0, 0, 0)
     assert flat.half_life == np.inf
     assert (flat.s, flat.tau, flat.p_value) == (0, 0, 1)

@@ -13,6 +13,7 @@ from attnlens.errors import InputError
 from attnlens.measures.inputs import TraceLike, find_region, inside
 from attnlens.measures.results import NAN, Decay, GroupDecay, check_confidence
 from attnlens.measures.share import visual_share
+from attnlens.measures.slope import slope_test
 from attnlens.measures.statistics import bootstrap_mean, mann_kendall
 
 
@@ -63,12 +64,12 @@ def decay(
 ) -> Decay | GroupDecay:
     """Measure how visual share falls, without assuming a shape or well-behaved noise.
 
-    Slope: Theil-Sen, the median of the slopes of all pairs of steps, with Sen's (1968) interval
-    (:func:`scipy.stats.theilslopes`); below about ten steps the interval cannot reach its level and
-    spans all pairs. Half-life: from the same fit to the logarithm of the share. Trend: Mann-Kendall
-    test, Kendall's tau of the share against the step (:func:`scipy.stats.kendalltau`). Its p-value
-    and both intervals take steps as independent; autocorrelation makes them optimistic, so a second
-    p-value carries the variance correction of Hamed and Rao (1998).
+    Slope: Theil-Sen, the median of the slopes of all pairs of steps
+    (:func:`scipy.stats.theilslopes`). Half-life: from the same fit to the logarithm of the share.
+    Trend: Kendall's tau of the share against the step (:func:`scipy.stats.kendalltau`).
+    Neighbouring steps are alike, so intervals and p value are those of a line in autocorrelated
+    noise (:func:`attnlens.measures.slope.slope_test`); a run of fewer than 60 steps is too short
+    to tell, and has none.
 
     Parameters
     ----------
@@ -145,7 +146,8 @@ def _decay_of(share: xr.DataArray, region: str | None, confidence: float) -> Dec
     definition, owner = share.attrs["definition"], share.attrs["step_owner"]
     if n < 3:
         return Decay(definition, owner, region, start, stop, n, confidence)
-    slope, _, slope_low, slope_high = stats.theilslopes(values, labels, confidence)
+    slope = stats.theilslopes(values, labels).slope
+    test = slope_test(values, labels, confidence)
     positive = values > 0
     half_life, half_life_low, half_life_high = _half_life(
         labels[positive], np.log(values[positive]), confidence
@@ -160,29 +162,28 @@ def _decay_of(share: xr.DataArray, region: str | None, confidence: float) -> Dec
         steps=n,
         confidence=confidence,
         slope=float(slope),
-        slope_low=float(slope_low),
-        slope_high=float(slope_high),
+        slope_low=test.low,
+        slope_high=test.high,
         half_life=half_life,
         half_life_low=half_life_low,
         half_life_high=half_life_high,
         log_steps=int(positive.sum()),
         s=float(trend.s),
         tau=trend.tau,
-        p_value=trend.p_value,
-        p_value_autocorrelated=trend.p_value_autocorrelated,
-        variance_factor=trend.variance_factor,
+        p_value=test.p_value,
     )
 
 
 def _half_life(
     labels: np.ndarray, logs: np.ndarray, confidence: float
 ) -> tuple[float, float, float]:
-    """Turn the Theil-Sen slope of log share, and its interval, into steps per halving."""
+    """Turn the Theil-Sen slope of log share, and an interval of the slope, into steps to halve."""
     if len(logs) < 3:
         return NAN, NAN, NAN
-    slope, _, low, high = stats.theilslopes(logs, labels, confidence)
+    test = slope_test(logs, labels, confidence)
     estimate, shortest, longest = (
-        float(np.log(2) / -rate) if rate < 0 else float("inf") for rate in (slope, low, high)
+        float(np.log(2) / -rate) if rate < 0 else NAN if np.isnan(rate) else float("inf")
+        for rate in (stats.theilslopes(logs, labels).slope, test.low, test.high)
     )
     return estimate, shortest, longest
 

@@ -53,7 +53,8 @@ class Decay(Result):
     confidence : float
         Level of the intervals.
     slope, slope_low, slope_high : float
-        Theil-Sen slope, in units of the definition per step, with Sen's interval.
+        Theil-Sen slope, in units of the definition per step, with the interval of
+        :func:`attnlens.measures.slope.slope_test`; NaN for fewer than 60 steps.
     half_life, half_life_low, half_life_high : float
         Steps in which the share halves: log(2) over the Theil-Sen slope of its logarithm, with the
         interval that follows from the slope's. Infinite where the share does not fall.
@@ -64,12 +65,8 @@ class Decay(Result):
     tau : float
         Kendall's tau of the share against the step.
     p_value : float
-        Two-sided Mann-Kendall p for independent steps.
-    p_value_autocorrelated : float
-        The same with the variance correction of Hamed and Rao (1998). Prefer this one: steps are
-        autocorrelated, which makes `p_value` too small.
-    variance_factor : float
-        By how much that correction multiplies the variance of S, at least 1.
+        Two-sided p of no slope, of the same test; NaN for fewer than 60 steps, which are too few
+        to tell.
     """
 
     definition: str
@@ -89,8 +86,6 @@ class Decay(Result):
     s: float = NAN
     tau: float = NAN
     p_value: float = NAN
-    p_value_autocorrelated: float = NAN
-    variance_factor: float = NAN
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from attnlens.errors import InputError
 from attnlens.measures.inputs import TraceLike, dataset_of, runs_of
 from attnlens.measures.recovery import mean_of_known
 from attnlens.measures.results import NAN
-from attnlens.measures.statistics import TrendTest, bootstrap_mean, check_bootstrap, mann_kendall
+from attnlens.measures.slope import slope_test
+from attnlens.measures.statistics import bootstrap_mean, check_bootstrap, mann_kendall
 from attnlens.measures.theorems.change import (
     WHOLE_RUN,
     Pair,
@@ -88,6 +89,7 @@ def dilution(
     alphas = np.array([run.alpha for run in found])
     low, high = bootstrap_mean(alphas[np.isfinite(alphas)], **options)
     by_layer, by_head = _by_place(found, options)
+    long_enough = np.array([np.isfinite(run.p_value) for run in found])
     return Dilution(
         samples=len(found),
         steps=tuple(len(run.curve) for run in found),
@@ -96,12 +98,11 @@ def dilution(
         exponent=_mean(alphas),
         exponent_low=low,
         exponent_high=high,
-        falling=float(np.mean([run.trend.tau < 0 for run in found])),
-        falling_clearly=float(
-            np.mean(
-                [run.trend.tau < 0 and run.trend.p_value_autocorrelated < 0.05 for run in found]
-            )
+        falling=float(np.mean([run.tau < 0 for run in found])),
+        falling_clearly=_mean(
+            np.array([run.tau < 0 and run.p_value < 0.05 for run in found])[long_enough]
         ),
+        too_short=int((~long_enough).sum()),
         undefined=float(np.mean([run.undefined for run in found])),
         evenness=_evenness(found, options),
         change=change(_along_samples([run.change for run in found]), **options),
@@ -126,7 +127,8 @@ class _Run:
     alpha: float
     by_layer: np.ndarray
     by_head: np.ndarray
-    trend: TrendTest
+    tau: float
+    p_value: float
     undefined: float
     evenness: xr.DataArray
     change: xr.Dataset
@@ -140,6 +142,7 @@ def _measure(run: Any, pair: Pair, chosen: dict[str, Any]) -> _Run:
     terms = log_odds(run, **chosen)
     curve = _curve(terms)
     mass = curve["mass"].to_numpy()
+    known = np.isfinite(mass)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.log(terms["key_share"].values)
         alpha = float(exponents(np.log(mass), share))
@@ -150,7 +153,8 @@ def _measure(run: Any, pair: Pair, chosen: dict[str, Any]) -> _Run:
         alpha=alpha,
         by_layer=by_layer,
         by_head=by_head,
-        trend=mann_kendall(mass[np.isfinite(mass)]),
+        tau=mann_kendall(mass[known]).tau,
+        p_value=slope_test(mass[known], np.flatnonzero(known), 0.95).p_value,
         undefined=float(np.isnan(terms["log_odds"].values).mean()),
         evenness=evenness(run, layers=chosen["layers"]),
         change=difference_of(run, terms, pair),

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from attnlens.measures.results import Result, plain_rows
+from attnlens.measures.slope import LEAST_STEPS
 from attnlens.measures.statistics import FEW
 from attnlens.measures.theorems.change import Change
 
@@ -32,7 +33,10 @@ class Dilution(Result):
     falling : float
         Fraction of runs in which mass falls over the steps (Kendall's tau below 0).
     falling_clearly : float
-        The same with p below 0.05, corrected for autocorrelation (Hamed and Rao 1998).
+        The same with p below 0.05 (:func:`attnlens.measures.slope.slope_test`), of the runs that
+        are long enough to tell; NaN without one.
+    too_short : int
+        Number of runs that are not: of fewer than 60 steps.
     undefined : float
         Fraction of steps, layers and heads without log-odds, since the image or everything else
         gets no mass there.
@@ -65,6 +69,7 @@ class Dilution(Result):
     exponent_high: float
     falling: float
     falling_clearly: float
+    too_short: int
     undefined: float
     evenness: dict[str, dict[str, float]]
     change: Change
@@ -87,6 +92,12 @@ class Dilution(Result):
         plain["verdict"] = self.verdict()
         return plain
 
+    def _clearly(self) -> str:
+        if self.too_short == self.samples:
+            return f"too short to tell whether clearly (fewer than {LEAST_STEPS} steps)"
+        of = f" of the {self.samples - self.too_short} of {LEAST_STEPS} steps and more"
+        return f"clearly in {self.falling_clearly:.0%}{of if self.too_short else ''}"
+
     def verdict(self) -> list[str]:
         """Say in sentences what was found, with its figures."""
         said = [
@@ -94,8 +105,8 @@ class Dilution(Result):
             f"{self.key_share_last:.3f}; mass on it goes as r to the power of "
             f"{_interval(self.exponent, self.exponent_low, self.exponent_high, '.2f')}: "
             f"{_compare(self)}.",
-            f"Mass falls over the steps in {self.falling:.0%} of {_runs(self.samples)}, clearly in "
-            f"{self.falling_clearly:.0%}.",
+            f"Mass falls over the steps in {self.falling:.0%} of {_runs(self.samples)}, "
+            f"{self._clearly()}.",
             self.change.words(*self.between),
         ]
         known = {k: v["mean"] for k, v in self.evenness.items() if np.isfinite(v["mean"])}
