@@ -572,10 +572,12 @@ def test_adjusted_p_values_and_mcnemar():
     got = holm(np.array([0.02, np.nan, 0.9, 0.01]))
     assert np.allclose(got[[0, 2, 3]], [0.04, 0.9, 0.03])
     assert np.isnan(got[1])
-    before = np.array([1, 1, 0, 0, 0, 0, 0, np.nan])
-    after = np.array([1, 0, 1, 1, 1, 1, 1, 1.0])
+    before = np.array([1, 1, 0, 0, 0, 0, 0, np.nan, *[1] * 6])
+    after = np.array([1, 0, 1, 1, 1, 1, 1, 1, *[1] * 6], dtype=float)
+    # one lost of six that changed: twice the probability of none, and of one that of half
     assert mcnemar(before, after) == pytest.approx((2 * 1 + 6) / 2**6)
     assert mcnemar(after, after) == 1.0
+    assert np.isnan(mcnemar(before[:11], after[:11]))  # ten pairs are known
 
 
 # Dependence

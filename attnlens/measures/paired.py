@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
+from attnlens.measures.statistics import LEAST_FOR_PROPORTIONS
+
 
 def holm(p_values: np.ndarray) -> np.ndarray:
     """Adjust p values for having asked several times (Holm 1979); NaN stays out of the count."""
@@ -19,14 +21,16 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
-    """Test paired right and wrong answers (McNemar, two-sided, mid-p); NaN where none is known.
+    """Test paired right and wrong answers (McNemar, two-sided, mid-p).
+
+    NaN for fewer than ``LEAST_FOR_PROPORTIONS`` pairs that are known.
 
     The mid-p value counts half of the probability of what was seen. Fagerland, Lydersen and Laake
     (2013, doi 10.1186/1471-2288-13-91) find that it keeps its level where the exact test, which
     counts all of it, rejects too seldom.
     """
     known = np.isfinite(before) & np.isfinite(after)
-    if not known.any():
+    if known.sum() < LEAST_FOR_PROPORTIONS:
         return float("nan")
     lost = int(((before == 1) & (after == 0) & known).sum())
     won = int(((before == 0) & (after == 1) & known).sum())

@@ -2,11 +2,12 @@
 
 The series is a straight line plus noise: an autoregressive part of first order, and a white one.
 Their parameters (the correlation of neighbours, and the autoregressive part of the variance) cannot
-be told well from one series; with estimates in their place, a trend is found in noise far too often.
-So all of them are weighed: each pair has a generalised least-squares slope with Student's t around
-it, and counts by its restricted likelihood (Harville 1974, doi 10.1093/biomet/61.2.383) times a
-prior. The prior was chosen by simulation, so that test and interval hold their levels for
-autoregressive noise from white to a correlation of 0.95 between neighbours (``docs/statistics.md``).
+be told well from one series; with estimates in their place, a trend is found in noise far too
+often. So all of them are weighed: each pair has a generalised least-squares slope with Student's t
+around it, and counts by its restricted likelihood (Harville 1974, doi 10.1093/biomet/61.2.383)
+times a prior. The prior was chosen by simulation, so that test and interval hold their levels for
+autoregressive noise from white to a correlation of 0.95 between neighbours
+(``docs/statistics.md``).
 """
 
 from __future__ import annotations

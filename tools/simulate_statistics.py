@@ -1,0 +1,243 @@
+"""Print how often the package's intervals hold the truth, and how often its tests reject in noise.
+
+Each cell calls the function that the package itself calls, on simulated data whose truth is known.
+Intervals are of level 95%, and are to hold the truth in 92 to 98% of cases; tests are of level 5%,
+and are to reject in 2 to 8%. Where a function gives no answer for a number of units, the cell says
+so. The tables of ``docs/statistics.md`` are what this prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from attnlens.measures.paired import mcnemar
+from attnlens.measures.slope import slope_test
+from attnlens.measures.statistics import (
+    bootstrap_mean,
+    bootstrap_ratio,
+    mann_kendall,
+    median_interval,
+    proportion_difference,
+    proportion_interval,
+    signed_rank,
+)
+
+COUNTS = (5, 20, 60, 200)
+CORRELATIONS = (0.0, 0.5, 0.8, 0.95)
+PROPORTIONS = (0.5, 0.9, 0.98)
+COVERAGE, REJECTION = (0.92, 0.98), (0.02, 0.08)
+BOOTSTRAP: dict[str, Any] = {"confidence": 0.95, "resamples": 999}
+
+Draw = Callable[[np.random.Generator, int], np.ndarray]
+MEANS: dict[str, tuple[Draw, float]] = {
+    "normal": (lambda rng, n: rng.normal(size=n), 0.0),
+    "gamma, shape 2": (lambda rng, n: rng.gamma(2.0, size=n), 2.0),
+    "lognormal, sigma 1": (lambda rng, n: rng.lognormal(size=n), float(np.exp(0.5))),
+}
+
+
+def rate(draws: Iterator[bool | None]) -> float | None:
+    """Return the fraction of draws that are true; None where a draw has no answer."""
+    found = list(draws)
+    return None if None in found else float(np.mean(found))  # type: ignore[arg-type]
+
+
+def holds(ends: tuple[float, float], truth: float) -> bool | None:
+    """Whether an interval holds the truth; None where there is no interval."""
+    return None if np.isnan(ends).any() else bool(ends[0] - 1e-12 <= truth <= ends[1] + 1e-12)
+
+
+def rejects(p_value: float) -> bool | None:
+    """Whether a test rejects at 5%; None where there is no test."""
+    return None if np.isnan(p_value) else bool(p_value < 0.05)
+
+
+def autoregressive(rng: np.random.Generator, count: int, correlation: float) -> np.ndarray:
+    """Draw a series whose neighbours have a correlation, after a run-in."""
+    values = rng.normal(size=count + 300)
+    for i in range(1, len(values)):
+        values[i] += correlation * values[i - 1]
+    return values[300:]
+
+
+def mean(kind: str, count: int, rng: np.random.Generator, replicates: int) -> float | None:
+    """Coverage of the bootstrap of a mean."""
+    draw, truth = MEANS[kind]
+    return rate(
+        holds(bootstrap_mean(draw(rng, count), seed=seed, **BOOTSTRAP), truth)
+        for seed in range(replicates)
+    )
+
+
+def ratio(count: int, rng: np.random.Generator, replicates: int) -> float | None:
+    """Coverage of the bootstrap of a ratio of means: 0.8 over 2.6, as counts over log-odds."""
+    return rate(
+        holds(
+            bootstrap_ratio(
+                rng.normal(-0.8, 0.25, count), rng.normal(-2.6, 0.9, count), seed=seed, **BOOTSTRAP
+            ),
+            0.8 / 2.6,
+        )
+        for seed in range(replicates)
+    )
+
+
+def proportion(truth: float, count: int) -> float | None:
+    """Coverage of the interval of a proportion: exact, by the binomial law."""
+    right = np.arange(count + 1)
+    held = [
+        holds(proportion_interval(np.repeat([1.0, 0.0], [k, count - k]), 0.95), truth)
+        for k in right
+    ]
+    if None in held:
+        return None
+    return float(stats.binom.pmf(right, count, truth)[np.array(held, dtype=bool)].sum())
+
+
+def fractions(truth: float, count: int, rng: np.random.Generator, replicates: int) -> float | None:
+    """Coverage for fractions of two to four facts in each unit, with a correlation of 0.3."""
+    draws = []
+    for _ in range(replicates):
+        facts = rng.integers(2, 5, count)
+        chance = rng.beta(truth * 7 / 3, (1 - truth) * 7 / 3, count)
+        ends = proportion_interval(rng.binomial(facts, chance) / facts, 0.95)
+        draws.append(holds(ends, truth))
+    return rate(iter(draws))
+
+
+def pairs(
+    truth: float, change: float, count: int, rng: np.random.Generator, replicates: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Draw pairs of answers: ``truth`` right at first, ``truth - change`` afterwards."""
+    for _ in range(replicates):
+        yield rng.random(count) < truth, rng.random(count) < truth - change
+
+
+def difference(
+    truth: float, change: float, count: int, rng: np.random.Generator, replicates: int
+) -> float | None:
+    """Coverage of the interval of a paired difference of proportions."""
+    return rate(
+        holds(proportion_difference(before, after, 0.95)[1:], -change)
+        for before, after in pairs(truth, change, count, rng, replicates)
+    )
+
+
+def paired_test(
+    truth: float, count: int, rng: np.random.Generator, replicates: int
+) -> float | None:
+    """Rejection of McNemar's test where nothing changed."""
+    return rate(
+        rejects(mcnemar(before.astype(float), after.astype(float)))
+        for before, after in pairs(truth, 0.0, count, rng, replicates)
+    )
+
+
+def ranks(count: int, rng: np.random.Generator, replicates: int) -> float | None:
+    """Rejection of the signed-rank test on differences around 0."""
+    return rate(rejects(signed_rank(rng.normal(size=count))[0]) for _ in range(replicates))
+
+
+def median(count: int, rng: np.random.Generator, replicates: int) -> float | None:
+    """Coverage of the interval of a median of lognormal values."""
+    return rate(
+        holds(median_interval(rng.lognormal(size=count), 0.95), 1.0) for _ in range(replicates)
+    )
+
+
+def slope(
+    correlation: float, count: int, rng: np.random.Generator, replicates: int
+) -> tuple[float | None, float | None]:
+    """Coverage of the interval of a slope, and rejection of the test, on a series without one."""
+    steps = np.arange(count)
+    found = [
+        slope_test(autoregressive(rng, count, correlation), steps, 0.95) for _ in range(replicates)
+    ]
+    covered = rate(holds((one.low, one.high), 0.0) for one in found)
+    return covered, rate(rejects(one.p_value) for one in found)
+
+
+def order(count: int, rng: np.random.Generator, replicates: int) -> float | None:
+    """Rejection of the Mann-Kendall test on independent values."""
+    return rate(rejects(mann_kendall(rng.normal(size=count)).p_value) for _ in range(replicates))
+
+
+def rows(replicates: int, seed: int) -> Iterator[tuple[str, str, list[float | None]]]:
+    """Give each row: what is measured, "interval" or "test", and a number for each of COUNTS."""
+    rng = np.random.default_rng(seed)
+
+    def over_counts(measure: Callable[[int], float | None]) -> list[float | None]:
+        return [measure(count) for count in COUNTS]
+
+    for kind in MEANS:
+        found = over_counts(lambda n, kind=kind: mean(kind, n, rng, replicates))  # type: ignore[misc]
+        yield f"mean, {kind} (bootstrap)", "interval", found
+    yield "ratio of means (bootstrap)", "interval", over_counts(lambda n: ratio(n, rng, replicates))
+    yield "median (order statistics)", "interval", over_counts(lambda n: median(n, rng, replicates))
+    for p in PROPORTIONS:
+        found = over_counts(lambda n, p=p: proportion(p, n))  # type: ignore[misc]
+        yield f"proportion {p} (Wilson, exact)", "interval", found
+    for p in PROPORTIONS:
+        found = over_counts(lambda n, p=p: fractions(p, n, rng, replicates))  # type: ignore[misc]
+        yield f"proportion {p}, fractions within units (Wilson)", "interval", found
+    for p, change in ((0.5, 0.0), (0.9, 0.0), (0.98, 0.0), (0.9, 0.4), (0.98, 0.08)):
+        found = over_counts(
+            lambda n, p=p, change=change: difference(p, change, n, rng, replicates)  # type: ignore[misc]
+        )
+        yield f"change from {p} to {p - change:.2g}, paired (Tango)", "interval", found
+    for p in PROPORTIONS:
+        found = over_counts(lambda n, p=p: paired_test(p, n, rng, replicates))  # type: ignore[misc]
+        yield f"no change at {p}, paired (McNemar, mid-p)", "test", found
+    yield (
+        "paired differences (signed ranks)",
+        "test",
+        over_counts(lambda n: ranks(n, rng, replicates)),
+    )
+    yield (
+        "order of independent values (Mann-Kendall)",
+        "test",
+        over_counts(lambda n: order(n, rng, replicates)),
+    )
+    for correlation in CORRELATIONS:
+        both = [slope(correlation, n, rng, replicates) for n in COUNTS]
+        name = f"slope of one series, neighbours' correlation {correlation:g}"
+        yield name, "interval", [covered for covered, _ in both]
+        yield name, "test", [rejected for _, rejected in both]
+
+
+def cell(value: float | None, low: float, high: float) -> str:
+    """Write a number; one outside its bounds is marked."""
+    if value is None:
+        return "refused"
+    return f"{value:.3f}" if low <= value <= high else f"**{value:.3f}**"
+
+
+def table(found: list[tuple[str, str, list[float | None]]], what: str) -> str:
+    """Write the rows of one kind as Markdown."""
+    bounds = COVERAGE if what == "interval" else REJECTION
+    head = " | ".join(f"n = {count}" for count in COUNTS)
+    lines = [f"| {what} | {head} |", "| --- |" + " --- |" * len(COUNTS)]
+    for name, kind, values in found:
+        if kind == what:
+            lines.append(f"| {name} | {' | '.join(cell(v, *bounds) for v in values)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print both tables."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--replicates", type=int, default=1000, help="simulations for each cell")
+    options.add_argument("--seed", type=int, default=0)
+    given = options.parse_args()
+    found = list(rows(given.replicates, given.seed))
+    print(f"{given.replicates} simulations for each cell, seed {given.seed}.\n")
+    print(table(found, "interval"), table(found, "test"), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
