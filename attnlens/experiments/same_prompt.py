@@ -22,8 +22,8 @@ def other_parts(prompt: Prompt, trace: Trace) -> list[str]:
     Returns
     -------
     list of str
-        ``prompt`` (its text) and ``images``, where they differ. Images are the same by their grid of
-        visual tokens and the hash of their files; one that was opened by the caller is compared
+        ``prompt`` (its text) and ``images``, where they differ. Images are the same by their grid
+        of visual tokens and the hash of their files; one that was opened by the caller is compared
         with one from a file by size alone.
 
     Raises

@@ -16,12 +16,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from attnlens.errors import InputError
-from attnlens.text import one_line, shortened
+from attnlens.text import LONGEST_PATH, one_line, quoted, shortened
 
 MAX_ASPECT_RATIO = 200
 """Qwen2-VL's image processor refuses anything longer and thinner."""
-LONGEST_PATH = 500
-"""Longest path that a message repeats in full, in characters."""
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 """Tags of a TIFF, and the value of the second in which 0 is white."""
 
@@ -158,14 +156,6 @@ def _content(source: Any) -> tuple[str | None, bytes, str]:
             raise InputError(f"{quoted(source)} is on another machine: copy it and give its path")
         source = url2pathname(rest[2 + len(host) :])
     return str(source), _read(Path(source)), quoted(source)
-
-
-def quoted(source: str | Path) -> str:
-    """Quote a path for a message; what is too long for one is cut."""
-    text = str(source)
-    if len(text) <= LONGEST_PATH:
-        return repr(text)
-    return f"{shortened(text, 80)!r} ({len(text):,} characters)"
 
 
 def _data(rest: str) -> bytes:

@@ -197,13 +197,15 @@ def load(
     source = TESTBED if given == "testbed" else given
     if isinstance(source, str) and Path(source).is_dir():
         source = Path(source)
+    inside = options.get("subfolder", "")
     if isinstance(source, Path):
-        inside = options.get("subfolder", "")
         _check_folder(source / inside, str(Path(given) / inside))
     hub: dict[str, Any] = {k: options[k] for k in HUB if k in options}
     config = _config(source, given, hub)
     family = family_of(config, given)
     family.check_layers(config, repr(given))
+    if isinstance(source, Path):
+        _check_parts(source / inside, str(Path(given) / inside))
     try:
         processor = load_processor(source, **hub)
     except Exception as error:  # readers of damaged files raise errors of all kinds
@@ -249,10 +251,7 @@ def _check_options(options: dict[str, Any], name: str | Path) -> None:
 
 
 def _check_folder(folder: Path, given: str) -> None:
-    """Refuse a folder that lacks what a checkpoint consists of, and say what would help.
-
-    Weights may have many names: what is missing of them is found when they are read.
-    """
+    """Refuse a folder without a model of its own."""
     if (folder / "adapter_config.json").is_file():
         raise InputError(
             f"{given!r} holds an adapter (adapter_config.json), which would be left out: merge it "
@@ -262,6 +261,10 @@ def _check_folder(folder: Path, given: str) -> None:
         )
     if not (folder / "config.json").is_file():
         raise InputError(f"{given!r} holds no model: no config.json is in it")
+
+
+def _check_parts(folder: Path, given: str) -> None:
+    """Refuse a folder that lacks what stands beside the weights, and say what would help."""
     for what, (names, advice) in PARTS.items():
         if not any((folder / name).is_file() for name in names):
             raise InputError(
