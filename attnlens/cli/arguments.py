@@ -61,8 +61,8 @@ def add_prompt_options(group: Any, mode: str) -> None:
         "--template",
         metavar="FILE",
         help="a text file with your own words in place of the mode's, with {question} where the "
-        "question goes; one line end at its end is left out. --mode then names the results and gives the "
-        "system prompt",
+        "question goes; one line end at its end is left out. --mode then names the results and "
+        "gives the system prompt",
     )
     group.add_argument(
         "--system",
