@@ -119,8 +119,8 @@ class VLM:
             Limits of an image's area after resizing, in pixels; those of ``load``, else the
             checkpoint's, when not given. The image processor keeps the shape and rounds sides to
             visual tokens (28 pixels in Qwen2.5-VL). Look-Back's evaluation uses 262,144 and
-            1,000,000, and resizes once more to whole visual tokens, by which its grid may be larger
-            by a row or a column.
+            1,000,000, but resizes twice, to that area and then to whole visual tokens, so that its
+            grid often differs by a row or a column; resize a picture before for that very grid.
 
         Returns
         -------
