@@ -254,10 +254,11 @@ def _check_folder(folder: Path, given: str) -> None:
     """Refuse a folder without a model of its own."""
     if (folder / "adapter_config.json").is_file():
         raise InputError(
-            f"{given!r} holds an adapter (adapter_config.json), which would be left out: merge it "
-            "into its base model with peft, PeftModel.from_pretrained(model, adapter)"
-            ".merge_and_unload().save_pretrained(folder), and load that folder; where the weights "
-            "hold it already, move adapter_config.json away"
+            f"{given!r} holds an adapter (adapter_config.json), which would be left out: load its "
+            "base model as vlm, merge with peft, PeftModel.from_pretrained(vlm.model, adapter)"
+            ".merge_and_unload().save_pretrained(folder), add vlm.processor.save_pretrained(folder)"
+            ", and load that folder; where the weights hold it already, move adapter_config.json "
+            "away"
         )
     if not (folder / "config.json").is_file():
         raise InputError(f"{given!r} holds no model: no config.json is in it")

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from attnlens.errors import InputError
 from attnlens.segments import PADDING
+from attnlens.text import one_line, shortened
 from attnlens.vlm.chat import Chat, is_chat, read_chat
 from attnlens.vlm.images import ImageInfo, open_image
 from attnlens.vlm.modes import MESSAGES, messages, mode_of, user_text
@@ -205,7 +206,8 @@ def encode_prompt(
             text=[text], images=pictures or None, return_tensors="pt", padding=False, **options
         )
     except ValueError as error:
-        raise InputError(f"the processor refused the prompt: {error}") from error
+        reason = shortened(one_line(str(error)), 200)
+        raise InputError(f"the processor refused the prompt: {reason}") from error
     ids = encoded["input_ids"][0].numpy()
     special = vlm.family.special_ids(vlm.model.config)
     segments = label_segments(
