@@ -14,6 +14,7 @@ from transformers import StaticCache
 import attnlens
 from attnlens import measures, plots
 from attnlens.cli.dilution import parse_window
+from attnlens.cli.main import main
 from attnlens.cli.trend import parse_layers
 from attnlens.errors import InputError
 from attnlens.experiments.recovery import Recovery
@@ -573,3 +574,14 @@ def test_advice(it, name):
     assert words in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     follow(it)
+
+
+@pytest.mark.parametrize("twice", [("copy", "copy"), ("boost:1", "boost:1.0")])
+def test_an_intervention_is_given_once_on_the_command_line(it, twice, capsys):
+    """There they cannot be named, which is what attnlens.recover advises."""
+    arguments = ["recover", "--image_path", str(it.folder / "a.png"), "--question", "How many?"]
+    arguments += ["--max_new_tokens", "4", "--when", "step:2", "--save_folder", str(it.folder)]
+    both = [word for one in twice for word in ("--intervention", one)]
+    assert main([*arguments, *both]) == 2
+    assert f"--intervention {twice[0]} is given twice: give each" in capsys.readouterr().err
+    assert main([*arguments, *both[:2]]) == 0

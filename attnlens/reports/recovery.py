@@ -50,6 +50,10 @@ class Settings(Asking):
         get_definition(self.definition)
         for name in self.pictures():
             open_image(name)
+        names = [one.name for one in self.parsed()]
+        for text, name in zip(self.interventions, names, strict=True):
+            if names.count(name) > 1:
+                raise InputError(f"--intervention {text} is given twice: give each of them once")
         super().check()
 
     def pictures(self) -> list[str]:
