@@ -18,6 +18,7 @@ from PIL import Image
 import attnlens
 from attnlens.errors import InputError
 from attnlens.interventions import AtStep, Copy, Route
+from attnlens.vlm.prompt import with_pictures
 
 FEW = settings(max_examples=25, deadline=None)
 SIZES = ((112, 112), (168, 140), (112, 168))  # 4 x 4, 5 x 6 and 6 x 4 visual tokens
@@ -357,3 +358,15 @@ def test_text_to_insert_is_that_of_the_last_message(tiny):
         attnlens.run(tiny, silent, 4, copy_text)
     attnlens.run(tiny, silent, 4, Copy(when=AtStep(2), source="blank"), min_new_tokens=4)
     assert isinstance(silent.pictures[0], Image.Image)
+
+
+def test_the_same_prompt_with_other_pictures(tiny):
+    """Same words, same limits of pixels: what ``dependence`` compares with."""
+    limits = {"min_pixels": 40 * 784, "max_pixels": 60 * 784}
+    prompt = tiny.prompt(few_shot(), **limits)
+    again = with_pictures(tiny, prompt, prompt.pictures)
+    assert again.grids == prompt.grids != tiny.prompt(few_shot()).grids
+    assert again.limits == prompt.limits
+    for name, value in prompt.inputs.items():
+        assert torch.equal(again.inputs[name], value), name
+    assert again.segments.tolist() == prompt.segments.tolist()
