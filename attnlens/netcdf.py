@@ -9,6 +9,7 @@ import numpy as np
 
 from attnlens.errors import InputError
 from attnlens.files import write_file
+from attnlens.text import one_line
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,7 +41,11 @@ def read_netcdf(path: Path, what: str) -> xr.Dataset:
     try:
         data = xr.load_dataset(path, engine="scipy")
     except Exception as error:  # whatever the reader makes of a broken file
-        raise InputError(f"{str(path)!r} cannot be read as {what} ({error})") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{str(path)!r} cannot be read as {what} ({one_line(reason)}): give a file that "
+            "attnlens has written"
+        ) from error
     for name, values in data.variables.items():
         if values.dtype == object or values.dtype.kind == "S":  # texts come back as objects
             data[name] = values.astype(str)

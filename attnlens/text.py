@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 
+LONGEST_PATH = 500
+"""Longest path that a message repeats in full, in characters."""
+
 
 def printable(text: str) -> str:
     """Show control characters as escapes, so that no terminal obeys them; keep line ends."""
@@ -24,3 +27,11 @@ def shortened(text: str, width: int) -> str:
         return text
     head = (width - 1) // 3
     return f"{text[:head]}\u2026{text[len(text) - (width - 1 - head) :]}"
+
+
+def quoted(path: object) -> str:
+    """Quote a path for a message; what is too long for one is cut, and its length said."""
+    text = str(path)
+    if len(text) <= LONGEST_PATH:
+        return repr(text)
+    return f"{shortened(text, 80)!r} ({len(text):,} characters)"

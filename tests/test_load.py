@@ -24,7 +24,7 @@ from transformers import (
 import attnlens
 from attnlens.errors import InputError
 from attnlens.vlm import processor as processors
-from attnlens.vlm.load import find_device
+from attnlens.vlm.load import OPTIONS, find_device
 from attnlens.vlm.processor import ImageTextProcessor, load_processor
 
 QUESTION = "How many objects are left?"
@@ -453,3 +453,133 @@ def test_pickled_weights_run_nothing(folder, tmp_path):
     assert not mark.exists()
     pickle.loads(pickle.dumps(Canary(mark)))  # the trap works
     assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "advice"),
+    [
+        ({"torch_dtype": "bfloat16"}, "give dtype="),
+        ({"attn_implementaton": "eager"}, "give attn_implementation="),
+        ({"max_pixel": 9}, "give max_pixels="),
+        ({"low_cpu_mem_usage": True}, "give some of device, dtype,"),
+        ({"use_sliding_window": False}, "give some of"),
+        ({"image_token_id": 5}, "give some of"),
+        ({"temperature": 1.0}, "give some of"),
+    ],
+)
+def test_options_that_transformers_would_swallow(checkpoint, option, advice):
+    (name,) = option
+    message = refuse(checkpoint, f"cannot be loaded with {name}=, which is no option", **option)
+    assert advice in message
+    # the advice is one of what load takes
+    assert advice.split("give ")[1].rstrip("=") in (*OPTIONS, "dtype", "max_pixels") or (
+        set(message.split("give some of ")[1].split(", "))
+        == {*OPTIONS, "device", "dtype", "device_map", "min_pixels", "max_pixels"}
+    )
+
+
+def test_every_option_is_one_of_transformers(checkpoint, monkeypatch):
+    """None is swallowed: each comes to where weights are read."""
+    seen = {}
+    whole = Qwen2_5_VLForConditionalGeneration.from_pretrained
+
+    def watch(source, **options):
+        seen.update(options)
+        return whole(source, dtype=options["dtype"], output_loading_info=True)
+
+    monkeypatch.setattr(Qwen2_5_VLForConditionalGeneration, "from_pretrained", watch)
+    given = {"revision": "main", "use_safetensors": True, "attn_implementation": "sdpa"}
+    attnlens.load(checkpoint, device="cpu", **given)
+    assert given.items() <= seen.items()
+
+
+PARTS_OF_A_FOLDER = {
+    "image processor": ("processor_config.json",),
+    "tokenizer": ("tokenizer.json", "tokenizer_config.json"),
+    "chat template": ("chat_template.jinja",),
+}
+
+
+@pytest.mark.parametrize("part", PARTS_OF_A_FOLDER)
+def test_a_folder_without_a_part_and_the_advice_for_it(tiny, checkpoint, folder, part):
+    for name in PARTS_OF_A_FOLDER[part]:
+        (folder / name).unlink()
+    message = refuse(folder, f"it has no {part}", device="cpu")
+    assert repr(str(folder)) in message
+    for name in PARTS_OF_A_FOLDER[part]:
+        assert name in message
+        shutil.copy(checkpoint / name, folder)
+    assert tokens(attnlens.load(folder, device="cpu")) == tokens(tiny)
+
+
+def adapter(folder: Path) -> None:
+    """What peft writes: settings and low-rank weights."""
+    from safetensors.torch import save_file
+
+    name = "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_{}.weight"
+    settings = {"peft_type": "LORA", "base_model_name_or_path": "owner/model", "r": 2}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    weights = {name.format("A"): torch.ones(2, 64), name.format("B"): torch.ones(64, 2)}
+    save_file(weights, folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("beside", ["nothing", "settings", "weights"])
+def test_a_lora_adapter(tiny, folder, beside):
+    """Alone it is no model, and beside weights it would be left out without a word."""
+    adapter(folder)
+    for name in {"nothing": (WEIGHTS, "config.json"), "settings": (WEIGHTS,)}.get(beside, ()):
+        (folder / name).unlink()
+    message = refuse(folder, r"holds an adapter \(adapter_config.json\)", device="cpu")
+    assert repr(str(folder)) in message
+    assert "merge_and_unload().save_pretrained" in message
+    if beside == "weights":  # the advice for weights that hold it already
+        (folder / "adapter_config.json").rename(folder / "was_adapter_config.json")
+        assert tokens(attnlens.load(folder, device="cpu")) == tokens(tiny)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_sliding_windows_and_the_advice_for_them(tiny, folder, flat):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    text = config["text_config"]
+    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    text |= window | {"layer_types": ["full_attention", *["sliding_attention"] * 2]}
+    if flat:  # as published: settings of the text model at the top, and no list of layers
+        del text["layer_types"], config["text_config"]
+        config = {**config, **text, "model_type": "qwen2_5_vl"}
+    path.write_text(json.dumps(config))
+    message = refuse(folder, "has layers with sliding-window attention", device="cpu")
+    assert repr(str(folder)) in message
+    place = config.get("text_config", config)
+    place["use_sliding_window"] = False
+    place.pop("layer_types", None)
+    path.write_text(json.dumps(config))
+    vlm = attnlens.load(folder, device="cpu")
+    assert tokens(vlm) == tokens(tiny)
+    attnlens.run(vlm, vlm.prompt(picture(), QUESTION), 2)
+
+
+def test_limits_of_pixels_for_all_prompts(tiny, checkpoint):
+    least, most = 20 * 28**2, 24 * 28**2
+    vlm = attnlens.load(checkpoint, device="cpu", min_pixels=least, max_pixels=most)
+    assert vlm.prompt(picture(56, 56), QUESTION).limits == (least, most)
+    assert vlm.prompt(picture(56, 56), QUESTION).grids == ((5, 5),)
+    trace = attnlens.run(vlm, vlm.prompt(picture(400, 300), QUESTION), 2)
+    (noted,) = trace.attrs["images"]
+    assert (noted["min_pixels"], noted["max_pixels"]) == (least, most)
+    assert (noted["rows"], noted["columns"]) == (4, 5)
+    assert vlm.prompt(picture(56, 56), QUESTION, max_pixels=30 * 784).limits == (least, 30 * 784)
+    one = attnlens.load(checkpoint, device="cpu", max_pixels=most)
+    assert one.prompt(picture(), QUESTION).limits == (16 * 784, most)
+    refuse(
+        checkpoint, "min_pixels=9000 is more than max_pixels=8000", min_pixels=9000, max_pixels=8000
+    )
+    refuse(checkpoint, "max_pixels='1M': give a whole number", max_pixels="1M")
+
+
+def test_limits_of_pixels_are_kept_with_the_processor(checkpoint, tmp_path):
+    vlm = attnlens.load(checkpoint, device="cpu", max_pixels=24 * 784)
+    vlm.model.save_pretrained(tmp_path)
+    vlm.processor.save_pretrained(tmp_path)
+    again = attnlens.load(tmp_path, device="cpu")
+    assert again.prompt(picture(), QUESTION).limits == (16 * 784, 24 * 784)

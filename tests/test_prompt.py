@@ -18,7 +18,15 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from attnlens.errors import InputError
 from attnlens.vlm.images import MAX_ASPECT_RATIO, open_image
-from attnlens.vlm.modes import DEFAULT_SYSTEM, MODES, user_text
+from attnlens.vlm.modes import (
+    DEFAULT_SYSTEM,
+    LOOK_BACK,
+    MODE_NAMES,
+    MODES,
+    asked_words,
+    user_text,
+    verification_tag,
+)
 from attnlens.vlm.segments import label_segments
 
 FEW = settings(max_examples=25, deadline=None)
@@ -264,6 +272,8 @@ def test_the_hash_is_that_of_the_file(tiny, tmp_path, suffix):
         "height": 112,
         "rows": 4,
         "columns": 4,
+        "min_pixels": 16 * CELL**2,
+        "max_pixels": 36 * CELL**2,
     }
 
 
@@ -313,13 +323,11 @@ TAGS = {
 def deep_grey(mode: str) -> Image.Image:
     """Grey that rises from black to white in 16-bit steps, from left to right."""
     values = np.tile(np.arange(256) * 257, (112, 1))
-    if mode == "I":
-        return Image.fromarray(values.astype(np.int32))
     order = ">u2" if mode.endswith("B") else "<u2"
     return Image.frombytes(mode, (256, 112), values.astype(order).tobytes())
 
 
-@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
 def test_greys_of_16_bits_keep_their_gradient(mode):
     image = deep_grey(mode)
     assert image.mode == mode
@@ -364,6 +372,128 @@ def test_own_template_and_system(tiny):
     assert DEFAULT_SYSTEM not in prompt.text
     assert prompt.mode == "back"
     assert DEFAULT_SYSTEM not in tiny.prompt(picture(), QUESTION, system="").text
+
+
+FIRST = (
+    "You FIRST think about the reasoning process as an internal monologue and then provide the "
+    "final answer. The reasoning process MUST BE enclosed within <think> </think> tags"
+)
+SHOWN_AND_SAID = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+def test_look_backs_evaluation_to_the_character(tiny):
+    """``eval/utils/processing.py`` of ruiz-nju/Look-Back: three versions of a prompt."""
+    helpful = "You are a helpful assistant."
+    for name, middle in (
+        ("semantic-back", ", and use <back> </back> to verify your reasoning against the image. "),
+        ("solution-back", ", and use <back> </back> to verify your reasoning solution against "),
+        ("look-back-cot", ". The final answer MUST BE put in \\boxed{}."),
+    ):
+        words = LOOK_BACK[f"{name}-grpo"].system
+        assert words.startswith(FIRST + middle)
+        assert words.count("\\boxed{") == (1 if name == "look-back-cot" else 2)
+        for ending, system, user in (
+            ("", helpful, f"{QUESTION} {words}"),
+            ("-grpo", words, QUESTION),
+            ("-hint", helpful, f" {words} \n Qwestion: {QUESTION}"),
+        ):
+            prompt = tiny.prompt(picture(), QUESTION, name + ending)
+            assert prompt.text == (
+                f"<|im_start|>system\n{system}<|im_end|>\n"
+                f"<|im_start|>user\n{SHOWN_AND_SAID}{user}<|im_end|>\n<|im_start|>assistant\n"
+            )
+            assert prompt.mode == name + ending
+
+
+def test_look_backs_trend_script_to_the_character(tiny):
+    """``vis_demo/att_trend_viz.py``: question, a space, and a text in triple quotes."""
+    for name, instruction in (
+        ("trend-normal", ""),
+        (
+            "trend-cot",
+            f"\n{FIRST}. The final answer MUST BE put in \\boxed{{}}, respectively, i.e., <think> "
+            "reasoning process here </think> \\boxed{final answer}.\n        ",
+        ),
+        (
+            "trend-back",  # its \\b is no backslash
+            f"\n{FIRST}, and use <back> </back> to verify your reasoning against the image. The "
+            "final answer MUST BE put in \boxed{}, respectively, i.e., <think> reasoning process "
+            "here </think> <back> verification process here </back> <think> continue reasoning "
+            "</think> \\boxed{final answer}.\n        ",
+        ),
+    ):
+        prompt = tiny.prompt(picture(), QUESTION, name)
+        user = prompt.text.split(SHOWN_AND_SAID)[1].split("<|im_end|>")[0]
+        assert user == f"{QUESTION} {instruction}"
+        assert DEFAULT_SYSTEM in prompt.text
+
+
+def test_the_verification_that_a_prompt_asks_for():
+    tags = {name: verification_tag(asked_words(name)) for name in MODE_NAMES}
+    with_back = {name for name, tag in tags.items() if tag == "<back>"}
+    endings = ("", "-grpo", "-hint")
+    checkpoints = {f"{n}-back{e}" for n in ("semantic", "solution") for e in endings}
+    assert with_back == {"back", "trend-back", *checkpoints}
+    assert [name for name, tag in tags.items() if tag == "<REFLECTION>"] == ["reflection"]
+    assert verification_tag(asked_words("cot", "{question} Check in <back>.")) == "<back>"
+    assert verification_tag(asked_words("back", "{question}")) is None
+    assert verification_tag(asked_words("normal", None, "Check in <REFLECTION>.")) == "<REFLECTION>"
+
+
+def pixels_of(prompt) -> list[tuple[int, int]]:
+    return [(rows * CELL, columns * CELL) for rows, columns in prompt.grids]
+
+
+@FEW
+@given(st.data())
+def test_limits_of_pixels_reach_the_image_processor(tiny, data):
+    """The grid is that of transformers' own rule, for any size and limits."""
+    least = data.draw(st.integers(1, 60 * CELL**2))
+    most = data.draw(st.integers(max(least, CELL**2), 80 * CELL**2))
+    sizes = data.draw(st.lists(st.tuples(*[st.integers(20, 500)] * 2), min_size=1, max_size=2))
+    prompt = tiny.prompt(
+        [Image.new("RGB", size) for size in sizes], QUESTION, min_pixels=least, max_pixels=most
+    )
+    expected = [
+        smart_resize(height, width, CELL, min_pixels=least, max_pixels=most)
+        for width, height in sizes
+    ]
+    assert pixels_of(prompt) == expected
+    assert prompt.limits == (least, most)
+    assert {(i.min_pixels, i.max_pixels) for i in prompt.images} == {(least, most)}
+    # and what was asked once changes no other prompt
+    assert tiny.prompt(Image.new("RGB", (140, 112)), QUESTION).grids == ((4, 5),)
+
+
+def test_one_limit_of_pixels_alone(tiny):
+    small = tiny.prompt(picture(600, 400), QUESTION, max_pixels=20 * CELL**2)
+    assert pixels_of(small) == [smart_resize(400, 600, CELL, 16 * CELL**2, 20 * CELL**2)]
+    large = tiny.prompt(picture(56, 56), QUESTION, min_pixels=25 * CELL**2)
+    assert large.grids == ((5, 5),)
+    assert large.limits == (25 * CELL**2, 36 * CELL**2)
+    chat = [{"role": "user", "content": [{"type": "image", "image": picture(56, 56)}]}]
+    assert tiny.prompt(chat, min_pixels=25 * CELL**2).grids == ((5, 5),)
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"min_pixels": 0}, "min_pixels=0: give a whole number"),
+        ({"max_pixels": -5}, "max_pixels=-5: give a whole number"),
+        ({"max_pixels": 1e6}, "max_pixels=1000000.0: give a whole number"),
+        ({"max_pixels": True}, "max_pixels=True: give a whole number"),
+        ({"min_pixels": 1, "max_pixels": CELL**2 - 1}, "takes 784 pixels, so give at least 784"),
+        ({"min_pixels": 9000, "max_pixels": 8000}, "more than max_pixels=8000: give both"),
+        ({"min_pixels": 10**6}, "one is the checkpoint's: give both"),
+        ({"max_pixels": 1000}, "one is the checkpoint's: give both"),
+    ],
+)
+def test_limits_of_pixels_that_cannot_hold(tiny, limits, words):
+    with pytest.raises(InputError, match=words):
+        tiny.prompt(picture(), QUESTION, **limits)
+    both = {"min_pixels": CELL**2, "max_pixels": 10**6} | limits
+    if "checkpoint" in words:  # the advice
+        assert tiny.prompt(picture(), QUESTION, **both).grids
 
 
 @pytest.mark.parametrize(

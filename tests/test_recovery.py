@@ -642,11 +642,33 @@ def test_the_prompt_is_built_again_from_a_file(tiny, tmp_path):
         attnlens.dependence(tiny, trace)
 
 
-def test_dependence_refuses_a_template_of_the_users_own(tiny):
-    prompt = tiny.prompt(picture(), "How many?", "cot", system="Be brief.")
+@pytest.mark.parametrize("mode", ["cot", "semantic-back-grpo"])
+def test_dependence_with_words_and_limits_of_the_users_own(tiny, tmp_path, mode):
+    path = tmp_path / "scene.png"
+    picture(300, 200, 4).save(path)
+    own = {"template": "Look: {question} Say a number.", "min_pixels": 30 * 784}
+    own |= {"system": "Be brief."} if mode == "cot" else {}
+    prompt = tiny.prompt(path, "How many?", mode, **own)
     trace = attnlens.run(tiny, prompt, 4, do_sample=False, min_new_tokens=4)
-    with pytest.raises(InputError, match="system prompt or template"):
-        attnlens.dependence(tiny, trace, prompt=prompt)
+    found = attnlens.dependence(tiny, trace, references=("removed",))
+    assert found.equals(attnlens.dependence(tiny, trace, prompt=prompt, references=("removed",)))
+    without = tiny.prompt(None, "How many?", mode, **own)
+    ids = found["predicted_token_id"].values
+    whole = torch.cat([without.inputs["input_ids"], torch.tensor(ids)[None]], dim=1)
+    with torch.no_grad():
+        logits = tiny.model(input_ids=whole, mm_token_type_ids=torch.zeros_like(whole)).logits
+    log_q = logits[0, -len(ids) - 1 : -1].log_softmax(-1)[torch.arange(len(ids)), ids].numpy()
+    ratio = found["log_ratio"].sel(reference="removed")
+    np.testing.assert_allclose(found["log_probability"] - ratio, log_q, atol=1e-3)
+
+
+def test_a_copy_of_another_picture_keeps_the_limits_of_the_prompt(tiny):
+    small = {"min_pixels": 16 * 784, "max_pixels": 20 * 784}
+    prompt = tiny.prompt(picture(300, 200), "How many?", **small)
+    for source, shown in ((picture(600, 600, 1), 16), ("blank", len(prompt.boxes[0]))):
+        copied = Copy(when=AtStep(2), source=source, wrap=False)
+        trace = attnlens.run(tiny, prompt, 4, copied, do_sample=False, min_new_tokens=4)
+        assert trace.data["keys"].sel(segment="copied").max() == shown
 
 
 def test_dependence_refuses_what_does_not_fit(tiny, prompts):

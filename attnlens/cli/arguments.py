@@ -12,6 +12,7 @@ from typing import Any
 from attnlens.errors import InputError
 from attnlens.files import write_file
 from attnlens.locking import only_process
+from attnlens.vlm.modes import MODE_NAMES, MODES_HELP, check_template
 
 
 def at_least(name: str, value: int, least: int) -> None:
@@ -37,6 +38,88 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write a value as indented JSON, whole or not at all."""
     with write_file(Path(path)) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def add_prompt_options(group: Any, mode: str) -> None:
+    """Add the options that say in what words a question is asked.
+
+    Parameters
+    ----------
+    group
+        A parser, or a group of options.
+    mode
+        What ``--mode`` is when it is not given.
+    """
+    group.add_argument(
+        "--mode",
+        default=mode,
+        choices=MODE_NAMES,
+        metavar="MODE",
+        help=f"format of the answer: {MODES_HELP} ({mode})",
+    )
+    group.add_argument(
+        "--template",
+        metavar="FILE",
+        help="a text file with your own words in place of the mode's, with {question} where the "
+        "question goes; one line end at its end is left out. --mode then names the results and "
+        "gives the system prompt",
+    )
+    group.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="your own system prompt, in place of the mode's (You are a helpful assistant.)",
+    )
+
+
+def add_pixel_options(group: Any) -> None:
+    """Add the options that limit the size of pictures."""
+    for name, which in (("min", "smallest"), ("max", "largest")):
+        group.add_argument(
+            f"--{name}_pixels",
+            type=int,
+            metavar="N",
+            help=f"{which} area of a picture after resizing, in pixels (the checkpoint's own; "
+            "Look-Back's evaluation: 262144 to 1000000)",
+        )
+
+
+def asking_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what model is asked in what words, as the settings of a run name it.
+
+    Raises
+    ------
+    InputError
+        If the template's file cannot be read.
+    """
+    return {
+        "mode": options.mode,
+        "system": options.system,
+        "template": None if options.template is None else _read_template(options.template),
+        "min_pixels": options.min_pixels,
+        "max_pixels": options.max_pixels,
+        "model": options.model_path,
+        "device": options.device,
+        "dtype": options.dtype,
+        "max_new_tokens": options.max_new_tokens,
+        "save_folder": options.save_folder,
+    }
+
+
+def _read_template(path: str) -> str:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise InputError(
+            f"--template {path!r} cannot be read ({reason}): give a text file with {{question}} "
+            "in it"
+        ) from error
+    text = text.removesuffix("\n")  # editors end a file so
+    try:
+        check_template(text)
+    except InputError as error:
+        raise InputError(f"--template {path!r}: {error}") from error
+    return text
 
 
 def one_process(options: argparse.Namespace) -> AbstractContextManager[None]:

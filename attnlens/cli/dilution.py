@@ -8,11 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from attnlens.cli.arguments import at_least, exit_status
+from attnlens.cli.arguments import (
+    add_pixel_options,
+    add_prompt_options,
+    at_least,
+    exit_status,
+)
 from attnlens.cli.trend import generation_options, parse_layers
 from attnlens.errors import InputError
 from attnlens.locking import only_process
-from attnlens.vlm.modes import MODES
 
 
 def add_parser(commands: Any) -> None:
@@ -38,7 +42,8 @@ def add_parser(commands: Any) -> None:
         "interruption, the command goes on where it stopped",
     )
     run = parser.add_argument_group("with --data")
-    run.add_argument("--mode", default="cot", choices=tuple(MODES), help="format of answers (cot)")
+    add_prompt_options(run, "cot")
+    add_pixel_options(run)
     run.add_argument("--model_path", default="testbed", metavar="NAME", help="(testbed)")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
     run.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
@@ -117,9 +122,9 @@ def parse_window(text: str) -> Any:
     return start, stop
 
 
-def say_unasked(mode: str, windows: tuple[Any, Any]) -> None:
-    """Say which regions a mode does not ask for: a checkpoint may write them all the same."""
-    tags = MODES[mode].lower()
+def say_unasked(mode: str, words: str, windows: tuple[Any, Any]) -> None:
+    """Say which regions a prompt does not ask for: a checkpoint may write them all the same."""
+    tags = words.lower()
     for name in dict.fromkeys(window for window in windows if isinstance(window, str)):
         if f"<{name}>" not in tags and name != "answer":
             print(
@@ -160,7 +165,7 @@ def run_dilution(options: argparse.Namespace) -> int:
     at_least("max_new_tokens", options.max_new_tokens, 3)
     asked = RunSettings(**generation_options(options), layers=layers)
     asked.check()
-    say_unasked(asked.mode, (before, after))
+    say_unasked(asked.mode, asked.words, (before, after))
     jobs, skipped = check_jobs(read_jobs(options.data))
     with only_process(Path(options.save_folder)):
         failed = report_questions(jobs, asked, settings)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from attnlens.cli.arguments import at_least, exit_status, one_process
+from attnlens.cli.arguments import (
+    add_pixel_options,
+    add_prompt_options,
+    asking_options,
+    at_least,
+    exit_status,
+    one_process,
+)
 from attnlens.cli.trend import questions_of
 from attnlens.errors import InputError
-from attnlens.vlm.modes import MODES
-
-VERIFICATIONS = {"back": "<back>", "reflection": "<REFLECTION>"}
-"""Tag that opens the verification, by mode."""
+from attnlens.vlm.modes import asked_words, verification_tag
 
 
 def add_parser(commands: Any) -> None:
@@ -38,9 +42,8 @@ def add_parser(commands: Any) -> None:
         "SAVE_FOLDER/batch_recovery/, runs into batch_recovery_runs/{mode}/; given again after an "
         "interruption, the command goes on where it stopped",
     )
-    what.add_argument(
-        "--mode", default="back", choices=tuple(MODES), help="format of the answer (back)"
-    )
+    add_prompt_options(what, "back")
+    add_pixel_options(what)
     do = parser.add_argument_group("what to do")
     do.add_argument(
         "--intervention",
@@ -54,8 +57,7 @@ def add_parser(commands: Any) -> None:
     do.add_argument(
         "--when",
         help="trigger: a text in the answer (text:TEXT), step:N, every:N or below:SHARE; when not "
-        "given, the "
-        "tag of the mode's verification, <back> or <REFLECTION>",
+        "given, the tag of the verification that the prompt asks for, <back> or <REFLECTION>",
     )
     do.add_argument(
         "--positions",
@@ -90,24 +92,21 @@ def run_recover(options: argparse.Namespace) -> int:
     from attnlens.reports.recovery import Settings, run_recovery
 
     at_least("max_new_tokens", options.max_new_tokens, 2)
-    when = options.when or VERIFICATIONS.get(options.mode)
+    asked = asking_options(options)
+    words = asked_words(options.mode, asked["template"], options.system)
+    when = options.when or verification_tag(words)
     if not when:
         raise InputError(
             f"answers of mode {options.mode!r} have no verification to act at: give --when, such "
             "as --when step:20"
         )
     settings = Settings(
-        mode=options.mode,
-        model=options.model_path,
-        device=options.device,
-        dtype=options.dtype,
+        **asked,
         interventions=tuple(options.intervention),
         when=when,
         positions=options.positions,
-        max_new_tokens=options.max_new_tokens,
         definition=options.definition,
         detail=options.detail,
-        save_folder=options.save_folder,
         formats=tuple(dict.fromkeys(options.format)),
     )
     settings.check()

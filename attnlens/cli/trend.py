@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from attnlens.cli.arguments import exit_status, one_process
+from attnlens.cli.arguments import (
+    add_pixel_options,
+    add_prompt_options,
+    asking_options,
+    exit_status,
+    one_process,
+)
 from attnlens.errors import InputError
-from attnlens.vlm.modes import MODES
 
 if TYPE_CHECKING:
     from attnlens.reports.jobs import Job
@@ -36,9 +41,8 @@ def add_parser(commands: Any) -> None:
         "folder of its own, and all steps into SAVE_FOLDER/{mode}_steps.parquet; given again "
         "after an interruption, the command goes on where it stopped",
     )
-    what.add_argument(
-        "--mode", default="back", choices=tuple(MODES), help="format of the answer (back)"
-    )
+    add_prompt_options(what, "back")
+    add_pixel_options(what)
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model_path",
@@ -126,14 +130,9 @@ def run_trend(options: argparse.Namespace) -> int:
 def generation_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return what model is asked and how, as the settings of a run name it."""
     return {
-        "mode": options.mode,
-        "model": options.model_path,
-        "device": options.device,
-        "dtype": options.dtype,
-        "max_new_tokens": options.max_new_tokens,
+        **asking_options(options),
         "seed": options.seed,
         "temperature": options.temperature,
-        "save_folder": options.save_folder,
     }
 
 

@@ -19,7 +19,7 @@ from attnlens.recording.generation import altered_by
 from attnlens.recording.trace import Trace
 from attnlens.vlm.images import open_image, plain_picture
 from attnlens.vlm.load import VLM
-from attnlens.vlm.prompt import Prompt
+from attnlens.vlm.prompt import Prompt, encode_prompt, with_pictures
 
 REFERENCES = ("removed", "blank")
 """What stands in the image's place: nothing (a prompt of text alone), or a plain picture of its
@@ -47,8 +47,8 @@ def dependence(
     trace
         A recorded generation, untouched by interventions.
     prompt
-        What was asked. When not given, it is built again from what the trace notes of image file,
-        question and mode.
+        What was asked. When not given, it is built again from what the trace notes of its text and
+        image files.
     references
         Some of ``REFERENCES``.
     other
@@ -85,12 +85,6 @@ def dependence(
     if other_parts(asked, trace):
         raise InputError("the prompt is not that of the trace: give the one that was generated")
     ids = trace.data["predicted_token_id"].values.tolist()
-    again = vlm.prompt(list(asked.pictures) or None, asked.question, asked.mode)
-    if again.text != asked.text:
-        raise InputError(
-            "the prompt has a system prompt or template of its own, and a prompt without the image "
-            "cannot be built from it: use one of a mode"
-        )
     without = {name: _without(vlm, asked, name) for name in references}
     if other is not None:
         several = isinstance(other, (list, tuple))
@@ -139,19 +133,22 @@ def _same_prompt(vlm: VLM, trace: Trace) -> Prompt:
     paths = [image.get("path") for image in trace.attrs.get("images", [])]
     if not paths or not all(paths):
         raise InputError("the trace notes no image file: give the prompt that was generated")
-    built = vlm.prompt([Path(p) for p in paths], trace.attrs["question"], trace.attrs["mode"])
-    for info, noted in zip(built.images, trace.attrs["images"], strict=True):
-        if info.as_dict().get("sha256") != noted.get("sha256"):
+    opened = [open_image(Path(path)) for path in paths]
+    for (_, info), noted in zip(opened, trace.attrs["images"], strict=True):
+        if info.sha256 != noted.get("sha256"):
             raise InputError(
                 f"the image {noted.get('path')!r} has changed since the trace was made: "
                 "give the prompt that was generated"
             )
-    if built.text != trace.attrs.get("prompt"):
-        raise InputError(
-            "the trace was made with a system prompt or template of its own: "
-            "give the prompt that was generated"
-        )
-    return built
+    first = trace.attrs["images"][0]
+    return encode_prompt(
+        vlm,
+        trace.attrs["prompt"],
+        opened,
+        (first.get("min_pixels"), first.get("max_pixels")),
+        mode=trace.attrs["mode"],
+        question=trace.attrs["question"],
+    )
 
 
 def _without(vlm: VLM, prompt: Prompt, reference: str) -> Prompt:
@@ -165,7 +162,7 @@ def _with_pictures(vlm: VLM, prompt: Prompt, pictures: list[Image.Image]) -> Pro
         picture.resize(own.size) if picture.size != own.size else picture
         for picture, own in zip(pictures, prompt.pictures, strict=False)
     ]
-    return vlm.prompt(sized or None, prompt.question, prompt.mode)
+    return with_pictures(vlm, prompt, sized)
 
 
 def _log_probabilities(vlm: VLM, prompt: Prompt, ids: list[int]) -> np.ndarray:

@@ -22,9 +22,9 @@ def other_parts(prompt: Prompt, trace: Trace) -> list[str]:
     Returns
     -------
     list of str
-        ``prompt`` (its text) and ``images``, where they differ. Images are the same by the hash of
-        their files; one that was opened by the caller is compared with one from a file by size
-        alone.
+        ``prompt`` (its text) and ``images``, where they differ. Images are the same by their grid
+        of visual tokens and the hash of their files; one that was opened by the caller is compared
+        with one from a file by size alone.
 
     Raises
     ------
@@ -58,6 +58,8 @@ def check_prompt(prompt: Any) -> None:
 
 
 def _same_image(noted: dict[str, Any], given: dict[str, Any]) -> bool:
+    if any(noted.get(side) not in (None, given[side]) for side in ("rows", "columns")):
+        return False
     of_files = [bool(image.get("path")) for image in (noted, given)]
     if of_files[0] == of_files[1]:
         return noted.get("sha256") == given.get("sha256")

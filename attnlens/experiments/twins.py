@@ -50,7 +50,9 @@ def twins(
     """
     middle = said.data.sizes["step"] // 2
     if not middle:
-        raise InputError("an answer of one token has no middle to insert at")
+        raise InputError(
+            "an answer of one token has no middle to insert at: give one of several tokens"
+        )
     return {
         name: force(vlm, prompt, said, intervention, layers=layers)
         for name, intervention in insertions(middle).items()

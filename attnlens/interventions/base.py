@@ -164,7 +164,9 @@ class Nothing(Intervention):
 def check_visual(name: str, prompt: Prompt) -> None:
     """Refuse a prompt without an image."""
     if not prompt.images:
-        raise InputError(f"{name} needs visual tokens, and the prompt has no image")
+        raise InputError(
+            f"{name} needs visual tokens, and the prompt has no image: give one with an image"
+        )
 
 
 def which_image(name: str, prompt: Prompt, image: int | None) -> int:

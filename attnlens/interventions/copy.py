@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,12 +20,17 @@ from attnlens.interventions.blocks import (
     VisualPiece,
 )
 from attnlens.interventions.triggers import Trigger
+from attnlens.text import shortened
 from attnlens.vlm.features import image_features
 from attnlens.vlm.images import open_image, plain_picture
 
 if TYPE_CHECKING:
     from attnlens.interventions.session import Session
     from attnlens.vlm.prompt import Prompt
+
+
+LONGEST_SOURCE = 500
+"""Longest path in the name of a copy, in characters: a picture may be given as a ``data:`` URL."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,9 @@ class Copy(Insertion):
         """See ``Intervention``."""
         if self.source is None:
             return "copy"
-        return f"copy:{self.source}" if isinstance(self.source, str | PathLike) else "copy:other"
+        if not isinstance(self.source, str | PathLike):
+            return "copy:other"
+        return f"copy:{shortened(str(self.source), LONGEST_SOURCE)}"
 
     def check(self, prompt: Prompt, layers: int, heads: int) -> None:
         """See ``Intervention``."""
@@ -89,6 +95,10 @@ class Copy(Insertion):
             )
         if not isinstance(self.repeat, int) or self.repeat < 1:
             raise InputError(f"repeat={self.repeat!r}: give a whole number of at least 1")
+        if self.source == "text" and not prompt.question:
+            raise InputError(
+                f"{self.name}: the last message has no text to insert; give another source"
+            )
         if self.source not in (None, "blank", "text"):
             open_image(self.source)
 
@@ -137,9 +147,9 @@ class Copy(Insertion):
         shown: Any = self.source
         if shown == "blank":
             shown = plain_picture(session.prompt.pictures[image])
-        elif isinstance(shown, str):
-            shown = Path(shown)
-        prompt = session.vlm.prompt(shown, session.prompt.question)
+        least, most = session.prompt.limits
+        # only the picture matters
+        prompt = session.vlm.prompt(shown, "?", min_pixels=least, max_pixels=most)
         with torch.no_grad():
             features = image_features(
                 session.vlm.model, prompt.inputs["pixel_values"], prompt.inputs["image_grid_thw"]

@@ -61,7 +61,11 @@ class Knockout(Edit):
         ):
             raise InputError(f"box={self.box!r}: give (left, top, right, bottom) in pixels")
         if not self.reach(prompt):
-            raise InputError(f"no visual token overlaps the box {self.box!r}")
+            info = prompt.images[which_image("a knock-out", prompt, self.image)]
+            raise InputError(
+                f"no visual token overlaps the box {self.box!r}: give one inside the image's "
+                f"{info.width} x {info.height} pixels"
+            )
 
     def reach(self, prompt: Prompt) -> Sequence[int]:
         """See ``Edit``."""

@@ -41,11 +41,12 @@ def parse_trigger(text: str) -> Trigger:
         looks like one.
     """
     kind, colon, value = text.partition(":")
+    as_text = f", or text:{text} to look for these very characters"
     if colon and kind in ("step", "every"):
-        number = _number(text, value, int)
+        number = _number(text, value, int, as_text)
         return AtStep(int(number)) if kind == "step" else Every(int(number))
     if colon and kind == "below":
-        return WhenVisualBelow(_number(text, value, float))
+        return WhenVisualBelow(_number(text, value, float, as_text))
     if colon and kind == "text":
         return At(value)
     if re.fullmatch(r"[a-z]+:[0-9.]+", text):
@@ -118,8 +119,11 @@ def _finite(text: str, value: str) -> float:
     return number
 
 
-def _number(text: str, value: str, kind: Callable[[str], float]) -> float:
+def _number(text: str, value: str, kind: Callable[[str], float], advice: str = "") -> float:
     try:
         return kind(value)
     except ValueError as error:
-        raise InputError(f"{text!r}: {value!r} is no number that fits") from error
+        whole = "a whole number" if kind is int else "a number"
+        raise InputError(
+            f"{text!r}: {value!r} is no number that fits; give {whole}{advice}"
+        ) from error

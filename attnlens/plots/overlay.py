@@ -158,7 +158,9 @@ def _picture(record: dict[str, Any], given: Any, index: int) -> Image.Image:
     """Return the image that was given, or the recorded file if it is unchanged."""
     if given is None:
         path = record.get("path")
-        if not path or not Path(path).is_file():
+        if not path:
+            raise InputError(f"image {index} was not read from a file: give image=")
+        if not Path(path).is_file():
             raise InputError(f"image {index} ({path!r}) is not there: give image=")
         picture, info = open_image(path)
         if info.sha256 != record["sha256"]:

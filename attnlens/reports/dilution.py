@@ -106,12 +106,11 @@ def report_questions(jobs: list[Job], asked: RunSettings, settings: Settings) ->
         If no question could be run, and as in ``report_traces``.
     """
     from attnlens.reports.dilution_runs import run_questions
-    from attnlens.vlm.load import load
 
     check_results(settings.folder, "dilution.json", "dilution")
     remove_leftovers(settings.folder)
     root = Path(settings.save_folder) / "dilution_runs"
-    vlm = load(asked.model, device=asked.device, dtype=asked.dtype)
+    vlm = asked.load()
     runs = run_questions(
         vlm,
         jobs,

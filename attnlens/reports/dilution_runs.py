@@ -132,7 +132,7 @@ def _twins(
         return {**asked, "model": model, "said": said, "insertions": list(insertions(1))}
 
     def work(job: Job, note: dict[str, Any]) -> None:
-        prompt = vlm.prompt(job.image, job.question, settings.mode)
+        prompt = settings.prompt(vlm, job)
         found = twins(vlm, prompt, Trace.load(traces[job]), layers=settings.layers)
         with write_folder(_twin_folder(root, settings, job), replace=True) as temporary:
             for name, twin in found.items():
@@ -183,7 +183,7 @@ def _answers(
         known = 0
         if {**before, "samples": samples} == note and is_whole(folder / NOTE):
             known = before.get("samples", 0)
-        prompt = vlm.prompt(job.image, job.question, settings.mode)
+        prompt = settings.prompt(vlm, job)
         found = sampled_dependence(
             vlm,
             prompt,

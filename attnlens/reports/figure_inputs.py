@@ -19,7 +19,7 @@ from attnlens.progress import progress
 from attnlens.reports.many import ANSWERS, LONG, TWINS, find_runs, is_run
 from attnlens.reports.table import say_cut_off
 from attnlens.text import one_line
-from attnlens.vlm.modes import MODES
+from attnlens.vlm.modes import MODE_NAMES
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -199,7 +199,7 @@ def read_runs(folder: str | Path) -> Runs:
 
 def _folders(root: Path, ending: str) -> list[Path]:
     """Folders inside those of modes whose names end so, in order."""
-    found = (path for mode in MODES for path in root.glob(f"**/{mode}{ending}/*"))
+    found = (path for mode in MODE_NAMES for path in root.glob(f"**/{mode}{ending}/*"))
     return sorted(
         p for p in found if p.is_dir() and p.suffix != ".zarr" and not p.name.startswith(".")
     )

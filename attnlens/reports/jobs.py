@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attnlens.errors import InputError
 from attnlens.progress import progress
-from attnlens.text import one_line, shortened
+from attnlens.text import one_line, quoted, shortened
 
+IS_URL = re.compile(r"(?i:data:|[a-z][a-z0-9+.-]+://)")
+"""Tells URLs, also those of the scheme ``data:``, from paths, which are relative to the file."""
 LONGEST_NAME = 200
 """Longest name of a results folder, in bytes; temporary names beside it are a little longer."""
 
@@ -103,8 +106,9 @@ def _job(number: int, line: bytes, folder: Path) -> Job:
     if isinstance(answer, list | dict | bool):
         given = shortened(repr(answer), 80)
         return _bad(number, f"'answer' is {given}: give a text or a number")
+    image = value["image"]
     return Job(
-        image=str(folder / value["image"]),
+        image=image if IS_URL.match(image) else str(folder / image),
         question=value["question"],
         answer=None if answer is None else str(answer),
         line=number,
@@ -117,10 +121,15 @@ def _bad(number: int, problem: str) -> Job:
 
 def _check_folder_name(job: Job) -> None:
     """Refuse an image whose name gives no folder of its own inside the folder for results."""
+    if job.image.lower().startswith("data:"):
+        raise InputError(
+            f"the image is given in the text itself ({shortened(job.image, 40)!r}), and results go "
+            "into a folder named after its file: save it as a file and give its path"
+        )
     name = job.folder
     if name in ("", ".", "..") or len(name.encode()) > LONGEST_NAME:
         raise InputError(
-            f"the results of {job.image!r} would go into a folder named {name!r}: "
+            f"the results of {quoted(job.image)} would go into a folder named {quoted(name)}: "
             f"give the image a name of 1 to {LONGEST_NAME} bytes other than '.' and '..'"
         )
 

@@ -22,7 +22,7 @@ from attnlens.progress import progress
 from attnlens.reports.jobs import Job
 from attnlens.reports.notes import NOTE, differences, is_whole, read_note
 from attnlens.text import one_line
-from attnlens.vlm.modes import MODES
+from attnlens.vlm.modes import MODE_NAMES
 
 MOST_DIFFERENCES = 3
 """How many kinds of changes of settings are shown."""
@@ -52,12 +52,12 @@ of sampled answers, and the name of that of long answers."""
 
 def is_apart(name: str) -> bool:
     """Whether a folder of that name holds what belongs to runs and is none of its own."""
-    return name == LONG or any(name in (mode + TWINS, mode + ANSWERS) for mode in MODES)
+    return name == LONG or any(name in (mode + TWINS, mode + ANSWERS) for mode in MODE_NAMES)
 
 
 def is_run(name: str) -> bool:
     """Whether a trace of that name was written by a command, as the run of a mode."""
-    return any(name == f"{mode}_trace.zarr" for mode in MODES)
+    return any(name == f"{mode}_trace.zarr" for mode in MODE_NAMES)
 
 
 def find_runs(root: Path) -> list[Path]:

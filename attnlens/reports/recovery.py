@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import attnlens
 from attnlens.errors import InputError
-from attnlens.files import check_results, check_writable, write_folder
+from attnlens.files import check_results, write_folder
+from attnlens.reports.asking import Asking
 from attnlens.reports.jobs import Job
 from attnlens.text import one_line, shortened
 
@@ -24,22 +25,15 @@ NAME_WIDTH = 40
 """Longest name in a printed table, in characters."""
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Asking):
     """The options of ``attnlens recover``."""
 
-    mode: str
     interventions: tuple[str, ...]
     when: str = "<back>"
     positions: str = "fresh"
-    model: str = "testbed"
-    device: str = "auto"
-    dtype: str = "auto"
-    max_new_tokens: int = 2048
     definition: str = "mass"
     detail: str = "layer"
-    save_folder: str = "results"
-    formats: tuple[str, ...] = ("png",)
 
     def check(self) -> None:
         """Refuse what can be refused without loading anything.
@@ -47,8 +41,8 @@ class Settings:
         Raises
         ------
         InputError
-            If an intervention, its picture, the trigger or the definition cannot be read, or the
-            folder cannot be written.
+            If an intervention, its picture, the trigger or the definition cannot be read, or as
+            ``Asking.check``.
         """
         from attnlens.measures.definitions import get_definition
         from attnlens.vlm.images import open_image
@@ -56,7 +50,11 @@ class Settings:
         get_definition(self.definition)
         for name in self.pictures():
             open_image(name)
-        check_writable(Path(self.save_folder))
+        names = [one.name for one in self.parsed()]
+        for text, name in zip(self.interventions, names, strict=True):
+            if names.count(name) > 1:
+                raise InputError(f"--intervention {text} is given twice: give each of them once")
+        super().check()
 
     def pictures(self) -> list[str]:
         """Return the files that are shown in an image's place."""
@@ -89,13 +87,12 @@ def run_recovery(jobs: list[Job], settings: Settings) -> int:
     from attnlens.reports.many import remove_leftovers
     from attnlens.reports.recovery_runs import run_lines, run_one, write_steps
     from attnlens.reports.table import say_cut_off
-    from attnlens.vlm.load import load
 
     lines, asked = jobs[0].line is not None, len(jobs)
     root = Path(settings.save_folder)
     folder = root / f"{'batch' if lines else jobs[0].folder}_recovery"
     check_results(folder, "summary.json", "a recovery")
-    vlm = load(settings.model, device=settings.device, dtype=settings.dtype)
+    vlm = settings.load()
     if lines:
         remove_leftovers(folder)
         result, jobs = run_lines(vlm, jobs, settings, root / "batch_recovery_runs" / settings.mode)

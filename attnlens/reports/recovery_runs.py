@@ -43,7 +43,7 @@ def run_one(vlm: VLM, job: Job, settings: Settings) -> Recovery:
     """
     return recover(
         vlm,
-        vlm.prompt(job.image, job.question, settings.mode),
+        settings.prompt(vlm, job),
         settings.parsed(),
         settings.max_new_tokens,
         expected=job.answer,
@@ -76,8 +76,8 @@ def run_lines(
     """
     interventions = named_interventions(settings.parsed())
     refuse_other_questions(jobs, folder, NOTE)
-    fitting = _fitting(vlm, jobs, settings.mode, interventions.values())
-    warm_up(vlm, vlm.prompt(fitting[0].image, fitting[0].question, settings.mode))
+    fitting = _fitting(vlm, jobs, settings, interventions.values())
+    warm_up(vlm, settings.prompt(vlm, fitting[0]))
 
     shown = {name: open_image(name)[1].sha256 for name in settings.pictures()}
 
@@ -88,7 +88,7 @@ def run_lines(
         return {**asked, "answer": job.answer, "model": model, "pictures": shown}
 
     def work(job: Job, note: dict[str, Any]) -> None:
-        prompt = vlm.prompt(job.image, job.question, settings.mode)
+        prompt = settings.prompt(vlm, job)
         rows, trace = compare_runs(
             vlm,
             prompt,
@@ -124,13 +124,13 @@ def run_lines(
 
 
 def _fitting(
-    vlm: VLM, jobs: list[Job], mode: str, interventions: Iterable[Intervention]
+    vlm: VLM, jobs: list[Job], settings: Settings, interventions: Iterable[Intervention]
 ) -> list[Job]:
     """Leave out the lines whose prompt an intervention does not fit; each is reported."""
     good, problem = [], ""
     for job in progress(jobs, description="prompts"):
         try:
-            prompt = vlm.prompt(job.image, job.question, mode)
+            prompt = settings.prompt(vlm, job)
             for intervention in interventions:
                 intervene(vlm, prompt, intervention)  # made, never opened: it checks what fits
         except InputError as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attnlens.errors import InputError
 from attnlens.files import check_writable
 from attnlens.progress import progress
+from attnlens.reports.asking import Asking
 from attnlens.reports.jobs import Job
 from attnlens.reports.many import refuse_other_questions, remove_leftover_files, run_each
 from attnlens.reports.notes import made_again, model_note, note_of, read_note
@@ -29,21 +30,14 @@ SHOWN = ("save_folder", "formats", "definition")
 """Settings that an answer does not follow from, but what is shown of it."""
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Asking):
     """How the questions are asked and what is written; the options of ``attnlens trend``."""
 
-    mode: str
-    model: str = "testbed"
-    device: str = "auto"
-    dtype: str = "auto"
-    max_new_tokens: int = 2048
     seed: int = 0
     temperature: float = 0.0
     definition: str = "look-back"
     layers: list[int] | None = None
-    save_folder: str = "results"
-    formats: tuple[str, ...] = ("png",)
 
     def check(self) -> None:
         """Refuse what can be refused without loading anything.
@@ -51,8 +45,7 @@ class Settings:
         Raises
         ------
         InputError
-            If a number is out of range, the definition is unknown, or the folder cannot be
-            written.
+            If a number is out of range, the definition is unknown, or as ``Asking.check``.
         """
         from attnlens.measures.definitions import get_definition
 
@@ -68,7 +61,7 @@ class Settings:
             raise InputError(f"--temperature {self.temperature}: give 0 (greedy) or more")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed {self.seed}: give a number from 0 to 2**63 - 1")
-        check_writable(Path(self.save_folder))
+        super().check()
 
 
 def run_jobs(jobs: list[Job], settings: Settings) -> int:
@@ -77,14 +70,12 @@ def run_jobs(jobs: list[Job], settings: Settings) -> int:
     Questions of a file are resumed: see ``attnlens.reports.many``. When all have been asked, one
     table of all steps is written beside their folders.
     """
-    from attnlens.vlm.load import load
-
     root = Path(settings.save_folder)
     for job in jobs:
         check_writable(root / job.folder)
     if jobs[0].line is None:
         check_replaced(jobs[0], root / jobs[0].folder, settings.mode)
-    vlm = load(settings.model, device=settings.device, dtype=settings.dtype)
+    vlm = settings.load()
     check_layers(settings.layers, vlm)
     if jobs[0].line is None:
         print(one_line(f"written to {run_job(vlm, jobs[0], settings, show=True)}"))
@@ -223,7 +214,7 @@ def run_job(
         whole or not at all.
     """
     if trace is None:
-        prompt = vlm.prompt(job.image, job.question, settings.mode)
+        prompt = settings.prompt(vlm, job)
         trace = _generate(vlm, prompt, settings, show)
     folder = Path(settings.save_folder) / job.folder
     try:

@@ -16,6 +16,7 @@ from attnlens.progress import progress
 from attnlens.reports.jobs import Job
 from attnlens.reports.notes import write_note
 from attnlens.reports.table import steps_table, write_csv
+from attnlens.vlm.modes import VERIFICATIONS, verification_tag
 
 if TYPE_CHECKING:
     from attnlens.recording.trace import Trace
@@ -131,7 +132,7 @@ def summary(trace: Trace, job: Job, settings: Settings) -> dict[str, Any]:
     }
     table = measures.region_summary(trace, definition=definition)
     values["region_summary"] = json.loads(table.to_json(orient="records"))
-    region = "reflection" if settings.mode == "reflection" else "back"
+    region = VERIFICATIONS[verification_tag(settings.words) or "<back>"]
     for name, compute in (
         ("decay", measures.decay),
         ("refocus", functools.partial(measures.refocus, region=region)),

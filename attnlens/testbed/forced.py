@@ -92,7 +92,7 @@ def forced_pass(
     if visual_tokens != sample.scene.rows * sample.scene.columns:
         raise InputError(
             f"a scene of {sample.scene.rows} x {sample.scene.columns} cells became "
-            f"{visual_tokens} visual tokens: use the testbed's own processor"
+            f"{visual_tokens} visual tokens: use the testbed's own processor and limits of pixels"
         )
     prompt_length, length = inputs["input_ids"].shape[1], ids.shape[1]
     seen = torch.ones((length, length), dtype=torch.bool, device=device).tril()

@@ -68,6 +68,28 @@ class Family:
             "vision_end": config.vision_end_token_id,
         }
 
+    def check_layers(self, config: Any, given: str = "the model") -> None:
+        """Refuse layers whose caches drop keys.
+
+        Parameters
+        ----------
+        config
+            Configuration of the model or of its text model.
+        given
+            What messages call it.
+
+        Raises
+        ------
+        InputError
+            If a layer uses sliding-window attention.
+        """
+        if any(kind != "full_attention" for kind in config.get_text_config().layer_types):
+            raise InputError(
+                f"{given} has layers with sliding-window attention, whose caches drop keys: set "
+                "use_sliding_window to false and remove layer_types in its config.json, and load "
+                "it anew; answers change where a text is longer than the window"
+            )
+
     def parts(self, model: Any) -> Parts:
         """Find the parts of a model, also inside wrappers such as PEFT's.
 
@@ -85,11 +107,7 @@ class Family:
             )
         generator = found[0]
         text = generator.model.language_model
-        if any(kind != "full_attention" for kind in text.config.layer_types):
-            raise InputError(
-                "the model's layers use sliding-window attention, whose caches drop keys: "
-                "load it with use_sliding_window=False"
-            )
+        self.check_layers(text.config)
         return Parts(
             generator=generator,
             multimodal=generator.model,

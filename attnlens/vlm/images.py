@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
+from urllib.request import url2pathname
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from attnlens.errors import InputError
-from attnlens.text import one_line
+from attnlens.text import LONGEST_PATH, one_line, quoted, shortened
 
 MAX_ASPECT_RATIO = 200
 """Qwen2-VL's image processor refuses anything longer and thinner."""
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
+"""Tags of a TIFF, and the value of the second in which 0 is white."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +31,16 @@ class ImageInfo:
     Attributes
     ----------
     path
-        Where it was read from; None for an image that was given as an object.
+        Where it was read from; None for an image that was given as an object or as bytes.
     sha256
-        Hash of the file's bytes, or of the pixels where there is no file.
+        Hash of the file's bytes, or of the RGB pixels where there is no file.
     width, height
         Size in pixels, before the processor resizes it.
     rows, columns
-        Its grid of visual tokens.
+        Its grid of visual tokens. The processor has resized it to this many times the pixels of a
+        visual token (28 each way in Qwen2.5-VL).
+    min_pixels, max_pixels
+        The limits of its area in which it was resized; None where that is not known.
     """
 
     path: str | None
@@ -40,6 +49,8 @@ class ImageInfo:
     height: int
     rows: int = 0
     columns: int = 0
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
     def boxes(self) -> np.ndarray:
         """Pixel box of each visual token in the original image.
@@ -61,54 +72,146 @@ class ImageInfo:
 
 
 def open_image(source: Any) -> tuple[Image.Image, ImageInfo]:
-    """Open a picture and make it RGB.
+    """Open a picture and make it RGB of 8 bits.
+
+    A picture is turned as its EXIF block says. Of an animation the first frame is taken, or the one
+    at which an opened picture stands. What is white follows from the kind of file or array alone,
+    never from the values in it:
+
+    - 8 bits (and 1, palettes, CMYK, YCbCr, LAB, HSV): as Pillow converts them, without colour
+      profiles;
+    - greys of 16 bits (modes ``I;16...``, uint16 arrays): 65,535 is white, so that value v becomes
+      v / 257, rounded (in a TIFF of 12 bits, 4,095 is white);
+    - whole numbers of 32 bits and floats (modes ``I`` and ``F``) have no white of their own. They
+      are taken as they are where all are whole numbers from 0 to 255 (of floats, one above 1), and
+      refused otherwise;
+    - transparent parts are laid on white: colour x opacity + 255 x (1 - opacity).
 
     Parameters
     ----------
     source
-        A path or a ``PIL.Image.Image``. Transparent parts are laid on white. Greys of 16 bits are
-        scaled to 8; so are whole-number pixels (mode ``I``) where one of them is beyond 255.
+        A path, a ``file://`` or ``data:`` URL, the bytes of a file, an open binary file, a
+        ``PIL.Image.Image``, or an array of uint8 [height, width], [height, width, 3] (RGB) or
+        [height, width, 4] (RGBA), or of uint16 [height, width]. Nothing is fetched from the
+        network.
 
     Raises
     ------
     InputError
-        If there is no such file, it is no picture or a damaged one, or its aspect ratio is beyond
-        what the image processor takes.
+        If there is no such file, it is no picture or a damaged one, its values have no white, or
+        its aspect ratio is beyond what the image processor takes.
     """
-    if isinstance(source, Image.Image):
-        image, path = _upright(source, "the image"), None
-        digest = hashlib.sha256(f"{source.mode} {source.size}".encode() + source.tobytes())
-    elif isinstance(source, str | Path):
-        image, path = _read(Path(source)), str(source)
-        digest = hashlib.sha256(Path(source).read_bytes())
+    path, content = None, None
+    if isinstance(source, np.ndarray):
+        image, named = _from_array(source), "the image"
+    elif isinstance(source, Image.Image):
+        image, named = source, "the image"
     else:
-        raise InputError(
-            f"an image is given as {type(source).__name__}: give a path or a PIL.Image"
-        )
+        path, content, named = _content(source)
+        image = _decoded(content, named)
+    ends = _black_and_white(image)  # a copy no longer knows its file
+    image = _as_rgb(_upright(image, named), ends, named)
     width, height = image.size
-    named = path or "the image"
     if min(width, height) == 0 or max(width, height) / min(width, height) > MAX_ASPECT_RATIO:
         raise InputError(
             f"{named} is {width} x {height} pixels: "
             f"give an image whose sides differ by a factor of at most {MAX_ASPECT_RATIO}"
         )
-    return _as_rgb(image), ImageInfo(path, digest.hexdigest(), width, height)
+    if content is None:
+        content = f"{image.mode} {image.size}".encode() + image.tobytes()
+    return image, ImageInfo(path, hashlib.sha256(content).hexdigest(), width, height)
 
 
-def _read(path: Path) -> Image.Image:
-    if not os.path.exists(path):  # unlike Path.exists, never raises
-        raise InputError(f"there is no image at {str(path)!r}: give the path of a picture")
-    if not os.path.isfile(path):
-        raise InputError(f"{str(path)!r} is not a file: give the path of a picture")
+def _content(source: Any) -> tuple[str | None, bytes, str]:
+    """Path (where there is one) and bytes of a picture's file, and what messages call it."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return None, bytes(source), f"the image of {len(source):,} bytes"
+    if hasattr(source, "read"):
+        try:
+            if source.seekable():  # what was just written is read from its start, as Pillow does
+                source.seek(0)
+            content = source.read()
+        except Exception as error:  # as below
+            raise _unreadable("the image", error) from error
+        if not isinstance(content, bytes):
+            raise InputError("an image is given as a file of text: open it in mode 'rb'")
+        return None, content, f"the image of {len(content):,} bytes"
+    if not isinstance(source, str | Path):
+        raise InputError(
+            f"an image is given as {type(source).__name__}: give a path, bytes, a PIL.Image or an "
+            "array of uint8"
+        )
+    scheme, _, rest = str(source).partition(":") if isinstance(source, str) else ("", "", "")
+    if scheme.lower() == "data":
+        content = _data(rest)
+        return None, content, f"the image of {len(content):,} bytes"
+    if scheme.lower() in ("http", "https", "ftp", "s3", "gs", "hf") and rest.startswith("//"):
+        raise InputError(
+            f"{quoted(source)} is on the network, and nothing is fetched from there: download it "
+            "and give the path of the file"
+        )
+    if scheme.lower() == "file" and rest.startswith("//"):
+        host, _, _ = rest[2:].partition("/")
+        if host not in ("", "localhost"):
+            raise InputError(f"{quoted(source)} is on another machine: copy it and give its path")
+        source = url2pathname(rest[2 + len(host) :])
+    return str(source), _read(Path(source)), quoted(source)
+
+
+def _data(rest: str) -> bytes:
+    """Bytes of what follows ``data:`` in a URL (RFC 2397)."""
+    header, comma, body = rest.partition(",")
     try:
-        image = Image.open(path)
+        if not comma:
+            raise ValueError("no comma")
+        content = unquote_to_bytes(body)
+        if header.strip().lower().endswith(";base64"):
+            content = base64.b64decode(b"".join(content.split()), validate=True)
+    except ValueError as error:
+        raise InputError(
+            f"{quoted('data:' + rest)} holds no picture ({error}): "
+            "give 'data:image/png;base64,' and the file's bytes in base64"
+        ) from error
+    return content
+
+
+def _read(path: Path) -> bytes:
+    if not os.path.exists(path):  # unlike Path.exists, never raises
+        advice = "give the path of a picture"
+        if len(str(path)) > LONGEST_PATH:
+            advice += ", or base64 as 'data:image/png;base64,...'"
+        raise InputError(f"there is no image at {quoted(path)}: {advice}")
+    if not os.path.isfile(path):
+        raise InputError(f"{quoted(path)} is not a file: give the path of a picture")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(quoted(path), error) from error
+
+
+def _decoded(content: bytes, named: str) -> Image.Image:
+    try:
+        return Image.open(BytesIO(content))
     except UnidentifiedImageError as error:
         raise InputError(
-            f"{str(path)!r} is not a picture that can be read: give a PNG, JPEG or WebP file"
+            f"{named} is not a picture that can be read: give a PNG, JPEG or WebP file"
         ) from error
     except Exception as error:  # decoders of damaged files raise errors of all kinds
-        raise _unreadable(repr(str(path)), error) from error
-    return _upright(image, repr(str(path)))
+        raise _unreadable(named, error) from error
+
+
+def _from_array(values: np.ndarray) -> Image.Image:
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    grey, colour = values.ndim == 2, values.ndim == 3 and values.shape[2] in (3, 4)
+    of_16_bits = values.dtype.kind == "u" and values.dtype.itemsize == 2
+    if not (values.dtype == np.uint8 and (grey or colour)) and not (of_16_bits and grey):
+        shape = " x ".join(map(str, values.shape))
+        raise InputError(
+            f"an image is given as ndarray of {values.dtype} and shape {shape}: scale it to 0 to "
+            "255 and give uint8 of shape height x width, height x width x 3 (RGB) or x 4 (RGBA)"
+        )
+    return Image.fromarray(np.ascontiguousarray(values))
 
 
 def _upright(image: Image.Image, named: str) -> Image.Image:
@@ -121,32 +224,62 @@ def _upright(image: Image.Image, named: str) -> Image.Image:
 
 
 def _unreadable(named: str, error: Exception) -> InputError:
-    reason = one_line(str(error)) or type(error).__name__
+    reason = shortened(one_line(str(error)), 200) or type(error).__name__
     return InputError(f"{named} cannot be read as a picture ({reason})")
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        image = _grey_of_16_bits(image)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, layer).convert("RGB")
-    return image.convert("RGB")
+def _black_and_white(image: Image.Image) -> tuple[int, int] | None:
+    """Return the values of black and white that the kind of a picture sets; None where none is."""
+    if image.mode.startswith("I;16"):
+        tags = getattr(image, "tag_v2", {})  # of a TIFF
+        bits = tags.get(BITS_PER_SAMPLE, 16)
+        most = 2 ** (bits[0] if isinstance(bits, tuple) else bits) - 1
+        return (most, 0) if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else (0, most)
+    if image.mode == "I" and image.format == "PPM":  # Pillow has scaled it to 16 bits
+        return 0, 65535
+    return None
+
+
+def _as_rgb(image: Image.Image, ends: tuple[int, int] | None, named: str) -> Image.Image:
+    try:
+        if image.mode[0] in "IF":
+            image = _grey(image, ends, named)
+        if image.mode == "La":
+            image = image.convert("LA")
+        if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
+            layer = image.convert("RGBA")
+            ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+            return Image.alpha_composite(ground, layer).convert("RGB")
+        return image.convert("RGB")
+    except InputError:
+        raise
+    except Exception as error:  # a mode that this Pillow cannot convert
+        raise _unreadable(named, error) from error
+
+
+def _grey(image: Image.Image, ends: tuple[int, int] | None, named: str) -> Image.Image:
+    """Bring greys of more than 8 bits to 8, where Pillow's own conversion cuts all above 255."""
+    values = np.asarray(image)
+    if ends is not None:
+        black, white = ends
+        scaled = (values.astype(np.float32) - black) / (white - black) * 255
+        grey = np.round(scaled.clip(0, 255)).astype(np.uint8)
+        if "transparency" in image.info:  # one grey, which is as if it were not there
+            grey[values == image.info["transparency"]] = 255
+        return Image.fromarray(grey)
+    if values.size:
+        least, most = values.min(), values.max()
+        whole = least >= 0 and most <= 255 and (values == np.round(values)).all()
+        if not whole or (image.mode == "F" and 0 < most <= 1):
+            raise InputError(
+                f"{named} has values of 32 bits from {least:g} to {most:g} (mode {image.mode}), of "
+                "which nothing says what is white: give "
+                "(values / white * 255).clip(0, 255).astype('uint8') with your own white"
+            )
+    return Image.fromarray(values.astype(np.uint8))
 
 
 def plain_picture(image: Image.Image) -> Image.Image:
     """Make an RGB picture of the same size in the picture's mean colour."""
     mean = np.asarray(image.convert("RGB")).reshape(-1, 3).mean(0).round().astype(int)
     return Image.new("RGB", image.size, tuple(int(c) for c in mean))
-
-
-def _grey_of_16_bits(image: Image.Image) -> Image.Image:
-    """Scale 0 to 65,535 to 0 to 255, where Pillow's own conversion cuts all above 255 to white."""
-    values = np.asarray(image)
-    if image.mode == "I" and values.max() <= 255:
-        return image
-    grey = np.round(values.clip(0, 65535) / 257).astype(np.uint8)
-    if "transparency" in image.info:  # one grey, which is as if it were not there
-        grey[values == image.info["transparency"]] = 255
-    return Image.fromarray(grey)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,37 @@ from attnlens.errors import InputError
 from attnlens.progress import transformers_bars_on_terminal_only
 from attnlens.text import printable
 from attnlens.vlm.family import Family, family_of
-from attnlens.vlm.processor import load_processor
+from attnlens.vlm.processor import load_processor, pixel_limits, size_of
 from attnlens.vlm.prompt import Prompt, PromptBatch, batch_prompts, build_prompt
 
 TESTBED = Path(__file__).parent.parent / "testbed" / "weights"
+HUB = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
+"""Options of ``from_pretrained`` that say where the files are."""
+OPTIONS = (
+    *HUB,
+    "attn_implementation",
+    "quantization_config",
+    "max_memory",
+    "offload_folder",
+    "offload_buffers",
+    "use_safetensors",
+    "variant",
+    "key_mapping",
+    "tp_plan",
+    "use_kernels",
+)
+"""Options that ``load`` passes on to ``from_pretrained``."""
+PARTS = {
+    "image processor": (
+        ("preprocessor_config.json", "processor_config.json"),
+        "preprocessor_config.json or processor_config.json",
+    ),
+    "tokenizer": (
+        ("tokenizer.json", "vocab.json"),
+        "tokenizer.json (or vocab.json and merges.txt) and tokenizer_config.json",
+    ),
+}
+"""Parts of a checkpoint beside its weights: files that may hold them, and what to copy."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -48,27 +76,51 @@ class VLM:
     def prompt(
         self,
         image: Any,
-        question: str,
-        mode: str = "normal",
+        question: str | None = None,
+        mode: str | None = "normal",
         *,
         system: str | None = None,
         template: str | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
     ) -> Prompt:
-        r"""Build a prompt about one image, several images, or none.
+        r"""Build a prompt about one image, several images, or none, or from chat messages.
 
         Parameters
         ----------
         image
-            A path or a ``PIL.Image``, a list of them, or None for text alone.
+            A path, a ``file://`` or ``data:`` URL, bytes, a ``PIL.Image`` or an array of uint8 (see
+            ``attnlens.vlm.images.open_image`` for what is white, transparent and animated), a list
+            of them, or None for text alone.
+
+            Or chat messages in Hugging Face's form, instead of image, question and mode: a list of
+            ``{"role": ..., "content": ...}`` with role ``system`` (first), ``user`` or
+            ``assistant``, and as content a text or a list of ``{"type": "text", "text": ...}`` and
+            ``{"type": "image", "image": ...}`` (or ``url``, ``path``, ``base64``). The last message
+            is the user's. They hold their own instruction: ``mode`` stays ``normal`` or None, and
+            ``prompt.mode`` is ``messages``. Of the keys, all before the first image are ``system``,
+            whoever says them, and all text after it is ``query``, earlier answers of the assistant
+            included: they are part of the prompt, ``response`` is what is generated.
         question
             The question.
         mode
-            ``normal``, ``cot`` (think inside ``<think>``), ``back`` (Look-Back: verify inside
-            ``<back>``) or ``reflection`` (Qwen-LookAgain's five parts).
+            Format of the answer, in words of our own: ``normal``, ``cot`` (think inside
+            ``<think>``), ``back`` (Look-Back: verify inside ``<back>``) or ``reflection``
+            (Qwen-LookAgain's five parts). Or in Look-Back's words: as its evaluation asks its
+            checkpoints (``semantic-back``, ``solution-back``, ``look-back-cot``: the instruction
+            after the question in the user's turn; with the ending ``-grpo`` as system text, with
+            ``-hint`` before the question), or as its trend script does (``trend-back``,
+            ``trend-cot``, ``trend-normal``); see ``attnlens.vlm.modes``.
         system
-            System prompt; "You are a helpful assistant." when not given.
+            System prompt; the mode's ("You are a helpful assistant.") when not given.
         template
             Your own user text in place of the mode's, with ``{question}`` in it.
+        min_pixels, max_pixels
+            Limits of an image's area after resizing, in pixels; those of ``load``, else the
+            checkpoint's, when not given. The image processor keeps the shape and rounds sides to
+            visual tokens (28 pixels in Qwen2.5-VL). Look-Back's evaluation uses 262,144 and
+            1,000,000, but resizes twice, to that area and then to whole visual tokens, so that its
+            grid often differs by a row or a column; resize a picture before for that very grid.
 
         Returns
         -------
@@ -80,10 +132,20 @@ class VLM:
         ------
         InputError
             If an image cannot be read or has an extreme aspect ratio, the question is empty, the
-            mode is unknown, the template has no place for the question, or the text holds one of
-            the model's special tokens.
+            mode is unknown, the template has no place for the question, the text holds one of the
+            model's special tokens, messages are in another form or stand beside another question,
+            or limits of pixels cannot hold.
         """
-        return build_prompt(self, image, question, mode, system=system, template=template)
+        return build_prompt(
+            self,
+            image,
+            question,
+            mode,
+            system=system,
+            template=template,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+        )
 
     def batch(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """Pad prompts on the left to one length, to be generated together."""
@@ -96,6 +158,8 @@ def load(
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
     device_map: Any = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
     **options: Any,
 ) -> VLM:
     """Load a Qwen2.5-VL checkpoint.
@@ -112,18 +176,21 @@ def load(
         dtype.
     device_map
         Passed on to ``from_pretrained``; ``device`` is then not used.
+    min_pixels, max_pixels
+        Limits of an image's area after resizing, in pixels, for all prompts; the checkpoint's own
+        when not given. See ``VLM.prompt``.
     options
-        Passed on to ``from_pretrained`` as they are (``attn_implementation``, ``revision``,
-        ``quantization_config``, ...). No attention implementation is chosen for you.
+        Passed on to ``from_pretrained`` as they are: those of ``OPTIONS`` (``attn_implementation``,
+        ``revision``, ``quantization_config``, ...). No attention implementation is chosen for you.
 
     Raises
     ------
     InputError
-        If there is no checkpoint of that name, it is not Qwen2.5-VL, damaged or incomplete, or
-        the device is not there.
+        If there is no checkpoint of that name, it is not Qwen2.5-VL, an adapter alone, damaged or
+        incomplete (weights, tokenizer, image processor, chat template), its layers use
+        sliding-window attention, the device is not there, or an option is unknown.
     """
-    if "trust_remote_code" in options:
-        raise InputError("trust_remote_code is not supported: attnlens runs no code of checkpoints")
+    _check_options(options, name)
     chosen = _dtype(dtype)
     target = None if device_map is not None else find_device(device)
     given = str(name)
@@ -131,14 +198,26 @@ def load(
     if isinstance(source, str) and Path(source).is_dir():
         source = Path(source)
     inside = options.get("subfolder", "")
-    if isinstance(source, Path) and not (source / inside / "config.json").is_file():
-        raise InputError(f"{str(Path(given) / inside)!r} holds no model: no config.json is in it")
-    hub: dict[str, Any] = {
-        k: options[k]
-        for k in ("revision", "token", "cache_dir", "subfolder", "local_files_only")
-        if k in options
-    }
-    family = family_of(_config(source, given, hub), given)
+    if isinstance(source, Path):
+        _check_folder(source / inside, str(Path(given) / inside))
+    hub: dict[str, Any] = {k: options[k] for k in HUB if k in options}
+    config = _config(source, given, hub)
+    family = family_of(config, given)
+    family.check_layers(config, repr(given))
+    if isinstance(source, Path):
+        _check_parts(source / inside, str(Path(given) / inside))
+    try:
+        processor = load_processor(source, **hub)
+    except Exception as error:  # readers of damaged files raise errors of all kinds
+        raise InputError(f"{given!r} cannot be loaded: {_first_line(error)}") from error
+    if not processor.chat_template:
+        raise InputError(
+            f"{given!r} cannot be loaded: it has no chat template; put the chat_template.jinja (or "
+            "chat_template.json) of the checkpoint it was trained from into it"
+        )
+    limits = pixel_limits(processor, min_pixels, max_pixels)
+    if (min_pixels, max_pixels) != (None, None):
+        processor.image_processor.size = size_of(limits)
     try:
         with transformers_bars_on_terminal_only():
             model, report = family.model_class().from_pretrained(
@@ -146,8 +225,7 @@ def load(
             )
         if target is not None:
             model = model.to(target)
-        processor = load_processor(source, **hub)
-    except Exception as error:  # readers of damaged files raise errors of all kinds
+    except Exception as error:  # as above
         raise InputError(f"{given!r} cannot be loaded: {_first_line(error)}") from error
     if missing := _missing_weights(model, report):
         # transformers fills them with random numbers and goes on
@@ -156,6 +234,44 @@ def load(
             f"{missing[0]}"
         )
     return VLM(model=model.eval(), processor=processor, name=given, family=family)
+
+
+def _check_options(options: dict[str, Any], name: str | Path) -> None:
+    """Refuse options that transformers would swallow or that are misspelled."""
+    if "trust_remote_code" in options:
+        raise InputError("trust_remote_code is not supported: attnlens runs no code of checkpoints")
+    known = ("device", "dtype", "device_map", "min_pixels", "max_pixels", *OPTIONS)
+    for option in options:
+        if option not in OPTIONS:
+            alike = difflib.get_close_matches(option, known, 1)
+            advice = f"give {alike[0]}=" if alike else f"give some of {', '.join(known)}"
+            raise InputError(
+                f"{str(name)!r} cannot be loaded with {option}=, which is no option: {advice}"
+            )
+
+
+def _check_folder(folder: Path, given: str) -> None:
+    """Refuse a folder without a model of its own."""
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(
+            f"{given!r} holds an adapter (adapter_config.json), which would be left out: load its "
+            "base model as vlm, merge with peft, PeftModel.from_pretrained(vlm.model, adapter)"
+            ".merge_and_unload().save_pretrained(folder), add vlm.processor.save_pretrained(folder)"
+            ", and load that folder; where the weights hold it already, move adapter_config.json "
+            "away"
+        )
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{given!r} holds no model: no config.json is in it")
+
+
+def _check_parts(folder: Path, given: str) -> None:
+    """Refuse a folder that lacks what stands beside the weights, and say what would help."""
+    for what, (names, advice) in PARTS.items():
+        if not any((folder / name).is_file() for name in names):
+            raise InputError(
+                f"{given!r} cannot be loaded: it has no {what}; copy {advice} of the checkpoint "
+                "it was trained from into it"
+            )
 
 
 def _missing_weights(model: Any, report: dict[str, Any]) -> list[str]:

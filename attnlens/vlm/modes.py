@@ -1,14 +1,32 @@
-"""What each mode asks of the model: the instruction that is put around a question.
+r"""What each mode asks of the model: the instruction that is put around a question.
 
-The instruction belongs to the prompt, not to the model. The formats are those of Look-Back
-(arXiv 2507.03019: verification inside ``<back>``) and Qwen-LookAgain (arXiv 2505.23558: five
-parts, with ``<REFLECTION>``); the words are ours. A checkpoint that was trained with other words
-should be asked in those: give ``template=`` and ``system=`` to ``vlm.prompt``.
+The instruction belongs to the prompt, not to the model. The formats of ``MODES`` are those of
+Look-Back (arXiv 2507.03019: verification inside ``<back>``) and Qwen-LookAgain (arXiv 2505.23558:
+five parts, with ``<REFLECTION>``); the words are ours.
+
+``LOOK_BACK`` asks in Look-Back's own words, character by character, since a checkpoint should be
+asked as it was trained. Source: https://github.com/ruiz-nju/Look-Back. They come in two forms:
+
+- of its evaluation (``eval/utils/processing.py``, with the words of ``eval/scripts/*.sh`` and of
+  ``eval/main.py``). Its version ``back``, which the scripts of both checkpoints use, has the
+  instruction after the question in the user's turn: ``semantic-back`` and ``solution-back`` for the
+  checkpoints of that name, ``look-back-cot`` for the default words, without ``<back>``. With the
+  ending ``-grpo`` the instruction is the system text, and with ``-hint`` it stands before the
+  question.
+- of its trend script (``vis_demo/att_trend_viz.py``): ``trend-back``, ``trend-cot`` and
+  ``trend-normal``. There, too, the instruction follows the question, on a line of its own between
+  spaces. Its ``back`` says ``\b`` in a Python string, so that the model reads a backspace and
+  "oxed{}"; that is kept.
+
+For other words give ``template=`` and ``system=`` to ``vlm.prompt``.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from attnlens.errors import InputError
+from attnlens.text import shortened
 
 MODES: dict[str, str] = {
     "normal": "{question}\nGive only the final answer, inside \\boxed{}.",
@@ -35,7 +53,122 @@ MODES: dict[str, str] = {
 DEFAULT_SYSTEM = "You are a helpful assistant."
 
 
-def user_text(question: str, mode: str, template: str | None = None) -> str:
+@dataclass(frozen=True)
+class Mode:
+    """A prompt around a question.
+
+    Attributes
+    ----------
+    template
+        The user's text; ``{question}`` stands where the question goes.
+    system
+        The system prompt.
+    """
+
+    template: str
+    system: str = DEFAULT_SYSTEM
+
+
+_THINK = (
+    "You FIRST think about the reasoning process as an internal monologue and then provide the "
+    "final answer. The reasoning process MUST BE enclosed within <think> </think> tags"
+)
+_SEMANTIC = (
+    f"{_THINK}, and use <back> </back> to verify your reasoning against the image. The final "
+    "answer MUST BE put in \\boxed{}, respectively, i.e., <think> reasoning process here </think> "
+    "<back> verification process here </back> <think> continue reasoning </think> "
+    "\\boxed{final answer}."
+)
+_SOLUTION = (
+    f"{_THINK}, and use <back> </back> to verify your reasoning solution against the image, and "
+    "rethink it in the <think> </think> tags based on your thinking and verification content. The "
+    "final answer MUST BE put in \\boxed{}, respectively, i.e., <think> reasoning process here "
+    "</think> <back> verification process against the image here </back> <think> based on the "
+    "thinking  and verification contents, rethinking here </think> \\boxed{final answer}."
+)
+_COT = f"{_THINK}. The final answer MUST BE put in \\boxed{{}}."
+_TREND_COT = (
+    f"{_THINK}. The final answer MUST BE put in \\boxed{{}}, respectively, i.e., <think> reasoning "
+    "process here </think> \\boxed{final answer}."
+)
+_TREND = "{question} \n"  # between the question and the words of the trend script
+_TREND_END = "\n        "
+
+LOOK_BACK: dict[str, Mode] = {}
+"""Look-Back's own prompts by name, of its evaluation and of its trend script."""
+for _name, _words in (
+    ("semantic-back", _SEMANTIC),
+    ("solution-back", _SOLUTION),
+    ("look-back-cot", _COT),
+):
+    LOOK_BACK[_name] = Mode(f"{{question}} {_words}")
+    LOOK_BACK[f"{_name}-grpo"] = Mode("{question}", _words)
+    LOOK_BACK[f"{_name}-hint"] = Mode(f" {_words} \n Qwestion: {{question}}")  # spelled so there
+LOOK_BACK["trend-back"] = Mode(_TREND + _SEMANTIC.replace("\\boxed{}", "\boxed{}") + _TREND_END)
+LOOK_BACK["trend-cot"] = Mode(_TREND + _TREND_COT + _TREND_END)
+LOOK_BACK["trend-normal"] = Mode("{question} ")
+
+MODE_NAMES = (*MODES, *LOOK_BACK)
+"""Names of all modes."""
+MESSAGES = "messages"
+"""Stands for a mode where chat messages were given, which hold their own instruction."""
+MODES_HELP = (
+    f"{', '.join(MODES)}, in words of our own; or Look-Back's, as its evaluation asks "
+    "(semantic-back, solution-back, look-back-cot: the instruction after the question; with the "
+    "ending -grpo as system text, with -hint before the question) or as its att_trend_viz.py does "
+    "(trend-back, trend-cot, trend-normal)"
+)
+"""What the commands say of their modes."""
+VERIFICATIONS = {"<back>": "back", "<REFLECTION>": "reflection"}
+"""Tags that open a verification, and the regions that they begin."""
+
+
+def mode_of(name: str) -> Mode:
+    """Return a mode by its name.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    if name in MODES:
+        return Mode(MODES[name])
+    if name not in LOOK_BACK:
+        raise InputError(f"unknown mode {name!r}: use one of {', '.join(MODE_NAMES)}")
+    return LOOK_BACK[name]
+
+
+def asked_words(mode: str, template: str | None = None, system: str | None = None) -> str:
+    """Everything that a mode says around a question, where parts of it may be the user's own."""
+    own = mode_of(mode)
+    words = (
+        own.system if system is None else system,
+        own.template if template is None else template,
+    )
+    return "\n".join(words)
+
+
+def verification_tag(words: str) -> str | None:
+    """Tag of the verification that a prompt's words ask for; None where they ask for none."""
+    return next((tag for tag in VERIFICATIONS if tag in words), None)
+
+
+def check_template(template: str) -> None:
+    """Refuse a template without a place for the question.
+
+    Raises
+    ------
+    InputError
+        If ``{question}`` is not in it.
+    """
+    if "{question}" not in template:
+        raise InputError(
+            f"the template {shortened(template, 80)!r} has no place for the question: "
+            "put {question} into it"
+        )
+
+
+def user_text(question: str | None, mode: str, template: str | None = None) -> str:
     """Put the instruction of a mode around a question.
 
     Parameters
@@ -43,7 +176,7 @@ def user_text(question: str, mode: str, template: str | None = None) -> str:
     question
         The user's question; not empty.
     mode
-        ``normal``, ``cot``, ``back`` or ``reflection``.
+        One of ``MODE_NAMES``.
     template
         The user's own text with ``{question}`` where the question goes, in place of the mode's.
 
@@ -53,15 +186,13 @@ def user_text(question: str, mode: str, template: str | None = None) -> str:
         If the question is empty, the mode unknown, or the template lacks ``{question}``.
     """
     if not isinstance(question, str) or not question.strip():
-        raise InputError(f"the question is empty (got {question!r}): give the text of a question")
-    if mode not in MODES:
-        raise InputError(f"unknown mode {mode!r}: use one of {', '.join(MODES)}")
-    if template is not None and "{question}" not in template:
-        raise InputError(
-            f"the template {template!r} has no place for the question: put {{question}} into it"
-        )
+        given = shortened(repr(question), 80)
+        raise InputError(f"the question is empty (got {given}): give the text of a question")
+    own = mode_of(mode)
+    if template is not None:
+        check_template(template)
     # replace, not format: templates hold braces of their own (\boxed{})
-    return (MODES[mode] if template is None else template).replace("{question}", question.strip())
+    return (own.template if template is None else template).replace("{question}", question.strip())
 
 
 def messages(text: str, images: int, system: str | None = None) -> list[dict]:

@@ -10,9 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 from transformers.utils import is_torchvision_available
+
+from attnlens.errors import InputError
 
 IMAGE_TOKEN = "<|image_pad|>"
 VIDEO_TOKEN = "<|video_pad|>"
@@ -64,6 +67,48 @@ class ImageTextProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """Names of what a call returns."""
         return [*super().model_input_names, "mm_token_type_ids"]
+
+
+def pixel_limits(
+    processor: Any, min_pixels: int | None = None, max_pixels: int | None = None
+) -> tuple[int, int]:
+    """Limits of an image's area after resizing, in pixels.
+
+    Parameters
+    ----------
+    processor
+        The processor, whose own limits stand where none is given.
+    min_pixels, max_pixels
+        The limits asked for.
+
+    Raises
+    ------
+    InputError
+        If one is no whole number, no visual token fits, or the smaller one is larger.
+    """
+    images = processor.image_processor
+    for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if value is not None and (not whole or value < 1):
+            raise InputError(f"{name}={value!r}: give a whole number of pixels of at least 1")
+    least = images.size["shortest_edge"] if min_pixels is None else min_pixels
+    most = images.size["longest_edge"] if max_pixels is None else max_pixels
+    token = (images.patch_size * images.merge_size) ** 2
+    if most < token:
+        raise InputError(
+            f"max_pixels={most}: a visual token takes {token} pixels, so give at least {token}"
+        )
+    if least > most:
+        both = "" if None not in (min_pixels, max_pixels) else ", of which one is the checkpoint's"
+        raise InputError(
+            f"min_pixels={least} is more than max_pixels={most}{both}: give both, the smaller first"
+        )
+    return int(least), int(most)
+
+
+def size_of(limits: tuple[int, int]) -> dict[str, int]:
+    """Write limits of pixels as Qwen2-VL's image processors name them: areas, despite the names."""
+    return {"shortest_edge": limits[0], "longest_edge": limits[1]}
 
 
 def load_processor(folder: str | Path, **hub: Any) -> Any:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +13,11 @@ from torch.nn import functional as F
 
 from attnlens.errors import InputError
 from attnlens.segments import PADDING
+from attnlens.text import one_line, shortened
+from attnlens.vlm.chat import Chat, is_chat, read_chat
 from attnlens.vlm.images import ImageInfo, open_image
-from attnlens.vlm.modes import MODES, messages, user_text
+from attnlens.vlm.modes import MESSAGES, messages, mode_of, user_text
+from attnlens.vlm.processor import pixel_limits, size_of
 from attnlens.vlm.segments import label_segments
 
 if TYPE_CHECKING:
@@ -37,7 +39,8 @@ class Prompt:
     images
         What is known of each image: path, hash, size in pixels, grid of visual tokens.
     mode, question, text
-        The mode, the bare question, and the whole prompt text with its placeholders.
+        The mode (``messages`` for chat messages), the bare question (the text of the last
+        message), and the whole prompt text with its placeholders.
     pictures
         The opened images, RGB.
     """
@@ -55,6 +58,13 @@ class Prompt:
     def grids(self) -> tuple[tuple[int, int], ...]:
         """(rows, columns) of visual tokens of each image."""
         return tuple((i.rows, i.columns) for i in self.images)
+
+    @property
+    def limits(self) -> tuple[int | None, int | None]:
+        """Smallest and largest area that images were resized to, in pixels; None without images."""
+        return (
+            (self.images[0].min_pixels, self.images[0].max_pixels) if self.images else (None, None)
+        )
 
     @property
     def boxes(self) -> tuple[np.ndarray, ...]:
@@ -85,36 +95,119 @@ class PromptBatch:
 def build_prompt(
     vlm: VLM,
     image: Any,
-    question: str,
-    mode: str,
+    question: str | None,
+    mode: str | None,
     *,
     system: str | None,
     template: str | None,
+    min_pixels: int | None,
+    max_pixels: int | None,
 ) -> Prompt:
     """Build a prompt; see ``VLM.prompt``."""
-    text = user_text(question, mode, template)
-    tokenizer = vlm.processor.tokenizer
-    special_tokens = {vlm.processor.image_token, *tokenizer.all_special_tokens}
-    special_tokens |= {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-    for part in (text, system or ""):
-        for token in sorted(special_tokens):
-            # a fine-tuned model may have the tags of a mode as special tokens
-            allowed = token in MODES[mode] or (template is not None and not token.startswith("<|"))
-            if token in part and not allowed:
-                raise InputError(
-                    f"the text holds the model's special token {token!r}: write it another way"
-                )
-    opened = [open_image(source) for source in _as_list(image)]
-    pictures = [picture for picture, _ in opened]
-    chat = vlm.processor.apply_chat_template(
-        messages(text, len(pictures), system), tokenize=False, add_generation_prompt=True
+    if is_chat(image):
+        chat = _own_chat(image, question, mode, system, template)
+        mode, own = MESSAGES, True
+        allowed: set[str] = set()
+    else:
+        mode = "normal" if mode is None else mode
+        text = user_text(question, mode, template)
+        words = mode_of(mode)
+        system = words.system if system is None else system
+        images = _as_list(image)
+        asked = str(question).strip()
+        chat = Chat(messages(text, len(images), system), [text, system], images, asked)
+        own = template is not None
+        allowed = {tag for tag in _special_tokens(vlm) if tag in words.template + words.system}
+    _check_texts(vlm, chat.texts, allowed, own)
+    opened = [open_image(source) for source in chat.images]
+    written = vlm.processor.apply_chat_template(
+        chat.messages, tokenize=False, add_generation_prompt=True
     )
+    limits = (min_pixels, max_pixels)
+    return encode_prompt(vlm, written, opened, limits, mode=mode, question=chat.question)
+
+
+def _own_chat(
+    given: Any, question: Any, mode: str | None, system: str | None, template: str | None
+) -> Chat:
+    for name, value in (("question", question), ("system", system), ("template", template)):
+        if value is not None:
+            raise InputError(f"{name} beside messages: write it into the messages")
+    if mode not in (None, "normal"):
+        raise InputError(
+            f"mode {mode!r} beside messages: they hold their own instruction, so leave mode out"
+        )
+    return read_chat(given)
+
+
+def _special_tokens(vlm: VLM) -> set[str]:
+    tokenizer = vlm.processor.tokenizer
+    special = {vlm.processor.image_token, *tokenizer.all_special_tokens}
+    return special | {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+
+
+def _check_texts(vlm: VLM, texts: Sequence[str], allowed: set[str], own: bool) -> None:
+    """Refuse texts with special tokens, which a chat template would take for its own.
+
+    A fine-tuned model may have the tags of a mode as special tokens, which its words may hold, and
+    the user's own words.
+    """
+    for token in sorted(_special_tokens(vlm)):
+        fine = token in allowed or (own and not token.startswith("<|"))
+        if not fine and any(token in text for text in texts):
+            raise InputError(
+                f"the text holds the model's special token {token!r}: write it another way"
+            )
+
+
+def encode_prompt(
+    vlm: VLM,
+    text: str,
+    opened: Sequence[tuple[Image.Image, ImageInfo]],
+    limits: tuple[int | None, int | None],
+    *,
+    mode: str,
+    question: str,
+) -> Prompt:
+    """Make a prompt of a text in the chat layout, with a placeholder for each image.
+
+    Parameters
+    ----------
+    vlm
+        The model.
+    text
+        The whole text, as the chat template writes it.
+    opened
+        The images, as ``open_image`` gives them.
+    limits
+        ``min_pixels`` and ``max_pixels``; the processor's own where they are None.
+    mode, question
+        For the record.
+
+    Raises
+    ------
+    InputError
+        If the text has another number of placeholders than there are images, the limits cannot
+        hold, or the processor refuses the prompt.
+    """
+    pictures = [picture for picture, _ in opened]
+    placeholders = text.count(vlm.processor.image_token)
+    if placeholders != len(pictures):
+        raise InputError(
+            f"the prompt's text has {placeholders} placeholders for {len(pictures)} images: use "
+            "the chat template of a Qwen2.5-VL checkpoint"
+        )
+    options: dict[str, Any] = {}
+    least, most = pixel_limits(vlm.processor, *limits)
+    if limits != (None, None):
+        options["images_kwargs"] = {"size": size_of((least, most))}
     try:
         encoded = vlm.processor(
-            text=[chat], images=pictures or None, return_tensors="pt", padding=False
+            text=[text], images=pictures or None, return_tensors="pt", padding=False, **options
         )
     except ValueError as error:
-        raise InputError(f"the processor refused the prompt: {error}") from error
+        reason = shortened(one_line(str(error)), 200)
+        raise InputError(f"the processor refused the prompt: {reason}") from error
     ids = encoded["input_ids"][0].numpy()
     special = vlm.family.special_ids(vlm.model.config)
     segments = label_segments(
@@ -125,8 +218,15 @@ def build_prompt(
     merge = vlm.model.config.vision_config.spatial_merge_size
     infos = []
     for (_, info), grid in zip(opened, encoded.get("image_grid_thw", []), strict=True):
-        rows, columns = int(grid[1]) // merge, int(grid[2]) // merge
-        infos.append(ImageInfo(info.path, info.sha256, info.width, info.height, rows, columns))
+        infos.append(
+            replace(
+                info,
+                rows=int(grid[1]) // merge,
+                columns=int(grid[2]) // merge,
+                min_pixels=least,
+                max_pixels=most,
+            )
+        )
     image_of_key = np.full(len(ids), -1, dtype=np.int64)
     counts = [info.rows * info.columns for info in infos]
     image_of_key[segments == "visual"] = np.repeat(np.arange(len(counts)), counts)
@@ -136,22 +236,50 @@ def build_prompt(
         image_of_key=image_of_key,
         images=tuple(infos),
         mode=mode,
-        question=question.strip(),
-        text=chat,
+        question=question,
+        text=text,
         pictures=tuple(pictures),
+    )
+
+
+def with_pictures(vlm: VLM, prompt: Prompt, pictures: Sequence[Any]) -> Prompt:
+    """Ask the same about other images: as many, or none.
+
+    Parameters
+    ----------
+    vlm
+        The model.
+    prompt
+        A prompt with images.
+    pictures
+        One for each image, or none: then the images and the tokens around them are left out.
+
+    Raises
+    ------
+    InputError
+        As ``encode_prompt``.
+    """
+    text = prompt.text
+    if not pictures:
+        token = vlm.processor.tokenizer.convert_ids_to_tokens
+        config = vlm.model.config
+        start, end = token(config.vision_start_token_id), token(config.vision_end_token_id)
+        text = text.replace(f"{start}{vlm.processor.image_token}{end}", "")
+    return encode_prompt(
+        vlm,
+        text,
+        [open_image(picture) for picture in pictures],
+        prompt.limits,
+        mode=prompt.mode,
+        question=prompt.question,
     )
 
 
 def _as_list(image: Any) -> list[Any]:
     if image is None:
         return []
-    if isinstance(image, str | Path | Image.Image):
-        return [image]
-    if isinstance(image, Sequence):
-        return list(image)
-    raise InputError(
-        f"an image is given as {type(image).__name__}: give a path, a PIL.Image, or a list of them"
-    )
+    one = isinstance(image, str | bytes | bytearray | memoryview)
+    return list(image) if isinstance(image, Sequence) and not one else [image]
 
 
 def pad_inputs(rows: Sequence[dict[str, torch.Tensor]], padding_id: int) -> dict[str, torch.Tensor]:

@@ -1,0 +1,118 @@
+"""Chat messages in the form of Hugging Face: what is said, and which pictures are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from attnlens.errors import InputError
+from attnlens.text import shortened
+
+ROLES = ("system", "user", "assistant")
+SOURCES = ("image", "url", "path", "base64")
+"""Under which names a part of a message may hold its picture."""
+FORM = (
+    '[{"role": "user", "content": '
+    '[{"type": "image", "image": ...}, {"type": "text", "text": ...}]}]'
+)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation that the model is to go on with.
+
+    Attributes
+    ----------
+    messages
+        As the chat template takes them, images without their pictures.
+    texts
+        Everything that is said.
+    images
+        What was given for each image, in order.
+    question
+        Text of the last message.
+    """
+
+    messages: list[dict[str, Any]]
+    texts: list[str]
+    images: list[Any]
+    question: str
+
+
+def is_chat(given: Any) -> bool:
+    """Whether something is meant as chat messages."""
+    if isinstance(given, Mapping):
+        return True
+    is_list = isinstance(given, Sequence) and not isinstance(given, str | bytes)
+    return is_list and any(isinstance(one, Mapping) for one in given)
+
+
+def read_chat(given: Any) -> Chat:
+    """Read chat messages; see ``VLM.prompt`` for their form.
+
+    Raises
+    ------
+    InputError
+        If they are in another form, hold something else than text and images, or do not end with
+        the user's turn.
+    """
+    if isinstance(given, Mapping):
+        raise InputError(f"one message was given: give a list of them, {FORM}")
+    messages: list[dict[str, Any]] = []
+    texts: list[str] = []
+    images: list[Any] = []
+    for number, message in enumerate(given):
+        where = f"message {number}"
+        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+            raise InputError(f"{where} is {_short(message)}: give role and content, as in {FORM}")
+        role, content = message["role"], message["content"]
+        if role not in ROLES:
+            raise InputError(f"{where} has the role {_short(role)}: use one of {', '.join(ROLES)}")
+        if role == "system" and number:
+            raise InputError(f"{where} is the system's: give it as the first one")
+        said: list[str] = []
+        parts: Any = content
+        if isinstance(content, str):
+            said.append(content)
+        elif isinstance(content, Sequence):
+            parts = []
+            for part in content:
+                kind, value = _part(part, where)
+                parts.append({"type": "image"} if kind == "image" else {"type": kind, kind: value})
+                (images if kind == "image" else said).append(value)
+        else:
+            raise InputError(f"{where} has the content {_short(content)}: give a text or a list")
+        messages.append({"role": role, "content": parts})
+        texts += said
+    if messages[-1]["role"] != "user":
+        raise InputError(
+            f"the last message is the {messages[-1]['role']}'s: end with one of the user's, which "
+            "the model answers"
+        )
+    return Chat(messages, texts, images, "\n".join(said).strip())
+
+
+def _part(part: Any, where: str) -> tuple[str, Any]:
+    """Kind of a part of a message, ``text`` or ``image``, and what it holds."""
+    given = dict(part) if isinstance(part, Mapping) else {}
+    kind = given.pop("type", None)
+    if kind == "text" and set(given) == {"text"} and isinstance(given["text"], str):
+        return "text", given["text"]
+    if kind == "image_url" and set(given) == {"image_url"}:
+        url = given["image_url"]
+        kind, given = "image", dict(url) if isinstance(url, Mapping) else {"url": url}
+    if kind == "image" and len(given) == 1 and next(iter(given)) in SOURCES:
+        name, value = next(iter(given.items()))
+        if name == "base64" and isinstance(value, str) and not value.startswith("data:"):
+            value = f"data:;base64,{value}"
+        return "image", value
+    raise InputError(
+        f"{where} has a part {_short(part)}: give "
+        '{"type": "text", "text": ...} or {"type": "image"} with one of '
+        f"{', '.join(SOURCES)}; limits of pixels are given to vlm.prompt"
+    )
+
+
+def _short(value: Any) -> str:
+    return shortened(repr(value), 80)
