@@ -13,6 +13,7 @@ from PIL import Image
 
 from attnlens.errors import InputError
 from attnlens.experiments.same_prompt import other_parts
+from attnlens.measures.inputs import visual_key_share
 from attnlens.measures.recovery import divergences, entropy
 from attnlens.measures.share import visual_share
 from attnlens.recording.generation import altered_by
@@ -62,7 +63,7 @@ def dependence(
         ``hellinger`` (0 to 1), ``log_ratio`` (nats: log-probability of the response token with the
         image minus without), ``entropy_without`` (nats, of the next token without the image);
         ``log_probability[step]`` with the image and ``entropy[step]``, the same with it;
-        ``key_share[step]``, the fraction of keys that is visual; and ``mass[step]``,
+        ``key_share[step]``, the fraction of visible keys that is visual; and ``mass[step]``,
         ``look_back[step]``: visual share of the same step, so that one sees where attention and
         use part ways. Coordinates of the tokens as in the trace; attributes ``model`` and, where
         it is known how the response was generated, ``altered_by``: the settings that kept it from
@@ -112,9 +113,7 @@ def dependence(
     for name, values in rows.items():
         variables[name] = (("reference", "step"), np.stack(values))
     data = xr.Dataset(variables, {"reference": list(without), "step": trace.data["step"].values})
-    keys = trace.data["keys"]
-    share_of_keys = keys.sel(segment="visual") / keys.sum("segment")
-    data["key_share"] = (("step",), share_of_keys.values)
+    data["key_share"] = (("step",), visual_key_share(trace.data).values)
     for name, definition in (("mass", "mass"), ("look_back", "look-back")):
         share = visual_share(trace, definition)
         data[name] = share.reindex(step=data["step"]).drop_vars(

@@ -61,7 +61,9 @@ class Run:
         steps, and None in definitions, where it is not defined. Numbers without the labels that
         ``visual_share`` puts on them, since labels take most of its time.
         """
-        data = self.trace.data[["mass", "keys", "visual_nonzero"]].reset_coords(drop=True)
+        needed = {"mass", "keys", "hidden", "visual_nonzero"}
+        data = self.trace.data[[v for v in self.trace.data.data_vars if v in needed]]
+        data = data.reset_coords(drop=True)
         own: list[np.ndarray | None]
         own = [_compute(data, definition, False) for definition in DEFINITIONS.values()]
         copied = bool((data["keys"].sel(segment="copied") > 0).any())

@@ -100,6 +100,49 @@ def dataset_of(trace: TraceLike) -> xr.Dataset:
     return data
 
 
+def visible_keys(data: xr.Dataset) -> xr.DataArray:
+    """Count the keys that a step sees in each segment.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        Dataset of a trace.
+
+    Returns
+    -------
+    xarray.DataArray, float64, (step, segment) or (step, layer, head, segment)
+        ``keys``, less ``hidden`` where a mask hid some: a ``Knockout``, or a mask of the user's.
+    """
+    keys = data["keys"].astype(np.float64)
+    if "hidden" not in data:
+        return keys
+    seen = (keys - data["hidden"]).transpose("step", "layer", "head", "segment")
+    return seen.rename("keys")
+
+
+def visual_key_share(data: xr.Dataset) -> xr.DataArray:
+    """Return the fraction of visible keys that is visual, at every step.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        Dataset of a trace.
+
+    Returns
+    -------
+    xarray.DataArray, float64, (step,)
+        r of Qwen-LookAgain (arXiv 2505.23558), mean over layers and heads where keys were hidden
+        from some. Inserted tokens are of the rest.
+    """
+    keys = visible_keys(data)
+    return over_heads(keys.sel(segment="visual") / keys.sum("segment"))
+
+
+def over_heads(counts: xr.DataArray) -> xr.DataArray:
+    """Average what is made of key counts over layers and heads, where it differs in them."""
+    return counts.mean([axis for axis in ("layer", "head") if axis in counts.dims])
+
+
 def runs_of(traces: TraceLike | Iterable[TraceLike]) -> Iterable[TraceLike]:
     """Return runs to go through: those given, or the one.
 

@@ -123,9 +123,7 @@ def assemble(
     is_step = first.positions >= layout.prompt_length - 1
     steps = first.positions[is_step][: len(stream.predicted)]
     mass = np.stack([rows[i].mass[row] for i in layers], axis=1)  # rows, layers, heads, columns
-    by_segment = np.stack(
-        [mass[..., [n == s for n in layout.names]].sum(-1) for s in SEGMENTS], axis=-1
-    )
+    by_segment = _by_segment(mass, layout)
     at_step = np.flatnonzero(is_step)[: len(steps)]
     predicted_texts = texts(stream.predicted.tolist())
     # the text of a query token is that of the step before, which keeps split characters together
@@ -138,6 +136,15 @@ def assemble(
         "keys": (("step", "segment"), _key_counts(layout, prompt_row, steps, inserted)),
         "visual_nonzero": (("step", "layer"), nonzero[: len(steps)]),
     }
+    hidden = [rows[i].hidden for i in layers]
+    if any(of_layer is not None for of_layer in hidden):
+        none = np.zeros(mass[:, 0].shape, np.int32)
+        counts = np.stack([none if h is None else h[row] for h in hidden], axis=1)[at_step]
+        if counts.any():
+            variables["hidden"] = (
+                ("step", "layer", "head", "segment"),
+                _by_segment(counts, layout).astype(np.int32),
+            )
     coordinates: dict[str, Any] = {
         "step": steps - inserted.before(steps) - (layout.prompt_length - 1),
         "layer": layers,
@@ -190,15 +197,27 @@ def assemble(
         "long_name": "fraction of attention mass, per layer and head, at one step",
         "units": "1",
     }
-    data["keys"].attrs = {"long_name": "number of visible keys at one step", "units": "1"}
+    data["keys"].attrs = {"long_name": "number of keys at one step", "units": "1"}
+    if "hidden" in data:
+        data["hidden"].attrs = {
+            "long_name": "number of keys hidden from a head at one step",
+            "units": "1",
+        }
     data.attrs = attrs
     return data
+
+
+def _by_segment(of_columns: np.ndarray, layout: KeyLayout) -> np.ndarray:
+    """Add up the columns of each segment, on the last axis."""
+    return np.stack(
+        [of_columns[..., [n == s for n in layout.names]].sum(-1) for s in SEGMENTS], axis=-1
+    )
 
 
 def _key_counts(
     layout: KeyLayout, prompt_row: int, positions: np.ndarray, inserted: InsertedKeys
 ) -> np.ndarray:
-    """Count the keys [steps, segments] that each step sees."""
+    """Count the keys [steps, segments] up to each step's own, hidden ones included."""
     counts = [int((layout.segments[prompt_row] == s).sum()) for s in SEGMENTS]
     table = np.tile(np.array(counts, dtype=np.int32), (len(positions), 1))
     copied = inserted.before(positions, "copied")

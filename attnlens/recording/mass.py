@@ -15,6 +15,9 @@ import torch
 CHUNK_ELEMENTS = 4_000_000
 """Largest number of attention weights (float32) that is held at a time."""
 
+HIDES = torch.finfo(torch.float16).min / 2
+"""A bias of this or below hides a key: -inf, or the lowest number of any dtype, as masks use it."""
+
 
 @dataclass(frozen=True)
 class Mass:
@@ -29,11 +32,15 @@ class Mass:
     visual_nonzero
         int32 [batch, rows wanted]: number of visual keys whose weight, summed over heads, is not
         zero.
+    hidden
+        int32 [batch or 1, rows, heads or 1, columns] or None: number of each column's keys, of
+        those up to the query's own, that the mask hides from a head; None where it hides none.
     """
 
     by_column: torch.Tensor
     visual_weight: torch.Tensor | None
     visual_nonzero: torch.Tensor
+    hidden: torch.Tensor | None = None
 
 
 def attention_scores(queries: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
@@ -151,11 +158,12 @@ def attention_mass(
     negative = columns < 0
     hidden = negative if bool(negative.any()) else None
     one_hot = torch.zeros(batch, length, column_count, dtype=torch.float32, device=device)
-    one_hot.scatter_(2, columns.clamp(min=0)[..., None], 1.0)
+    one_hot.scatter_(2, columns.clamp(min=0)[..., None], (~negative).float()[..., None])
     per_layer = batch * heads * rows * length
     together = max(1, CHUNK_ELEMENTS // max(1, per_layer))  # layers
     size = max(1, CHUNK_ELEMENTS // max(1, batch * heads * length))  # rows
     results: list[Mass] = []
+    hidden_parts: list[torch.Tensor] = []
     for first in range(0, len(queries), together):
         layers = range(first, min(first + together, len(queries)))
         converted = [keys[i].float() for i in layers]
@@ -168,6 +176,8 @@ def attention_mass(
                 for i, k in zip(layers, converted, strict=True)
             ]
             bias_here = _bias_of_rows(bias, piece)
+            if bias_here is not None and first == 0:  # the same for all layers
+                hidden_parts.append(_hidden_keys(bias_here, positions[piece], one_hot))
             if bias_here is not None and bias_here.shape[1] > 1:
                 bias_here = bias_here.repeat(1, len(layers), 1, 1)
             weights = attention_weights(
@@ -193,11 +203,15 @@ def attention_mass(
             (torch.cat(several, dim=2) if len(several) > 1 else several[0]).cpu()
             for several in zip(*parts, strict=True)
         )
+        if first == 0:
+            counts = torch.cat(hidden_parts, dim=1).cpu() if hidden_parts else None
+            hidden_keys = counts if counts is not None and bool(counts.any()) else None
         results += [
             Mass(
                 by_column=masses[:, place],
                 visual_weight=visuals[:, place] if want_visual else None,
                 visual_nonzero=nonzeros[:, place],
+                hidden=hidden_keys,
             )
             for place in range(len(layers))
         ]
@@ -252,6 +266,20 @@ def _bias_of_rows(
     if callable(bias):
         return bias(rows)
     return bias if bias is None or bias.shape[2] == 1 else bias[:, :, rows]
+
+
+def _hidden_keys(
+    bias: torch.Tensor, positions: torch.Tensor, one_hot: torch.Tensor
+) -> torch.Tensor:
+    """Count the keys that a bias hides: int32 [batch, rows, heads or 1, columns].
+
+    ``one_hot`` is [batch, keys, columns]; keys after a query's own are hidden from it anyway.
+    """
+    slots = torch.arange(bias.shape[3], device=bias.device)
+    hidden = (bias <= HIDES) & (slots <= positions.to(bias.device)[:, None])
+    heads, rows = hidden.shape[1:3]
+    counts = torch.matmul(hidden.float().flatten(1, 2), one_hot)
+    return counts.int().unflatten(1, (heads, rows)).transpose(1, 2)
 
 
 def _visual_mean(weights: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:

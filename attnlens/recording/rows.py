@@ -24,12 +24,15 @@ class RecordedRows:
         float32 [batch, steps, visual] or None, of the rows that are steps.
     visual_nonzero
         int32 [batch, steps], of the rows that are steps.
+    hidden
+        int32 [batch, rows, heads, columns] or None; see ``Mass``.
     """
 
     positions: np.ndarray
     mass: np.ndarray
     visual_weight: np.ndarray | None
     visual_nonzero: np.ndarray
+    hidden: np.ndarray | None = None
 
 
 def join_rows(
@@ -53,11 +56,17 @@ def join_rows(
         return RecordedRows(positions[order], empty, None, np.zeros((0, 0), np.int32))
     maps = [m.visual_weight for _, m in parts if m.visual_weight is not None]
     steps = _in_order(positions[positions >= first_step], complete)
+    hidden = None
+    if any(m.hidden is not None for _, m in parts):
+        none = torch.zeros((), dtype=torch.int32)
+        counts = [(none if m.hidden is None else m.hidden).expand_as(m.by_column) for _, m in parts]
+        hidden = torch.cat(counts, dim=1).numpy()[:, order]
     return RecordedRows(
         positions=positions[order],
         mass=torch.cat([m.by_column for _, m in parts], dim=1).numpy()[:, order],
         visual_weight=torch.cat(maps, dim=1).numpy()[:, steps] if maps else None,
         visual_nonzero=torch.cat([m.visual_nonzero for _, m in parts], dim=1).numpy()[:, steps],
+        hidden=hidden,
     )
 
 
@@ -80,6 +89,7 @@ def rows_before(parts: list[tuple[list[int], Mass]], slot: int) -> list[tuple[li
                 by_column=mass.by_column[:, wanted],
                 visual_weight=None if weight is None else weight[:, visual],
                 visual_nonzero=mass.visual_nonzero[:, visual],
+                hidden=None if mass.hidden is None else mass.hidden[:, wanted],
             )
             kept.append(([positions[i] for i in wanted], left))
     return kept

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from attnlens.recording.trace import Trace
 
 FORMAT = "attnlens-trace"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: with ``hidden``, without which counts of keys are wrong. Traces that have none are 1."""
 MANIFEST = "attnlens.json"
 # pickling codecs exist for Zarr: nothing outside this list is ever opened
 _CODECS = {"blosc", "zstd", "zlib", "gzip", "lz4", "vlen-utf8"}
@@ -42,7 +43,8 @@ def save_trace(trace: Trace, path: Path, *, replace: bool) -> None:
     with write_folder(path, replace=replace) as temporary:
         data.to_zarr(temporary, mode="w", zarr_format=2, consolidated=True)
         files = {name: _digest(temporary / name) for name in _files(temporary)}
-        manifest = {"format": FORMAT, "version": FORMAT_VERSION, "files": files}
+        version = FORMAT_VERSION if "hidden" in data else 1
+        manifest = {"format": FORMAT, "version": version, "files": files}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 

@@ -37,7 +37,10 @@ class Trace:
         ``mass[step, layer, head, segment]``
             fraction of attention mass on the keys of a segment; adds up to 1 over segments.
         ``keys[step, segment]``
-            number of keys that the step sees in each segment.
+            number of keys in each segment, up to the step's own. All layers and heads see them,
+            but for those that ``hidden`` counts.
+        ``hidden[step, layer, head, segment]`` (where a mask hid some: ``Knockout``, or your own)
+            number of these keys that the head does not see; measures count the others.
         ``visual_nonzero[step, layer]``
             number of visual keys whose weight, summed over heads, is not zero.
         ``visual_map[step, layer, visual]`` (when asked for)
@@ -66,6 +69,11 @@ class Trace:
                     f"the dataset is no trace: it needs {name}[{', '.join(dims)}], "
                     f"and has {dict(data.sizes)}"
                 )
+        if "hidden" in data and data["hidden"].dims != _NEEDED["mass"]:
+            raise InputError(
+                f"the dataset is no trace: hidden[{', '.join(map(str, data['hidden'].dims))}] "
+                f"should be hidden[{', '.join(_NEEDED['mass'])}]"
+            )
         if tuple(data["segment"].values) != SEGMENTS:
             raise InputError(
                 f"the dataset is no trace: its segments are {list(data['segment'].values)}, "

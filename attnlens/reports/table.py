@@ -38,8 +38,9 @@ def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
         where the truth is not known), ``cut_off`` (whether the answer had not ended when generation
         stopped at its longest length; missing where that is not known) of the run; ``step``,
         ``query_token``, ``predicted_token``, ``region`` (of the predicted token);
-        ``keys_SEGMENT``, the number of keys; ``mass_SEGMENT``, the fraction of attention mass, mean
-        over layers and heads; and each definition of visual share by its name
+        ``keys_SEGMENT``, the number of keys, without those that are hidden from a head, and
+        ``mass_SEGMENT``, the fraction of attention mass, both the mean over layers and heads; and
+        each definition of visual share by its name
         (``attnlens.measures.definitions``), reduced over heads and layers, NaN where it is not
         defined. ``NAME_query`` and ``NAME_response`` follow a definition that has curves of the
         query text and the generated text; those of ``mass`` are the fractions of these names.
@@ -51,6 +52,7 @@ def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
     from attnlens.boxed import final_answer
     from attnlens.measures import shares, visual_share
     from attnlens.measures.definitions import DEFINITIONS
+    from attnlens.measures.inputs import over_heads, visible_keys
 
     data = trace.data
     steps = data.sizes["step"]
@@ -78,9 +80,9 @@ def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
     for name in ("query_token", "predicted_token", "region"):
         texts = data[name].values.tolist() if name in data.variables else [None] * steps
         table[name] = pd.Series(texts, dtype="string")
-    mean = data["mass"].mean(("layer", "head"))
+    mean, keys = data["mass"].mean(("layer", "head")), over_heads(visible_keys(data))
     for segment in data["segment"].values.tolist():
-        table[f"keys_{segment}"] = data["keys"].sel(segment=segment).values
+        table[f"keys_{segment}"] = keys.sel(segment=segment).values
         table[f"mass_{segment}"] = mean.sel(segment=segment).values
     measured = {"query_token", "visual_nonzero"} <= set(data.variables)
     for name, definition in DEFINITIONS.items():

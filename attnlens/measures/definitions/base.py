@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import xarray as xr
 
+from attnlens.measures.inputs import visible_keys
+
 Segments = tuple[str, ...]
 
 
@@ -98,8 +100,9 @@ def segment_keys(data: xr.Dataset, segments: Sequence[str]) -> xr.DataArray:
 
     Returns
     -------
-    xarray.DataArray, float64, (step,)
-        Number of keys; NaN where there is none, so that a mean over no keys is undefined.
+    xarray.DataArray, float64, (step,) or (step, layer, head)
+        Number of keys, without those that are hidden from a head; NaN where there is none, so that
+        a mean over no keys is undefined.
     """
-    keys = data["keys"].sel(segment=list(segments)).astype("float64").sum("segment")
+    keys = visible_keys(data).sel(segment=list(segments)).sum("segment")
     return keys.where(keys > 0)

@@ -18,7 +18,7 @@ def lookback_ratio(data: xr.Dataset, visual: Segments) -> xr.DataArray:
     - Source: Lookback Lens (arXiv 2407.07071).
     - Step owner: the predicted token.
     - Denominator: mean weight of a context key plus mean weight of a generated key.
-    - Keys: mean.
+    - Keys: mean, without keys that a knock-out hides.
     - Reduction: ratio per head, then mean over heads, then mean over layers (the paper keeps
       every head as a feature).
     - Copied visual tokens are on neither side unless they are asked to count as visual; then

@@ -14,10 +14,10 @@ def mean_weight(data: xr.Dataset, visual: Segments) -> xr.DataArray:
 
     - Source: Qwen-LookAgain (arXiv 2505.23558), Fig. 2 and 9.
     - Step owner: the predicted token (the paper counts generated tokens and does not say more).
-    - Denominator: all visible keys, then the number of visual keys; values shrink with the size
-      of the image.
-    - Keys: mean.
-    - Reduction: mean over heads, then mean over layers.
+    - Denominator: all visible keys, then the number of visual keys that the head sees; values
+      shrink with the size of the image.
+    - Keys: mean, without keys that a knock-out hides.
+    - Reduction: mean over heads, then mean over layers, of those that see a visual key.
 
     Parameters
     ----------
@@ -29,7 +29,8 @@ def mean_weight(data: xr.Dataset, visual: Segments) -> xr.DataArray:
     Returns
     -------
     xarray.DataArray, float64, (step, layer, head)
-        Mean attention weight per key, per layer and head, at one step; NaN where there is no key.
+        Mean attention weight per key, per layer and head, at one step; NaN where the head
+        sees no such key.
     """
     return segment_mass(data, visual) / segment_keys(data, visual)
 

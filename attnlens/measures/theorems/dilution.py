@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from attnlens.errors import InputError
-from attnlens.measures.inputs import TraceLike, dataset_of, runs_of
+from attnlens.measures.inputs import TraceLike, dataset_of, over_heads, runs_of
 from attnlens.measures.recovery import mean_of_known
 from attnlens.measures.results import NAN
 from attnlens.measures.slope import slope_test
@@ -144,10 +144,11 @@ def _measure(run: Any, pair: Pair, chosen: dict[str, Any]) -> _Run:
     mass = curve["mass"].to_numpy()
     known = np.isfinite(mass)
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.log(terms["key_share"].values)
-        alpha = float(exponents(np.log(mass), share))
-        by_layer = exponents(np.log(terms["mass"].mean("head").values), share)
-        by_head = exponents(np.log(terms["mass"].values), share)
+        share = terms["key_share"]  # one for each head where keys were hidden from some
+        of_layers = share.mean("head") if "head" in share.dims else share
+        alpha = float(exponents(np.log(mass), np.log(curve["key_share"].to_numpy())))
+        by_layer = exponents(np.log(terms["mass"].mean("head").values), np.log(of_layers.values))
+        by_head = exponents(np.log(terms["mass"].values), np.log(share.values))
     return _Run(
         curve=curve,
         alpha=alpha,
@@ -178,9 +179,9 @@ def _curve(terms: xr.Dataset) -> pd.DataFrame:
         {
             "sample": 0,
             "step": terms["step"].values,
-            "key_share": terms["key_share"].values,
+            "key_share": over_heads(terms["key_share"]).values,
             **means,
-            "counts": terms["counts"].values,
+            "counts": over_heads(terms["counts"]).values,
         }
     )
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from attnlens.measures.inputs import TraceLike, dataset_of, select_layers
+from attnlens.measures.inputs import TraceLike, dataset_of, select_layers, visible_keys
 
 
 def evenness(trace: TraceLike, *, layers: int | Sequence[int] | None = None) -> xr.DataArray:
-    """Compare each segment's mass with its fraction of the keys.
+    """Compare each segment's mass with its fraction of the visible keys.
 
     Parameters
     ----------
@@ -23,9 +23,9 @@ def evenness(trace: TraceLike, *, layers: int | Sequence[int] | None = None) -> 
     Returns
     -------
     xarray.DataArray, float64, (segment, layer, head)
-        Mass over fraction of keys, the mean over steps at which the segment has keys: 1 where its
-        keys get what an even spread would give them, 5 where five times that. NaN for segments
-        without keys. A step belongs to its predicted token.
+        Mass over fraction of keys, the mean over steps at which the head sees keys of the segment:
+        1 where they get what an even spread would give them, 5 where five times that. NaN for
+        segments without visible keys. A step belongs to its predicted token.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def evenness(trace: TraceLike, *, layers: int | Sequence[int] | None = None) -> 
         If `trace` is none, or a layer was not recorded.
     """
     data = select_layers(dataset_of(trace), layers)
-    keys = data["keys"].astype(np.float64)
+    keys = visible_keys(data)
     share = keys / keys.sum("segment")
     ratio = (data["mass"].astype(np.float64) / share.where(share > 0)).mean("step")
     ratio = ratio.transpose("segment", "layer", "head")

@@ -23,8 +23,9 @@ def exponents(log_mass: np.ndarray, log_share: np.ndarray) -> np.ndarray:
     ----------
     log_mass : numpy.ndarray, (steps, ...)
         Natural logarithms of visual mass; undefined steps are left out.
-    log_share : numpy.ndarray, (steps,)
-        Natural logarithms of the fraction of keys that is visual.
+    log_share : numpy.ndarray, (steps,) or (steps, ...)
+        Natural logarithms of the fraction of keys that is visual; of the shape of `log_mass` where
+        it differs between the curves.
 
     Returns
     -------
@@ -33,6 +34,10 @@ def exponents(log_mass: np.ndarray, log_share: np.ndarray) -> np.ndarray:
         fewer than three steps are defined.
     """
     curves = log_mass.reshape(len(log_mass), -1)
+    if log_share.ndim > 1:
+        shares = log_share.reshape(curves.shape)
+        each = [exponents(c, s) for c, s in zip(curves.T, shares.T, strict=True)]
+        return np.array(each).reshape(log_mass.shape[1:])
     if len(curves) > MAX_STEPS:
         chosen = np.linspace(0, len(curves) - 1, MAX_STEPS).round().astype(int)
         curves, log_share = curves[chosen], log_share[chosen]

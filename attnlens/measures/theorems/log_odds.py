@@ -4,7 +4,8 @@ With visual keys V, the rest R, and scores s of one row of attention,
 
     log(M_V / M_R) = log(|V| / |R|) + [log mean over V of exp(s) - log mean over R of exp(s)],
 
-since ``M_V = sum over V of exp(s) / sum over all of exp(s)``. The first term is **counts**, what
+since ``M_V = sum over V of exp(s) / sum over all of exp(s)``. Keys that are hidden from a head
+(``Knockout``) are in neither set. The first term is **counts**, what
 key counts alone would give; the second is **preference**, what the model adds. It needs no scores:
 the recorded mass and the counts give both sides.
 """
@@ -17,7 +18,7 @@ import numpy as np
 import xarray as xr
 
 from attnlens.errors import InputError
-from attnlens.measures.inputs import TraceLike, dataset_of, select_layers
+from attnlens.measures.inputs import TraceLike, dataset_of, select_layers, visible_keys
 
 TERMS = ("log_odds", "counts", "preference")
 """The sum and its two terms."""
@@ -50,25 +51,32 @@ def log_odds(
     xarray.Dataset, float64
         ``log_odds`` (step, layer, head), natural logarithm; ``counts`` (step,); ``preference``
         (step, layer, head), their difference: NaN where a head gives the image, or everything
-        else, no mass at all. ``mass`` (step, layer, head), fraction of attention mass that is
-        visual; ``key_share`` (step,), fraction of keys that is visual: r of Qwen-LookAgain
-        (arXiv 2505.23558). A step belongs to its predicted token.
+        else, no mass at all, or sees none of it. ``mass`` (step, layer, head), fraction of
+        attention mass that is visual; ``key_share`` (step,), fraction of visible keys that is
+        visual: r of Qwen-LookAgain (arXiv 2505.23558). ``counts`` and ``key_share`` are (step,
+        layer, head) where keys were hidden. A step belongs to its predicted token.
 
     Raises
     ------
     InputError
-        If the trace has no visual keys, or a layer was not recorded.
+        If the trace has no visual keys, all of them are hidden at every step, or a layer was not
+        recorded.
     """
     data = select_layers(dataset_of(trace), layers)
     visual = ["visual", "copied"] if include_copied else ["visual"]
     left_out = [*visual, *([] if sink else ["sink"])]
     rest = [str(s) for s in data["segment"].values if str(s) not in left_out]
-    keys = data["keys"].astype(np.float64)
+    keys = visible_keys(data)
     visual_keys, rest_keys = (keys.sel(segment=s).sum("segment") for s in (visual, rest))
-    if not bool((visual_keys > 0).any()):
+    if not bool((data["keys"].sel(segment=visual) > 0).any()):
         raise InputError(
             "The trace has no visual keys, so attention to the image cannot be measured; "
             "record a prompt with an image."
+        )
+    if not bool((visual_keys > 0).any()):
+        raise InputError(
+            "Every visual key of the trace is hidden from every head at every step, so there are "
+            "no log-odds; hide them from some heads, or from a later step on."
         )
     mass = data["mass"].astype(np.float64)
     # the rest is added up, since 1 - M has lost its digits where M is close to 1
