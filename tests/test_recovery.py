@@ -18,6 +18,7 @@ from scipy import stats
 
 import attnlens
 from attnlens import plots
+from attnlens.boxed import boxed_answer
 from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.experiments.distributions import kept_log_probabilities
@@ -291,6 +292,23 @@ def test_a_twin_that_says_the_same_stands_for_the_free_run(tiny, prompts, monkey
         attnlens.recover(tiny, prompts, chosen, NEW, reuse=True)
 
 
+@pytest.mark.parametrize(
+    "expected", [[6, 7], [" 6", "7."], np.array([6, 7]), (6.0, r"\text{7}"), ["6", None]], ids=str
+)
+def test_right_answers_are_told_from_wrong_ones(tiny, prompts, monkeypatch, expected):
+    """The first prompt is answered rightly in two spellings, the second wrongly, then not."""
+    pairs = [(r"\boxed{\text{6}.}", r"\boxed{ 6 }"), (r"\boxed{77}", "no box")]
+    # asked of each run and of its untouched one: untouched, then under the intervention
+    said = iter([text for one, other in pairs for text in (one, one, other, one)])
+    name = "attnlens.experiments.recovery_data.final_answer"
+    monkeypatch.setattr(name, lambda _: boxed_answer(next(said)))
+    chosen = Boost(when=AtStep(3), log_odds=1.0)
+    result = attnlens.recover(tiny, prompts[:2], chosen, 4, expected=expected, min_new_tokens=4)
+    want = [[1, 1], [np.nan] * 2 if expected[1] is None else [0, 0]]
+    assert np.array_equal(result.data["right"].values, want, equal_nan=True)
+    assert result.data["answer_changed"].sel(run="boost:1").values.tolist() == [0, 1]
+
+
 def test_interventions_may_be_named(tiny, prompts):
     chosen = {"early": Copy(when=AtStep(3)), "late": Copy(when=AtStep(8))}
     result = attnlens.recover(tiny, prompts[0], chosen, NEW, detail="layer", **OPTIONS)
@@ -520,6 +538,13 @@ def test_the_figure_is_drawn(result, tmp_path):
         (lambda p: {"interventions": []}, "no intervention"),
         (lambda p: {"interventions": [Copy(when=AtStep(3)), Copy(when=AtStep(4))]}, "'copy'"),
         (lambda p: {"expected": ["1"] * 2}, "2 true answers for 1 prompts"),
+        (lambda p: {"expected": []}, "0 true answers for 1 prompts"),
+        (lambda p: {"expected": {"1"}}, r"expected is \{'1'\}: give a list"),
+        (lambda p: {"expected": {0: "1"}}, r"expected is \{0: '1'\}: give a list"),
+        (lambda p: {"expected": [["1"]]}, r"the true answer is \['1'\]: give a text"),
+        (lambda p: {"expected": True}, "the true answer is True"),
+        (lambda p: {"expected": float("nan")}, "the true answer is nan"),
+        (lambda p: {"expected": [" "]}, "the true answer ' ' is empty"),
         (lambda p: {"max_new_tokens": 1}, "max_new_tokens=1"),
         (lambda p: {"interventions": [Route(when=AtStep(3), percent=200)]}, "percent=200"),
     ],

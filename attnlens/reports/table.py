@@ -30,12 +30,12 @@ def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``line``, ``image``, ``question``, ``mode``, ``expected``, ``answer``, ``right`` (missing
-        where the truth is not known), ``cut_off`` (whether the answer had not ended when generation
-        stopped at its longest length; missing where that is not known) of the run; ``step``,
-        ``query_token``, ``predicted_token``, ``region`` (of the predicted token);
-        ``keys_SEGMENT``, the number of keys; ``mass_SEGMENT``, the fraction of attention mass, mean
-        over layers and heads; and each definition of visual share by its name
+        ``line``, ``image``, ``question``, ``mode``, ``expected``, ``answer``, ``right`` (by the
+        rule of ``attnlens.grading``; missing where the truth is not known), ``cut_off`` (whether
+        the answer had not ended when generation stopped at its longest length; missing where that
+        is not known) of the run; ``step``, ``query_token``, ``predicted_token``, ``region`` (of the
+        predicted token); ``keys_SEGMENT``, the number of keys; ``mass_SEGMENT``, the fraction of
+        attention mass, mean over layers and heads; and each definition of visual share by its name
         (``attnlens.measures.definitions``), reduced over heads and layers, NaN where it is not
         defined. Tokens and definitions are missing for synthetic traces.
     """
@@ -43,6 +43,7 @@ def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
     import pandas as pd
 
     from attnlens.boxed import final_answer
+    from attnlens.grading import is_right
     from attnlens.measures import visual_share
     from attnlens.measures.definitions import DEFINITIONS
 
@@ -52,7 +53,7 @@ def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
         images = trace.attrs.get("images") or [{}]
         job = Job(str(images[0].get("path") or ""), str(trace.attrs.get("question", "")))
     answer = final_answer(trace.text)
-    right = None if job.answer is None else answer == job.answer
+    right = None if job.answer is None else is_right(answer, job.answer)
     table = pd.DataFrame(
         {
             "line": pd.Series([job.line] * steps, dtype="Int64"),

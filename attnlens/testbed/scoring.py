@@ -11,6 +11,7 @@ import numpy as np
 
 from attnlens.boxed import boxed_answer
 from attnlens.errors import InputError
+from attnlens.grading import is_right
 from attnlens.progress import progress
 from attnlens.testbed.respond import respond
 from attnlens.testbed.samples import Sample, held_out_sample
@@ -63,7 +64,8 @@ class Marks:
     Attributes
     ----------
     answer, format
-        Whether the boxed answer is the true one, and the format that of the mode.
+        Whether the boxed answer is the true one (``attnlens.grading``), and the format that of
+        the mode.
     described
         Objects named in the first description with the right number in reading order, of those
         that are named or there; (right, all).
@@ -94,7 +96,7 @@ def mark_response(sample: Sample, text: str) -> Marks:
     seen = [f"{i} {name}" for i, name in _SEEN.findall(text.split(" Total ")[0])]
     right = sum(seen.count(name) == 1 for name in named)
     return Marks(
-        answer=boxed_answer(text) == sample.question.answer,
+        answer=is_right(boxed_answer(text), sample.question.answer),
         format=bool(_format(sample.mode, sample.question.looks).fullmatch(text.strip())),
         described=(right, max(len(seen), len(named))) if describes else (0, 0),
         size=_verified(sample, text, "size"),
