@@ -232,7 +232,7 @@ def _ratio_of_means(over: np.ndarray, under: np.ndarray, axis: int = -1) -> np.n
 
 
 def with_interval(values: list[float]) -> dict[str, float | None]:
-    """Return ``mean``, ``low`` and ``high``: a mean with its 95% bootstrap interval.
+    """Return ``mean``, ``low``, ``high`` and ``count``: a mean with its 95% bootstrap interval.
 
     Parameters
     ----------
@@ -240,9 +240,10 @@ def with_interval(values: list[float]) -> dict[str, float | None]:
         One finite value per unit; without two of them there is no interval (None).
     """
     if len(values) < 2:
-        return {"mean": float(np.mean(values)) if values else None, "low": None, "high": None}
+        mean = float(np.mean(values)) if values else None
+        return {"mean": mean, "low": None, "high": None, "count": len(values)}
     low, high = bootstrap_mean(np.array(values), confidence=0.95, resamples=9999, seed=0)
-    return {"mean": float(np.mean(values)), "low": low, "high": high}
+    return {"mean": float(np.mean(values)), "low": low, "high": high, "count": len(values)}
 
 
 def median_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:

@@ -163,7 +163,8 @@ def score(
     dict
         By mode: ``answer``, ``format``, ``described``, ``verified`` as fractions (None where
         nothing was due), ``verified_by`` (size and mark), ``steps`` (mean length of responses),
-        ``by_kind`` (``answer``, ``verified`` and ``format`` by kind of question), and ``chance``:
+        ``by_kind`` (``scenes``, ``answer``, ``verified`` and ``format`` by kind of question), and
+        ``chance``:
         the fraction right of always giving the commonest answer of each kind (and of each
         attribute), and of naming sizes and marks of the right objects at random (None without the
         true picture, where other objects are named: ``study`` measures those facts).
@@ -204,7 +205,6 @@ def _score_mode(
     commonest = sum(max(map(values.count, values)) for values in expected.values())
     true_picture = image == "true"
     return {
-        "scenes": scenes,
         **_fractions(marks),
         "described": _fraction(*_sum(marks, "described")),
         "verified_by": {name: _fraction(*_sum(marks, name)) for name in ("size", "mark")},
@@ -221,6 +221,7 @@ def _score_mode(
 def _fractions(marks: list[Marks]) -> dict[str, float | None]:
     sizes, mark = _sum(marks, "size"), _sum(marks, "mark")
     return {
+        "scenes": len(marks),
         "answer": _fraction(sum(m.answer for m in marks), len(marks)),
         "format": _fraction(sum(m.format for m in marks), len(marks)),
         "verified": _fraction(sizes[0] + mark[0], sizes[1] + mark[1]),
