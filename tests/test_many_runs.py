@@ -352,7 +352,7 @@ def test_other_settings_are_said(copied, data, capsys):
     said = capsys.readouterr().err
     assert f"{COUNT} of {COUNT} questions were done with other settings" in said
     assert "max_new_tokens (40, now 20)" in said
-    assert f"{COUNT} of {COUNT} answers had not ended" in said
+    assert f"{COUNT} of {COUNT} answers had not ended at the longest length, 20 tokens" in said
     assert pd.read_parquet(out / "back_steps.parquet")["cut_off"].all()
 
 
@@ -421,7 +421,8 @@ def test_answers_that_had_not_ended_are_said_in_a_recovery(copied, data, capsys)
     capsys.readouterr()
     assert main(command("recover", data, out)) == 1
     said = capsys.readouterr()
-    assert f"{COUNT} of {COUNT} questions have an answer that had not ended" in said.err
+    length = "had not ended at the longest length, 40 tokens (--max_new_tokens)"
+    assert f"{COUNT} of {COUNT} questions have an answer that {length}" in said.err
     assert "intervals over fewer than 20 prompts are too narrow" in said.out
 
 

@@ -86,6 +86,8 @@ def run_recovery(jobs: list[Job], settings: Settings) -> int:
         If the model cannot be loaded, or an intervention does not fit a prompt, before anything
         is generated.
     """
+    import numpy as np
+
     from attnlens.reports.many import remove_leftovers
     from attnlens.reports.recovery_runs import run_lines, run_one, write_steps
     from attnlens.reports.table import say_cut_off
@@ -116,7 +118,8 @@ def run_recovery(jobs: list[Job], settings: Settings) -> int:
     print(as_text(result, settings.definition))
     for run in result.summary(settings.definition)["never_fired"]:
         print(one_line(f"{run}: the trigger {settings.when!r} never fired"))
-    cut_off = int((result.data["cut_off"] == 1).any("run").sum())
+    lengths = result.data["steps"].where(result.data["cut_off"] == 1).max("run").values
+    cut_off = lengths[~np.isnan(lengths)].astype(int).tolist()
     say_cut_off("recover", cut_off, len(jobs), "questions have an answer that")
     print(one_line(f"written to {folder}"))
     return asked - len(jobs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,12 +95,25 @@ def _texts(steps: int, **values: str | None) -> dict[str, pd.Series]:
     return {name: pd.Series([text] * steps, dtype="string") for name, text in values.items()}
 
 
-def say_cut_off(command: str, cut_off: int, total: int, of: str = "answers") -> None:
-    """Say on standard error how many answers had not ended, where some had not."""
+def say_cut_off(command: str, cut_off: Sequence[int], total: int, of: str = "answers") -> None:
+    """Say on standard error how many answers had not ended, where some had not.
+
+    Parameters
+    ----------
+    command
+        Who says it.
+    cut_off
+        Lengths of the answers that had not ended, in tokens.
+    total, of
+        Among how many of what.
+    """
     if cut_off:
-        what = "the answer" if total == 1 else f"{cut_off} of {total} {of}"
+        what = "the answer" if total == 1 else f"{len(cut_off)} of {total} {of}"
+        least, most = min(cut_off), max(cut_off)
+        tokens = f"{most:,}" if least == most else f"{least:,} to {most:,}"
         print(
-            f"attnlens {command}: {what} had not ended at the longest length (--max_new_tokens); "
+            f"attnlens {command}: {what} had not ended at the longest length, {tokens} "
+            f"token{'' if most == 1 else 's'} (--max_new_tokens); "
             "what is said of it is said of the part that is there",
             file=sys.stderr,
         )
