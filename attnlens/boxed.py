@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 _OPENING = re.compile(r"\\boxed\s*\{")
+_BRACE = re.compile(r"[{}]")
 
 
 class Boxed(NamedTuple):
@@ -27,6 +28,28 @@ class Boxed(NamedTuple):
     closed: bool
 
 
+def closing_braces(text: str) -> dict[int, int]:
+    """Find the closing brace of each opening one.
+
+    Parameters
+    ----------
+    text
+        Any text; the time taken grows with its length, however braces stand in it.
+
+    Returns
+    -------
+    dict
+        Places of both; an opening brace without a closing one is left out.
+    """
+    found, opened = {}, []
+    for brace in _BRACE.finditer(text):
+        if brace.group() == "{":
+            opened.append(brace.start())
+        elif opened:
+            found[opened.pop()] = brace.start()
+    return found
+
+
 def boxed_spans(text: str) -> list[Boxed]:
     r"""Find every ``\boxed{...}``, inner braces counted; space before the brace is allowed.
 
@@ -40,13 +63,14 @@ def boxed_spans(text: str) -> list[Boxed]:
     list of Boxed
         In order of their start. One inside another is listed after it.
     """
+    closing = closing_braces(text)
     spans = []
     for opening in _OPENING.finditer(text):
-        depth, at = 1, opening.end()
-        while at < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
-            at += 1
-        spans.append(Boxed(opening.start(), opening.end(), at, depth == 0))
+        stop = closing.get(opening.end() - 1)
+        closed = stop is not None
+        spans.append(
+            Boxed(opening.start(), opening.end(), len(text) if stop is None else stop + 1, closed)
+        )
     return spans
 
 

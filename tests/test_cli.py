@@ -201,7 +201,7 @@ def test_an_answer_of_one_token_is_kept(tmp_path, scene, monkeypatch, capsys):
     captured = capsys.readouterr()
     written = {p.name for p in (tmp_path / "none" / "scene").iterdir()}
     assert written == {"back_trace.zarr", "back_steps.csv", "summary.json"}
-    cut_off = "the answer had not ended at the longest length (--max_new_tokens)"
+    cut_off = "the answer had not ended at the longest length, 1 token (--max_new_tokens)"
     assert captured.err.count("\n") == 2
     assert cut_off in captured.err
     assert "left out back_step_attention, " in captured.err

@@ -147,7 +147,8 @@ def test_each_question_that_failed_in_some_part_is_counted_once(
 
 def test_answers_that_had_not_ended_are_counted(folder, data, capsys):
     assert main(command(data, folder)) == 0
-    assert f"{COUNT} of {COUNT} answers had not ended" in capsys.readouterr().err
+    length = "had not ended at the longest length, 30 tokens (--max_new_tokens)"
+    assert f"{COUNT} of {COUNT} answers {length}" in capsys.readouterr().err
     record = json.loads((folder / "dilution" / "dilution.json").read_text())
     assert len(record["cut_off"]) == COUNT
     assert pd.read_parquet(folder / "dilution" / "steps.parquet")["cut_off"].all()

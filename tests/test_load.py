@@ -363,10 +363,13 @@ def test_a_quantised_checkpoint_that_lacks_a_layer(checkpoint, loaded):
 
 
 def test_devices_that_are_not_there(checkpoint):
-    for device in ("cuda:7", "cuda:99", "gpu", "", "cpu:x"):
-        if device.startswith("cuda") and int(device[5:]) < torch.cuda.device_count():
+    for device in ("cuda:7", "cuda:99", "gpu", "", "cpu:x", None):
+        if device and device.startswith("cuda") and int(device[5:]) < torch.cuda.device_count():
             continue
-        message = refuse(checkpoint, "is not there: use 'auto' or one of cpu", device=device)
+        works = r"is not there: use auto, cpu, cuda, cuda:N \(its number\) or mps; this machine has"
+        message = refuse(checkpoint, f"{works} cpu", device=device)
+        assert ("cuda:0" in message) == torch.cuda.is_available()
+        assert ("mps" in message.split("has")[1]) == torch.backends.mps.is_available()
         assert repr(device) in message
     assert find_device("cpu") == torch.device("cpu")
     found = "cuda:0" if torch.cuda.is_available() else "cpu"

@@ -321,6 +321,31 @@ def test_a_corrected_truth_is_written_without_asking_again(data, copied, monkeyp
     assert table[3] == json.loads(lines[2])["answer"]
 
 
+def test_a_kept_recovery_is_right_by_the_rule_of_today(data, copied, monkeypatch):
+    """What an earlier version wrote into a question's result is not taken over."""
+    from attnlens.grading import is_right
+    from attnlens.reports import recovery
+
+    out = copied("recover")
+    notes = sorted((out / "batch_recovery_runs" / "back").glob("*/settings.json"))
+    for note in notes:
+        path = note.with_name("recovery.nc")
+        part = Recovery.load(path)
+        size = path.stat().st_size
+        part.data["right"] = 1 - part.data["right"]
+        part.save(path)
+        assert path.stat().st_size == size  # whole, for the note
+    monkeypatch.setattr(recovery, "_draw", lambda *_: None)
+    assert main(command("recover", data, out)) == 1
+    data_ = Recovery.load(out / "batch_recovery" / "recovery.nc").data
+    asked = json.loads((out / "batch_recovery" / "summary.json").read_text())["questions"]
+    for sample, question in enumerate(asked):
+        for run, answer in question["answers"].items():
+            right = data_["right"].isel(sample=sample).sel(run=run).item()
+            assert right == is_right(answer, question["expected"]), (sample, run)
+    assert len(asked) == len(notes) == COUNT
+
+
 def test_what_a_checkpoint_says_of_its_pictures_is_noted(tmp_path, testbed):
     from dataclasses import replace
 
@@ -352,7 +377,7 @@ def test_other_settings_are_said(copied, data, capsys):
     said = capsys.readouterr().err
     assert f"{COUNT} of {COUNT} questions were done with other settings" in said
     assert "max_new_tokens (40, now 20)" in said
-    assert f"{COUNT} of {COUNT} answers had not ended" in said
+    assert f"{COUNT} of {COUNT} answers had not ended at the longest length, 20 tokens" in said
     assert pd.read_parquet(out / "back_steps.parquet")["cut_off"].all()
 
 
@@ -421,7 +446,8 @@ def test_answers_that_had_not_ended_are_said_in_a_recovery(copied, data, capsys)
     capsys.readouterr()
     assert main(command("recover", data, out)) == 1
     said = capsys.readouterr()
-    assert f"{COUNT} of {COUNT} questions have an answer that had not ended" in said.err
+    length = "had not ended at the longest length, 40 tokens (--max_new_tokens)"
+    assert f"{COUNT} of {COUNT} questions have an answer that {length}" in said.err
     assert "intervals over fewer than 20 prompts are too narrow" in said.out
 
 

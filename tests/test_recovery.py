@@ -18,6 +18,7 @@ from scipy import stats
 
 import attnlens
 from attnlens import plots
+from attnlens.boxed import boxed_answer
 from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.experiments.distributions import kept_log_probabilities
@@ -293,6 +294,23 @@ def test_a_twin_that_says_the_same_stands_for_the_free_run(tiny, prompts, monkey
         attnlens.recover(tiny, prompts, chosen, NEW, reuse=True)
 
 
+@pytest.mark.parametrize(
+    "expected", [[6, 7], [" 6", "7."], np.array([6, 7]), (6.0, r"\text{7}"), ["6", None]], ids=str
+)
+def test_right_answers_are_told_from_wrong_ones(tiny, prompts, monkeypatch, expected):
+    """The first prompt is answered rightly in two spellings, the second wrongly, then not."""
+    pairs = [(r"\boxed{\text{6}.}", r"\boxed{ 6 }"), (r"\boxed{77}", "no box")]
+    # asked of each run and of its untouched one: untouched, then under the intervention
+    said = iter([text for one, other in pairs for text in (one, one, other, one)])
+    name = "attnlens.experiments.recovery_data.final_answer"
+    monkeypatch.setattr(name, lambda _: boxed_answer(next(said)))
+    chosen = Boost(when=AtStep(3), log_odds=1.0)
+    result = attnlens.recover(tiny, prompts[:2], chosen, 4, expected=expected, min_new_tokens=4)
+    want = [[1, 1], [np.nan] * 2 if expected[1] is None else [0, 0]]
+    assert np.array_equal(result.data["right"].values, want, equal_nan=True)
+    assert result.data["answer_changed"].sel(run="boost:1").values.tolist() == [0, 1]
+
+
 def test_interventions_may_be_named(tiny, prompts):
     chosen = {"early": Copy(when=AtStep(3)), "late": Copy(when=AtStep(8))}
     result = attnlens.recover(tiny, prompts[0], chosen, NEW, detail="layer", **OPTIONS)
@@ -428,7 +446,8 @@ def test_tables_say_what_acted_and_what_did_not(result):
     heads = result.by_head("boost:1")
     assert len(heads) == 12
     layers = result.by_layer("boost:1", "look-back")
-    assert layers.columns.tolist() == ["layer", "rise", "effect_size", "p_value", "p_adjusted"]
+    named = ["layer", "rise", "rise_samples", "effect_size", "p_value", "p_adjusted"]
+    assert layers.columns.tolist() == named
     by_hand = result.data["rise_by_layer"].sel(run="boost:1", definition="look-back")
     assert np.allclose(layers["rise"], np.nanmean(by_hand.values[:, 5:NEW], (0, 1)))
     counted = result.table("reflection-v", include_copied=True, resamples=200)
@@ -470,7 +489,83 @@ def test_a_sample_without_a_value_is_left_out_by_head(result):
     whole = result.by_head("boost:1").set_index(["layer", "head"])
     others = result.data["mass_rise"].sel(run="boost:1").values[1:, 5:NEW, 1, 2].mean()
     assert table.loc[(1, 2), "rise"] == pytest.approx(others, abs=1e-6)
+    assert table.loc[(1, 2), "rise_samples"] == 2
+    assert table.loc[(0, 0), "rise_samples"] == 3
     assert table.loc[(0, 0), "rise"] == whole.loc[(0, 0), "rise"]
+
+
+@pytest.fixture(scope="module")
+def uneven(tiny, prompts):
+    """Acts in two of three prompts, and of two the true answer is known."""
+
+    def ways(number):
+        early, never = AtStep(5), At("<nowhere>")
+        return {
+            "some": Boost(when=early if number else never, log_odds=1.0),
+            "all": Copy(when=early),
+            "late": Copy(when=AtStep(NEW - 1)),
+        }
+
+    expected = ["yes", None, "no"]
+    options = {"detail": "head", "expected": expected, **OPTIONS}
+    return attnlens.recover(tiny, prompts, ways, NEW, **options)
+
+
+def test_every_mean_says_over_how_many_samples_it_is(uneven):
+    data = uneven.data.copy(deep=True)
+    data["right"].values[0] = [1, 0, 1, 1]
+    data["right"].values[2] = [0, 1, 1, 0]
+    data["answer_changed"].values[:, 1] = [0, 1, 0]
+    data["seconds"].values[1, 1] = np.nan  # its twin stood for it
+    changed = Recovery(data)
+    table = changed.table("mass", resamples=100).set_index("intervention")
+    some = table.loc["some"]
+    assert some["samples"] == 2
+    for name in ("rise", "area", "free_rise", "kl", "hellinger"):
+        assert some[f"{name}_samples"] == 2, name
+    for name in ("inserted", "cache_bytes", "answer_changed"):
+        assert some[f"{name}_samples"] == 3, name
+    for name in ("right", "right_untouched", "seconds_ratio"):
+        assert some[f"{name}_samples"] == 2, name
+    rises = data["rise"].sel(run="some", definition="mass").values[1:, 5:NEW]
+    assert some["rise"] == pytest.approx(rises.mean())
+    assert some["right"] == 0.5
+    assert some["right_untouched"] == 0.5
+    assert some["answer_changed"] == pytest.approx(1 / 3)
+    assert table.loc["all", "rise_samples"] == 3
+    # a mean is that of so many values: those of the samples that have one
+    per_sample = changed.per_sample().set_index("run")
+    for run in table.index:
+        for name in ("rise", "area", "kl", "hellinger"):
+            known = per_sample.loc[run, name].dropna()
+            assert table.loc[run, f"{name}_samples"] == len(known)
+            assert table.loc[run, name] == pytest.approx(known.mean())
+    assert changed.by_layer("some")["rise_samples"].tolist() == [2] * 3
+
+
+def test_the_printed_table_says_over_how_many_prompts_a_mean_is(uneven):
+    lines = as_text(uneven, "mass").split("\n")
+    assert "3 prompts" in lines[0]
+    some, all_, _ = lines[2:5]
+    table = uneven.table().set_index("intervention")
+    for name, layout in (("rise", ".3f"), ("kl", ".4f")):
+        assert f" {table.loc['some', name]:{layout}} (2) " in some
+        assert f" {table.loc['all', name]:{layout}} " in all_
+        assert f" {table.loc['all', name]:{layout}} (" not in all_
+    assert " 0% (2) " in some  # right, of two whose true answer is known
+    assert some.endswith(" 0")  # inserted, over all
+    assert lines[-1].startswith("(n): over n prompts")
+    whole = Recovery(uneven.data.sel(run=["untouched", "all", "late"]).isel(sample=[0, 2]))
+    assert "(" not in "".join(as_text(whole, "mass").split("\n")[2:-1])
+
+
+def test_the_figure_says_over_how_many_samples_it_is(uneven):
+    data = uneven.data.copy(deep=True)
+    data["rise"].values[1, :, :, 9:] = np.nan  # this answer ends before the others
+    figure = attnlens.plots.recovery(Recovery(data))
+    caption = " ".join(" ".join(t.get_text() for t in figure.texts).split())
+    assert "it acted (2 to 3 of 3)" in caption
+    assert "so long (1 to 3)" in caption
 
 
 def test_parts_that_never_fired_are_named(tiny, prompts):
@@ -522,6 +617,13 @@ def test_the_figure_is_drawn(result, tmp_path):
         (lambda p: {"interventions": []}, "no intervention"),
         (lambda p: {"interventions": [Copy(when=AtStep(3)), Copy(when=AtStep(4))]}, "'copy'"),
         (lambda p: {"expected": ["1"] * 2}, "2 true answers for 1 prompts"),
+        (lambda p: {"expected": []}, "0 true answers for 1 prompts"),
+        (lambda p: {"expected": {"1"}}, r"expected is \{'1'\}: give a list"),
+        (lambda p: {"expected": {0: "1"}}, r"expected is \{0: '1'\}: give a list"),
+        (lambda p: {"expected": [["1"]]}, r"the true answer is \['1'\]: give a text"),
+        (lambda p: {"expected": True}, "the true answer is True"),
+        (lambda p: {"expected": float("nan")}, "the true answer is nan"),
+        (lambda p: {"expected": [" "]}, "the true answer ' ' is empty"),
         (lambda p: {"max_new_tokens": 1}, "max_new_tokens=1"),
         (lambda p: {"interventions": [Route(when=AtStep(3), percent=200)]}, "percent=200"),
     ],

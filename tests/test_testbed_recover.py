@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 
 import numpy as np
 import pytest
@@ -62,6 +64,32 @@ def test_marks_are_those_of_the_responses(testbed, table):
         pairs = [getattr(m, name) for m in marks]
         want = np.mean([right / due for right, due in pairs if due])
         assert row[name]["mean"] == pytest.approx(want)
+
+
+def test_the_printed_tables_say_over_how_many_scenes_a_mean_is(table, capsys):
+    from attnlens.cli.testbed import _print_hidden, _print_ways
+
+    assert table["rows"]["COPY"]["verified"]["count"] == 2
+    _print_ways(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert not any("(" in line for line in lines[1:])
+    uneven = copy.deepcopy(table)
+    uneven["scenes"] = 3
+    uneven["rows"]["COPY"]["answer"]["count"] = 3
+    uneven["rows"]["COPY"]["mass"]["inserted_samples"] = 3
+    _print_ways(uneven)
+    (line,) = (row for row in capsys.readouterr().out.splitlines() if row.startswith("COPY  "))
+    assert [cell.endswith(" (2)") for cell in re.split(r"\s{2,}", line)[1:]] == [
+        *[True] * 3,  # rises and KL
+        False,  # answer
+        True,  # verified
+        False,  # inserted
+    ]
+    found = {"mean": 0.5, "low": None, "high": None}
+    rows = {"nothing": {"facts": found | {"count": 1}, "names": found | {"count": 3}}}
+    _print_hidden({"scenes": 3, "rows": rows})
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.split(r"\s{2,}", last) == ["nothing", "50.0% (1)", "50.0%"]
 
 
 def test_hiding_the_image_spoils_what_is_looked_up_there_and_nothing_else(testbed):

@@ -230,7 +230,7 @@ def test_a_trace_is_replaced_only_when_asked(tmp_path):
     path = tmp_path / "run.zarr"
     old, new = attnlens.Trace(dataset()), attnlens.Trace(dataset(seed=1))
     old.save(path)
-    with pytest.raises(attnlens.InputError, match="exists already") as refused:
+    with pytest.raises(attnlens.InputError, match=r"exists already.*replace=True") as refused:
         new.save(path)
     assert str(path) in str(refused.value)
     xr.testing.assert_identical(attnlens.Trace.load(path).data, old.data)

@@ -294,34 +294,42 @@ def run_recover(options: argparse.Namespace) -> int:
 def _print_ways(table: dict[str, Any]) -> None:
     print(
         f"{table['mode']}: {table['scenes']} held-out scenes; rise of visual mass over the "
-        "untouched twin, inserted tokens counted as image and not"
+        "untouched twin, inserted tokens counted as image and not; (n): mean over n scenes, in "
+        "which it acted or which have such facts"
     )
     names = ("with copied", "visual", "KL (nats)", "answer", "verified", "inserted")
     print(f"{'':36}" + "".join(f"{name:>13}" for name in names))
+    scenes = table["scenes"]
     for run, row in table["rows"].items():
         own, both = row.get("mass", {}), row.get("mass, with copied", {})
         cells = [
-            _cell(both.get("rise"), ".3f"),
-            _cell(own.get("rise"), ".3f"),
-            _cell(own.get("kl"), ".3f"),
-            _cell(row["answer"]["mean"], ".1%"),
-            _cell(row["verified"]["mean"], ".1%"),
-            _cell(own.get("inserted"), ".0f"),
+            _of(both.get("rise"), ".3f", both.get("rise_samples"), scenes),
+            _of(own.get("rise"), ".3f", own.get("rise_samples"), scenes),
+            _of(own.get("kl"), ".3f", own.get("kl_samples"), scenes),
+            _of(row["answer"]["mean"], ".1%", row["answer"]["count"], scenes),
+            _of(row["verified"]["mean"], ".1%", row["verified"]["count"], scenes),
+            _of(own.get("inserted"), ".0f", own.get("inserted_samples"), scenes),
         ]
         print(f"{run:36}" + "".join(f"{cell:>13}" for cell in cells))
 
 
 def _print_hidden(table: dict[str, Any]) -> None:
-    print("words of the true answer that stay the most likely, with the image hidden")
+    print(
+        "words of the true answer that stay the most likely, with the image hidden; (n): mean over "
+        "n scenes, which have such words"
+    )
     names = list(table["rows"]["nothing"])
     print(f"{'':36}" + "".join(f"{name:>13}" for name in names))
     for span, row in table["rows"].items():
-        cells = (_cell(row[name]["mean"], ".1%") for name in names)
+        cells = (_of(row[n]["mean"], ".1%", row[n]["count"], table["scenes"]) for n in names)
         print(f"{span:36}" + "".join(f"{cell:>13}" for cell in cells))
 
 
-def _cell(value: float | None, layout: str) -> str:
-    return "-" if value is None else format(value, layout)
+def _of(value: float | None, layout: str, count: int | None, scenes: int) -> str:
+    """Show a mean, with the number of scenes behind it where that is not the number of all."""
+    if value is None:
+        return "-"
+    return format(value, layout) + (f" ({count})" if count != scenes else "")
 
 
 def _print_table(table: dict[str, dict[str, Any]]) -> None:
@@ -332,5 +340,7 @@ def _print_table(table: dict[str, dict[str, Any]]) -> None:
         cells = "".join(f"{'-' if v is None else format(v, '.1%'):>11}" for v in values)
         print(f"{mode:10}{cells}{row['steps']:>11.1f}")
     for mode, row in table.items():
-        kinds = ", ".join(f"{kind} {of['answer']:.1%}" for kind, of in row["by_kind"].items())
+        kinds = ", ".join(
+            f"{kind} {of['answer']:.1%} of {of['scenes']}" for kind, of in row["by_kind"].items()
+        )
         print(f"{mode}: {kinds}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,22 @@ from attnlens.experiments.force import forced
 from attnlens.experiments.recovery import Recovery
 from attnlens.experiments.recovery_data import DETAILS, Run, compare, to_dataset
 from attnlens.experiments.recovery_tables import UNTOUCHED
+from attnlens.grading import true_answer
 from attnlens.interventions.base import Intervention, Nothing
 from attnlens.interventions.inject import Forcing
 from attnlens.interventions.session import intervene
 from attnlens.progress import progress
 from attnlens.recording.run import RECORDING, run
 from attnlens.recording.trace import Trace
+from attnlens.text import shortened
 from attnlens.vlm.load import VLM
 from attnlens.vlm.prompt import Prompt, PromptBatch
 
 Interventions = Intervention | Sequence[Intervention] | Mapping[str, Intervention]
 """One or several; a mapping names them."""
+
+Answer = str | Real
+"""A true answer, as ``attnlens.grading.true_answer`` takes it."""
 
 CLEAR = 1e-2
 """Least margin (nats) by which a token is said to be the most likely: far above rounding."""
@@ -36,7 +42,7 @@ def recover(
     interventions: Interventions | Callable[[int], Interventions],
     max_new_tokens: int = 256,
     *,
-    expected: str | Sequence[str] | None = None,
+    expected: Answer | Sequence[Answer | None] | None = None,
     detail: str = "head",
     reuse: bool = False,
     seed: int = 0,
@@ -66,7 +72,8 @@ def recover(
     max_new_tokens
         Longest response.
     expected
-        True answer of each prompt (the content of its box), where it is known.
+        True answer of each prompt (the content of its box), a text or a number; None where it is
+        not known. ``attnlens.grading`` states when an answer is right.
     detail
         How finely rises are kept: ``head`` (by layer and head too), ``layer`` or ``step``. What is
         kept by head in all definitions grows with layers x heads x steps x 96 bytes a run.
@@ -89,8 +96,8 @@ def recover(
     ------
     InputError
         If something does not fit, before anything is run: no prompt or intervention, two
-        interventions of one name, other names for another prompt, another number of answers than
-        prompts, or as in
+        interventions of one name, other names for another prompt, true answers that are no texts
+        or numbers or of another count than prompts, or as in
         ``attnlens.interventions.intervene``.
     """
     if isinstance(prompt, PromptBatch):
@@ -192,13 +199,18 @@ def named_interventions(given: Interventions) -> dict[str, Intervention]:
     return dict(zip(names, listed, strict=True))
 
 
-def _truths(expected: str | Sequence[str] | None, count: int) -> list[str | None]:
+def _truths(expected: Any, count: int) -> list[str | None]:
     if expected is None:
         return [None] * count
-    given = [expected] if isinstance(expected, str) else list(expected)
+    given = expected.tolist() if hasattr(expected, "tolist") else expected  # of NumPy or pandas
+    if isinstance(given, str | Real):
+        given = [given]
+    if not isinstance(given, list | tuple):
+        shown = shortened(repr(expected), 80)
+        raise InputError(f"expected is {shown}: give a list with the true answer of each prompt")
     if len(given) != count:
         raise InputError(f"{len(given)} true answers for {count} prompts: give one for each")
-    return list(given)
+    return [None if one is None else true_answer(one) for one in given]
 
 
 def _check(

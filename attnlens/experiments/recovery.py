@@ -139,9 +139,15 @@ class Recovery:
             interventions) and ``effect_size`` (matched-pairs rank-biserial); ``right_untouched``
             (mean), ``right_change`` (``right`` minus that, with Tango's interval of paired
             proportions), ``right_p_value`` (McNemar, mid-p) and ``right_p_adjusted`` (Holm);
-            ``inserted``, ``cache_bytes``,
-            ``seconds_ratio`` (means over samples, ratio against the untouched run). ``half_life``
-            is over the ``half_lives`` samples whose rise has a positive peak.
+            ``inserted``, ``cache_bytes``, ``seconds_ratio`` (means over samples, ratio against the
+            untouched run).
+
+            Each mean says over how many samples it is, as in ``rise_samples``: ``rise``, ``area``,
+            ``free_rise``, ``kl`` and ``hellinger`` over those in which it acted and which have a
+            value; ``right`` and ``right_untouched`` over those whose true answer is known;
+            ``seconds_ratio`` over those with a free run of their own (``reuse``); the others over
+            all, also where it never acted. ``half_life`` is over the ``half_lives`` samples whose
+            rise has a positive peak.
 
         Raises
         ------
@@ -171,9 +177,9 @@ class Recovery:
         Returns
         -------
         pandas.DataFrame
-            ``layer``, ``head``, ``rise`` (mean over samples), ``effect_size``, ``p_value`` of the
-            Wilcoxon signed-rank test over samples, ``p_adjusted`` (Benjamini-Hochberg over all
-            layers and heads).
+            ``layer``, ``head``, ``rise`` (mean over the ``rise_samples`` samples in which it acted
+            and which have a value there), ``effect_size``, ``p_value`` of the Wilcoxon signed-rank
+            test over samples, ``p_adjusted`` (Benjamini-Hochberg over all layers and heads).
 
         Raises
         ------

@@ -71,12 +71,12 @@ def over_samples(
                 "effect_size": effect,
                 **_proportion("answer_changed", one["answer_changed"], options),
                 **_proportion("right", one["right"], options),
-                "right_untouched": _mean(untouched["right"]),
+                **_with_count("right_untouched", untouched["right"]),
                 **_difference(untouched["right"], one["right"], options),
                 "right_p_value": mcnemar(untouched["right"].values, one["right"].values),
-                "inserted": _mean(one["inserted"]),
-                "cache_bytes": _mean(one["cache_bytes"]),
-                "seconds_ratio": _mean(one["seconds"].values / untouched["seconds"].values),
+                **_with_count("inserted", one["inserted"]),
+                **_with_count("cache_bytes", one["cache_bytes"]),
+                **_with_count("seconds_ratio", one["seconds"].values / untouched["seconds"].values),
             }
         )
     table = pd.DataFrame(rows)
@@ -111,9 +111,9 @@ def by_place(rises_of: np.ndarray, shares: np.ndarray, first_steps: np.ndarray) 
     for place in np.ndindex(*sizes):
         values = _known(table[(slice(None), *place)])
         p_value, effect = signed_rank(values)
-        row = {"rise": _mean(values), "effect_size": effect, "p_value": p_value}
+        row = {**_with_count("rise", values), "effect_size": effect, "p_value": p_value}
         rows.append(dict(zip(columns, place, strict=True)) | row)
-    found = pd.DataFrame(rows, columns=[*columns, "rise", "effect_size", "p_value"])
+    found = pd.DataFrame(rows, columns=[*columns, "rise", "rise_samples", "effect_size", "p_value"])
     p_values = found["p_value"].to_numpy()
     known = np.isfinite(p_values)
     adjusted = np.full(len(p_values), np.nan)
@@ -151,9 +151,14 @@ def _mean(values: Any) -> float:
     return float(kept.mean()) if len(kept) else float("nan")
 
 
+def _with_count(name: str, values: Any) -> dict[str, float]:
+    """Return a mean, and over how many samples it is: not all have a value of each kind."""
+    return {name: _mean(values), f"{name}_samples": len(_known(values))}
+
+
 def _proportion(name: str, values: Any, options: dict[str, Any]) -> dict[str, float]:
     low, high = proportion_interval(_known(values), options["confidence"])
-    return {name: _mean(values), f"{name}_low": low, f"{name}_high": high}
+    return {**_with_count(name, values), f"{name}_low": low, f"{name}_high": high}
 
 
 def _difference(untouched: Any, run: Any, options: dict[str, Any]) -> dict[str, float]:
@@ -166,4 +171,4 @@ def _difference(untouched: Any, run: Any, options: dict[str, Any]) -> dict[str, 
 
 def _with_ends(name: str, values: Any, options: dict[str, Any]) -> dict[str, float]:
     low, high = bootstrap_mean(_known(values), **options)
-    return {name: _mean(values), f"{name}_low": low, f"{name}_high": high}
+    return {**_with_count(name, values), f"{name}_low": low, f"{name}_high": high}

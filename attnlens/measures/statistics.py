@@ -208,7 +208,7 @@ def _ratio_of_means(over: np.ndarray, under: np.ndarray, axis: int = -1) -> np.n
 
 
 def with_interval(values: list[float], *, proportion: bool = False) -> dict[str, float | None]:
-    """Return ``mean``, ``low`` and ``high``: a mean with its 95% interval.
+    """Return ``mean``, ``low``, ``high`` and ``count``: a mean with its 95% interval.
 
     Parameters
     ----------
@@ -225,7 +225,8 @@ def with_interval(values: list[float], *, proportion: bool = False) -> dict[str,
     else:
         ends = bootstrap_mean(array, confidence=0.95, resamples=9999, seed=0)
     low, high = (None if np.isnan(end) else end for end in ends)
-    return {"mean": float(array.mean()) if values else None, "low": low, "high": high}
+    mean = float(array.mean()) if values else None
+    return {"mean": mean, "low": low, "high": high, "count": len(values)}
 
 
 def proportion_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:

@@ -75,8 +75,8 @@ def recovery(
     check_result(result, "Recovery", "attnlens.recover")
     chosen = get_definition(definition)
     inches = width_in_inches(width)
-    curves = {run: _aligned(result, definition, run, steps) for run in result.interventions}
-    curves = {run: curve for run, curve in curves.items() if len(curve)}
+    found = {run: _aligned(result, definition, run, steps) for run in result.interventions}
+    curves = {run: curve for run, (curve, _) in found.items() if len(curve)}
     if not curves:
         raise InputError("no intervention acted: there is no rise to draw")
     palette = seaborn.color_palette("colorblind").as_hex()
@@ -116,19 +116,29 @@ def recovery(
         right.xaxis.set_major_locator(MaxNLocator(4 if stacked else 6))
         right.set_xlabel(f"mean rise ({chosen.units})")
         samples = result.data.sizes["sample"]
+        acted = own.loc[list(curves), "rise_samples"].tolist()
+        behind = [int(count) for run in curves for count in found[run][1]]
         caption = (
             "Rise of visual share under each intervention over the untouched twin, with the same "
             f"tokens forced; definition {definition}: {chosen.formula}. Mean over the samples in "
-            f"which it acted, of {samples}. Filled: inserted tokens not counted as image; hollow: "
+            f"which it acted ({_range(acted)} of {samples}); by step, over those whose answer goes "
+            f"on so long ({_range(behind)}). Filled: inserted tokens not counted as image; hollow: "
             "counted."
         )
-        caption += interval_note("Bars", own.loc[list(curves), "samples"], "samples")
+        caption += interval_note("Bars", acted, "samples")
         finish(figure, height, caption)
     return figure
 
 
-def _aligned(result: Recovery, definition: str, run: str, steps: int) -> np.ndarray:
-    """Mean rise over samples, by step since the trigger; as long as some sample has one."""
+def _range(counts: list[int]) -> str:
+    least, most = min(counts), max(counts)
+    return f"{least}" if least == most else f"{least} to {most}"
+
+
+def _aligned(
+    result: Recovery, definition: str, run: str, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean rise by step since the trigger, as long as some sample has one, and over how many."""
     one = result.data.sel(run=run)
     rises = one["rise"].sel(definition=definition).values
     table = []
@@ -137,9 +147,10 @@ def _aligned(result: Recovery, definition: str, run: str, steps: int) -> np.ndar
             row = rises[sample, int(first) : int(first) + steps]
             table.append(np.pad(row, (0, steps - len(row)), constant_values=np.nan))
     if not table:
-        return np.zeros(0)
+        return np.zeros(0), np.zeros(0)
     stacked = np.array(table)
     known = np.isfinite(stacked).any(0)
     stop = int(np.flatnonzero(known)[-1]) + 1 if known.any() else 0
     counts = np.isfinite(stacked[:, :stop]).sum(0)
-    return np.where(counts > 0, np.nansum(stacked[:, :stop], 0) / np.maximum(counts, 1), np.nan)
+    sums = np.nansum(stacked[:, :stop], 0)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan), counts[counts > 0]

@@ -195,7 +195,7 @@ def _caption(
     result: Recovery, names: list[str], own: pd.DataFrame, chosen: Definition, stacked: bool
 ) -> str:
     total = result.data.sizes["sample"]
-    acted = sorted({int(count) for count in own["samples"]})
+    acted = sorted({int(count) for count in own["rise_samples"]})
     within = f"{acted[0]}" if len(acted) == 1 else f"{acted[0]} to {acted[-1]}"
     first, second, third = ("Top", "Middle", "Bottom") if stacked else ("Left", "Middle", "Right")
     known = int(np.isfinite(result.data["right"].sel(run=names).values).all(1).sum())
@@ -215,5 +215,5 @@ def _caption(
         "rise of visual share over the untouched twin, with the same tokens forced, inserted "
         f"tokens {counted}; definition {chosen.name}: {chosen.formula}. Mean over the samples in "
         f"which it acted ({within} of {total}). {second}: answers; {answers}. {third}: inserted "
-        f"tokens, mean over samples; {cost}.{interval_note('Bars', own['samples'], 'samples')}"
+        f"tokens, mean over samples; {cost}.{interval_note('Bars', own['rise_samples'], 'samples')}"
     )

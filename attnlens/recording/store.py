@@ -34,6 +34,11 @@ def save_trace(trace: Trace, path: Path, *, replace: bool) -> None:
     """Write a trace; see ``Trace.save``."""
     if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
         raise InputError(f"{str(path)!r} holds something else than a trace: give a new folder")
+    if (path / MANIFEST).is_file() and not replace:
+        raise InputError(
+            f"{str(path)!r} exists already: give a new folder, or replace=True to write over the "
+            "trace in it"
+        )
     data = trace.data.copy()
     data.attrs = {"attnlens": _attributes_as_json(trace.attrs)}
     for name in list(data.variables):

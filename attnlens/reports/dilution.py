@@ -132,7 +132,7 @@ def _report(
 
     used: list[Path] = []
     models: set[str] = set()
-    cut_off: list[Path] = []
+    cut_off: dict[Path, int] = {}
     names = [window for window in settings.between if isinstance(window, str)]
     loaded = _load(paths, names, used, models, cut_off)
     try:
@@ -179,7 +179,7 @@ def _report(
     said += [] if shared is None else shared.verdict()
     for sentence in said:
         print(one_line(sentence))
-    say_cut_off("dilution", len(cut_off), len(used))
+    say_cut_off("dilution", list(cut_off.values()), len(used))
     print(one_line(f"written to {folder}"))
     return folder
 
@@ -216,7 +216,7 @@ def _load(
     names: list[str],
     used: list[Path],
     models: set[str],
-    cut_off: list[Path],
+    cut_off: dict[Path, int],
 ) -> Iterator[Trace]:
     """Load one trace after the other; what lacks a region, or is too short, is said and skipped."""
     last: InputError | None = None
@@ -237,7 +237,7 @@ def _load(
         used.append(path)
         models.add(str(trace.attrs.get("model", "")))
         if trace.cut_off:
-            cut_off.append(path)
+            cut_off[path] = trace.data.sizes["step"]
         yield trace
     if not used and last is not None:
         raise InputError(f"no trace can be used; {path}: {last}")

@@ -160,7 +160,8 @@ def read_runs(folder: str | Path) -> Runs:
     for path in progress(find_runs(root), description="reading runs"):
         _add_trace(runs, path, root)
     traces = [one.trace for listed in runs.modes.values() for one in listed]
-    say_cut_off("figures", sum(bool(trace.cut_off) for trace in traces), len(traces))
+    cut_off = [trace.data.sizes["step"] for trace in traces if trace.cut_off]
+    say_cut_off("figures", cut_off, len(traces))
     long = [path for path in sorted((root / LONG).glob("*.zarr")) if not is_run(path.name)]
     runs.long = [attnlens.Trace.load(path) for path in long]
     runs.models |= {str(trace.attrs.get("model", "")) for trace in runs.long}

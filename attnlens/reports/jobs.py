@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attnlens.errors import InputError
+from attnlens.grading import true_answer
 from attnlens.progress import progress
 from attnlens.text import one_line, quoted, shortened
 
@@ -103,14 +104,16 @@ def _job(number: int, line: bytes, folder: Path) -> Job:
         if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
             return _bad(number, f"{name!r} holds half a character")
     answer = value.get("answer")
-    if isinstance(answer, list | dict | bool):
+    try:
+        truth = None if answer is None else true_answer(answer)
+    except InputError:
         given = shortened(repr(answer), 80)
         return _bad(number, f"'answer' is {given}: give a text or a number")
     image = value["image"]
     return Job(
         image=image if IS_URL.match(image) else str(folder / image),
         question=value["question"],
-        answer=None if answer is None else str(answer),
+        answer=truth,
         line=number,
     )
 

@@ -84,6 +84,8 @@ def run_recovery(jobs: list[Job], settings: Settings) -> int:
         If the model cannot be loaded, or an intervention does not fit a prompt, before anything
         is generated.
     """
+    import numpy as np
+
     from attnlens.reports.many import remove_leftovers
     from attnlens.reports.recovery_runs import run_lines, run_one, write_steps
     from attnlens.reports.table import say_cut_off
@@ -113,7 +115,8 @@ def run_recovery(jobs: list[Job], settings: Settings) -> int:
     print(as_text(result, settings.definition))
     for run in result.summary(settings.definition)["never_fired"]:
         print(one_line(f"{run}: the trigger {settings.when!r} never fired"))
-    cut_off = int((result.data["cut_off"] == 1).any("run").sum())
+    lengths = result.data["steps"].where(result.data["cut_off"] == 1).max("run").values
+    cut_off = lengths[~np.isnan(lengths)].astype(int).tolist()
     say_cut_off("recover", cut_off, len(jobs), "questions have an answer that")
     print(one_line(f"written to {folder}"))
     return asked - len(jobs)
@@ -139,43 +142,63 @@ def _write_places(result: Recovery, folder: Path, settings: Settings) -> None:
 
 
 def as_text(result: Recovery, definition: str) -> str:
-    """Lay the table out for a terminal."""
+    """Lay the table out for a terminal; a mean over fewer prompts than all says over how many."""
     from attnlens.measures.definitions import get_definition
     from attnlens.measures.statistics import FEW
 
     own = result.table(definition).to_dict("records")
-    both = [math.nan] * len(own)
+    both: list[dict[Any, Any]] = [{}] * len(own)
     if get_definition(definition).counts_copied:
-        both = result.table(definition, include_copied=True)["rise"].tolist()
+        both = result.table(definition, include_copied=True).to_dict("records")
     samples = result.data.sizes["sample"]
     names = [shortened(one_line(row["intervention"]), NAME_WIDTH) for row in own]
     wide = max(24, *(len(name) + 1 for name in names))
     lines = [
         f"rise of visual share ({definition}) over the untouched run, mean over the steps from the "
         f"trigger on, {samples} prompt{'s' if samples > 1 else ''}",
-        f"{'intervention':{wide}}{'rise':>9}{'95% interval':>20}{'with copied':>13}"
-        f"{'KL (nats)':>11}{'changed':>9}{'right':>7}{'inserted':>10}",
     ]
-    for name, row, counted in zip(names, own, both, strict=True):
+    columns = {"rise": 9, "95% interval": 20, "with copied": 13}
+    columns |= {"KL (nats)": 11, "changed": 9, "right": 7, "inserted": 10}
+    table = []
+    for row, counted in zip(own, both, strict=True):
         interval = "-"
         if math.isfinite(row["rise_low"]):
             interval = f"[{row['rise_low']:.3f}, {row['rise_high']:.3f}]"
-        lines.append(
-            f"{name:{wide}}{_cell(row['rise'], '.3f', 9)}{interval:>20}"
-            f"{_cell(counted, '.3f', 13)}{_cell(row['kl'], '.4f', 11)}"
-            f"{_cell(row['answer_changed'], '.0%', 9)}{_cell(row['right'], '.0%', 7)}"
-            f"{_cell(row['inserted'], '.0f', 10)}"
+        table.append(
+            [
+                _cell(row, "rise", ".3f", samples),
+                interval,
+                _cell(counted, "rise", ".3f", samples),
+                _cell(row, "kl", ".4f", samples),
+                _cell(row, "answer_changed", ".0%", samples),
+                _cell(row, "right", ".0%", samples),
+                _cell(row, "inserted", ".0f", samples),
+            ]
         )
+    widths = [
+        max(least, *(len(cell) + 2 for cell in cells))
+        for least, cells in zip(columns.values(), zip(*table, strict=True), strict=True)
+    ]
+    for name, cells in zip(("intervention", *names), (columns, *table), strict=True):
+        padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        lines.append(f"{name:{wide}}{''.join(padded)}")
     notes = ["with copied: inserted tokens counted as image"]
+    if any("(" in cell for cells in table for cell in cells):
+        notes.insert(0, "(n): over n prompts, in which it acted or the true answer is known")
+    behind = [int(row["rise_samples"]) for row in own if math.isfinite(row["rise_low"])]
     if samples == 1:
         notes.append("an interval needs several prompts (--data)")
-    elif samples < FEW:
+    elif min(behind, default=samples) < FEW:
         notes.append(f"intervals over fewer than {FEW} prompts are too narrow")
     return "\n".join([*lines, "; ".join(notes)])
 
 
-def _cell(value: float, layout: str, width: int) -> str:
-    return f"{format(value, layout) if math.isfinite(value) else '-':>{width}}"
+def _cell(row: dict[Any, Any], name: str, layout: str, samples: int) -> str:
+    """Show a mean, with the number of prompts behind it where that is not the number of all."""
+    value, behind = row.get(name, math.nan), row.get(f"{name}_samples", 0)
+    if not math.isfinite(value):
+        return "-"
+    return format(value, layout) + (f" ({behind})" if behind < samples else "")
 
 
 def _summary(result: Recovery, jobs: list[Job], settings: Settings) -> dict[str, Any]:

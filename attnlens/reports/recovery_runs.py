@@ -13,6 +13,7 @@ from attnlens.experiments.recover import compare_runs, named_interventions, reco
 from attnlens.experiments.recovery import Recovery
 from attnlens.experiments.recovery_data import to_dataset
 from attnlens.files import write_folder
+from attnlens.grading import is_right
 from attnlens.interventions.session import intervene
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
@@ -119,7 +120,13 @@ def run_lines(
     parts = []
     for job in there:
         with made_again(folder / job.folder / NOTE):
-            parts.append(Recovery.load(folder / job.folder / "recovery.nc"))
+            part = Recovery.load(folder / job.folder / "recovery.nc")
+        if job.answer is not None:  # by the rule of today, whenever the question was run
+            part.data["right"].values[:] = [
+                [float(is_right(answer, job.answer)) for answer in answers]
+                for answers in part.data["answer"].values.tolist()
+            ]
+        parts.append(part)
     return Recovery.join(parts), there
 
 

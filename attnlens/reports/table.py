@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,8 @@ def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``line``, ``image``, ``question``, ``mode``, ``expected``, ``answer``, ``right`` (missing
-        where the truth is not known), ``cut_off`` (whether the answer had not ended when generation
+        ``line``, ``image``, ``question``, ``mode``, ``expected``, ``answer``, ``right`` (by the
+        rule of ``attnlens.grading``; missing where the truth is not known), ``cut_off`` (whether the answer had not ended when generation
         stopped at its longest length; missing where that is not known) of the run; ``step``,
         ``query_token``, ``predicted_token``, ``region`` (of the predicted token);
         ``keys_SEGMENT``, the number of keys, without those that are hidden from a head, and
@@ -50,6 +50,7 @@ def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
     import pandas as pd
 
     from attnlens.boxed import final_answer
+    from attnlens.grading import is_right
     from attnlens.measures import shares, visual_share
     from attnlens.measures.definitions import DEFINITIONS
     from attnlens.measures.inputs import over_heads, visible_keys
@@ -60,7 +61,7 @@ def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
         images = trace.attrs.get("images") or [{}]
         job = Job(str(images[0].get("path") or ""), str(trace.attrs.get("question", "")))
     answer = final_answer(trace.text)
-    right = None if job.answer is None else answer == job.answer
+    right = None if job.answer is None else is_right(answer, job.answer)
     table = pd.DataFrame(
         {
             "line": pd.Series([job.line] * steps, dtype="Int64"),
@@ -107,12 +108,25 @@ def _texts(steps: int, **values: str | None) -> dict[str, pd.Series]:
     return {name: pd.Series([text] * steps, dtype="string") for name, text in values.items()}
 
 
-def say_cut_off(command: str, cut_off: int, total: int, of: str = "answers") -> None:
-    """Say on standard error how many answers had not ended, where some had not."""
+def say_cut_off(command: str, cut_off: Sequence[int], total: int, of: str = "answers") -> None:
+    """Say on standard error how many answers had not ended, where some had not.
+
+    Parameters
+    ----------
+    command
+        Who says it.
+    cut_off
+        Lengths of the answers that had not ended, in tokens.
+    total, of
+        Among how many of what.
+    """
     if cut_off:
-        what = "the answer" if total == 1 else f"{cut_off} of {total} {of}"
+        what = "the answer" if total == 1 else f"{len(cut_off)} of {total} {of}"
+        least, most = min(cut_off), max(cut_off)
+        tokens = f"{most:,}" if least == most else f"{least:,} to {most:,}"
         print(
-            f"attnlens {command}: {what} had not ended at the longest length (--max_new_tokens); "
+            f"attnlens {command}: {what} had not ended at the longest length, {tokens} "
+            f"token{'' if most == 1 else 's'} (--max_new_tokens); "
             "what is said of it is said of the part that is there",
             file=sys.stderr,
         )

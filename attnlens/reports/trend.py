@@ -157,15 +157,15 @@ def write_table(jobs: list[Job], root: Path, path: Path, mode: str) -> Path:
     """Write one row for each step of all questions; see ``attnlens.reports.table``."""
     from attnlens.recording.trace import Trace
 
-    cut_off = 0
+    cut_off: list[int] = []
 
     def tables() -> Iterator[pd.DataFrame]:
-        nonlocal cut_off
         for job in progress(jobs, description="table"):
             path = root / job.folder / f"{mode}_trace.zarr"
             with made_again(note_of_trace(path)):
                 trace = Trace.load(path)
-            cut_off += bool(trace.cut_off)
+            if trace.cut_off:
+                cut_off.append(trace.data.sizes["step"])
             yield steps_table(trace, job)
 
     write_parquet(path, tables())
@@ -228,7 +228,7 @@ def run_job(
         print(f"attnlens trend: no pictures; trace and summary are in {folder}", file=sys.stderr)
         raise
     if job.line is None:  # of a file they are counted, when all have been asked
-        say_cut_off("trend", bool(trace.cut_off), 1)
+        say_cut_off("trend", [trace.data.sizes["step"]] if trace.cut_off else [], 1)
     if left_out:
         print(f"attnlens trend: left out {one_line(left_out)}", file=sys.stderr)
     return folder

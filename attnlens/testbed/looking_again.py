@@ -96,10 +96,11 @@ def looking_again(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
     -------
     dict
         ``rows``: for ``untouched`` and each way, ``answer``, ``verified``, ``size``, ``mark`` and
-        ``described`` (facts right: mean over scenes, with 95% bootstrap intervals over scenes),
-        and, by definition, the columns of ``Recovery.table`` with inserted tokens counted as image
-        and not (``seconds_ratio`` over the scenes where the free run was run, see ``reuse`` of
-        ``attnlens.recover``). ``chance``: of sizes, marks and both at random.
+        ``described`` (facts right: mean over the ``count`` scenes that have such facts, with 95%
+        bootstrap intervals over scenes), and, by definition, the columns of ``Recovery.table`` with
+        inserted tokens counted as image and not (``seconds_ratio`` over the scenes where the free
+        run was run, see ``reuse`` of ``attnlens.recover``). ``chance``: of sizes, marks and both at
+        random.
 
     Raises
     ------
@@ -149,7 +150,7 @@ def _rows(result: Recovery, samples: list[Sample]) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _marks(samples: list[Sample], texts: list[str]) -> dict[str, dict[str, float | None]]:
+def _marks(samples: list[Sample], texts: list[str]) -> dict[str, dict[str, Any]]:
     """Score responses: means over scenes with intervals; a scene without facts is left out."""
     values: dict[str, list[float]] = {
         name: [] for name in ("answer", "described", "size", "mark", "verified")

@@ -11,6 +11,7 @@ import numpy as np
 
 from attnlens.boxed import boxed_answer
 from attnlens.errors import InputError
+from attnlens.grading import is_right
 from attnlens.progress import progress
 from attnlens.testbed.respond import respond
 from attnlens.testbed.samples import Sample, held_out_sample
@@ -63,7 +64,8 @@ class Marks:
     Attributes
     ----------
     answer, format
-        Whether the boxed answer is the true one, and the format that of the mode.
+        Whether the boxed answer is the true one (``attnlens.grading``), and the format that of
+        the mode.
     described
         Objects named in the first description with the right number in reading order, of those
         that are named or there; (right, all).
@@ -94,7 +96,7 @@ def mark_response(sample: Sample, text: str) -> Marks:
     seen = [f"{i} {name}" for i, name in _SEEN.findall(text.split(" Total ")[0])]
     right = sum(seen.count(name) == 1 for name in named)
     return Marks(
-        answer=boxed_answer(text) == sample.question.answer,
+        answer=is_right(boxed_answer(text), sample.question.answer),
         format=bool(_format(sample.mode, sample.question.looks).fullmatch(text.strip())),
         described=(right, max(len(seen), len(named))) if describes else (0, 0),
         size=_verified(sample, text, "size"),
@@ -161,7 +163,8 @@ def score(
     dict
         By mode: ``answer``, ``format``, ``described``, ``verified`` as fractions (None where
         nothing was due), ``verified_by`` (size and mark), ``steps`` (mean length of responses),
-        ``by_kind`` (``answer``, ``verified`` and ``format`` by kind of question), and ``chance``:
+        ``by_kind`` (``scenes``, ``answer``, ``verified`` and ``format`` by kind of question), and
+        ``chance``:
         the fraction right of always giving the commonest answer of each kind (and of each
         attribute), and of naming sizes and marks of the right objects at random (None without the
         true picture, where other objects are named: ``study`` measures those facts).
@@ -202,7 +205,6 @@ def _score_mode(
     commonest = sum(max(map(values.count, values)) for values in expected.values())
     true_picture = image == "true"
     return {
-        "scenes": scenes,
         **_fractions(marks),
         "described": _fraction(*_sum(marks, "described")),
         "verified_by": {name: _fraction(*_sum(marks, name)) for name in ("size", "mark")},
@@ -219,6 +221,7 @@ def _score_mode(
 def _fractions(marks: list[Marks]) -> dict[str, float | None]:
     sizes, mark = _sum(marks, "size"), _sum(marks, "mark")
     return {
+        "scenes": len(marks),
         "answer": _fraction(sum(m.answer for m in marks), len(marks)),
         "format": _fraction(sum(m.format for m in marks), len(marks)),
         "verified": _fraction(sizes[0] + mark[0], sizes[1] + mark[1]),

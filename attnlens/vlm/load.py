@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from attnlens.errors import InputError
 from attnlens.progress import transformers_bars_on_terminal_only
-from attnlens.text import printable
+from attnlens.text import printable, shortened
 from attnlens.vlm.family import Family, family_of
 from attnlens.vlm.processor import load_processor, pixel_limits, size_of
 from attnlens.vlm.prompt import Prompt, PromptBatch, batch_prompts, build_prompt
@@ -322,10 +322,12 @@ def find_device(device: str) -> torch.device:
     try:
         target = torch.device(device)
         torch.zeros(1, device=target).item()  # the meta device holds no values
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        found += ["mps"] if torch.backends.mps.is_available() else []
         raise InputError(
-            f"device {device!r} is not there: use 'auto' or one of {', '.join(found)}"
+            f"device {shortened(repr(device), 80)} is not there: use auto, cpu, cuda, cuda:N (its "
+            f"number) or mps; this machine has {', '.join(found)}"
         ) from error
     return target
 

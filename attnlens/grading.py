@@ -1,0 +1,163 @@
+r"""When an answer is right: the one rule by which answers are compared.
+
+An answer and the truth are brought into one form, and are the same if those forms are equal. The
+rule never guesses: what it does not know to be the same is wrong.
+
+1. Around the whole text these are taken off, in any order and nesting: white space, one full stop
+   at the end, ``$...$``, ``$$...$$``, ``\(...\)``, ``\[...\]``, ``**...**``, ``\boxed{...}``, and
+   commands of font (``\text{...}``, ``\mathrm{...}`` and the like). White space inside counts as
+   one space. Full-width characters count as their ASCII forms, and U+2212 as a minus.
+2. A single letter may stand in brackets or before one, or before a colon: ``(B)``, ``[B]``, ``B)``,
+   ``B:`` are ``B``.
+3. Numbers are compared by value, exactly: integers, decimals (``.5``, ``0.50``), fractions of
+   integers (``1/2``, ``\frac{1}{2}``, also ``\dfrac``, ``\tfrac``, ``\cfrac``, ``\frac12``), with a
+   sign and with commas (``{,}``, ``\,``) between groups of three digits, as English has them. So
+   ``0.333`` is not ``1/3``. What begins with a needless zero (``007``), mixed numbers
+   (``1 1/2``), scientific notation and numbers with a unit are texts.
+4. A percentage equals percentages only: ``50%`` is ``50.0 \%``, and neither ``50`` nor ``0.5``,
+   since a truth without the sign does not say which of them it means.
+5. Texts are compared character by character. Case is ignored where there are only words, so that
+   ``b`` is ``B`` and ``Red circle`` is ``red circle``, and counts beside digits and signs
+   (``5 mW``).
+6. No answer, or nothing within the wrapping, is never right. Texts of more than 1,000 characters
+   are compared as they are, without white space around them.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from decimal import Decimal
+from fractions import Fraction
+from numbers import Integral, Rational, Real
+from typing import Any
+
+from attnlens.boxed import closing_braces
+from attnlens.errors import InputError
+from attnlens.text import shortened
+
+LONGEST = 1000
+"""Longest answer that is read, in characters: the time that reading takes stays in milliseconds."""
+
+_PAIRS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
+_COMMAND = re.compile(
+    r"\\(?:boxed|fbox|mbox|text|textrm|textbf|textit|textsf|texttt|textnormal"
+    r"|mathrm|mathbf|mathit|mathsf|mathtt)\s*\{"
+)
+_OPTION = re.compile(r"\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])[\]):]")
+_SAME = {
+    **{code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)},
+    ord("\N{IDEOGRAPHIC FULL STOP}"): ord("."),
+    ord("\N{MINUS SIGN}"): ord("-"),
+}
+_SEPARATOR = re.compile(r",(?:\\!)?|\{,\}|\\,")
+_INTEGER = rf"(?:[1-9][0-9]{{0,2}}(?:(?:{_SEPARATOR.pattern})[0-9]{{3}})+|0|[1-9][0-9]*)"
+_DECIMAL = re.compile(rf"([+-]?)({_INTEGER}(?:\.[0-9]+)?|\.[0-9]+)( ?\\?%)?")
+_FRACTION = re.compile(
+    rf"([+-]?)(?:({_INTEGER}) ?/ ?({_INTEGER})"
+    rf"|\\[dtc]?frac ?\{{ ?([+-]?{_INTEGER}) ?\}} ?\{{ ?({_INTEGER}) ?\}}"
+    r"|\\[dtc]?frac([0-9])([0-9]))"
+)
+_BESIDE_LETTERS = frozenset(" '\N{RIGHT SINGLE QUOTATION MARK}-,.;:!?()")
+
+
+def is_right(answer: str | None, truth: str) -> bool:
+    """Return whether an answer is the true one, by the rule of this module.
+
+    Parameters
+    ----------
+    answer
+        What ``attnlens.boxed.final_answer`` found, say; None where there is no answer.
+    truth
+        The true answer. The rule is the same both ways round.
+    """
+    if answer is None:
+        return False
+    form = _form(answer)
+    return form != "" and form == _form(truth)
+
+
+def true_answer(value: Any) -> str:
+    """Return a true answer as the text that answers are compared with.
+
+    Parameters
+    ----------
+    value
+        A text or a finite number; a number stands for its decimal digits, a fraction
+        (``fractions.Fraction``) for itself.
+
+    Raises
+    ------
+    InputError
+        If it is something else, or a text with which no answer can be right.
+    """
+    if isinstance(value, str):
+        if _form(value) == "":
+            raise InputError(f"the true answer {shortened(repr(value), 80)} is empty: give a text")
+        return value
+    try:
+        if isinstance(value, bool):  # a number to Python
+            pass
+        elif isinstance(value, Integral):
+            return str(int(value))
+        elif isinstance(value, Rational):
+            return f"{value.numerator}/{value.denominator}"
+        elif isinstance(value, Real):
+            digits = Decimal(str(value))
+            if digits.is_finite():
+                return format(digits, "f")
+        given = shortened(repr(value), 80)
+    except ValueError:  # Python writes no more than 4,300 digits
+        given = "a number of thousands of digits"
+    raise InputError(f"the true answer is {given}: give a text or a finite number")
+
+
+def _form(text: str) -> str | tuple[Fraction, bool]:
+    """Return what is compared: a number, with whether it is a percentage, or a text."""
+    if len(text) > LONGEST:
+        return text.strip()
+    bare = _bare(unicodedata.normalize("NFC", text).translate(_SAME))
+    number = _number(bare)
+    if number is not None:
+        return number
+    words = all(c.isalpha() or c in _BESIDE_LETTERS for c in bare)
+    return bare.casefold() if words else bare
+
+
+def _bare(text: str) -> str:
+    """Take off what only wraps the whole text."""
+    while True:
+        before = text
+        text = " ".join(text.split())
+        if text.endswith(".") and not text.endswith(("..", " .")):  # dots in a row leave out digits
+            text = text[:-1]
+        for start, stop in _PAIRS:
+            inside = text[len(start) : -len(stop)]
+            room = len(text) >= len(start) + len(stop)
+            whole = room and text.startswith(start) and text.endswith(stop)
+            if whole and start not in inside and stop not in inside:
+                text = inside
+                break
+        command = _COMMAND.match(text)
+        if command and closing_braces(text).get(command.end() - 1) == len(text) - 1:
+            text = text[command.end() : -1]
+        option = _OPTION.fullmatch(text)
+        if option:
+            text = next(filter(None, option.groups()))
+        if text == before:
+            return text
+
+
+def _number(text: str) -> tuple[Fraction, bool] | None:
+    """Value of a number and whether it is a percentage; None of anything else."""
+    decimal = _DECIMAL.fullmatch(text)
+    if decimal:
+        sign, digits, percent = decimal.groups()
+        return Fraction(f"{sign}{_SEPARATOR.sub('', digits)}"), bool(percent)
+    fraction = _FRACTION.fullmatch(text)
+    if fraction:
+        sign, *found = fraction.groups()
+        above, below = (int(_SEPARATOR.sub("", digits)) for digits in found if digits)
+        if below:
+            return Fraction(-above if sign == "-" else above, below), False
+    return None

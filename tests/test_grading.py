@@ -1,0 +1,267 @@
+r"""When an answer is right."""
+
+from __future__ import annotations
+
+import signal
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnlens.boxed import boxed_answer, boxed_spans
+from attnlens.errors import InputError
+from attnlens.grading import LONGEST, is_right, true_answer
+from attnlens.testbed import held_out_sample, mark_response
+
+SAME = [
+    # wrapping
+    ("6", " 6"),
+    ("\n 6\t", "6"),
+    ("$6$", "6"),
+    ("$$ 6 $$", "6"),
+    (r"\(6\)", "6"),
+    (r"\[ 6 \]", "6"),
+    ("**6**", "6"),
+    (r"\boxed{6}", "6"),
+    (r"\boxed{\boxed{ \text{6} }}", "6"),
+    (r"$\boxed{\text{B}}$.", "B"),
+    ("6.", "6"),
+    ("$6.$", "6"),
+    ("Red.", "red"),
+    # option letters
+    ("b", "B"),
+    ("(B)", "B"),
+    ("(b).", "B"),
+    ("[B]", "b"),
+    ("B)", "B"),
+    ("B.", "B"),
+    ("B:", "B"),
+    (r"\text{B}", "B"),
+    (r"\text{(B)}", "B"),
+    (r"(\text{B})", r"(\text{B})"),
+    (r"\mathrm {B}", "B"),
+    (r"\textbf{B.}", "B"),
+    ("（Ｂ）", "B"),  # noqa: RUF001
+    # integers and decimals
+    ("6", 6),
+    ("6.0", 6),
+    ("6", 6.0),
+    ("6", np.int64(6)),
+    ("+6", "6"),
+    ("\N{MINUS SIGN}6", -6),
+    ("-6.", "-6"),
+    ("-0", "0"),
+    (".5", "0.50"),
+    ("0.1", np.float32(0.1)),
+    ("0.00001", 1e-5),
+    ("1,234", "1234"),
+    ("1,234,567.50", "1234567.5"),
+    (r"12{,}345", 12345),
+    (r"12,\!345", 12345),
+    (r"12\,345", 12345),
+    ("１６", "16"),  # noqa: RUF001
+    # fractions
+    ("1/2", "0.5"),
+    ("1 / 2", Fraction(1, 2)),
+    (r"\frac{1}{2}", "1/2"),
+    (r"\dfrac{ 1 }{ 2 }", "0.5"),
+    (r"\tfrac12", "0.5"),
+    (r"$-\frac{1}{2}$", -0.5),
+    (r"\frac{-1}{2}", "-1/2"),
+    (r"\frac{1,000}{3}", "1000/3"),
+    ("2/4", "1/2"),
+    ("6/1", 6),
+    # percentages
+    ("50%", "50 %"),
+    (r"$50.0\%$", "50%"),
+    # texts
+    ("red   circle", "Red circle"),
+    ("YES", "yes"),
+    (r"\text{red circle}", "red circle"),
+    ("caf\u00e9", "cafe\u0301"),
+    ("3 cats", "3 cats."),
+    ("1 1/2", "1 1/2"),
+    ("007", "007"),
+    ("1/0", "1/0"),
+    ("9" * 10_000, "9" * 10_000),
+]
+
+OTHER = [
+    ("6", "16"),
+    ("16", "6"),
+    ("6", "-6"),
+    ("1/2", "12"),
+    ("1 2", "12"),
+    ("1,2", "12"),
+    ("1,23", "123"),
+    ("12,34", "1234"),
+    ("0,123", "123"),
+    ("1,234", "1.234"),
+    ("1.234.567", "1234567"),
+    (r"\frac{1}{2}", "12"),
+    (r"\frac123", "12/3"),
+    (r"\frac{1}{0}", "0"),
+    ("0.333", "1/3"),
+    ("0.3...", "0.3"),
+    ("0.3 . . .", "0.3"),
+    ("1 1/2", "11/2"),
+    ("007", "7"),
+    ("1e3", "1000"),
+    ("10²", "102"),
+    ("10^2", "102"),
+    ("½", "1/2"),
+    ("50%", "50"),
+    ("50%", "0.5"),
+    ("0.5", "50%"),
+    ("$5", "5"),
+    ("$5$ or $6$", "5"),
+    (r"\boxed{5} or \boxed{6}", "6"),
+    (r"\text{3} \text{cats}", "3"),
+    ("3 cats", "3 dogs"),
+    ("3 cats", "3"),
+    ("5 mW", "5 MW"),
+    ("B", "A or B"),
+    ("A or B", "B"),
+    ("(A) or (B)", "B"),
+    ("AB", "A"),
+    ("B. red", "B"),
+    ("(6)", "6"),
+    (r"\mathbb{R}", "R"),
+    ("no", "not"),
+    ("", "6"),
+    (" ", "6"),
+    (".", "6"),
+    (r"\boxed{}", "6"),
+    ("", ""),
+    (r"\text{}", "$$"),
+    (None, "6"),
+    (None, "None"),
+    ("9" * 10_000, "9" * 9_999),
+    ("1e999999999", "2e999999999"),
+]
+
+
+@pytest.mark.parametrize(("answer", "truth"), SAME, ids=repr)
+def test_what_is_the_same_is_right(answer, truth):
+    assert is_right(answer, true_answer(truth))
+    assert is_right(true_answer(truth), answer)
+
+
+@pytest.mark.parametrize(("answer", "truth"), OTHER, ids=repr)
+def test_what_is_another_answer_is_wrong(answer, truth):
+    assert not is_right(answer, truth)
+    if answer is not None:
+        assert not is_right(truth, answer)
+
+
+numbers = st.fractions() | st.integers() | st.decimals(allow_nan=False, allow_infinity=False)
+
+
+@given(one=numbers, other=numbers)
+def test_numbers_are_right_where_they_are_equal(one, other):
+    def written(number):
+        return format(number, "f") if isinstance(number, Decimal) else str(number)
+
+    texts = [written(one), written(other)]
+    if max(map(len, texts)) <= LONGEST:
+        assert is_right(*texts) == (Fraction(one) == Fraction(other))
+        assert is_right(texts[0], true_answer(one if not isinstance(one, Decimal) else texts[0]))
+
+
+@settings(max_examples=50)
+@given(st.text(), st.text())
+def test_the_rule_holds_both_ways_round_and_never_fails(one, other):
+    assert is_right(one, other) == is_right(other, one)
+    assert not is_right(one, one + "6")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9" * 10_000,
+        "1" + ",000" * 100_000,
+        "1e999999999",
+        "0." + "3" * 900 + "/" + "7" * 90,
+        "1/" + "7" * 900,
+        r"\boxed{" * 50_000,
+        r"\boxed{" * 50_000 + "6" + "}" * 50_000,
+        r"\text{" * 150 + "6" + "}" * 150,
+        "$" * 100_000,
+        "**" * 400 + "6" + "**" * 400,
+        "." * 100_000,
+        r"\frac{" * 160,
+        "\\boxed" + " " * 100_000,
+        "e" + "\u0301\u0323" * 499,
+        "(" * 500 + "B" + ")" * 500,
+    ],
+    ids=lambda text: text[:12],
+)
+def test_no_answer_takes_long(text):
+    """A model's answer is text from a stranger: the alarm ends the test where one would hang."""
+
+    def too_long(*_):
+        raise TimeoutError(text[:20])
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(10)
+    try:
+        for _ in range(3):
+            assert not is_right(text, "16")
+            boxed_answer(text)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_boxes_are_found_as_counting_braces_finds_them():
+    def counted(text, at):
+        depth = 1
+        while at < len(text) and depth:
+            depth += {"{": 1, "}": -1}.get(text[at], 0)
+            at += 1
+        return at, depth == 0
+
+    texts = [
+        r"}\boxed{a{b}c} {\boxed {d\boxed{e}} \boxed{f",
+        r"\boxed{\boxed{\boxed{1}} {",
+        r"{{\boxed{}}}}\boxed{}{}",
+    ]
+    for text in texts:
+        spans = boxed_spans(text)
+        assert len(spans) == text.count("\\boxed")
+        for box in spans:
+            assert (box.stop, box.closed) == counted(text, box.inside)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (True, "True: give a text or a finite number"),
+        (np.bool_(True), "give a text or a finite number"),
+        (None, "None: give"),
+        (float("nan"), "nan: give"),
+        (float("inf"), "inf: give"),
+        ([6], r"\[6\]: give"),
+        (b"6", "b'6': give"),
+        (10**5000, "thousands of digits"),
+        ("", "'' is empty"),
+        (" . ", "is empty"),
+        (r"\boxed{}", "is empty"),
+    ],
+    ids=lambda value: str(type(value)),
+)
+def test_a_truth_that_nothing_can_equal_is_refused(value, message):
+    with pytest.raises(InputError, match=message):
+        true_answer(value)
+
+
+def test_the_testbed_scores_by_the_rule():
+    sample = held_out_sample(3, 0, "normal")
+    truth = sample.question.answer
+    assert mark_response(sample, rf"\boxed{{{truth}}}").answer
+    assert mark_response(sample, rf"\boxed{{\text{{{truth}}}.}}").answer
+    assert not mark_response(sample, rf"\boxed{{{truth}{truth}}}").answer
+    assert not mark_response(sample, truth).answer
