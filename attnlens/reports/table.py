@@ -35,12 +35,12 @@ def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``line``, ``image``, ``question``, ``mode``, ``expected``, ``answer``, ``right`` (by the
-        rule of ``attnlens.grading``; missing where the truth is not known), ``cut_off`` (whether the answer had not ended when generation
-        stopped at its longest length; missing where that is not known) of the run; ``step``,
-        ``query_token``, ``predicted_token``, ``region`` (of the predicted token);
-        ``keys_SEGMENT``, the number of keys, without those that are hidden from a head, and
-        ``mass_SEGMENT``, the fraction of attention mass, both the mean over layers and heads; and
-        each definition of visual share by its name
+        rule of ``attnlens.grading``; missing where the truth is not known), ``cut_off`` (whether
+        the answer had not ended when generation stopped at its longest length; missing where that
+        is not known) of the run; ``step``, ``query_token``, ``predicted_token``, ``region`` (of the
+        predicted token); ``keys_SEGMENT``, the number of keys, without those that are hidden from a
+        head, and ``mass_SEGMENT``, the fraction of attention mass, both the mean over layers and
+        heads; and each definition of visual share by its name
         (``attnlens.measures.definitions``), reduced over heads and layers, NaN where it is not
         defined. ``NAME_query`` and ``NAME_response`` follow a definition that has curves of the
         query text and the generated text; those of ``mass`` are the fractions of these names.
