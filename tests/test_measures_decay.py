@@ -52,6 +52,12 @@ def test_slope_of_a_line_with_outliers():
     assert result.slope == pytest.approx(-0.004, rel=1e-9)
     assert result.slope_low <= result.slope <= result.slope_high < 0
     assert result.p_value < 1e-3
+    assert result.as_dict()["verdict"] == "falls clearly"
+    rising = decay(exact_dataset(1 - series))
+    assert rising.verdict == "rises clearly"
+    assert decay(exact_dataset(series[:59])).verdict == "too short to tell"
+    noise = 0.5 + 0.1 * np.random.default_rng(5).normal(size=80)
+    assert decay(exact_dataset(noise)).verdict == "no clear trend"
 
 
 def test_slope_is_the_median_over_pairs_of_the_chosen_definition():

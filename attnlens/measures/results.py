@@ -87,6 +87,19 @@ class Decay(Result):
     tau: float = NAN
     p_value: float = NAN
 
+    @property
+    def verdict(self) -> str:
+        """``falls clearly``, ``rises clearly``, ``no clear trend`` (at 5%) or ``too short to tell``."""
+        if np.isnan(self.p_value):
+            return "too short to tell"
+        if self.p_value >= 0.05 or self.tau == 0:
+            return "no clear trend"
+        return "falls clearly" if self.tau < 0 else "rises clearly"
+
+    def as_dict(self) -> dict[str, Any]:
+        """See ``Result``; with the verdict."""
+        return super().as_dict() | {"verdict": self.verdict}
+
 
 @dataclass(frozen=True)
 class GroupDecay(Result):
