@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,17 @@ def test_exponents_and_the_split_by_layer():
     layer = found.by_layer.loc[1]
     assert float(cells["1"][0]) == pytest.approx(layer["exponent"], abs=0.005)
     assert float(cells["1"][4]) == pytest.approx(layer["preference"], abs=0.005)
+
+
+def test_a_change_over_fewer_runs_says_over_how_many():
+    found = measures.dilution(runs(4), **FEW)
+    assert "(n)" not in as_text(found, None, None)
+    fewer = replace(found, change_without_sink=replace(found.change_without_sink, samples=3))
+    table = as_text(fewer, None, None)
+    assert "(n): over n of the runs" in table
+    cells = rows(table)
+    assert [cell.endswith(" (3)") for cell in cells["no sink"][2:5]] == [True] * 3
+    assert not any("(" in cell for cell in cells["all"])
 
 
 def test_one_run_has_no_interval():

@@ -30,6 +30,7 @@ from attnlens.interventions import AtStep, Copy, Route
 from attnlens.measures import agreement, correlation, visual_share
 from attnlens.measures.correlation import spearman
 from attnlens.measures.definitions import DEFINITIONS
+from attnlens.reports.figure_tables import agreement_tables
 from attnlens.segments import SEGMENTS
 
 WIDTHS = ("one-column", "two-column")
@@ -348,6 +349,26 @@ def test_agreement_where_definitions_are_undefined():
     assert plain["names"] == ["mass", "no-sink"]
     with pytest.raises(InputError, match="nothing to draw"):
         plots.definitions([dark], names=["mass", "no-sink"])
+
+
+def test_agreement_says_over_how_many_runs_a_correlation_is(runs):
+    """A run in which the share never moves has none."""
+    names = ["mass", "mean-weight", "no-sink"]
+    mass = np.zeros((9, 2, 3, len(SEGMENTS)))
+    mass[..., SEGMENTS.index("sink")] = 1
+    found = agreement([*runs, make_dataset(mass)], names=names, **FEW)
+    alone = agreement(runs, names=names, **FEW)
+    assert found.samples == 4
+    assert found.runs.tolist() == [[3] * 3] * 3
+    np.testing.assert_allclose(found.correlations, alone.correlations)
+    _, pairs = agreement_tables(found)
+    assert pairs["runs"].tolist() == [3, 3, 3]
+    captions = [
+        " ".join(" ".join(t.get_text() for t in plots.definitions(one).texts).split())
+        for one in (found, alone)
+    ]
+    assert "mean over the runs that have one (3)" in captions[0]
+    assert "mean over runs (\N{EN DASH}: undefined)" in captions[1]
 
 
 def test_spearman_by_hand():

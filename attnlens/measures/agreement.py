@@ -38,6 +38,8 @@ class Agreement(Result):
     correlations : numpy.ndarray, float, (definition, definition)
         Spearman rank correlation over the steps of a run, from -1 to 1: mean over the runs that
         have one. NaN where none has.
+    runs : numpy.ndarray, int, (definition, definition)
+        Over how many runs a correlation is.
     low, high : numpy.ndarray, float, (definition, definition)
         Bootstrap interval of the correlation over runs; NaN for fewer than two.
     confidence : float
@@ -49,6 +51,7 @@ class Agreement(Result):
     bins: np.ndarray
     curves: np.ndarray
     correlations: np.ndarray
+    runs: np.ndarray
     low: np.ndarray
     high: np.ndarray
     confidence: float
@@ -139,6 +142,7 @@ def agreement(
         bins=np.linspace(0, 1, bins + 1),
         curves=mean_of_known(np.moveaxis(np.array(curves), 0, -1)),
         correlations=mean_of_known(by_run),
+        runs=np.isfinite(by_run).sum(-1),
         low=ends[..., 0],
         high=ends[..., 1],
         confidence=confidence,

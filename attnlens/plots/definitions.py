@@ -138,6 +138,16 @@ def _draw_correlations(axes: Any, found: Agreement) -> None:
     axes.set_title("Spearman rank correlation over steps")
 
 
+def _runs(found: Agreement) -> str:
+    """Say over how many runs the correlations are, where it is not over all."""
+    apart = found.runs[np.triu_indices(len(found.names), 1)]
+    known = apart[apart > 0]
+    if not len(known) or known.min() == found.samples:
+        return "runs"
+    most = f" to {known.max()}" if known.max() > known.min() else ""
+    return f"the runs that have one ({known.min()}{most})"
+
+
 def _caption(found: Agreement, stacked: bool) -> str:
     first, second = ("Above", "Below") if stacked else ("Left", "Right")
     runs = f"{found.samples} run{'' if found.samples == 1 else 's'}"
@@ -146,13 +156,13 @@ def _caption(found: Agreement, stacked: bool) -> str:
         f"{first}: visual share by position in the answer, divided by its own mean over the run; "
         f"{len(found.bins) - 1} bins, mean over {runs}; curves that coincide lie inside each "
         f"other. {second}: rank correlation over the steps of a run, values of the same forward "
-        "pass, mean over runs (\N{EN DASH}: undefined). "
+        f"pass, mean over {_runs(found)} (\N{EN DASH}: undefined). "
     )
     pair = found.least_alike()
     if pair is not None:
         low, high = found.low[pair], found.high[pair]
         ends = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
-        few = narrow_note(found.samples)
+        few = narrow_note(int(found.runs[pair]))
         text += (
             f"Least alike: {found.names[pair[0]]} and {found.names[pair[1]]}, "
             f"rho = {found.correlations[pair]:.2f}{ends}"

@@ -46,8 +46,8 @@ def _dilution(found: Dilution) -> str:
     )
     even = _number(found.evenness["visual"]["mean"], ".2f")
     rows: list[tuple[str, ...]] = [
-        ("all", *alpha, *_terms(found.change), even),
-        ("no sink", "-", "-", *_terms(found.change_without_sink), "-"),
+        ("all", *alpha, *_terms(found.change, found.samples), even),
+        ("no sink", "-", "-", *_terms(found.change_without_sink, found.samples), "-"),
     ]
     rows += [
         (
@@ -63,13 +63,17 @@ def _dilution(found: Dilution) -> str:
     windows = f", from {before} to {after}" if before else ""
     runs = f"{found.samples} run{'' if found.samples == 1 else 's'}"
     title = f"Theorem 3.1, {runs}: mass ~ r^alpha;\nchange of log-odds of visual mass{windows}"
+    if any("(" in cell for row in rows[:2] for cell in row[3:6]):
+        title += "; (n): over n of the runs"
     names = ("layer", "alpha", _level(found.settings["confidence"]))
     return _table(title, (*names, "log-odds", "= counts", "+ preference", "mass / r"), rows)
 
 
-def _terms(change: Change) -> list[str]:
+def _terms(change: Change, samples: int) -> list[str]:
+    """Show the three terms, with the number of runs that have them where that is not all."""
     terms = (change.log_odds, change.counts, change.preference)
-    return [_number(term.mean, "+.2f") for term in terms]
+    behind = f" ({change.samples})" if 0 < change.samples < samples else ""
+    return [_number(term.mean, "+.2f") + behind for term in terms]
 
 
 def _insertion(found: Insertion) -> str:

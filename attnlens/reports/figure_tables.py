@@ -100,14 +100,14 @@ def agreement_tables(found: Agreement) -> tuple[pd.DataFrame, pd.DataFrame]:
         for start, stop, value in zip(found.bins[:-1], found.bins[1:], curve, strict=True)
     ]
     pairs = [
-        (one, other, found.correlations[i, j], found.low[i, j], found.high[i, j])
+        (one, other, found.correlations[i, j], found.runs[i, j], found.low[i, j], found.high[i, j])
         for i, one in enumerate(found.names)
         for j, other in enumerate(found.names)
         if i < j
     ]
     return (
         pd.DataFrame(curves, columns=["definition", "start", "stop", "share_over_mean"]),
-        pd.DataFrame(pairs, columns=["definition", "other", "correlation", "low", "high"]),
+        pd.DataFrame(pairs, columns=["definition", "other", "correlation", "runs", "low", "high"]),
     )
 
 
