@@ -168,20 +168,20 @@ def test_results_become_json():
     written = json.loads(json.dumps(result.as_dict(), allow_nan=False))
     assert written["slope"] == result.slope
     assert written["region"] is None
-    assert set(written) == set(Decay.__dataclass_fields__)
+    assert set(written) == {*Decay.__dataclass_fields__, "verdict"}
 
 
 def test_several_traces():
-    rates = np.array([0.002, 0.004, 0.009, 0.003, 0.005])
+    rates = np.array([0.002, 0.004, 0.009, 0.003, 0.005, 0.006])
     group = decay([exact_dataset(0.6 - rate * np.arange(40)) for rate in rates])
     assert isinstance(group, GroupDecay)
     assert [trace.slope for trace in group.traces] == pytest.approx(-rates)
     assert group.slope == pytest.approx(-rates.mean())
     assert -0.009 <= group.slope_low < group.slope < group.slope_high < -0.002
     assert group.half_life == pytest.approx(np.median([trace.half_life for trace in group.traces]))
-    assert group.samples == 5
+    assert group.samples == 6
     written = json.loads(json.dumps(group.as_dict(), allow_nan=False))
-    assert len(written["traces"]) == 5
+    assert len(written["traces"]) == 6
     assert written["traces"][0]["slope"] == pytest.approx(-0.002)
 
 

@@ -150,14 +150,24 @@ def median(count: int, rng: np.random.Generator, replicates: int) -> float | Non
     )
 
 
+def under_white_noise(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Draw a series with a correlation of 0.95, and add as much white noise."""
+    slow = autoregressive(rng, count, 0.95) * np.sqrt(1 - 0.95**2)
+    return slow + rng.normal(size=count)
+
+
+def levels(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Draw a series that jumps to another level every 30 steps or so, with half the noise."""
+    of_step = np.cumsum(rng.random(count) < 1 / 30)
+    return rng.normal(size=count + 1)[of_step] + 0.5 * rng.normal(size=count)
+
+
 def slope(
-    correlation: float, count: int, rng: np.random.Generator, replicates: int
+    draw: Draw, count: int, rng: np.random.Generator, replicates: int
 ) -> tuple[float | None, float | None]:
     """Coverage of the interval of a slope, and rejection of the test, on a series without one."""
     steps = np.arange(count)
-    found = [
-        slope_test(autoregressive(rng, count, correlation), steps, 0.95) for _ in range(replicates)
-    ]
+    found = [slope_test(draw(rng, count), steps, 0.95) for _ in range(replicates)]
     covered = rate(holds((one.low, one.high), 0.0) for one in found)
     return covered, rate(rejects(one.p_value) for one in found)
 
@@ -203,9 +213,15 @@ def rows(replicates: int, seed: int) -> Iterator[tuple[str, str, list[float | No
         "test",
         over_counts(lambda n: order(n, rng, replicates)),
     )
-    for correlation in CORRELATIONS:
-        both = [slope(correlation, n, rng, replicates) for n in COUNTS]
-        name = f"slope of one series, neighbours' correlation {correlation:g}"
+    series: dict[str, Draw] = {
+        f"neighbours' correlation {phi:g}": lambda rng, n, phi=phi: autoregressive(rng, n, phi)  # type: ignore[misc]
+        for phi in CORRELATIONS
+    }
+    series["0.95 under as much white noise"] = under_white_noise
+    series["jumps every 30 steps"] = levels
+    for kind, draw in series.items():
+        both = [slope(draw, n, rng, replicates) for n in COUNTS]
+        name = f"slope of one series, {kind}"
         yield name, "interval", [covered for covered, _ in both]
         yield name, "test", [rejected for _, rejected in both]
 

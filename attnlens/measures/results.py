@@ -89,7 +89,7 @@ class Decay(Result):
 
     @property
     def verdict(self) -> str:
-        """``falls clearly``, ``rises clearly``, ``no clear trend`` (at 5%) or ``too short to tell``."""
+        """Falls clearly, rises clearly, no clear trend (all at 5%), or too short to tell."""
         if np.isnan(self.p_value):
             return "too short to tell"
         if self.p_value >= 0.05 or self.tau == 0:
