@@ -429,3 +429,24 @@ def test_all_keys_hidden_at_every_step(tiny, one):
     assert np.isnan(visual_share(trace, "mean-weight").values).all()
     with pytest.raises(InputError, match="hidden from every head"):
         log_odds(trace)
+
+
+@pytest.mark.parametrize(
+    ("below", "lost_in"),
+    [(15.0, ()), (19.0, ("float16",)), (95.0, ("float16", "bfloat16")), (110.0, None)],
+)
+def test_when_a_visual_weight_is_zero_in_low_precision(below, lost_in):
+    """One key far below the others: in a trace, and in weights cast as eager attention casts."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        queries = torch.ones(1, 1, 1, 1, dtype=dtype)
+        keys = torch.zeros(1, 1, 4, 1, dtype=dtype)
+        keys[0, 0, 2] = -below
+        columns, visual = torch.zeros(1, 4, dtype=torch.int64), torch.tensor([[1, 2]])
+        (found,) = attention_mass(
+            [queries], [keys], columns, 1, torch.tensor([3]), 1.0, visual=visual
+        )
+        assert found.visual_nonzero.item() == (1 if lost_in is None else 2)
+        scores = queries[0, 0] @ keys[0, 0].T
+        cast = scores.softmax(-1, dtype=torch.float32).to(dtype)
+        lost = lost_in is None or str(dtype).removeprefix("torch.") in lost_in
+        assert (cast[0, 2] == 0) == lost

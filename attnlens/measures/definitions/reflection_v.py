@@ -18,8 +18,14 @@ def reflection_v(data: xr.Dataset, visual: Segments) -> xr.DataArray:
     - Step owner: the query token, since the script reads the attention rows of response tokens.
       It reads no row of the prompt, so it starts at what is step 1 here; step 0 is kept here and
       belongs to the last prompt token.
-    - Denominator: all visible keys, then the number of visual keys with non-zero weight. In
-      float32 that is nearly always every visual key; low precision makes it smaller.
+    - Denominator: all visible keys, then the number of visual keys with non-zero weight. A trace
+      holds float32 weights whatever dtype the model runs in, so that a weight is 0 only where a key
+      is hidden or its weight lies under about 1e-45, 103 below the row's largest in scores. The
+      script reads the weights of eager attention, which are cast to the model's dtype: bfloat16
+      keeps them down to about 5e-41, nearly as far, but float16 turns those under 3e-8 into 0 (17
+      below). On four answers of the testbed no key was without weight in any layer and step in
+      float32 and bfloat16, here or in eager weights; of eager weights in float16 3.5 % of the keys
+      were, and the values up to 22 times (on average 1.6 times) those of here.
     - Keys: mean over the keys with weight.
     - Reduction: sum over heads before the division, mean over layers after it. So there is no
       value for a single head, and values grow with the number of heads.
