@@ -204,6 +204,16 @@ def test_every_spelling_of_an_image(tiny, tmp_path):
         assert prompt.grids == ((4, 5),)
 
 
+def test_rows_of_a_data_set_have_empty_keys(tiny):
+    """Arrow gives each part the keys of all others."""
+    plain = [{"role": "user", "content": [image(0), text("How many?")]}]
+    shown, said = ({"image": None, "text": None} | part for part in plain[0]["content"])
+    filled = [{"role": "user", "content": [shown, said], "tool_calls": None}]
+    prompt = tiny.prompt(filled)
+    for name, value in tiny.prompt(plain).inputs.items():
+        assert torch.equal(prompt.inputs[name], value), name
+
+
 def test_record_run_and_interventions(tiny):
     """Few-shot pictures of different sizes: mass against eager attention, grids, copies."""
     prompt = tiny.prompt(few_shot())
@@ -291,7 +301,8 @@ USER = {"role": "user", "content": "How many?"}
         ([USER, {"role": "system", "content": "Be good."}], "message 1 is the system's"),
         ([USER, {"role": "assistant", "content": "3"}], "end with one of the user's"),
         ([{"role": "system", "content": "Be good."}], "end with one of the user's"),
-        ([{**USER, "content": None}], "the content None"),
+        ([{**USER, "content": None}], "give role and content"),
+        ([{**USER, "content": 3}], "the content 3"),
         ([{**USER, "content": ["How many?"]}], "has a part 'How many"),
         ([{**USER, "content": [{"text": "How many?"}]}], "has a part"),
         ([{**USER, "content": [{"type": "text", "text": None}]}], "has a part"),
@@ -299,7 +310,8 @@ USER = {"role": "user", "content": "How many?"}
         ([{**USER, "content": [{"type": "image", "image": "a", "path": "b"}]}], "has a part"),
         ([{**USER, "content": [{"type": "image", "image": "a", "max_pixels": 9}]}], "vlm.prompt"),
         ([{**USER, "content": [{"type": "video", "video": "a.mp4"}]}], "has a part"),
-        ([{**USER, "content": [{"type": "image", "image": None}]}], "given as NoneType"),
+        ([{**USER, "content": [{"type": "image", "image": None}]}], "has a part"),
+        ([{**USER, "content": [{"type": "image", "image": 3}]}], "given as int"),
         ([{**USER, "content": [{"type": "image", "url": "https://a.b/c.png"}]}], "download it"),
         ([{**USER, "content": [{"type": "image", "base64": "x" * 200_001}]}], "holds no picture"),
         ([{**USER, "content": "<|image_pad|>"}], "special token"),

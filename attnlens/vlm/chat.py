@@ -64,7 +64,7 @@ def read_chat(given: Any) -> Chat:
     images: list[Any] = []
     for number, message in enumerate(given):
         where = f"message {number}"
-        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+        if not isinstance(message, Mapping) or set(_known(message)) != {"role", "content"}:
             raise InputError(f"{where} is {_short(message)}: give role and content, as in {FORM}")
         role, content = message["role"], message["content"]
         if role not in ROLES:
@@ -95,7 +95,7 @@ def read_chat(given: Any) -> Chat:
 
 def _part(part: Any, where: str) -> tuple[str, Any]:
     """Kind of a part of a message, ``text`` or ``image``, and what it holds."""
-    given = dict(part) if isinstance(part, Mapping) else {}
+    given = _known(part) if isinstance(part, Mapping) else {}
     kind = given.pop("type", None)
     if kind == "text" and set(given) == {"text"} and isinstance(given["text"], str):
         return "text", given["text"]
@@ -112,6 +112,11 @@ def _part(part: Any, where: str) -> tuple[str, Any]:
         '{"type": "text", "text": ...} or {"type": "image"} with one of '
         f"{', '.join(SOURCES)}; limits of pixels are given to vlm.prompt"
     )
+
+
+def _known(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is None: rows of a data set have the keys of all others."""
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _short(value: Any) -> str:
