@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from attnlens.vlm.load import VLM, load
     from attnlens.vlm.prompt import Prompt
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "InputError": "attnlens.errors",

@@ -159,8 +159,8 @@ def test_counts_and_what_follows_equal_a_pass_without_the_hidden_keys(tiny, one,
         if response.any():
             context, generated = weights[~response].mean(), weights[response].mean()
             ratio[at] = context / (context + generated)
+        mean[at] = weights[visual].mean() if visual.any() else 0.0
         if visual.any():
-            mean[at] = weights[visual].mean()
             mass = weights[visual].sum()
             odds[at] = np.log(mass) - np.log(weights[~visual].sum())
             counts[at] = np.log(visual.sum() / (~visual).sum())
@@ -254,8 +254,8 @@ def test_counts_equal_those_of_a_cache_from_which_the_keys_were_deleted(tiny, on
     if visual.any():
         np.testing.assert_allclose(got, weights[..., visual].mean(-1).transpose(2, 0, 1), atol=1e-6)
     else:
-        assert np.isnan(got).all()
-        assert np.isnan(visual_share(trace, "reflection-v").values[start:]).all()
+        assert (got == 0).all()
+        assert (visual_share(trace, "reflection-v").values[start:] == 0).all()
 
 
 def trace_ids(trace):
@@ -360,9 +360,9 @@ def test_a_trace_with_hidden_keys_is_kept_and_refused_by_older_versions(tiny, on
     chosen = Knockout(when=AtStep(4), heads=[(1, 2)])
     trace = attnlens.run(tiny, one, NEW, chosen, **OPTIONS)
     plain = attnlens.run(tiny, one, NEW, **OPTIONS)
-    for name, made, version in (("hidden", trace, 2), ("plain", plain, 1)):
+    for name, made in (("hidden", trace), ("plain", plain)):
         made.save(tmp_path / name)
-        assert json.loads((tmp_path / name / MANIFEST).read_text())["version"] == version
+        assert json.loads((tmp_path / name / MANIFEST).read_text())["version"] == 2
         assert attnlens.Trace.load(tmp_path / name).data.equals(made.data)
     loaded = attnlens.Trace.load(tmp_path / "hidden")
     assert loaded.data["hidden"].dtype == np.int32
@@ -371,6 +371,36 @@ def test_a_trace_with_hidden_keys_is_kept_and_refused_by_older_versions(tiny, on
     )
     with pytest.raises(InputError, match="hidden"):
         attnlens.Trace(trace.data.assign(hidden=trace.data["hidden"].isel(head=0)))
+
+
+def test_a_trace_of_a_knockout_from_before_hidden_keys_were_counted(tiny, one, tmp_path):
+    """Its keys are counted as if they were seen: what needs counts is refused, masses are right."""
+    trace = attnlens.run(tiny, one, NEW, Knockout(when=AtStep(4)), **OPTIONS)
+    old = attnlens.Trace(trace.data.drop_vars("hidden"))
+    plain = attnlens.run(tiny, one, NEW, **OPTIONS)
+    for name, made in (("old", old), ("plain", plain)):
+        made.save(tmp_path / name)
+        manifest = json.loads((tmp_path / name / MANIFEST).read_text())
+        (tmp_path / name / MANIFEST).write_text(json.dumps({**manifest, "version": 1}))
+    loaded = attnlens.Trace.load(tmp_path / "old")
+    np.testing.assert_array_equal(visual_share(loaded, "mass"), visual_share(trace, "mass"))
+    for measure in (log_odds, evenness, lambda one: visual_share(one, "mean-weight")):
+        with pytest.raises(InputError, match="make it anew"):
+            measure(loaded)
+    again = attnlens.Trace.load(tmp_path / "plain")
+    np.testing.assert_array_equal(
+        visual_share(again, "mean-weight"), visual_share(plain, "mean-weight")
+    )
+
+
+def test_dependence_refuses_a_trace_with_hidden_keys(tiny, one):
+    with (
+        attnlens.record(tiny, one) as recorder,
+        attnlens.interventions.intervene(tiny, one, Knockout(when=AtStep(2))),
+    ):
+        tiny.model.generate(**one.inputs, max_new_tokens=NEW, do_sample=False)
+    with pytest.raises(InputError, match="under an intervention"):
+        attnlens.dependence(tiny, recorder.trace, prompt=one)
 
 
 def test_recovery_counts_visible_keys(tiny, one):
@@ -383,7 +413,7 @@ def test_recovery_counts_visible_keys(tiny, one):
     got = result.data["share_by_head"].sel(run="knockout", definition="mean-weight").isel(sample=0)
     want = visual_share(twin, "mean-weight", reduction="none")
     np.testing.assert_allclose(got.values[: len(want)], want, atol=1e-6)
-    assert np.isnan(want.values[3:, [0, 2]]).all()
+    assert (want.values[3:, [0, 2]] == 0).all()
 
 
 def test_dilution_is_that_of_the_visible_keys():
@@ -426,7 +456,7 @@ def test_exponents_take_a_share_for_each_curve():
 def test_all_keys_hidden_at_every_step(tiny, one):
     trace = attnlens.run(tiny, one, NEW, Knockout(when=AtStep(0)), **OPTIONS)
     assert (visual_share(trace, "mass").values == 0).all()
-    assert np.isnan(visual_share(trace, "mean-weight").values).all()
+    assert (visual_share(trace, "mean-weight").values == 0).all()
     with pytest.raises(InputError, match="hidden from every head"):
         log_odds(trace)
 

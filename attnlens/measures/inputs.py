@@ -112,7 +112,18 @@ def visible_keys(data: xr.Dataset) -> xr.DataArray:
     -------
     xarray.DataArray, float64, (step, segment) or (step, layer, head, segment)
         ``keys``, less ``hidden`` where a mask hid some: a ``Knockout``, or a mask of the user's.
+
+    Raises
+    ------
+    InputError
+        If the trace was saved under a knock-out before hidden keys were counted.
     """
+    if data.attrs.get("hidden_keys_counted") is False:
+        raise InputError(
+            "The trace was made under a knock-out by an attnlens that did not count the keys it "
+            "hides, so no measure that needs key counts can be had of it; make it anew, or use "
+            "mass, no-sink or look-back."
+        )
     keys = data["keys"].astype(np.float64)
     if "hidden" not in data:
         return keys

@@ -15,8 +15,8 @@ import torch
 CHUNK_ELEMENTS = 4_000_000
 """Largest number of attention weights (float32) that is held at a time."""
 
-HIDES = torch.finfo(torch.float16).min / 2
-"""A bias of this or below hides a key: -inf, or the lowest number of any dtype, as masks use it."""
+HIDES = -1e4
+"""A bias of this or below hides a key: -inf, the lowest number of a dtype, what older masks add."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT = "attnlens-trace"
 FORMAT_VERSION = 2
-"""2: with ``hidden``, without which counts of keys are wrong. Traces that have none are 1."""
+"""2: ``hidden`` counts the keys that a mask hid; in 1 they were counted as visible."""
 MANIFEST = "attnlens.json"
 # pickling codecs exist for Zarr: nothing outside this list is ever opened
 _CODECS = {"blosc", "zstd", "zlib", "gzip", "lz4", "vlen-utf8"}
@@ -48,8 +48,7 @@ def save_trace(trace: Trace, path: Path, *, replace: bool) -> None:
     with write_folder(path, replace=replace) as temporary:
         data.to_zarr(temporary, mode="w", zarr_format=2, consolidated=True)
         files = {name: _digest(temporary / name) for name in _files(temporary)}
-        version = FORMAT_VERSION if "hidden" in data else 1
-        manifest = {"format": FORMAT, "version": version, "files": files}
+        manifest = {"format": FORMAT, "version": FORMAT_VERSION, "files": files}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
@@ -81,6 +80,10 @@ def load_trace(path: Path) -> xr.Dataset:
         reason = one_line(str(error))
         raise InputError(f"the trace {str(path)!r} cannot be read: {reason}") from error
     data.attrs = attrs
+    if manifest["version"] < 2 and any(
+        "knockout" in str(event.get("intervention")) for event in attrs.get("interventions", ())
+    ):
+        data.attrs["hidden_keys_counted"] = False
     for name in list(data.variables):
         if data[name].dtype.kind in "OT":
             # NumPy casts its variable-length texts to fixed ones only by way of objects

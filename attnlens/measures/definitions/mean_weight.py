@@ -16,8 +16,9 @@ def mean_weight(data: xr.Dataset, visual: Segments) -> xr.DataArray:
     - Step owner: the predicted token (the paper counts generated tokens and does not say more).
     - Denominator: all visible keys, then the number of visual keys that the head sees; values
       shrink with the size of the image.
-    - Keys: mean, without keys that a knock-out hides.
-    - Reduction: mean over heads, then mean over layers, of those that see a visual key.
+    - Keys: mean, without keys that a knock-out hides; 0 for a head that all of them are hidden
+      from, so that means over heads are always over the same ones.
+    - Reduction: mean over heads, then mean over layers.
 
     Parameters
     ----------
@@ -29,10 +30,11 @@ def mean_weight(data: xr.Dataset, visual: Segments) -> xr.DataArray:
     Returns
     -------
     xarray.DataArray, float64, (step, layer, head)
-        Mean attention weight per key, per layer and head, at one step; NaN where the head
-        sees no such key.
+        Mean attention weight per key, per layer and head, at one step; NaN where there is no key.
     """
-    return segment_mass(data, visual) / segment_keys(data, visual)
+    mass, keys = segment_mass(data, visual), segment_keys(data, visual)
+    there = data["keys"].sel(segment=list(visual)).sum("segment") > 0
+    return (mass / keys).where(keys.notnull() | ~there, 0.0)
 
 
 DEFINITION = Definition(

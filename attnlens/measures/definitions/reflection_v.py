@@ -5,7 +5,7 @@ from __future__ import annotations
 import xarray as xr
 
 from attnlens.errors import InputError
-from attnlens.measures.definitions.base import Definition, Segments, segment_keys, segment_mass
+from attnlens.measures.definitions.base import Definition, Segments, segment_mass
 
 
 def reflection_v(data: xr.Dataset, visual: Segments) -> xr.DataArray:
@@ -41,7 +41,7 @@ def reflection_v(data: xr.Dataset, visual: Segments) -> xr.DataArray:
     -------
     xarray.DataArray, float64, (step, layer)
         Attention weight per key, summed over heads, per layer, at one step; 0 where no visual key
-        has any weight, NaN where all are hidden from every head.
+        has any weight.
 
     Raises
     ------
@@ -55,10 +55,8 @@ def reflection_v(data: xr.Dataset, visual: Segments) -> xr.DataArray:
         )
     total = segment_mass(data, visual).sum("head")
     count = data["visual_nonzero"].astype("float64").transpose("step", "layer")
-    seen = segment_keys(data, visual).notnull()
-    if "head" in seen.dims:
-        seen = seen.any("head")
-    return (total / count).where(count > 0, 0.0).where(seen)
+    there = data["keys"].sel(segment=list(visual)).sum("segment") > 0
+    return (total / count).where(count > 0, 0.0).where(there)
 
 
 DEFINITION = Definition(
