@@ -23,7 +23,7 @@ RATES, SLOWEST = 15, 0.25
 """Number of forgetting rates, 1 - phi; the slowest is this over the number of steps."""
 PARTS = np.array([1.0, 0.7, 0.4, 0.15])
 """Part of the noise's variance that has a memory."""
-WHITE, MEMORY_ALONE, SLOW = 2 / 18, 0.97, 0.5
+WHITE, MEMORY_ALONE, SLOW = 4 / 18, 0.97, 0.5
 """Prior: weight of white noise against all the rest; of noise without a white part within the rest;
 exponent of the weight of a forgetting rate."""
 
