@@ -472,7 +472,7 @@ def test_pickled_weights_run_nothing(folder, tmp_path):
 )
 def test_options_that_transformers_would_swallow(checkpoint, option, advice):
     (name,) = option
-    message = refuse(checkpoint, f"cannot be loaded with {name}=, which is no option", **option)
+    message = refuse(checkpoint, f"cannot be loaded with {name}=, which is not an option", **option)
     assert advice in message
     # the advice is one of what load takes
     assert advice.split("give ")[1].rstrip("=") in (*OPTIONS, "dtype", "max_pixels") or (

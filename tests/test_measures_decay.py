@@ -56,6 +56,12 @@ def test_slope_of_a_line_with_outliers():
     rising = decay(exact_dataset(1 - series))
     assert rising.verdict == "rises clearly"
     assert decay(exact_dataset(series[:59])).verdict == "too short to tell"
+    # a slow fall, and a burst at its end: tau and the line go different ways
+    burst = 0.5 - 0.0004 * np.arange(80) + 0.01 * np.random.default_rng(1).normal(size=80)
+    burst[-11:] += 0.3
+    torn = decay(exact_dataset(burst))
+    assert torn.tau < 0 < torn.line_slope
+    assert torn.verdict == "no clear trend"
     noise = 0.5 + 0.1 * np.random.default_rng(5).normal(size=80)
     assert decay(exact_dataset(noise)).verdict == "no clear trend"
 
@@ -172,16 +178,16 @@ def test_results_become_json():
 
 
 def test_several_traces():
-    rates = np.array([0.002, 0.004, 0.009, 0.003, 0.005, 0.006])
+    rates = np.array([0.002, 0.004, 0.009, 0.003, 0.005, 0.006, 0.004, 0.005])
     group = decay([exact_dataset(0.6 - rate * np.arange(40)) for rate in rates])
     assert isinstance(group, GroupDecay)
     assert [trace.slope for trace in group.traces] == pytest.approx(-rates)
     assert group.slope == pytest.approx(-rates.mean())
     assert -0.009 <= group.slope_low < group.slope < group.slope_high < -0.002
     assert group.half_life == pytest.approx(np.median([trace.half_life for trace in group.traces]))
-    assert group.samples == 6
+    assert group.samples == 8
     written = json.loads(json.dumps(group.as_dict(), allow_nan=False))
-    assert len(written["traces"]) == 6
+    assert len(written["traces"]) == 8
     assert written["traces"][0]["slope"] == pytest.approx(-0.002)
 
 

@@ -44,7 +44,7 @@ def test_heads_of_one_run_give_no_interval_and_no_p_value():
     result = refocus(one, resamples=500)
     assert np.isnan([result.rise_low, result.rise_high, result.p_value]).all()
     assert abs(result.effect_size) > 0.9  # what a test over heads would take for certain
-    several = refocus([one] * 6, resamples=500)
+    several = refocus([one] * 8, resamples=500)
     assert np.isfinite([several.rise_low, several.rise_high, several.p_value]).all()
 
 
@@ -62,7 +62,7 @@ def test_the_interval_is_paired():
 
 def test_a_fall_and_no_change():
     assert refocus(planted(-0.1), resamples=200).effect_size == -1
-    flat = refocus([planted(0.0, noise=0.0)] * 6, resamples=200)
+    flat = refocus([planted(0.0, noise=0.0)] * 8, resamples=200)
     assert (flat.rise, flat.rise_low, flat.rise_high) == (0, 0, 0)
     assert (flat.p_value, flat.effect_size) == (1, 0)
 
@@ -132,15 +132,15 @@ def test_a_later_occurrence():
 
 
 def test_planted_rise_over_samples():
-    rises = np.array([0.1, 0.2, 0.3, 0.15, 0.25, 0.05, 0.22])
+    rises = np.array([0.1, 0.2, 0.3, 0.15, 0.25, 0.05, 0.22, 0.12])
     traces = [planted(rise, seed=i) for i, rise in enumerate(rises)]
     result = refocus(traces, resamples=500)
     each = [refocus(trace, resamples=200).rise for trace in traces]
-    assert (result.unit, result.units) == ("sample", 7)
+    assert (result.unit, result.units) == ("sample", 8)
     assert result.rise == pytest.approx(np.mean(each))
     assert min(each) < result.rise_low < np.mean(rises) < result.rise_high < max(each)
-    assert result.p_value == pytest.approx(2 / 2**7)
-    assert result.inside_steps == (4,) * 7
+    assert result.p_value == pytest.approx(2 / 2**8)
+    assert result.inside_steps == (4,) * 8
 
 
 def test_samples_may_differ_in_length_and_heads():
@@ -162,7 +162,7 @@ def test_one_unit_has_no_interval_and_no_test():
 
 
 def test_seed_decides_the_interval():
-    traces = [planted(0.1 * i, seed=i) for i in range(1, 7)]
+    traces = [planted(0.05 * i, seed=i) for i in range(1, 9)]
     assert refocus(traces, resamples=200) == refocus(traces, resamples=200)
     assert refocus(traces, resamples=200) != refocus(traces, resamples=200, seed=1)
 

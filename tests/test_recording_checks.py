@@ -126,6 +126,25 @@ def test_there_is_a_step_for_every_token_that_generate_returned(model, prompt):
         _ = recorder.trace
 
 
+def test_two_forward_passes_are_two_generations(tiny, prompt):
+    """The second is one token longer, as if it fed the first again, but says something else."""
+    for first, second in (([350] * 5, [390] * 6), ([350] * 5, [350] * 5)):
+        with (
+            pytest.raises(RuntimeError, match="this is a second one"),
+            attnlens.record(tiny, prompt),
+            torch.no_grad(),
+        ):
+            tiny.model(**with_response(prompt, first))
+            tiny.model(**with_response(prompt, second))
+    with (
+        pytest.raises(RuntimeError, match="this is a second one"),
+        attnlens.record(tiny, prompt),
+        torch.no_grad(),
+    ):  # as a trainer does after its rollouts
+        tokens = generate(tiny.model, prompt)[0, len(prompt.segments) :]
+        tiny.model(**with_response(prompt, tokens.tolist()))
+
+
 def test_continuous_batching_is_refused_before_it_starts(model, prompt, tiny):
     before = state(model)
     vlm = attnlens.VLM(model, tiny.processor, "tiny", tiny.family)
@@ -348,6 +367,39 @@ def test_padding_is_labelled_where_the_mask_hides_keys(tiny, prompt, model, impl
     ):
         model(**{**batch.inputs, "attention_mask": None})
     assert not passes  # refused before there is a token
+
+
+def test_a_mask_of_ones_own_may_hide_the_image(tiny, prompt):
+    """Spelled out by row and key: what it hides is counted as hidden."""
+    length = len(prompt.segments)
+    mask = torch.ones(length, length, dtype=torch.bool).tril()
+    visual = torch.from_numpy(prompt.segments == "visual")
+    mask[-1] &= ~visual
+
+    def run(given, own):
+        inputs = dict(given.inputs)
+        positions, _ = tiny.model.model.get_rope_index(
+            inputs["input_ids"],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            image_grid_thw=inputs["image_grid_thw"],
+            attention_mask=inputs.pop("attention_mask"),
+        )
+        tiny.model(**inputs, position_ids=positions, attention_mask=own)
+
+    with attnlens.record(tiny, prompt) as recorder, torch.no_grad():
+        run(prompt, mask[None, None])
+    data = recorder.trace.data
+    assert (data["mass"].sel(segment="visual") == 0).all()
+    assert (data["hidden"].sel(segment="visual") == int(visual.sum())).all()
+    batch = tiny.batch([prompt, tiny.prompt(picture(140, 112, 5), "Hi?", "normal")])
+    with (
+        pytest.raises(InputError, match="shows key 0 of sequence 1"),
+        attnlens.record(tiny, batch),
+        torch.no_grad(),
+    ):
+        length = batch.segments.shape[1]
+        seen = torch.ones(2, 1, length, length, dtype=torch.bool).tril()
+        run(batch, seen)
 
 
 def test_padding_of_masks_of_every_kind():

@@ -27,7 +27,7 @@ from attnlens.measures.statistics import (
     signed_rank,
 )
 
-COUNTS = (5, 20, 60, 200)
+COUNTS = (5, 8, 12, 20, 60, 200)
 CORRELATIONS = (0.0, 0.5, 0.8, 0.95)
 PROPORTIONS = (0.5, 0.9, 0.98)
 COVERAGE, REJECTION = (0.92, 0.98), (0.02, 0.08)

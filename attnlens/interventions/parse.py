@@ -125,5 +125,5 @@ def _number(text: str, value: str, kind: Callable[[str], float], advice: str = "
     except ValueError as error:
         whole = "a whole number" if kind is int else "a number"
         raise InputError(
-            f"{text!r}: {value!r} is no number that fits; give {whole}{advice}"
+            f"{text!r}: {value!r} is not a number that fits; give {whole}{advice}"
         ) from error

@@ -41,7 +41,7 @@ class Agreement(Result):
     runs : numpy.ndarray, int, (definition, definition)
         Over how many runs a correlation is.
     low, high : numpy.ndarray, float, (definition, definition)
-        Bootstrap interval of the correlation over runs; NaN for fewer than two.
+        Bootstrap interval of the correlation over runs; NaN for fewer than eight.
     confidence : float
         Level of the intervals.
     """

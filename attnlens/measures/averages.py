@@ -49,7 +49,7 @@ class Averages(Result):
         One row for each section and bin: ``section`` (``before``, ``inside``, ``after`` the region,
         or ``whole`` for runs without it), ``bin``, ``start`` and ``stop`` (fractions of the
         section), ``runs``, ``mean``, ``low``, ``high`` (in units of the definition; the interval is
-        NaN for fewer than two runs).
+        NaN for fewer than eight runs).
     """
 
     definition: str

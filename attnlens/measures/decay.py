@@ -68,8 +68,9 @@ def decay(
     (:func:`scipy.stats.theilslopes`). Half-life: from the same fit to the logarithm of the share.
     Trend: Kendall's tau of the share against the step (:func:`scipy.stats.kendalltau`).
     Neighbouring steps are alike, so intervals and p value are those of a line in autocorrelated
-    noise (:func:`attnlens.measures.slope.slope_test`); a run of fewer than 60 steps is too short
-    to tell, and has none.
+    noise (:func:`attnlens.measures.slope.slope_test`), and so need not hold the Theil-Sen slope; a
+    run of fewer than 60 steps is too short to tell, and has none. The verdict is at 5%, and calls a
+    trend clear only where the line and Kendall's tau go the same way.
 
     Parameters
     ----------
@@ -170,6 +171,7 @@ def _decay_of(share: xr.DataArray, region: str | None, confidence: float) -> Dec
         log_steps=int(positive.sum()),
         s=float(trend.s),
         tau=trend.tau,
+        line_slope=test.slope,
         p_value=test.p_value,
     )
 

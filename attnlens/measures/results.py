@@ -53,8 +53,10 @@ class Decay(Result):
     confidence : float
         Level of the intervals.
     slope, slope_low, slope_high : float
-        Theil-Sen slope, in units of the definition per step, with the interval of
+        Theil-Sen slope, in units of the definition per step, and the interval of
         :func:`attnlens.measures.slope.slope_test`; NaN for fewer than 60 steps.
+    line_slope : float
+        Slope of the line that the interval and the p value belong to; NaN for fewer than 60 steps.
     half_life, half_life_low, half_life_high : float
         Steps in which the share halves: log(2) over the Theil-Sen slope of its logarithm, with the
         interval that follows from the slope's. Infinite where the share does not fall.
@@ -85,6 +87,7 @@ class Decay(Result):
     log_steps: int = 0
     s: float = NAN
     tau: float = NAN
+    line_slope: float = NAN
     p_value: float = NAN
 
     @property
@@ -92,7 +95,7 @@ class Decay(Result):
         """Falls clearly, rises clearly, no clear trend (all at 5%), or too short to tell."""
         if np.isnan(self.p_value):
             return "too short to tell"
-        if self.p_value >= 0.05 or self.tau == 0:
+        if self.p_value >= 0.05 or self.tau * self.line_slope <= 0:
             return "no clear trend"
         return "falls clearly" if self.tau < 0 else "rises clearly"
 
@@ -117,7 +120,7 @@ class GroupDecay(Result):
         Level of the intervals.
     slope, slope_low, slope_high : float
         Mean of the slopes, in units of the definition per step, with a bootstrap interval over
-        traces (NaN for fewer than two).
+        traces (NaN for fewer than eight).
     half_life : float
         Median of the half-lives, in steps; infinite if most shares do not fall.
     """
@@ -155,7 +158,7 @@ class Refocus(Result):
     rise : float
         ``inside - before``, in units of the definition.
     rise_low, rise_high : float
-        Paired bootstrap interval of the rise over traces (NaN for one trace).
+        Paired bootstrap interval of the rise over traces (NaN for fewer than eight).
     confidence : float
         Level of the interval.
     p_value : float

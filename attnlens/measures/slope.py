@@ -34,12 +34,14 @@ class SlopeTest:
 
     Parameters
     ----------
-    low, high : float
-        Interval of the slope, in units of the values per step; NaN where the series is too short.
+    slope, low, high : float
+        Slope of the line, the median over the kinds of noise, and its interval, in units of the
+        values per step; NaN where the series is too short.
     p_value : float
         Two-sided, of no slope; NaN where the series is too short.
     """
 
+    slope: float
     low: float
     high: float
     p_value: float
@@ -63,10 +65,10 @@ def slope_test(values: np.ndarray, steps: np.ndarray, confidence: float) -> Slop
         NaN for fewer than ``LEAST_STEPS`` values.
     """
     if len(values) < LEAST_STEPS:
-        return SlopeTest(float("nan"), float("nan"), float("nan"))
+        return SlopeTest(*[float("nan")] * 4)
     width = float(np.ptp(values))
     if width == 0:
-        return SlopeTest(0.0, 0.0, 1.0)
+        return SlopeTest(0.0, 0.0, 0.0, 1.0)
     likelihood, slopes, errors = _fits((values - values.mean()) / width, np.asarray(steps))
     weights = np.exp(likelihood - likelihood.max())
     weights /= weights.sum()
@@ -82,9 +84,10 @@ def slope_test(values: np.ndarray, steps: np.ndarray, confidence: float) -> Slop
             lambda slope: below(slope) - level, (slopes - reach).min(), (slopes + reach).max()
         )
 
-    low, high = (width * quantile(level) for level in ((1 - confidence) / 2, (1 + confidence) / 2))
+    levels = (0.5, (1 - confidence) / 2, (1 + confidence) / 2)
+    slope, low, high = (width * quantile(level) for level in levels)
     under = below(0.0)
-    return SlopeTest(low, high, min(1.0, 2 * min(under, 1 - under)))
+    return SlopeTest(slope, low, high, min(1.0, 2 * min(under, 1 - under)))
 
 
 def _kinds(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -18,8 +18,8 @@ FEW = 20
 """From this many units on bootstrap intervals are taken at their word."""
 LEAST_FOR_PROPORTIONS = 12
 """With fewer units, the intervals of proportions miss their level for some of them."""
-LEAST_FOR_MEANS = 6
-"""With fewer units, the intervals of means miss their level even where nothing is skewed."""
+LEAST_FOR_MEANS = 8
+"""With fewer units, the intervals of means miss their level where values are a little skewed."""
 LEAST_FOR_SIGNED_RANK = 6
 """With fewer pairs, no signed-rank test can reject at 5%."""
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from attnlens.errors import InputError
 from attnlens.measures.correlation import spearman
 from attnlens.measures.inputs import Span
-from attnlens.measures.statistics import FEW, bootstrap_mean
+from attnlens.measures.statistics import FEW, LEAST_FOR_MEANS, bootstrap_mean
 from attnlens.plots.settle import settle
 from attnlens.plots.spans import name_regions, shade_regions
 from attnlens.plots.style import (
@@ -225,7 +225,9 @@ def _caption(
     runs = f"{count} run{'' if count == 1 else 's'}"
     floor = np.format_float_scientific(FLOOR, trim="-", exp_digits=1)
     under = int((kl < FLOOR).sum())
-    over = f"mean over {rho['runs']:.0f} runs, {CONFIDENCE:.0%} bootstrap interval over runs"
+    over = f"mean over {rho['runs']:.0f} runs"
+    if np.isfinite(rho["low"]):
+        over += f", {CONFIDENCE:.0%} bootstrap interval over runs"
     if count == 1:
         over = "over the steps of one run, which give it no interval"
     return (
@@ -236,5 +238,9 @@ def _caption(
         + (", in the first run. " if count > 1 else ". ")
         + f"{second}: {len(kl):,} steps of {runs}; the {under:,} below {floor} nats are drawn "
         f"there. Spearman correlation of the values as measured, {over}."
-        + (f" Of {count} runs it is too narrow." if 1 < count < FEW else "")
+        + (
+            f" Over {count} runs it holds less often if values are skewed."
+            if LEAST_FOR_MEANS <= count < FEW
+            else ""
+        )
     )

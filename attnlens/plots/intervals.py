@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from attnlens.measures.statistics import FEW
+from attnlens.measures.statistics import FEW, LEAST_FOR_MEANS
 
 
 def interval_ends(values: Any, low: Any, high: Any) -> np.ndarray:
@@ -26,7 +26,7 @@ def interval_note(marks: str, counts: Iterable[int], units: str, confidence: flo
     marks
         What they are: bars, bands.
     counts, units
-        Over how many of what, for each that may have one: of fewer than two there is none.
+        Over how many of what, for each that may have one: of fewer than eight there is none.
     confidence
         Their level.
 
@@ -35,7 +35,7 @@ def interval_note(marks: str, counts: Iterable[int], units: str, confidence: flo
     str
         Nothing where there is no interval.
     """
-    several = [count for count in counts if count > 1]
+    several = [count for count in counts if count >= LEAST_FOR_MEANS]
     if not several:
         return ""
     said = f" {marks}: {confidence:.0%} bootstrap interval over {units}"
@@ -43,5 +43,5 @@ def interval_note(marks: str, counts: Iterable[int], units: str, confidence: flo
 
 
 def narrow_note(count: int) -> str:
-    """Say of an interval over so few that it is too narrow; nothing where there are enough."""
-    return f"; of {count}, it is too narrow" if count < FEW else ""
+    """Say what intervals over so few lack; nothing where there are enough."""
+    return f"; over {count}, it holds less often if values are skewed" if count < FEW else ""

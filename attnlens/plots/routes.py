@@ -69,8 +69,8 @@ def routes(
         Three panels over the percentage: mean rise of visual share over the untouched twin,
         inserted tokens not counted as image (filled) and counted (hollow; a definition that cannot
         count them has one line); fraction of right answers, with that of the untouched runs dashed,
-        or of changed answers where no true answer is known; inserted tokens. Bars: 95% bootstrap
-        intervals over samples.
+        or of changed answers where no true answer is known; inserted tokens. Bars: 95% intervals
+        over samples (bootstrap; of answers Wilson's).
 
     Raises
     ------
@@ -210,10 +210,11 @@ def _caption(
         f"each takes {result.data.attrs['cache_bytes_per_token']:,} bytes of cache, "
         f"{kib.min():,.0f} to {kib.max():,.0f} KiB in all"
     )
+    bars = interval_note("Bars", own["rise_samples"], "samples; of answers Wilson's")
     return (
         f"Visual tokens chosen by attention and inserted again (ROUTE, arXiv 2505.23558). {first}: "
         "rise of visual share over the untouched twin, with the same tokens forced, inserted "
         f"tokens {counted}; definition {chosen.name}: {chosen.formula}. Mean over the samples in "
         f"which it acted ({within} of {total}). {second}: answers; {answers}. {third}: inserted "
-        f"tokens, mean over samples; {cost}.{interval_note('Bars', own['rise_samples'], 'samples')}"
+        f"tokens, mean over samples; {cost}.{bars}"
     )

@@ -78,7 +78,9 @@ def as_bias(mask: torch.Tensor) -> torch.Tensor:
     return mask.float()
 
 
-def check_padding(segments: np.ndarray, mask: torch.Tensor | None, row: int) -> None:
+def check_padding(
+    segments: np.ndarray, mask: torch.Tensor | None, row: int, *, own: bool = False
+) -> None:
     """Check that the keys labelled as padding are those that an attention mask hides.
 
     Parameters
@@ -90,6 +92,8 @@ def check_padding(segments: np.ndarray, mask: torch.Tensor | None, row: int) -> 
         hidden.
     row
         Index within the pass of a query that comes after all prompt keys.
+    own
+        Whether the mask may hide more than padding.
 
     Raises
     ------
@@ -108,7 +112,7 @@ def check_padding(segments: np.ndarray, mask: torch.Tensor | None, row: int) -> 
     if len(hidden) % len(labelled) or hidden.shape[1] < labelled.shape[1]:
         return  # another batch than the prompt's, or keys of another: refused where they are seen
     labelled = np.repeat(labelled, len(hidden) // len(labelled), axis=0)
-    wrong = np.argwhere(hidden != labelled)
+    wrong = np.argwhere(labelled & ~hidden if own else hidden != labelled)
     if len(wrong):
         sequence, slot = wrong[0].tolist()
         said = "hides" if hidden[sequence, slot] else "shows"

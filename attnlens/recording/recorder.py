@@ -105,6 +105,8 @@ class QueryRecorder:
         self._pass: _Pass | None = None
         self._end: int | None = None
         """Key slot after the last token that was fed; None before the first pass."""
+        self._whole: torch.Tensor | None = None
+        """Ids [batch, tokens] of the last pass, where that stood on no cache."""
         self._fed: torch.Tensor | None = None
         self._done: set[int] = set()
         self._queues: dict[int, _LayerQueue] = {}
@@ -122,19 +124,20 @@ class QueryRecorder:
         """Choose the rows of the pass that are wanted; see ``Listener``."""
         tokens, past = begun.tokens, begun.past
         first_step = self.layout.prompt_length - 1
-        repeated = past == 0 and tokens == max(self._done, default=-1) + 2
+        repeated = past == 0 and self._is_repeated()
         if past <= first_step < past + tokens:
-            check_padding(self.layout.segments, begun.mask, first_step - past)
+            check_padding(self.layout.segments, begun.mask, first_step - past, own=begun.own_mask)
         wanted = [
             p
             for p in range(past, past + tokens)
             if (p >= first_step or p in self._prompt_positions) and p not in self.inserted
         ]
-        if repeated:  # generation without a cache feeds everything again, and one token more
+        if repeated:  # as generation without a cache does
             wanted = [p for p in wanted if p not in self._done]
         else:
             self._check_follows(wanted, past)
         self._end = past + tokens
+        self._whole = self._fed if past == 0 else None
         waits = tokens == 1 and not begun.offloaded
         if not waits or any(len(q.positions) == self._every for q in self._queues.values()):
             self.flush()
@@ -150,6 +153,11 @@ class QueryRecorder:
     def end_pass(self) -> None:
         """See ``Listener``."""
         self._pass = None
+
+    def _is_repeated(self) -> bool:
+        """Whether all tokens are fed again, and one more."""
+        before, fed = self._whole, self._fed
+        return before is not None and fed is not None and torch.equal(fed[:, :-1], before)
 
     def _check_follows(self, wanted: Sequence[int], past: int) -> None:
         """Refuse a pass that does not go on where the last one ended."""

@@ -47,6 +47,8 @@ class Pass:
         Whether the cache leaves the device between passes.
     mask
         The attention mask of the call: [batch, keys], [batch, 1 or heads, tokens, keys], or None.
+    own_mask
+        Whether the caller spelled the mask out by row and key, and may hide what is no padding.
     """
 
     tokens: int
@@ -54,6 +56,7 @@ class Pass:
     keys: int
     offloaded: bool = False
     mask: torch.Tensor | None = None
+    own_mask: bool = False
 
 
 class Listener(Protocol):
@@ -303,7 +306,8 @@ class Tap:
         for editor in self._editors:
             editor.begin_pass(tokens, past)
         mask = options.get("attention_mask", args[1] if len(args) > 1 else None)
-        if isinstance(mask, dict):  # made beforehand, one for each kind of layer
+        own_mask = isinstance(mask, torch.Tensor) and mask.ndim == 4
+        if isinstance(mask, dict):  # made by generate, one for each kind of layer
             mask = mask.get("full_attention")
         begun = Pass(
             tokens=tokens,
@@ -311,6 +315,7 @@ class Tap:
             keys=capacity(cache) or past + tokens,
             offloaded=bool(getattr(cache, "offloading", False)),
             mask=mask,
+            own_mask=own_mask,
         )
         for listener in tuple(self._listeners):
             listener.begin_pass(begun)

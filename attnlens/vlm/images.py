@@ -268,6 +268,8 @@ def _grey(image: Image.Image, ends: tuple[int, int] | None, named: str) -> Image
             grey[values == image.info["transparency"]] = 255
         return Image.fromarray(grey)
     if values.size:
+        if np.isnan(values).any():
+            raise InputError(f"{named} has values that are not numbers (NaN): replace them first")
         least, most = values.min(), values.max()
         whole = least >= 0 and most <= 255 and (values == np.round(values)).all()
         if not whole or (image.mode == "F" and 0 < most <= 1):

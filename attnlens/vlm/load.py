@@ -246,7 +246,7 @@ def _check_options(options: dict[str, Any], name: str | Path) -> None:
             alike = difflib.get_close_matches(option, known, 1)
             advice = f"give {alike[0]}=" if alike else f"give some of {', '.join(known)}"
             raise InputError(
-                f"{str(name)!r} cannot be loaded with {option}=, which is no option: {advice}"
+                f"{str(name)!r} cannot be loaded with {option}=, which is not an option: {advice}"
             )
 
 

@@ -13,7 +13,7 @@ import xarray as xr
 from attnlens.errors import InputError
 from attnlens.measures.inputs import TraceLike, find_region
 from attnlens.measures.results import NAN, Result
-from attnlens.measures.statistics import bootstrap_mean, bootstrap_ratio
+from attnlens.measures.statistics import LEAST_FOR_MEANS, bootstrap_mean, bootstrap_ratio
 from attnlens.measures.theorems.log_odds import TERMS, log_odds
 
 Window = str | tuple[int, int] | tuple[float, float]
@@ -55,7 +55,8 @@ class Change(Result):
         The change, and its terms: it is their sum.
     dilution_share, dilution_share_low, dilution_share_high : float
         ``counts / log_odds``: the fraction of the change that follows from key counts, the ratio of
-        the means with a bootstrap interval over samples (none for one). Above 1 where preference
+        the means with a bootstrap interval over samples (none for fewer than eight, which give no
+        fraction either, unless it is one sample). Above 1 where preference
         worked against counts, below 0 where counts worked against preference. NaN where the
         interval of the change holds 0: there is no change to share out.
     """
@@ -87,6 +88,8 @@ class Change(Result):
         said += f": {total.mean:+.2f}{ends} over {runs}"
         said += f" = key counts {counts.mean:+.2f} and preference {preference.mean:+.2f}; "
         if np.isnan(self.dilution_share):
+            if 1 < self.samples < LEAST_FOR_MEANS and total.mean:
+                return f"{said}too few runs to share it out."
             return f"{said}no change that could be shared out."
         direction = "fall" if total.mean < 0 else "rise"
         share, low, high = self.dilution_share, self.dilution_share_low, self.dilution_share_high

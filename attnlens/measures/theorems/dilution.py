@@ -46,9 +46,9 @@ def dilution(
     Parameters
     ----------
     traces : Trace, xarray.Dataset, or any iterable of these
-        Runs of at least three steps each; intervals need two of them, and are too narrow for fewer
-        than twenty. Each is let go when it has been measured, so that an iterator that loads one
-        at a time needs the memory of one.
+        Runs of at least three steps each; intervals need eight of them, and hold less often for
+        fewer than twenty. Each is let go when it has been measured, so that an iterator that loads
+        one at a time needs the memory of one.
     between : pair of windows, or a list of one pair for each run
         What is compared by the split into counts and preference: first and last quarter of the
         run unless told. A pair is a tuple of two windows; a window is a region's name, step labels
@@ -100,7 +100,9 @@ def dilution(
         exponent_high=high,
         falling=float(np.mean([run.tau < 0 for run in found])),
         falling_clearly=_mean(
-            np.array([run.tau < 0 and run.p_value < 0.05 for run in found])[long_enough]
+            np.array([max(run.tau, run.slope) < 0 and run.p_value < 0.05 for run in found])[
+                long_enough
+            ]
         ),
         too_short=int((~long_enough).sum()),
         undefined=float(np.mean([run.undefined for run in found])),
@@ -128,6 +130,7 @@ class _Run:
     by_layer: np.ndarray
     by_head: np.ndarray
     tau: float
+    slope: float
     p_value: float
     undefined: float
     evenness: xr.DataArray
@@ -143,6 +146,7 @@ def _measure(run: Any, pair: Pair, chosen: dict[str, Any]) -> _Run:
     curve = _curve(terms)
     mass = curve["mass"].to_numpy()
     known = np.isfinite(mass)
+    trend = slope_test(mass[known], np.flatnonzero(known), 0.95)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = terms["key_share"]  # one for each head where keys were hidden from some
         of_layers = share.mean("head") if "head" in share.dims else share
@@ -155,7 +159,8 @@ def _measure(run: Any, pair: Pair, chosen: dict[str, Any]) -> _Run:
         by_layer=by_layer,
         by_head=by_head,
         tau=mann_kendall(mass[known]).tau,
-        p_value=slope_test(mass[known], np.flatnonzero(known), 0.95).p_value,
+        slope=trend.slope,
+        p_value=trend.p_value,
         undefined=float(np.isnan(terms["log_odds"].values).mean()),
         evenness=evenness(run, layers=chosen["layers"]),
         change=difference_of(run, terms, pair),

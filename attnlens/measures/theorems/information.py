@@ -33,7 +33,7 @@ from scipy.special import logsumexp
 from attnlens.errors import InputError
 from attnlens.measures.recovery import mean_of_known
 from attnlens.measures.results import NAN, Result, plain_rows
-from attnlens.measures.statistics import FEW, bootstrap_mean, check_bootstrap
+from attnlens.measures.statistics import FEW, LEAST_FOR_MEANS, bootstrap_mean, check_bootstrap
 
 OTHERS = "others"
 """The average over other images, as a reference."""
@@ -112,7 +112,8 @@ class Information(Result):
 
     def verdict(self) -> list[str]:
         """Say in sentences what was found, what it can show and what it cannot."""
-        interval = f" [{self.nats_low:.2f}, {self.nats_high:.2f}]" if self.prompts > 1 else ""
+        known = np.isfinite(self.nats_low)
+        interval = f" [{self.nats_low:.2f}, {self.nats_high:.2f}]" if known else ""
         error = ""
         if np.isfinite(self.standard_error):
             error = f" (standard error {self.standard_error:.2f} over {self.prompts} prompts)"
@@ -128,8 +129,10 @@ class Information(Result):
                 "That is below 0, which no information is: an estimate from few answers; the "
                 "answers seen are no likelier with their image."
             )
-        if 1 < self.prompts < FEW:
-            said.append(f"Bootstrap intervals over fewer than {FEW} prompts are too narrow.")
+        if LEAST_FOR_MEANS <= self.prompts < FEW:
+            said.append(
+                f"Intervals over fewer than {FEW} prompts hold less often if values are skewed."
+            )
         if np.isfinite(self.at_least):
             said.append(
                 f"It tells its image among the others by {self.at_least:.2f} nats, of "

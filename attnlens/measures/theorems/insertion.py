@@ -18,7 +18,7 @@ import pandas as pd
 from attnlens.errors import InputError
 from attnlens.measures.inputs import TraceLike, dataset_of
 from attnlens.measures.results import Result, plain_rows
-from attnlens.measures.statistics import FEW, bootstrap_mean, check_bootstrap
+from attnlens.measures.statistics import FEW, LEAST_FOR_MEANS, bootstrap_mean, check_bootstrap
 from attnlens.measures.theorems.exponent import exponents
 from attnlens.measures.theorems.log_odds import log_odds
 
@@ -87,8 +87,10 @@ class Insertion(Result):
                 "Against the untouched twin the log-odds of that mass change by key counts and "
                 f"preference: {'; '.join(changes)}."
             )
-        if 1 < self.samples < FEW:
-            sentences.append(f"Bootstrap intervals over fewer than {FEW} prompts are too narrow.")
+        if LEAST_FOR_MEANS <= self.samples < FEW:
+            sentences.append(
+                f"Intervals over fewer than {FEW} prompts hold less often if values are skewed."
+            )
         return sentences
 
 

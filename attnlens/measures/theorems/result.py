@@ -10,7 +10,7 @@ import pandas as pd
 
 from attnlens.measures.results import Result, plain_rows
 from attnlens.measures.slope import LEAST_STEPS
-from attnlens.measures.statistics import FEW
+from attnlens.measures.statistics import FEW, LEAST_FOR_MEANS
 from attnlens.measures.theorems.change import Change
 
 
@@ -119,8 +119,10 @@ class Dilution(Result):
             if known[most] - known[least] < 1e-3:
                 here = "it is so"
             said.append(f"The theorem lets each key weigh alike; here {here}.")
-        if 1 < self.samples < FEW:
-            said.append(f"Bootstrap intervals over fewer than {FEW} runs are too narrow.")
+        if LEAST_FOR_MEANS <= self.samples < FEW:
+            said.append(
+                f"Intervals over fewer than {FEW} runs hold less often if values are skewed."
+            )
         return said
 
 
@@ -129,7 +131,7 @@ def _compare(found: Dilution) -> str:
     if not np.isfinite(found.exponent):
         return "no run has a trend to fit"
     if not np.isfinite(low):
-        return "one run has no interval"
+        return f"{_runs(found.samples)} give no interval"
     if low > 1:
         return "more steeply than in proportion"
     if high < 0:
