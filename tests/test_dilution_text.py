@@ -37,7 +37,7 @@ def rows(table):
 
 
 def test_exponents_and_the_split_by_layer():
-    found = measures.dilution(runs(4), **FEW)
+    found = measures.dilution(runs(8), **FEW)
     cells = rows(as_text(found, None, None))
     assert list(cells) == ["all", "no sink", "0", "1"]
     alpha, interval, *terms, even = cells["all"]
@@ -75,7 +75,7 @@ def test_insertions_and_bounds():
     found = measures.dilution(runs(3), **FEW)
     inserted = measures.insertion([twins(i) for i in range(4)], confidence=0.9, **FEW)
     others = np.array([[-3.0, -4.0], [-2.0, -5.0]])
-    answers = [[answer([-1.0, -2.0 - i], others)] for i in range(3)]
+    answers = [[answer([-1.0, -2.0 - i], others)] for i in range(8)]
     shared = measures.mutual_information(answers, bins=2, **FEW)
     tables = as_text(found, inserted, shared).split("\n\n")
     assert "90% interval" in tables[1]

@@ -274,6 +274,7 @@ def test_averages_of_hand_made_runs():
     two = run_of([0.3, 0.5, 0.2, 0.2, 0.4, 0.8], ("back", 2, 5))
     plain = run_of([0.2, 0.4, 0.6])
     found = measures.averages([one, two, plain], bins=2)
+    many = measures.averages([one, two] * 4, bins=2).table.set_index(["section", "bin"])
     assert (found.samples, found.with_region) == (3, 2)
     assert found.lengths == {"before": 3, "inside": 2.5, "after": 2, "whole": 3}
     means = found.table.groupby("section")["mean"].apply(list)
@@ -289,8 +290,9 @@ def test_averages_of_hand_made_runs():
         assert means[section] == pytest.approx(values, abs=1e-6), section
     rows = found.table.set_index(["section", "bin"])
     assert rows.loc[("after", 1), ["start", "stop", "runs"]].tolist() == [0.5, 1, 2]
-    ends = bootstrap_mean(np.array([0.15, 0.3]), confidence=0.95, resamples=9999, seed=0)
-    assert rows.loc[("before", 0), ["low", "high"]].tolist() == pytest.approx(ends, abs=1e-6)
+    ends = bootstrap_mean(np.array([0.15, 0.3] * 4), confidence=0.95, resamples=9999, seed=0)
+    assert many.loc[("before", 0), ["low", "high"]].tolist() == pytest.approx(ends, abs=1e-6)
+    assert rows.loc[("before", 0), ["low", "high"]].isna().all()  # two runs have none
     assert np.isnan(rows.loc[("whole", 0), "low"])  # one run has no interval
     assert found.as_dict()["table"][-1]["low"] is None
 

@@ -123,35 +123,37 @@ def test_exponents_of_powers_are_found_through_outliers():
 
 
 def test_even_attention_has_exponent_one_and_is_all_dilution():
-    runs = [synthetic_attention(60, visual=v, text=8, seed=v) for v in (20, 30, 45)]
+    visual = (20, 22, 26, 30, 33, 37, 41, 45)
+    runs = [synthetic_attention(60, visual=v, text=8, seed=v) for v in visual]
     found = dilution(runs, **FEW)
     assert found.exponent == pytest.approx(1)
     assert np.allclose(found.by_head["exponent"], 1)
     assert found.falling == found.falling_clearly == 1
     assert found.change.dilution_share == pytest.approx(1)
     assert found.change.preference.mean == pytest.approx(0, abs=1e-9)
-    assert found.key_share_first == pytest.approx(np.mean([v / (v + 8) for v in (20, 30, 45)]))
-    assert found.key_share_last == pytest.approx(np.mean([v / (v + 67) for v in (20, 30, 45)]))
-    assert found.samples == 3
-    assert found.steps == (60, 60, 60)
+    assert found.key_share_first == pytest.approx(np.mean([v / (v + 8) for v in visual]))
+    assert found.key_share_last == pytest.approx(np.mean([v / (v + 67) for v in visual]))
+    assert found.samples == 8
+    assert found.steps == (60,) * 8
     words = " ".join(found.verdict())
     assert "100% [100%, 100%] of the fall is key counts" in words
     assert "from 0-25% of the run to 75-100% of the run" in words
-    assert "fewer than 20 runs are too narrow" in words
+    assert "fewer than 20 runs hold less often" in words
+    few = dilution(runs[:3], **FEW)  # no interval, and no word of one
+    assert few.change.dilution_share == pytest.approx(1)
+    assert "3 runs give no interval" in few.verdict()[0]
+    assert "hold less often" not in " ".join(few.verdict())
     assert json.loads(json.dumps(found.as_dict()))["verdict"] == found.verdict()
 
 
 def test_a_model_that_turns_away_is_told_from_dilution():
     """Between two windows: counts by hand, the rest is the gap that was lost."""
-    gaps = np.linspace(1.0, -1.0, 50)
-    runs = [
-        synthetic_attention(50, visual=40, text=t, gap=gaps + 0.01 * t, seed=t) for t in (10, 20)
-    ]
+    gaps, texts = np.linspace(1.0, -1.0, 50), range(10, 26, 2)
+    runs = [synthetic_attention(50, visual=40, text=t, gap=gaps + 0.01 * t, seed=t) for t in texts]
     found = dilution(runs, between=((0, 10), (40, 50)), **FEW)
     steps = np.arange(50)
     counts = [
-        np.log(40 / (t + steps[40:])).mean() - np.log(40 / (t + steps[:10])).mean()
-        for t in (10, 20)
+        np.log(40 / (t + steps[40:])).mean() - np.log(40 / (t + steps[:10])).mean() for t in texts
     ]
     lost = gaps[40:].mean() - gaps[:10].mean()
     assert found.change.counts.mean == pytest.approx(np.mean(counts))
@@ -162,7 +164,7 @@ def test_a_model_that_turns_away_is_told_from_dilution():
     assert found.change.dilution_share_low <= share <= found.change.dilution_share_high
     assert found.exponent > 1
     assert "more steeply than in proportion" in found.verdict()[0]
-    rising = dilution([synthetic_attention(50, gap=-3 * gaps) for _ in range(2)], **FEW)
+    rising = dilution([synthetic_attention(50, gap=-3 * gaps) for _ in range(8)], **FEW)
     assert "goes the other way" in rising.verdict()[0]
     assert "the rise is preference, against key counts" in rising.verdict()[2]
     assert rising.falling == 0
@@ -227,7 +229,7 @@ def test_regions_are_windows_and_each_run_may_have_its_own(testbed):
         spans = {r.name: (r.start, r.stop) for r in reversed(trace.regions)}
         windows.append((spans["think"], spans["back"]))
     same = dilution(traces, between=windows, **FEW)
-    assert same.change == found.change
+    assert same.change.as_dict() == found.change.as_dict()
     # counts cannot rise without insertions: the rise inside <back> is preference
     assert found.change.counts.mean < 0 < found.change.preference.mean
     with pytest.raises(InputError, match="'REFLECTION'"):
@@ -329,14 +331,16 @@ def test_insertions_that_are_not_looked_at_saturate():
     """Copies of a low gap: the largest one is given a gap that takes all it brings."""
     lost = -np.log((16 + 32) / (16 + 16))
     groups = []
-    for t in (8, 12, 20, 30):
+    for t in (8, 9, 10, 12, 16, 20, 25, 30):
         group = insertions(0.0, text=t, counts=(0, 8, 16))
         group["32"] = insertions(lost - 0.01 * t, text=t, counts=(32,))["32"]
         groups.append(group)
     found = insertion(groups, **FEW)
     assert found.saturates_at == "16"
     last = found.table.iloc[-1]
-    assert last["preference"] == pytest.approx(lost - 0.01 * np.mean([8, 12, 20, 30]))
+    assert last["preference"] == pytest.approx(
+        lost - 0.01 * np.mean([8, 9, 10, 12, 16, 20, 25, 30])
+    )
     assert last["log_odds"] == pytest.approx(last["counts"] + last["preference"])
 
 
@@ -375,11 +379,14 @@ def test_a_forced_response_may_be_compared_step_by_step(tiny):
 
 def test_no_change_is_not_shared_out():
     gaps = np.linspace(0.0, 1.0, 20)
-    runs = [synthetic_attention(20, text=2000, gap=s * gaps, seed=1) for s in (1, -1, 1, -1)]
+    runs = [synthetic_attention(20, text=2000, gap=s * gaps, seed=1) for s in 4 * (1, -1)]
     each = [difference(run, ((0, 2), (18, 20))) for run in runs]
     found = change(xr.concat(each, "sample"), resamples=200)
     assert np.isnan(found.dilution_share)
     assert "no change" in found.words()
+    few = change(xr.concat(each[:4], "sample"), resamples=200)
+    assert np.isnan(few.dilution_share)
+    assert "too few runs, which go different ways" in few.words()
     assert json.loads(json.dumps(found.as_dict()))["dilution_share"] is None
 
 
@@ -470,11 +477,11 @@ def test_what_the_command_cannot_do_is_one_line(more, message, tmp_path, capsys)
 
 
 def test_the_figure_shows_every_run(tmp_path):
-    runs = [synthetic_attention(30, visual=20 + i, gap=0.1 * i, seed=i) for i in range(3)]
+    runs = [synthetic_attention(30, visual=20 + i, gap=0.1 * i, seed=i) for i in range(8)]
     for width in ("one-column", "two-column"):
         figure = plots.dilution(dilution(runs, **FEW), width=width)
         left, right = figure.axes
-        assert sum(line.get_lw() < 0.6 for line in left.lines) == 3
+        assert sum(line.get_lw() < 0.6 for line in left.lines) == 8
         assert [t.get_text() for t in right.get_yticklabels()] == [
             "preference",
             "key counts",

@@ -83,23 +83,23 @@ def test_with_every_other_image_the_bound_is_the_information():
 
 def test_sums_means_and_errors_over_prompts():
     rng = np.random.default_rng(0)
-    own = -rng.random((3, 2, 8))
-    without = own - rng.random((3, 2, 8))
+    own = -rng.random((9, 2, 8))
+    without = own - rng.random((9, 2, 8))
     groups = [
         [answer(own[i, j], np.zeros((0, 8)), without=without[i, j], entropy=0.5) for j in range(2)]
-        for i in range(3)
+        for i in range(9)
     ]
     found = mutual_information(groups, bins=4, **FEW)
     totals = (own - without).sum(-1)
     assert found.reference == "removed"
     assert found.nats == pytest.approx(totals.mean())
-    assert found.standard_error == pytest.approx(totals.mean(1).std(ddof=1) / np.sqrt(3))
+    assert found.standard_error == pytest.approx(totals.mean(1).std(ddof=1) / np.sqrt(9))
     within = totals.var(axis=1, ddof=1) / 2
-    assert found.sampling_error == pytest.approx(np.sqrt(within.sum()) / 3)
+    assert found.sampling_error == pytest.approx(np.sqrt(within.sum()) / 9)
     assert found.by_divergence == pytest.approx(totals.mean())  # here it is the same
     assert found.entropy == pytest.approx(4.0)
     assert np.isnan(found.at_least)
-    parts = (own - without).reshape(3, 2, 4, 2).mean((0, 1, 3))
+    parts = (own - without).reshape(9, 2, 4, 2).mean((0, 1, 3))
     np.testing.assert_allclose(found.curve["nats_per_step"], parts)
     np.testing.assert_allclose(found.curve["start"], [0, 0.25, 0.5, 0.75])
     share = (1 / (2 + np.arange(8))).reshape(4, 2).mean(1)

@@ -429,7 +429,7 @@ def test_tables_say_what_acted_and_what_did_not(result):
     assert table.loc["copy", "inserted"] == 22
     assert table.loc["boost:1", "inserted"] == 0
     assert table.loc["boost:1", "rise"] > 0
-    assert table.loc["boost:1", "rise_low"] <= table.loc["boost:1", "rise"]
+    assert np.isnan(table.loc["boost:1", "rise_low"])  # three samples give no interval
     assert table.loc["boost:0", "rise"] == pytest.approx(0, abs=1e-6)
     for name in ("area", "kl", "hellinger", "free_rise"):
         ends = [table.loc["boost:1", f"{name}_{end}"] for end in ("low", "high")]

@@ -55,10 +55,10 @@ class Change(Result):
         The change, and its terms: it is their sum.
     dilution_share, dilution_share_low, dilution_share_high : float
         ``counts / log_odds``: the fraction of the change that follows from key counts, the ratio of
-        the means with a bootstrap interval over samples (none for fewer than eight, which give no
-        fraction either, unless it is one sample). Above 1 where preference
-        worked against counts, below 0 where counts worked against preference. NaN where the
-        interval of the change holds 0: there is no change to share out.
+        the means with a bootstrap interval over samples (none for fewer than eight). Above 1 where
+        preference worked against counts, below 0 where counts worked against preference. NaN where
+        the interval of the change holds 0, or fewer than eight samples do not all change in one
+        direction: there is no change to share out.
     """
 
     samples: int
@@ -89,7 +89,7 @@ class Change(Result):
         said += f" = key counts {counts.mean:+.2f} and preference {preference.mean:+.2f}; "
         if np.isnan(self.dilution_share):
             if 1 < self.samples < LEAST_FOR_MEANS and total.mean:
-                return f"{said}too few runs to share it out."
+                return f"{said}too few runs, which go different ways, to share it out."
             return f"{said}no change that could be shared out."
         direction = "fall" if total.mean < 0 else "rise"
         share, low, high = self.dilution_share, self.dilution_share_low, self.dilution_share_high
@@ -165,8 +165,10 @@ def change(
         terms[name] = Term(float(values[known].mean()) if known.any() else NAN, low, high)
     total = terms["log_odds"]
     share = share_low = share_high = NAN
-    one = known.sum() == 1 and abs(total.mean) > 1e-9
-    if one or total.low > 0 or total.high < 0:
+    # of few samples, which give no interval, all must go one way
+    ways = set(np.sign(means["log_odds"][known].round(9)))
+    few = known.sum() < LEAST_FOR_MEANS and ways in ({1.0}, {-1.0})
+    if few or total.low > 0 or total.high < 0:
         share = terms["counts"].mean / total.mean
         share_low, share_high = bootstrap_ratio(
             means["counts"][known],
