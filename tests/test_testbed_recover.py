@@ -157,8 +157,8 @@ def test_the_command_writes_all_tables(tmp_path, capsys, monkeypatch):
     def fake(name):
         def made(_vlm, scenes, seed, *, mode):
             calls.append((name, scenes, seed, mode))
-            mean = {"mean": 0.5, "low": None, "high": None}
-            row = {"answer": mean, "verified": {"mean": None}}
+            mean = {"mean": 0.5, "low": None, "high": None, "count": scenes}
+            row = {"answer": mean, "verified": {"mean": None, "count": 0}}
             return {"mode": mode, "scenes": scenes, "rows": {"untouched": row, "nothing": row}}
 
         return made
