@@ -396,7 +396,7 @@ def test_a_folder_that_may_not_be_written(tmp_path, scene, capsys, monkeypatch):
         (["bench", "--new", "1"], "--new 1"),
         (["recover", "--intervention", "copy"], "--image_path is missing"),
         (["recover", "--intervention", "glue", *ASKED], "unknown intervention 'glue'"),
-        (["recover", "--intervention", "route:x", *ASKED], "'x' is no number"),
+        (["recover", "--intervention", "route:x", *ASKED], "'x' is not a number"),
         (["recover", "--intervention", "copy", "--when", "step:-1", *ASKED], "inside the prompt"),
         (["recover", "--intervention", "copy", "--definition", "gaze", *ASKED], "'gaze'"),
         (["recover", "--intervention", "copy", "--max_new_tokens", "1", *ASKED], "at least 2"),

@@ -448,7 +448,7 @@ def test_answers_that_had_not_ended_are_said_in_a_recovery(copied, data, capsys)
     said = capsys.readouterr()
     length = "had not ended at the longest length, 40 tokens (--max_new_tokens)"
     assert f"{COUNT} of {COUNT} questions have an answer that {length}" in said.err
-    assert "intervals over fewer than 20 prompts are too narrow" in said.out
+    assert "an interval needs 8 prompts (--data), of answers 12" in said.out
 
 
 def test_a_second_process_is_kept_out(data, copied, capsys):

@@ -433,9 +433,10 @@ def test_tables_say_what_acted_and_what_did_not(result):
     assert table.loc["boost:0", "rise"] == pytest.approx(0, abs=1e-6)
     for name in ("area", "kl", "hellinger", "free_rise"):
         ends = [table.loc["boost:1", f"{name}_{end}"] for end in ("low", "high")]
-        assert ends[0] <= table.loc["boost:1", name] <= ends[1]
+        assert np.isnan(ends).all()
+        assert np.isfinite(table.loc["boost:1", name])
     assert np.isnan(table.loc["boost:1", "half_life_low"])  # three are too few
-    assert (table["right_p_adjusted"] >= table["right_p_value"]).all()
+    assert table[["right_p_value", "right_p_adjusted"]].isna().all(axis=None)
     per_sample = result.per_sample("mass")
     rises = per_sample[per_sample["run"] == "copy"]["rise"].to_numpy()
     by_hand = result.data["rise"].sel(run="copy", definition="mass").values[:, 5:NEW].mean(1)
