@@ -7,9 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-import transformers
 from conftest import picture
-from packaging.version import Version
 from test_recording_changes_nothing import state
 from transformers import DynamicCache
 
@@ -157,10 +155,6 @@ def test_continuous_batching_is_refused_before_it_starts(model, prompt, tiny):
     assert state(model)["attributes"] == before["attributes"]
 
 
-@pytest.mark.skipif(
-    Version(transformers.__version__) < Version("5.20"),
-    reason="transformers cannot batch requests to this model before",
-)
 def test_continuous_batching_under_an_intervention_fails_with_the_reason(model, prompt, tiny):
     vlm = attnlens.VLM(model, tiny.processor, "tiny", tiny.family)
     ids = prompt.inputs["input_ids"][0].tolist()
