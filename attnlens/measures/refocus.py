@@ -12,7 +12,7 @@ from attnlens.measures.definitions import get_definition
 from attnlens.measures.inputs import RegionLike, TraceLike, find_region, inside
 from attnlens.measures.results import NAN, Refocus
 from attnlens.measures.share import visual_share
-from attnlens.measures.statistics import bootstrap_mean, signed_rank
+from attnlens.measures.statistics import bootstrap_mean, check_bootstrap, signed_rank
 
 
 def refocus(
@@ -105,10 +105,13 @@ def refocus(
             "it; choose another definition or region."
         )
     rise = inside_mean - before_mean
-    low, high = bootstrap_mean(rise, confidence=confidence, resamples=resamples, seed=seed)
     p_value, effect_size = signed_rank(rise)
+    low = high = NAN
     if single:
-        low = high = p_value = NAN
+        check_bootstrap(confidence, resamples, seed)
+        p_value = NAN
+    else:
+        low, high = bootstrap_mean(rise, confidence=confidence, resamples=resamples, seed=seed)
     return Refocus(
         definition=definition,
         step_owner=share.attrs["step_owner"],
