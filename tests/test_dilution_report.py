@@ -21,7 +21,6 @@ from attnlens.errors import InputError
 from attnlens.testbed import held_out_sample
 
 COUNT = 3
-FEW = {"resamples": 200}
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +228,7 @@ def test_answers_are_sampled_and_measured_against_the_other_images(folder):
     found = [xr.load_dataset(path, engine="scipy") for path in paths]
     for one in found:
         assert one["reference"].values.tolist() == ["removed", "other 1", "other 2"]
-    again = measures.mutual_information([found], reference="removed", **FEW)
+    again = measures.mutual_information([found], reference="removed")
     totals = [float(one["log_ratio"].sel(reference="removed").sum()) for one in found]
     assert again.nats == pytest.approx(np.mean(totals))
 
@@ -269,7 +268,7 @@ def test_figures_draw_what_was_measured(folder, width):
     twins = sorted((folder / "dilution_runs" / "cot_twins").glob("*"))
     names = ("nothing", "ROUTE 50%", "COPY", "COPY twice")
     groups = [{n: attnlens.Trace.load(f / f"{n}.zarr") for n in names} for f in twins]
-    found = measures.insertion(groups, **FEW)
+    found = measures.insertion(groups)
     figure = plots.insertion(found, width=width)
     measured = figure.axes[0].lines[0]
     np.testing.assert_allclose(measured.get_xdata(), found.table["key_share"])
@@ -282,7 +281,7 @@ def test_figures_draw_what_was_measured(folder, width):
 
     answers = sorted((folder / "dilution_runs" / "cot_answers").glob("*"))
     shared = measures.mutual_information(
-        [[read_dependence(path) for path in sorted(f.glob("*.nc"))] for f in answers], bins=4, **FEW
+        [[read_dependence(path) for path in sorted(f.glob("*.nc"))] for f in answers], bins=4
     )
     axes = plots.information(shared, width=width).axes[0]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), shared.curve["nats_per_step"])
@@ -293,7 +292,7 @@ def test_figures_draw_what_was_measured(folder, width):
 def test_an_insertion_of_nothing_is_no_figure(folder):
     twins = sorted((folder / "dilution_runs" / "cot_twins").glob("*"))
     groups = [{n: attnlens.Trace.load(f / f"{n}.zarr") for n in ("nothing", "COPY")} for f in twins]
-    found = measures.insertion(groups, **FEW)
+    found = measures.insertion(groups)
     found.table["inserted"] = 0.0
     with pytest.raises(InputError, match="nothing to draw"):
         plots.insertion(found)

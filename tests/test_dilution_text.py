@@ -13,8 +13,6 @@ from attnlens import measures
 from attnlens.measures.theorems.synthetic import synthetic_attention
 from attnlens.reports.dilution_text import as_text
 
-FEW = {"resamples": 200}
-
 
 def runs(count):
     sizes = {"visual": 16, "text": 8, "sink": 1.0, "scatter": 0.5}
@@ -37,7 +35,7 @@ def rows(table):
 
 
 def test_exponents_and_the_split_by_layer():
-    found = measures.dilution(runs(8), **FEW)
+    found = measures.dilution(runs(8))
     cells = rows(as_text(found, None, None))
     assert list(cells) == ["all", "no sink", "0", "1"]
     alpha, interval, *terms, even = cells["all"]
@@ -56,7 +54,7 @@ def test_exponents_and_the_split_by_layer():
 
 
 def test_a_change_over_fewer_runs_says_over_how_many():
-    found = measures.dilution(runs(4), **FEW)
+    found = measures.dilution(runs(4))
     assert "(n)" not in as_text(found, None, None)
     fewer = replace(found, change_without_sink=replace(found.change_without_sink, samples=3))
     table = as_text(fewer, None, None)
@@ -67,16 +65,16 @@ def test_a_change_over_fewer_runs_says_over_how_many():
 
 
 def test_one_run_has_no_interval():
-    cells = rows(as_text(measures.dilution(runs(1), **FEW), None, None))
+    cells = rows(as_text(measures.dilution(runs(1)), None, None))
     assert cells["all"][1] == "-"
 
 
 def test_insertions_and_bounds():
-    found = measures.dilution(runs(3), **FEW)
-    inserted = measures.insertion([twins(i) for i in range(4)], confidence=0.9, **FEW)
+    found = measures.dilution(runs(3))
+    inserted = measures.insertion([twins(i) for i in range(4)], confidence=0.9)
     others = np.array([[-3.0, -4.0], [-2.0, -5.0]])
     answers = [[answer([-1.0, -2.0 - i], others)] for i in range(8)]
-    shared = measures.mutual_information(answers, bins=2, **FEW)
+    shared = measures.mutual_information(answers, bins=2)
     tables = as_text(found, inserted, shared).split("\n\n")
     assert "90% interval" in tables[1]
     cells = rows(tables[1])

@@ -432,13 +432,13 @@ def test_dilution_is_that_of_the_visible_keys():
     kept = np.setdiff1d(np.arange(len(labels)), gone)
     without = dataset_of_attention(type(attention)(cut[..., kept], visible[:, kept], labels[kept]))
     one_head = {"layer": [1], "head": [2]}
-    alone = dilution(without.isel(one_head), resamples=100)
-    found = dilution(data, resamples=100)
+    alone = dilution(without.isel(one_head))
+    found = dilution(data)
     row = found.by_head.set_index(["layer", "head"]).loc[(1, 2)]
     want = alone.by_head.iloc[0]
     for name in ("exponent", "counts", "preference", "log_odds", "evenness_visual"):
         np.testing.assert_allclose(row[name], want[name], atol=1e-5, err_msg=name)
-    whole = dilution(data.drop_vars("hidden"), resamples=100)
+    whole = dilution(data.drop_vars("hidden"))
     others = whole.by_head.set_index(["layer", "head"]).drop((1, 2))
     same = found.by_head.set_index(["layer", "head"]).drop((1, 2))
     np.testing.assert_allclose(same["exponent"], others["exponent"], atol=1e-9)

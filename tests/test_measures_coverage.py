@@ -18,14 +18,13 @@ from attnlens.measures import (
     insertion,
     mutual_information,
 )
-from attnlens.measures.statistics import bootstrap_mean, bootstrap_ratio
+from attnlens.measures.statistics import mean_interval, ratio_interval
 from attnlens.measures.theorems import dilution as dilution_module
 from attnlens.measures.theorems import information
 from attnlens.measures.theorems import insertion as insertion_module
 from attnlens.measures.theorems.synthetic import synthetic_attention
 
 SETS, RUNS, POOL = 1000, 40, 400
-OPTIONS = {"resamples": 999}
 STEPS = np.arange(8)
 LOOKED = ["visual", "copied"]
 # in the package these names are those of the functions
@@ -63,13 +62,12 @@ def test_means_and_ratios_of_few_units(count):
     """Symmetric and skewed; and a ratio of means, as the dilution share is."""
     rng = np.random.default_rng(9)
     covered = Counter()
-    for seed in range(SETS):
-        options = {"confidence": 0.95, "resamples": 999, "seed": seed}
+    for _ in range(SETS):
         counts, log_odds = rng.normal(-0.8, 0.25, count), rng.normal(-2.6, 0.9, count)
         for name, truth, (low, high) in (
-            ("normal", -2.6, bootstrap_mean(log_odds, **options)),
-            ("gamma", 2.0, bootstrap_mean(rng.gamma(2.0, 1.0, count), **options)),
-            ("ratio", 0.8 / 2.6, bootstrap_ratio(counts, log_odds, **options)),
+            ("normal", -2.6, mean_interval(log_odds, 0.95)),
+            ("gamma", 2.0, mean_interval(rng.gamma(2.0, 1.0, count), 0.95)),
+            ("ratio", 0.8 / 2.6, ratio_interval(counts, log_odds, 0.95)),
         ):
             covered[name] += low <= truth <= high
     check(covered)
@@ -109,12 +107,12 @@ def test_dilution(monkeypatch):
     for end in ("", "_without_sink"):
         truth[f"dilution_share{end}"] = truth[f"counts{end}"] / truth[f"log_odds{end}"]
     monkeypatch.setattr(dilution_module, "_measure", remembered(dilution_module._measure))
-    whole = dilution(pool, **OPTIONS)
+    whole = dilution(pool)
     assert whole.exponent == pytest.approx(truth["exponent"])
     assert whole.change.dilution_share == pytest.approx(truth["dilution_share"])
     covered = Counter()
-    for seed, places in enumerate(drawn(1)):
-        found = dilution([pool[i] for i in places], seed=seed, **OPTIONS)
+    for places in drawn(1):
+        found = dilution([pool[i] for i in places])
         even = found.evenness["visual"]
         ends = {
             "exponent": (found.exponent_low, found.exponent_high),
@@ -164,12 +162,12 @@ def test_insertion(monkeypatch):
         )
     truth = {name: np.mean([one[name] for one in known]) for name in known[0]}
     monkeypatch.setattr(insertion_module, "_measure", remembered(insertion_module._measure))
-    whole = insertion(pool, **OPTIONS)
+    whole = insertion(pool)
     assert whole.exponent == pytest.approx(truth["exponent"])
     assert whole.table["log_odds"].iloc[1] == pytest.approx(truth["log_odds"])
     covered = Counter()
-    for seed, places in enumerate(drawn(3)):
-        found = insertion([pool[i] for i in places], seed=seed, **OPTIONS)
+    for places in drawn(3):
+        found = insertion([pool[i] for i in places])
         row = found.table.iloc[1]
         covered["exponent"] += found.exponent_low <= truth["exponent"] <= found.exponent_high
         for name in ("mass", "log_odds", "counts", "preference"):
@@ -191,8 +189,8 @@ def test_information(monkeypatch):
         correlations.append(stats.spearmanr(ratios, 1 / (2 + steps)).statistic)
     monkeypatch.setattr(information, "_answer", remembered(information._answer))
     covered = Counter()
-    for seed, places in enumerate(drawn(5)):
-        found = mutual_information([pool[i] for i in places], bins=parts, seed=seed, **OPTIONS)
+    for places in drawn(5):
+        found = mutual_information([pool[i] for i in places], bins=parts)
         covered["nats"] += found.nats_low <= np.mean(nats) <= found.nats_high
         ends = (found.rank_correlation_low, found.rank_correlation_high)
         covered["rank correlation"] += ends[0] <= np.mean(correlations) <= ends[1]
@@ -231,10 +229,10 @@ def test_averages_and_agreement(monkeypatch):
     names = ("mass", "lookback-ratio")
     assert agreement(pool, names=names).correlations[0, 1] == pytest.approx(truth["rank"])
     covered = Counter()
-    for seed, places in enumerate(drawn(7)):
+    for places in drawn(7):
         runs = [pool[i] for i in places]
-        half = averages(runs, bins=2, seed=seed, **OPTIONS).table.iloc[-1]
+        half = averages(runs, bins=2).table.iloc[-1]
         covered["mean"] += half["low"] <= truth["mean"] <= half["high"]
-        alike = agreement(runs, names=names, bins=1, seed=seed, **OPTIONS)
+        alike = agreement(runs, names=names, bins=1)
         covered["rank"] += alike.low[0, 1] <= truth["rank"] <= alike.high[0, 1]
     check(covered)

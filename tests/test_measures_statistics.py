@@ -1,4 +1,4 @@
-"""Trend test, bootstrap and signed ranks against brute force and closed forms."""
+"""Trend test, intervals and signed ranks against brute force and closed forms."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from scipy import optimize, stats
 from attnlens.errors import InputError
 from attnlens.measures import mann_kendall
 from attnlens.measures.statistics import (
-    bootstrap_mean,
+    mean_interval,
     median_interval,
     proportion_difference,
     proportion_interval,
+    ratio_interval,
     signed_rank,
 )
 
@@ -39,13 +40,13 @@ def test_s_and_tau_by_counting_pairs(values):
     tied = sum(values[i] == values[j] for i, j in combinations(range(n), 2))
     expected = result.s / np.sqrt(pairs * (pairs - tied)) if pairs > tied else 0.0
     assert result.tau == pytest.approx(expected, abs=1e-12)
-    assert 0 <= result.p_value <= 1
+    assert np.isnan(result.p_value) if n < 7 else 0 <= result.p_value <= 1
 
 
 def test_p_value_of_a_short_series_by_enumeration():
-    values = np.array([0.1, 0.3, 0.2, 0.5, 0.4, 0.6])
+    values = np.array([0.1, 0.3, 0.2, 0.5, 0.4, 0.7, 0.6])
     s = abs(brute_s(values))
-    extreme = [abs(brute_s(np.array(order))) >= s for order in permutations(range(6))]
+    extreme = [abs(brute_s(np.array(order))) >= s for order in permutations(range(7))]
     assert mann_kendall(values).p_value == pytest.approx(np.mean(extreme))
 
 
@@ -58,59 +59,95 @@ def test_exact_line():
     assert mann_kendall(0.7 - 0.003 * np.arange(60)).tau == pytest.approx(-1)
 
 
-@given(st.lists(st.floats(-1, 1), min_size=8, max_size=16), st.integers(0, 2**31))
-@settings(max_examples=40, deadline=None)
-def test_bootstrap_interval_is_finite_ordered_and_within_the_values(values, seed):
-    values = np.array(values)
-    low, high = bootstrap_mean(values, confidence=0.9, resamples=200, seed=seed)
-    assert values.min() - 1e-12 <= low <= high <= values.max() + 1e-12
+def hall(values, at):
+    """Hall's (1992) cubic transformation of the studentised mean, were the true one ``at``."""
+    n, error = len(values), values.std(ddof=1) / np.sqrt(len(values))
+    skewness = (((values - values.mean()) / values.std()) ** 3).mean()
+    lean, studentised = skewness / np.sqrt(n), (values.mean() - at) / error
+    cubic = studentised + lean * studentised**2 / 3 + lean**2 * studentised**3 / 27
+    return cubic + lean / 6
 
 
-def test_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
-    rng = np.random.default_rng(0)
+def few(confidence, count):
+    return stats.t.isf((1 - confidence) / 2, count - 1) * np.sqrt(count / (count - 2))
+
+
+@given(
+    st.lists(st.integers(-50, 50), min_size=8, max_size=40).filter(lambda v: len(set(v)) > 1),
+    st.sampled_from([0.8, 0.95]),
+    st.sampled_from([1e-9, 1.0]),
+)
+@LIGHT
+def test_the_interval_of_a_mean_holds_what_halls_transformation_does_not_reject(
+    values, confidence, scale
+):
+    values = np.array(values) * scale
+    low, high = mean_interval(values, confidence)
+    quantile = few(confidence, len(values))
+    assert low < values.mean() < high
+    assert hall(values, low) == pytest.approx(quantile, rel=1e-4, abs=1e-4)
+    assert hall(values, high) == pytest.approx(-quantile, rel=1e-4, abs=1e-4)
+
+
+def test_the_interval_of_a_symmetric_sample_is_students():
+    values = np.random.default_rng(1).normal(size=400)
+    values = np.concatenate([values, -values])
+    error = values.std(ddof=1) / np.sqrt(800)
+    expected = stats.t.interval(0.9, 799, scale=error)
+    assert mean_interval(values, 0.9) == pytest.approx(expected, rel=2e-3)
+
+
+def test_skewness_moves_the_interval_towards_the_long_tail():
+    values = np.random.default_rng(2).lognormal(size=40)
+    low, high = mean_interval(values, 0.95)
+    assert high - values.mean() > 1.3 * (values.mean() - low)
+    mirrored = mean_interval(-values, 0.95)
+    assert mirrored == pytest.approx((-high, -low))
+
+
+@pytest.mark.parametrize("count", [8, 12, 20, 60])
+@pytest.mark.parametrize("law", ["normal", "exponential", "lognormal"])
+def test_intervals_of_means_hold_their_level(law, count):
+    rng = np.random.default_rng(5)
+    truth = {"normal": 0.0, "exponential": 1.0, "lognormal": np.exp(0.5)}[law]
     hits = 0
-    for _ in range(200):
-        low, high = bootstrap_mean(
-            rng.normal(0.3, 0.2, 30), confidence=0.9, resamples=400, seed=int(rng.integers(2**31))
-        )
-        hits += low <= 0.3 <= high
-    assert 0.82 <= hits / 200 <= 0.96
+    for _ in range(2000):
+        low, high = mean_interval(getattr(rng, law)(size=count), 0.95)
+        hits += low <= truth <= high
+    assert 1840 <= hits <= 1960
 
 
-def test_bootstrap_interval_is_bias_corrected_and_accelerated():
-    values = np.random.default_rng(2).exponential(size=12) ** 2
-    draws = np.random.default_rng(3).choice(values, (40000, 12)).mean(1)
-    bias = stats.norm.ppf((draws < values.mean()).mean())
-    left_out = np.array([np.delete(values, i).mean() for i in range(12)])
-    spread = left_out.mean() - left_out
-    acceleration = (spread**3).sum() / (6 * (spread**2).sum() ** 1.5)
-    # expanded for twelve values, as in Hesterberg (2015)
-    z = bias + stats.t.ppf([0.05, 0.95], 11) * np.sqrt(12 / 11)
-    expected = np.quantile(draws, stats.norm.cdf(bias + z / (1 - acceleration * z)))
-    found = bootstrap_mean(values, confidence=0.9, resamples=20000, seed=0)
-    np.testing.assert_allclose(found, expected, rtol=0.03)
-    plain = np.quantile(draws, [0.05, 0.95])
-    assert (np.abs(expected / plain - 1) > 0.06).all()
-
-
-def test_bootstrap_is_repeatable_and_follows_its_seed():
-    values = np.random.default_rng(1).normal(size=15)
-    options = {"confidence": 0.95, "resamples": 300}
-    first = bootstrap_mean(values, seed=3, **options)
-    assert bootstrap_mean(values, seed=3, **options) == first
-    assert bootstrap_mean(values, seed=4, **options) != first
-
-
-def test_bootstrap_edges():
-    options = {"confidence": 0.95, "resamples": 200, "seed": 0}
-    assert bootstrap_mean(np.full(8, 0.2), **options) == (0.2, 0.2)
-    assert np.isnan(bootstrap_mean(np.arange(7.0), **options)).all()
-    assert np.isfinite(bootstrap_mean(np.arange(8.0), **options)).all()
-    assert np.isnan(bootstrap_mean(np.array([]), **options)).all()
-    with pytest.raises(InputError, match="20 resamples"):
-        bootstrap_mean(np.arange(3.0), confidence=0.95, resamples=20, seed=0)
+def test_edges_of_intervals_of_means():
+    assert mean_interval(np.full(8, 0.2), 0.95) == (0.2, 0.2)
+    assert np.isnan(mean_interval(np.arange(7.0), 0.95)).all()
+    assert np.isfinite(mean_interval(np.arange(8.0), 0.95)).all()
+    assert np.isnan(mean_interval(np.array([]), 0.95)).all()
+    lone = np.repeat([0.0, 1.0], [7, 1])
+    assert mean_interval(lone, 0.95)[0] < 0
+    assert mean_interval(lone, 0.95, within=(0, 0.5)) == (0, 0.5)
     with pytest.raises(InputError, match="Confidence 95 "):
-        bootstrap_mean(np.arange(3.0), confidence=95, resamples=200, seed=0)
+        mean_interval(np.arange(3.0), 95)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_interval_of_a_ratio_holds_the_ratios_that_are_not_rejected(sign):
+    """By trying ratios: of those within, the mean difference may be 0; of those beyond, not."""
+    rng = np.random.default_rng(6)
+    under = sign * rng.gamma(4.0, size=30)
+    over = 0.4 * under + rng.normal(size=30)
+    low, high = ratio_interval(over, under, 0.95)
+    tried = np.linspace(-0.5, 1.5, 4001)
+    held = [abs(hall(over - r * under, 0.0)) <= few(0.95, 30) for r in tried]
+    assert (low, high) == pytest.approx((tried[held].min(), tried[held].max()), abs=5e-4)
+    assert low < over.mean() / under.mean() < high
+
+
+def test_edges_of_intervals_of_ratios():
+    under = np.arange(1.0, 9)
+    assert ratio_interval(3 * under, under, 0.95) == pytest.approx((3, 3))
+    assert np.isnan(ratio_interval(under[:7], under[:7], 0.95)).all()
+    # the denominators may be 0 in the mean: any ratio may be
+    assert np.isnan(ratio_interval(under, under - 4.5, 0.95)).all()
 
 
 @given(
@@ -145,16 +182,28 @@ def test_intervals_of_medians_cover_by_enumeration(count, confidence):
     """Order statistics a and b hold the median unless fewer than a, or more than b - 1, lie low."""
     low, high = median_interval(np.arange(1.0, count + 1), confidence)
     weights = [math.comb(count, k) / 2**count for k in range(count + 1)]
+    levels = {k: sum(weights[k : count + 1 - k]) for k in range(1, count // 2 + 1)}
+    apart = {k: abs(level - confidence) for k, level in levels.items()}
     if np.isnan(low):
-        assert 2 * weights[0] > 1 - confidence  # even the extremes would not do
+        assert count < 8 or all(off > 0.6 * (1 - confidence) for off in apart.values())
         return
     assert low + high == count + 1
-    assert sum(weights[int(low) : int(high)]) >= confidence
-    assert sum(weights[int(low) + 1 : int(high) - 1]) < confidence
+    assert apart[int(low)] == pytest.approx(min(apart.values()))
+    assert apart[int(low)] <= 0.6 * (1 - confidence) + 1e-12
 
 
 def test_an_interval_of_medians_may_be_without_end():
     assert median_interval(np.array([1.0] * 5 + [np.inf] * 5), 0.95) == (1.0, np.inf)
+
+
+def test_intervals_of_medians_hold_their_level():
+    """Exactly, from eight values on: fewer than k of n fall on one side of the median."""
+    for count in range(1, 201):
+        ends = median_interval(np.arange(1.0, count + 1), 0.95)
+        assert np.isnan(ends[0]) == (count < 8)
+        if count >= 8:
+            k = int(ends[0])
+            assert 0.92 <= 1 - 2 * stats.binom.cdf(k - 1, count, 0.5) <= 0.98
 
 
 @given(st.integers(12, 200), st.data(), st.sampled_from([0.8, 0.95, 0.99]))
@@ -198,7 +247,7 @@ def test_fractions_within_units_hold_their_level():
         proportion_interval(np.full(20, 1.5), 0.95)
 
 
-@pytest.mark.parametrize(("gained", "lost", "count"), [(3, 0, 20), (2, 7, 44), (30, 1, 60)])
+@pytest.mark.parametrize(("gained", "lost", "count"), [(5, 0, 20), (2, 7, 44), (30, 1, 60)])
 def test_paired_differences_have_tangos_interval(gained, lost, count):
     """At an end the score is the quantile; the nuisance is maximised by searching for it."""
     first, second = np.zeros(count), np.zeros(count)
@@ -228,11 +277,18 @@ def test_paired_differences_have_tangos_interval(gained, lost, count):
 
 def test_paired_differences_at_their_ends():
     same = np.ones(20)
-    difference, low, high = proportion_difference(same, same, 0.95)
-    z = stats.norm.isf(0.025) ** 2
-    assert (difference, low, high) == pytest.approx((0, -z / (20 + z), z / (20 + z)))
     assert proportion_difference(0 * same, same, 0.95)[2] == 1.0
-    assert np.isnan(proportion_difference(same[:11], same[:11], 0.95)[1:]).all()
+    others = np.repeat([0.0, 1.0], [5, 15])
+    assert np.isfinite(proportion_difference(others, same, 0.95)).all()
+    # four pairs that differ cannot be told from none, and of 19 pairs hardly a change can
+    for fewer in (slice(1, None), slice(0, 19)):
+        difference, low, high = proportion_difference(
+            np.append(others[fewer], [1.0] * (fewer.start or 0)),
+            np.ones(len(others[fewer]) + (fewer.start or 0)),
+            0.95,
+        )
+        assert difference > 0
+        assert np.isnan([low, high]).all()
     assert np.isnan(proportion_difference(same[:0], same[:0], 0.95)).all()
     with pytest.raises(InputError, match="0 or 1"):
         proportion_difference(same / 2, same, 0.95)

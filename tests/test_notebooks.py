@@ -184,7 +184,7 @@ def test_uses_only_the_public_surface(name):
 @pytest.mark.parametrize(
     "source",
     [
-        "from attnlens.measures.statistics import bootstrap_mean",
+        "from attnlens.measures.statistics import mean_interval",
         "import attnlens.vlm",
         "from attnlens import vlm",
         "import torch",

@@ -26,7 +26,7 @@ def with_a_colour_bar():
     "make",
     [
         with_a_colour_bar,
-        lambda: plots.dilution(measures.dilution(dilution_runs(), resamples=200), width=3.35),
+        lambda: plots.dilution(measures.dilution(dilution_runs()), width=3.35),
     ],
 )
 def test_a_figure_gives_the_same_bytes_in_whatever_order_it_is_drawn(make):

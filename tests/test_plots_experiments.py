@@ -30,11 +30,11 @@ from attnlens.interventions import AtStep, Copy, Route
 from attnlens.measures import agreement, correlation, visual_share
 from attnlens.measures.correlation import spearman
 from attnlens.measures.definitions import DEFINITIONS
+from attnlens.measures.statistics import mean_interval
 from attnlens.reports.figure_tables import agreement_tables
 from attnlens.segments import SEGMENTS
 
 WIDTHS = ("one-column", "two-column")
-FEW = {"resamples": 200}
 
 
 def caption_of(figure) -> str:
@@ -291,7 +291,7 @@ def by_hand(run: xr.Dataset, name: str) -> np.ndarray:
 
 
 def test_agreement_is_the_mean_over_runs_of_rank_correlations_by_step(runs):
-    found, many = agreement(runs, **FEW), agreement(runs * 3, **FEW)
+    found, many = agreement(runs), agreement(runs * 3)
     assert found.names == tuple(DEFINITIONS)
     assert found.samples == 3
     for i, a in enumerate(found.names):
@@ -303,14 +303,15 @@ def test_agreement_is_the_mean_over_runs_of_rank_correlations_by_step(runs):
             assert found.correlations[i, j] == pytest.approx(np.mean(by_run), abs=1e-12)
             if i != j:
                 assert np.isnan([found.low[i, j], found.high[i, j]]).all()  # three runs have none
-                assert min(by_run) - 1e-9 <= many.low[i, j] <= many.high[i, j]
-                assert many.high[i, j] <= max(by_run) + 1e-9
+                ends = mean_interval(np.array(by_run * 3), 0.95, within=(-1, 1))
+                assert (many.low[i, j], many.high[i, j]) == pytest.approx(ends, abs=1e-9)
+                assert -1 <= many.low[i, j] <= many.high[i, j] <= 1
     worst = np.unravel_index(np.argmin(found.correlations), found.correlations.shape)
     assert sorted(found.least_alike()) == sorted(map(int, worst))
 
 
 def test_agreement_bins_each_run_over_its_own_mean(runs):
-    found = agreement(runs, bins=20, **FEW)
+    found = agreement(runs, bins=20)
     for row, name in zip(found.curves, found.names, strict=True):
         for place, value in enumerate(row):
             means = []
@@ -329,7 +330,7 @@ def test_agreement_compares_the_same_forward_pass():
     """A share that jumps at one step does so at that step in every definition."""
     shares = np.full(12, 0.2)
     shares[5] = 0.6
-    found = agreement(planted_dataset(shares), bins=12, names=["look-back", "mass"], **FEW)
+    found = agreement(planted_dataset(shares), bins=12, names=["look-back", "mass"])
     assert np.nanargmax(found.curves, 1).tolist() == [5, 5]
     assert np.isnan(found.curves[0, 0])  # look-back has no step 0
     assert np.isfinite(found.curves[1]).all()
@@ -341,7 +342,7 @@ def test_agreement_where_definitions_are_undefined():
     mass = np.zeros((9, 2, 3, len(SEGMENTS)))
     mass[..., SEGMENTS.index("sink")] = 1  # no-sink has no value, and mass is 0 throughout
     dark = make_dataset(mass)
-    found = agreement([dark], names=["mass", "no-sink"], **FEW)
+    found = agreement([dark], names=["mass", "no-sink"])
     assert np.isnan(found.curves).all()
     assert np.isnan(found.correlations).all()
     assert found.least_alike() is None
@@ -357,8 +358,8 @@ def test_agreement_says_over_how_many_runs_a_correlation_is(runs):
     names = ["mass", "mean-weight", "no-sink"]
     mass = np.zeros((9, 2, 3, len(SEGMENTS)))
     mass[..., SEGMENTS.index("sink")] = 1
-    found = agreement([*runs, make_dataset(mass)], names=names, **FEW)
-    alone = agreement(runs, names=names, **FEW)
+    found = agreement([*runs, make_dataset(mass)], names=names)
+    alone = agreement(runs, names=names)
     assert found.samples == 4
     assert found.runs.tolist() == [[3] * 3] * 3
     np.testing.assert_allclose(found.correlations, alone.correlations)

@@ -116,8 +116,6 @@ class Recovery:
         *,
         include_copied: bool = False,
         confidence: float = 0.95,
-        resamples: int = 9999,
-        seed: int = 0,
     ) -> pd.DataFrame:
         """One row for each intervention, over samples.
 
@@ -125,15 +123,15 @@ class Recovery:
         ----------
         definition, include_copied
             Which rise.
-        confidence, resamples, seed
-            Of the bootstrap intervals (paired: samples are drawn with both of their runs).
+        confidence
+            Level of the intervals.
 
         Returns
         -------
         pandas.DataFrame
             ``samples`` in which it acted; ``rise``, ``area``, ``free_rise``, ``kl``,
             ``hellinger``, ``answer_changed`` and ``right`` (means) and ``half_life`` (median),
-            each with the ends of its interval, as in ``rise_low`` and ``rise_high`` (bootstrap for
+            each with the ends of its interval, as in ``rise_low`` and ``rise_high`` (Hall's for
             means, Wilson's for ``answer_changed`` and ``right``, order statistics for the median);
             ``p_value`` of the Wilcoxon signed-rank test of the rises, ``p_adjusted`` (Holm, over
             interventions) and ``effect_size`` (matched-pairs rank-biserial); ``right_untouched``
@@ -159,7 +157,7 @@ class Recovery:
             self.per_sample(definition, include_copied=include_copied),
             f"free_rise{'_with_copied' if include_copied else ''}",
             definition,
-            {"confidence": confidence, "resamples": resamples, "seed": seed},
+            confidence,
         )
 
     def by_head(

@@ -12,7 +12,7 @@ from scipy import stats
 from attnlens.measures.paired import holm, mcnemar
 from attnlens.measures.recovery import mean_of_known
 from attnlens.measures.statistics import (
-    bootstrap_mean,
+    mean_interval,
     median_interval,
     proportion_difference,
     proportion_interval,
@@ -28,7 +28,7 @@ twins end at other tokens. (Measured: some 1e-6.)"""
 
 
 def over_samples(
-    data: xr.Dataset, frame: pd.DataFrame, free_name: str, definition: str, options: dict[str, Any]
+    data: xr.Dataset, frame: pd.DataFrame, free_name: str, definition: str, confidence: float
 ) -> pd.DataFrame:
     """Return one row for each intervention; see ``Recovery.table``.
 
@@ -40,8 +40,8 @@ def over_samples(
         What ``Recovery.per_sample`` returns.
     free_name, definition
         Name of the variable of free rises, and which definition's.
-    options
-        ``confidence``, ``resamples`` and ``seed`` of the bootstrap.
+    confidence
+        Level of the intervals.
     """
     untouched = data.sel(run=UNTOUCHED)
     rows = []
@@ -52,27 +52,27 @@ def over_samples(
         free = one[free_name].sel(definition=definition).values
         half = acted["half_life"].to_numpy()
         half = half[~np.isnan(half)]
-        half_low, half_high = median_interval(half, options["confidence"])
+        half_low, half_high = median_interval(half, confidence)
         p_value, effect = signed_rank(_known(acted["rise"]))
         rows.append(
             {
                 "intervention": run,
                 "samples": len(acted),
-                **_with_ends("rise", acted["rise"], options),
-                **_with_ends("area", acted["area"], options),
+                **_with_ends("rise", acted["rise"], confidence),
+                **_with_ends("area", acted["area"], confidence),
                 "half_life": float(np.median(half)) if len(half) else float("nan"),
                 "half_life_low": half_low,
                 "half_life_high": half_high,
                 "half_lives": len(half),
-                **_with_ends("free_rise", free, options),
-                **_with_ends("kl", acted["kl"], options),
-                **_with_ends("hellinger", acted["hellinger"], options),
+                **_with_ends("free_rise", free, confidence),
+                **_with_ends("kl", acted["kl"], confidence, within=(0, np.inf)),
+                **_with_ends("hellinger", acted["hellinger"], confidence, within=(0, 1)),
                 "p_value": p_value,
                 "effect_size": effect,
-                **_proportion("answer_changed", one["answer_changed"], options),
-                **_proportion("right", one["right"], options),
+                **_proportion("answer_changed", one["answer_changed"], confidence),
+                **_proportion("right", one["right"], confidence),
                 **_with_count("right_untouched", untouched["right"]),
-                **_difference(untouched["right"], one["right"], options),
+                **_difference(untouched["right"], one["right"], confidence),
                 "right_p_value": mcnemar(untouched["right"].values, one["right"].values),
                 **_with_count("inserted", one["inserted"]),
                 **_with_count("cache_bytes", one["cache_bytes"]),
@@ -156,19 +156,19 @@ def _with_count(name: str, values: Any) -> dict[str, float]:
     return {name: _mean(values), f"{name}_samples": len(_known(values))}
 
 
-def _proportion(name: str, values: Any, options: dict[str, Any]) -> dict[str, float]:
-    low, high = proportion_interval(_known(values), options["confidence"])
+def _proportion(name: str, values: Any, confidence: float) -> dict[str, float]:
+    low, high = proportion_interval(_known(values), confidence)
     return {**_with_count(name, values), f"{name}_low": low, f"{name}_high": high}
 
 
-def _difference(untouched: Any, run: Any, options: dict[str, Any]) -> dict[str, float]:
+def _difference(untouched: Any, run: Any, confidence: float) -> dict[str, float]:
     before, after = np.asarray(untouched, dtype=float), np.asarray(run, dtype=float)
     both = np.isfinite(before) & np.isfinite(after)
-    found = proportion_difference(before[both], after[both], options["confidence"])
+    found = proportion_difference(before[both], after[both], confidence)
     names = ("right_change", "right_change_low", "right_change_high")
     return dict(zip(names, found, strict=True))
 
 
-def _with_ends(name: str, values: Any, options: dict[str, Any]) -> dict[str, float]:
-    low, high = bootstrap_mean(_known(values), **options)
+def _with_ends(name: str, values: Any, confidence: float, **within: Any) -> dict[str, float]:
+    low, high = mean_interval(_known(values), confidence, **within)
     return {**_with_count(name, values), f"{name}_low": low, f"{name}_high": high}

@@ -13,9 +13,9 @@ from attnlens.measures.correlation import spearman
 from attnlens.measures.definitions import DEFINITIONS, get_definition
 from attnlens.measures.inputs import TraceLike, runs_of
 from attnlens.measures.recovery import mean_of_known
-from attnlens.measures.results import NAN, Result
+from attnlens.measures.results import NAN, Result, check_confidence
 from attnlens.measures.share import visual_share
-from attnlens.measures.statistics import bootstrap_mean, check_bootstrap
+from attnlens.measures.statistics import mean_interval
 
 MOST_BINS = 1000
 
@@ -41,7 +41,7 @@ class Agreement(Result):
     runs : numpy.ndarray, int, (definition, definition)
         Over how many runs a correlation is.
     low, high : numpy.ndarray, float, (definition, definition)
-        Bootstrap interval of the correlation over runs; NaN for fewer than eight.
+        Interval of the correlation over runs; NaN for fewer than eight.
     confidence : float
         Level of the intervals.
     """
@@ -80,8 +80,6 @@ def agreement(
     bins: int = 20,
     layers: int | Sequence[int] | None = None,
     confidence: float = 0.95,
-    resamples: int = 9999,
-    seed: int = 0,
 ) -> Agreement:
     """Compare definitions of visual attention over the same runs.
 
@@ -101,8 +99,8 @@ def agreement(
         (t + 1/2) / T.
     layers : int, sequence of int or None
         Layer indices in the model to use; None uses every recorded layer.
-    confidence, resamples, seed
-        Of the bootstrap intervals over runs.
+    confidence : float
+        Level of the intervals over runs.
 
     Returns
     -------
@@ -114,7 +112,7 @@ def agreement(
         If no trace is given, one has no visual keys, a name is unknown or comes twice, fewer than
         two are given, or a number is out of range.
     """
-    check_bootstrap(confidence, resamples, seed)
+    check_confidence(confidence)
     chosen = _checked_names(names)
     if (
         isinstance(bins, bool)
@@ -133,9 +131,7 @@ def agreement(
     ends = np.full((*by_run.shape[:2], 2), NAN)
     for i, j in zip(*np.triu_indices(len(chosen), 1), strict=True):
         known = by_run[i, j][np.isfinite(by_run[i, j])]
-        ends[i, j] = ends[j, i] = bootstrap_mean(
-            known, confidence=confidence, resamples=resamples, seed=seed
-        )
+        ends[i, j] = ends[j, i] = mean_interval(known, confidence, within=(-1, 1))
     return Agreement(
         names=chosen,
         samples=len(curves),

@@ -12,9 +12,9 @@ import xarray as xr
 from attnlens.errors import InputError
 from attnlens.measures.definitions import get_definition
 from attnlens.measures.inputs import Span, TraceLike, inside, owned_token, regions_of, runs_of
-from attnlens.measures.results import Result, plain_rows
+from attnlens.measures.results import Result, check_confidence, plain_rows
 from attnlens.measures.share import visual_share
-from attnlens.measures.statistics import bootstrap_mean, check_bootstrap
+from attnlens.measures.statistics import mean_interval
 from attnlens.segments import REGIONS
 
 if TYPE_CHECKING:
@@ -74,8 +74,6 @@ def averages(
     layers: int | Sequence[int] | None = None,
     include_copied: bool = False,
     confidence: float = 0.95,
-    resamples: int = 9999,
-    seed: int = 0,
 ) -> Averages:
     """Average visual share over runs that differ in length.
 
@@ -84,7 +82,7 @@ def averages(
     A section of n steps is cut into equal bins; step i of it covers the part from i / n to
     (i + 1) / n, and a bin is the mean over the steps in it, each weighted by how much of the bin it
     covers. So a section may have fewer steps than bins. Then come the mean over runs and its
-    bias-corrected and accelerated bootstrap interval over runs.
+    interval.
 
     Parameters
     ----------
@@ -102,8 +100,8 @@ def averages(
         Layer indices in the model to use; None uses every recorded layer.
     include_copied : bool
         Whether visual tokens that were inserted again count as visual.
-    confidence, resamples, seed
-        Of the bootstrap intervals over runs.
+    confidence : float
+        Level of the intervals over runs.
 
     Returns
     -------
@@ -118,7 +116,7 @@ def averages(
     """
     import pandas as pd
 
-    check_bootstrap(confidence, resamples, seed)
+    check_confidence(confidence)
     chosen = get_definition(definition)
     counts = _checked_bins(bins)
     values: dict[str, list[np.ndarray]] = {name: [] for name in SECTIONS}
@@ -143,7 +141,7 @@ def averages(
     for name in SECTIONS:
         for i, column in enumerate(np.array(values[name]).T):
             known = column[np.isfinite(column)]
-            low, high = bootstrap_mean(known, confidence=confidence, resamples=resamples, seed=seed)
+            low, high = mean_interval(known, confidence, within=(0, np.inf))
             rows.append(
                 {
                     "section": name,

@@ -14,7 +14,7 @@ from attnlens.measures.inputs import TraceLike, find_region, inside
 from attnlens.measures.results import NAN, Decay, GroupDecay, check_confidence
 from attnlens.measures.share import visual_share
 from attnlens.measures.slope import slope_test
-from attnlens.measures.statistics import bootstrap_mean, mann_kendall
+from attnlens.measures.statistics import mann_kendall, mean_interval
 
 
 @overload
@@ -28,8 +28,6 @@ def decay(
     layers: int | Sequence[int] | None = ...,
     include_copied: bool = ...,
     confidence: float = ...,
-    resamples: int = ...,
-    seed: int = ...,
 ) -> Decay: ...
 
 
@@ -44,8 +42,6 @@ def decay(
     layers: int | Sequence[int] | None = ...,
     include_copied: bool = ...,
     confidence: float = ...,
-    resamples: int = ...,
-    seed: int = ...,
 ) -> GroupDecay: ...
 
 
@@ -59,8 +55,6 @@ def decay(
     layers: int | Sequence[int] | None = None,
     include_copied: bool = False,
     confidence: float = 0.95,
-    resamples: int = 9999,
-    seed: int = 0,
 ) -> Decay | GroupDecay:
     """Measure how visual share falls, without assuming a shape or well-behaved noise.
 
@@ -90,8 +84,6 @@ def decay(
         Whether visual tokens that were inserted again count as visual.
     confidence : float
         Level of the intervals, from 0.5 to below 1.
-    resamples, seed : int
-        Bootstrap samples and seed, for the interval over several traces.
 
     Returns
     -------
@@ -122,7 +114,7 @@ def decay(
         results.append(_decay_of(share.isel(step=mask), region, confidence))
     if single:
         return results[0]
-    return _group(definition, tuple(results), confidence, resamples, seed)
+    return _group(definition, tuple(results), confidence)
 
 
 def _window(share: xr.DataArray, steps: tuple[int, int] | None) -> np.ndarray:
@@ -190,13 +182,11 @@ def _half_life(
     return estimate, shortest, longest
 
 
-def _group(
-    definition: str, results: tuple[Decay, ...], confidence: float, resamples: int, seed: int
-) -> GroupDecay:
+def _group(definition: str, results: tuple[Decay, ...], confidence: float) -> GroupDecay:
     used = [result for result in results if np.isfinite(result.slope)]
     slopes = np.array([result.slope for result in used])
     half_lives = [result.half_life for result in used if not np.isnan(result.half_life)]
-    low, high = bootstrap_mean(slopes, confidence=confidence, resamples=resamples, seed=seed)
+    low, high = mean_interval(slopes, confidence)
     return GroupDecay(
         definition=definition,
         traces=results,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from attnlens.measures.statistics import LEAST_FOR_PROPORTIONS
+from attnlens.measures.statistics import LEAST_CHANGED
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -23,19 +23,19 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
     """Test paired right and wrong answers (McNemar, two-sided, mid-p).
 
-    NaN for fewer than ``LEAST_FOR_PROPORTIONS`` pairs that are known.
+    NaN for fewer than ``LEAST_CHANGED`` pairs that differ. Pairs with an unknown answer are left
+    out.
 
     The mid-p value counts half of the probability of what was seen. Fagerland, Lydersen and Laake
     (2013, doi 10.1186/1471-2288-13-91) find that it keeps its level where the exact test, which
     counts all of it, rejects too seldom.
     """
-    known = np.isfinite(before) & np.isfinite(after)
-    if known.sum() < LEAST_FOR_PROPORTIONS:
+    lost = int(((before == 1) & (after == 0)).sum())
+    won = int(((before == 0) & (after == 1)).sum())
+    pairs = won + lost
+    if pairs < LEAST_CHANGED:
         return float("nan")
-    lost = int(((before == 1) & (after == 0) & known).sum())
-    won = int(((before == 0) & (after == 1) & known).sum())
     if won == lost:
         return 1.0
-    pairs = won + lost
     exact = stats.binomtest(won, pairs).pvalue
     return float(exact - stats.binom.pmf(won, pairs, 0.5))

@@ -10,9 +10,9 @@ import xarray as xr
 from attnlens.errors import InputError
 from attnlens.measures.definitions import get_definition
 from attnlens.measures.inputs import RegionLike, TraceLike, find_region, inside
-from attnlens.measures.results import NAN, Refocus
+from attnlens.measures.results import NAN, Refocus, check_confidence
 from attnlens.measures.share import visual_share
-from attnlens.measures.statistics import bootstrap_mean, check_bootstrap, signed_rank
+from attnlens.measures.statistics import mean_interval, signed_rank
 
 
 def refocus(
@@ -24,8 +24,6 @@ def refocus(
     layers: int | Sequence[int] | None = None,
     include_copied: bool = False,
     confidence: float = 0.95,
-    resamples: int = 9999,
-    seed: int = 0,
 ) -> Refocus:
     """Measure the rise of visual share inside a region.
 
@@ -39,8 +37,8 @@ def refocus(
     several traces the units are traces, and interval and test speak of the questions that they were
     drawn from.
 
-    The interval is a bias-corrected and accelerated bootstrap of the mean rise with units drawn as
-    pairs (:func:`scipy.stats.bootstrap`), the test is :func:`scipy.stats.wilcoxon`.
+    The interval is that of the mean rise (:func:`attnlens.measures.statistics.mean_interval`), the
+    test is :func:`scipy.stats.wilcoxon`.
 
     Parameters
     ----------
@@ -58,10 +56,6 @@ def refocus(
         Whether visual tokens that were inserted again count as visual.
     confidence : float
         Level of the interval over several traces.
-    resamples : int
-        Number of bootstrap samples, at least 100.
-    seed : int
-        Seed of the bootstrap.
 
     Returns
     -------
@@ -75,6 +69,7 @@ def refocus(
         If the region is not in a trace (the message names those that are), has no measured step
         inside or before it, the list is empty, or as in :func:`attnlens.measures.visual_share`.
     """
+    check_confidence(confidence)
     single = not isinstance(trace, (list, tuple))
     traces: Sequence[TraceLike] = [trace] if single else trace  # type: ignore[list-item,assignment]
     if not traces:
@@ -108,10 +103,9 @@ def refocus(
     p_value, effect_size = signed_rank(rise)
     low = high = NAN
     if single:
-        check_bootstrap(confidence, resamples, seed)
         p_value = NAN
     else:
-        low, high = bootstrap_mean(rise, confidence=confidence, resamples=resamples, seed=seed)
+        low, high = mean_interval(rise, confidence)
     return Refocus(
         definition=definition,
         step_owner=share.attrs["step_owner"],

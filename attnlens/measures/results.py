@@ -119,7 +119,7 @@ class GroupDecay(Result):
     confidence : float
         Level of the intervals.
     slope, slope_low, slope_high : float
-        Mean of the slopes, in units of the definition per step, with a bootstrap interval over
+        Mean of the slopes, in units of the definition per step, with an interval over
         traces (NaN for fewer than eight).
     half_life : float
         Median of the half-lives, in steps; infinite if most shares do not fall.
@@ -158,7 +158,7 @@ class Refocus(Result):
     rise : float
         ``inside - before``, in units of the definition.
     rise_low, rise_high : float
-        Paired bootstrap interval of the rise over traces (NaN for fewer than eight).
+        Interval of the mean rise over traces (NaN for fewer than eight).
     confidence : float
         Level of the interval.
     p_value : float

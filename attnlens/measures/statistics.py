@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import optimize, stats
@@ -12,14 +10,16 @@ from scipy import optimize, stats
 from attnlens.errors import InputError
 from attnlens.measures.results import check_confidence
 
-MOST_DEVIATIONS = 6.0
-"""No level of an interval is expanded beyond so many standard deviations of the normal law."""
-FEW = 20
-"""From this many units on bootstrap intervals are taken at their word."""
 LEAST_FOR_PROPORTIONS = 12
 """With fewer units, the intervals of proportions miss their level for some of them."""
 LEAST_FOR_MEANS = 8
-"""With fewer units, the intervals of means miss their level where values are a little skewed."""
+"""With fewer units, the intervals of means miss their level where values are strongly skewed."""
+LEAST_FOR_CHANGES = 20
+"""With fewer pairs, the interval of a change of a proportion misses its level for some of them."""
+LEAST_CHANGED = 5
+"""With fewer pairs that differ, no test of a change of a proportion can reject at 5%."""
+LEAST_FOR_TREND = 7
+"""With fewer values, Mann-Kendall's test rejects in less than 2% of random orders."""
 LEAST_FOR_SIGNED_RANK = 6
 """With fewer pairs, no signed-rank test can reject at 5%."""
 
@@ -35,7 +35,7 @@ class TrendTest:
     tau : float
         Kendall's tau-b of the values against their order; 0 for a constant series.
     p_value : float
-        Two-sided, for independent values.
+        Two-sided, for independent values; NaN for fewer than ``LEAST_FOR_TREND``.
     """
 
     s: int
@@ -60,23 +60,27 @@ def mann_kendall(values: np.ndarray) -> TrendTest:
     """
     n = len(values)
     if np.ptp(values) == 0:
-        return TrendTest(0, 0.0, 1.0)
+        return TrendTest(0, 0.0, 1.0 if n >= LEAST_FOR_TREND else float("nan"))
     s = int(sum(np.sign(values[i + 1 :] - values[i]).sum() for i in range(n - 1)))
     tau, p_value = stats.kendalltau(np.arange(n), values)
-    return TrendTest(s, float(tau), float(p_value))
+    return TrendTest(s, float(tau), float(p_value) if n >= LEAST_FOR_TREND else float("nan"))
 
 
-def bootstrap_mean(
-    values: np.ndarray, *, confidence: float, resamples: int, seed: int
+def mean_interval(
+    values: np.ndarray,
+    confidence: float,
+    *,
+    within: tuple[float, float] = (-float("inf"), float("inf")),
 ) -> tuple[float, float]:
-    """Return a bias-corrected and accelerated bootstrap interval of the mean.
+    """Return an interval of the mean, with the skewness of the values taken out of it.
 
-    It is expanded for few units as in Hesterberg (2015, doi 10.1080/00031305.2015.1089789): the
-    normal quantile of its level gives way to that of Student's t times the square root of
-    n / (n - 1). Without this, 95% intervals of 10 and 20 units hold the mean in about 89% and 92%
-    of cases; with it, in 93% and 94%, unless the values are strongly skewed (``docs/statistics.md``
-    has the table). On differences of pairs this is the paired bootstrap: drawing
-    a pair is drawing its difference.
+    That of Hall (1992, Journal of the Royal Statistical Society B 54:221-228, the cubic
+    transformation): with t the Student quantile of the level, s the standard deviation, and
+    a = skewness / sqrt(n), the ends are ``mean - s / sqrt(n) * 3 / a * (cbrt(1 + a (u - a / 6)) -
+    1)`` for u = t and u = -t. Student's own interval is that of a = 0. For few values, t is taken
+    sqrt(n / (n - 2)) times as large. In simulations a 95% interval holds the mean in 92 to 98% of
+    cases, up to the skewness of a lognormal (``docs/statistics.md`` has the table). Of differences
+    of pairs it is the paired interval.
 
     Parameters
     ----------
@@ -84,10 +88,8 @@ def bootstrap_mean(
         One finite value per unit.
     confidence : float
         Level of the interval.
-    resamples : int
-        Number of bootstrap samples, at least 100.
-    seed : int
-        Seed of the resampling.
+    within : tuple of float
+        What the mean cannot lie beyond, such as (0, 1) of a mass: nor does the interval.
 
     Returns
     -------
@@ -98,113 +100,80 @@ def bootstrap_mean(
     Raises
     ------
     InputError
-        As in :func:`check_bootstrap`.
+        If the level is out of range.
     """
-    check_bootstrap(confidence, resamples, seed)
+    check_confidence(confidence)
     if len(values) < LEAST_FOR_MEANS:
         return float("nan"), float("nan")
-    width = np.ptp(values)
-    if width == 0:
-        return float(values[0]), float(values[0])
-    # Scaled to [0, 1], because the acceleration term cubes differences and tiny ones underflow.
-    interval = _bca(((values - values.min()) / width,), np.mean, confidence, resamples, seed)
-    low, high = values.min() + width * np.array(interval)
-    return float(low), float(high)
+    low, high = _ends_of_mean(np.asarray(values, dtype=float), confidence)
+    return max(low, within[0]), min(high, within[1])
 
 
-def bootstrap_ratio(
-    numerators: np.ndarray,
-    denominators: np.ndarray,
-    *,
-    confidence: float,
-    resamples: int,
-    seed: int,
+def ratio_interval(
+    numerators: np.ndarray, denominators: np.ndarray, confidence: float
 ) -> tuple[float, float]:
-    """Return a bias-corrected and accelerated bootstrap interval of a ratio of two means.
+    """Return an interval of a ratio of two means of the same units.
 
-    Expanded for few units, as :func:`bootstrap_mean`.
+    The ratios r (Fieller 1954, Journal of the Royal Statistical Society B 16:175-185) for which 0
+    lies in the interval of the mean of ``numerator - r * denominator``, as :func:`mean_interval`
+    has it.
 
     Parameters
     ----------
     numerators, denominators : numpy.ndarray, shape (n,)
-        A pair of finite values per unit; units are drawn with both.
-    confidence, resamples, seed
-        As in :func:`bootstrap_mean`.
+        A pair of finite values per unit.
+    confidence : float
+        Level of the interval.
 
     Returns
     -------
     tuple of float
-        Low and high end: NaN for fewer than ``LEAST_FOR_MEANS`` units.
+        Low and high end: NaN for fewer than ``LEAST_FOR_MEANS`` units, and where the interval of
+        the mean denominator holds 0, so that any ratio may be.
 
     Raises
     ------
     InputError
-        As in :func:`check_bootstrap`.
+        If the level is out of range.
     """
-    check_bootstrap(confidence, resamples, seed)
-    if len(numerators) < LEAST_FOR_MEANS:
+    below, above = mean_interval(denominators, confidence)
+    if not (below > 0 or above < 0):  # NaN, too
         return float("nan"), float("nan")
-    ratio = numerators.mean() / denominators.mean()
-    if np.ptp(numerators) == np.ptp(denominators) == 0 or np.allclose(
-        numerators, ratio * denominators, rtol=1e-9, atol=0.0
-    ):  # every draw gives the same
-        return float(ratio), float(ratio)
-    low, high = _bca((numerators, denominators), _ratio_of_means, confidence, resamples, seed)
-    return float(low), float(high)
+    ratio = float(numerators.mean() / denominators.mean())
+    if np.allclose(numerators, ratio * denominators, rtol=1e-9, atol=0.0):
+        return ratio, ratio
+    sign = np.sign(denominators.mean())
+
+    def end(which: int, direction: int) -> float:
+        def beyond(at: float) -> float:
+            return _ends_of_mean(sign * (numerators - at * denominators), confidence)[which]
+
+        residuals = numerators - ratio * denominators
+        step = direction * abs(residuals.std() / denominators.mean())
+        while beyond(ratio + step) * direction > 0:
+            step *= 2
+        return float(optimize.brentq(beyond, *sorted((ratio, ratio + step))))
+
+    return end(0, -1), end(1, 1)
 
 
-def check_bootstrap(confidence: float, resamples: int, seed: int) -> None:
-    """Refuse numbers that give no bootstrap interval.
+def _ends_of_mean(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    count, mean = len(values), values.mean()
+    # Scaled to [0, 1], because the skewness cubes differences and tiny ones underflow.
+    width = np.ptp(values)
+    if width == 0:
+        return float(values[0]), float(values[0])
+    scaled = (values - values.min()) / width
+    error = width * scaled.std(ddof=1) / np.sqrt(count)
+    lean = float(stats.skew(scaled)) / np.sqrt(count)
+    quantile = stats.t.isf((1 - confidence) / 2, count - 1) * np.sqrt(count / (count - 2))
 
-    Parameters
-    ----------
-    confidence, resamples, seed
-        As in :func:`bootstrap_mean`.
+    def deviation(at: float) -> float:
+        if abs(lean) < 1e-6:  # the limit, before rounding
+            return at
+        return float(3 / lean * (np.cbrt(1 + lean * (at - lean / 6)) - 1))
 
-    Raises
-    ------
-    InputError
-        If the level or the number of bootstrap samples is out of range, or the seed is no whole
-        number from 0 on.
-    """
-    check_confidence(confidence)
-    whole = isinstance(resamples, (int, np.integer)) and not isinstance(resamples, bool)
-    if not whole or resamples < 100:
-        raise InputError(
-            f"{resamples!r} resamples give no interval; give a number of at least 100."
-        )
-    if not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise InputError(f"seed={seed!r}: give a whole number from 0 on")
-
-
-def _bca(
-    samples: tuple[np.ndarray, ...],
-    statistic: Callable[..., Any],
-    confidence: float,
-    resamples: int,
-    seed: int,
-) -> tuple[float, float]:
-    """Bias-corrected and accelerated interval; units are drawn with all of their values."""
-    count = len(samples[0])
-    # A bootstrap of few units is too narrow, as its spread divides by n and its quantiles are
-    # those of many. Hesterberg (2015) widens the level as Student's t and n - 1 would.
-    quantile = stats.t.isf((1 - confidence) / 2, count - 1) * np.sqrt(count / (count - 1))
-    level = 1 - 2 * stats.norm.sf(min(quantile, MOST_DEVIATIONS))
-    return stats.bootstrap(
-        samples,
-        statistic,
-        paired=len(samples) > 1,
-        n_resamples=resamples,
-        batch=max(1, 2**20 // count),
-        confidence_level=level,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-
-
-def _ratio_of_means(over: np.ndarray, under: np.ndarray, axis: int = -1) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(over.mean(axis) / under.mean(axis))
+    return float(mean - error * deviation(quantile)), float(mean - error * deviation(-quantile))
 
 
 def with_interval(values: list[float], *, proportion: bool = False) -> dict[str, float | None]:
@@ -216,14 +185,11 @@ def with_interval(values: list[float], *, proportion: bool = False) -> dict[str,
         One finite value per unit.
     proportion : bool
         Whether these are 0 or 1, or fractions of what is due in a unit: then the interval is that
-        of :func:`proportion_interval`, else that of :func:`bootstrap_mean`. None stands for an end
+        of :func:`proportion_interval`, else that of :func:`mean_interval`. None stands for an end
         that so few values do not give.
     """
     array = np.array(values)
-    if proportion:
-        ends = proportion_interval(array, 0.95)
-    else:
-        ends = bootstrap_mean(array, confidence=0.95, resamples=9999, seed=0)
+    ends = proportion_interval(array, 0.95) if proportion else mean_interval(array, 0.95)
     low, high = (None if np.isnan(end) else end for end in ends)
     mean = float(array.mean()) if values else None
     return {"mean": mean, "low": low, "high": high, "count": len(values)}
@@ -231,8 +197,6 @@ def with_interval(values: list[float], *, proportion: bool = False) -> dict[str,
 
 def proportion_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
     """Return a score interval of a proportion (Wilson 1927, doi 10.1080/01621459.1927.10502953).
-
-    A bootstrap of values that are all 0 or all 1 has no width, and is too narrow near there.
 
     Parameters
     ----------
@@ -279,8 +243,7 @@ def proportion_difference(
     """Return the difference of two proportions of the same units, with Tango's score interval.
 
     Tango (1998, doi 10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B), section 3:
-    the differences that a score test of the pairs does not reject. Where hardly a pair differs, it
-    holds the difference more often than its level says.
+    the differences that a score test of the pairs does not reject.
 
     Parameters
     ----------
@@ -293,7 +256,8 @@ def proportion_difference(
     -------
     tuple of float
         Mean of ``second - first``, low and high end, all from -1 to 1; the ends are NaN for fewer
-        than ``LEAST_FOR_PROPORTIONS`` pairs, and all three without one.
+        than ``LEAST_FOR_CHANGES`` pairs or ``LEAST_CHANGED`` that differ, and all three without
+        one.
 
     Raises
     ------
@@ -309,7 +273,7 @@ def proportion_difference(
         return (float("nan"),) * 3
     gained, lost = float((second > first).sum()), float((first > second).sum())
     difference = (gained - lost) / count
-    if count < LEAST_FOR_PROPORTIONS:
+    if count < LEAST_FOR_CHANGES or gained + lost < LEAST_CHANGED:
         return difference, float("nan"), float("nan")
     quantile = stats.norm.isf((1 - confidence) / 2)
 
@@ -341,13 +305,14 @@ def median_interval(values: np.ndarray, confidence: float) -> tuple[float, float
     values : numpy.ndarray, shape (n,)
         One value per unit; infinite ones count.
     confidence : float
-        Level of the interval; that of order statistics is at least so high.
+        Level of the interval. Order statistics have few levels; the nearest is taken.
 
     Returns
     -------
     tuple of float
-        The largest and the smallest value that the median is not beyond; NaN where there are too
-        few values for the level.
+        Low and high end; NaN for fewer than ``LEAST_FOR_MEANS`` values, and where the nearest level
+        leaves out the median in less than 0.4 or more than 1.6 times as many cases as `confidence`
+        says.
 
     Raises
     ------
@@ -356,9 +321,13 @@ def median_interval(values: np.ndarray, confidence: float) -> tuple[float, float
     """
     check_confidence(confidence)
     count = len(values)
-    # fewer than k values lie under the median with probability (1 - confidence) / 2 at most
-    k = int(stats.binom.ppf((1 - confidence) / 2, count, 0.5))
-    if k < 1:
+    if count < LEAST_FOR_MEANS:
+        return float("nan"), float("nan")
+    # from the k-th smallest to the k-th largest value: the median is outside if fewer than k lie
+    # on one side of it
+    outside = 2 * stats.binom.cdf(np.arange(count // 2), count, 0.5)
+    k = int(np.argmin(np.abs(outside - (1 - confidence)))) + 1
+    if not 0.4 <= outside[k - 1] / (1 - confidence) <= 1.6:
         return float("nan"), float("nan")
     ordered = np.sort(values)
     return float(ordered[k - 1]), float(ordered[count - k])

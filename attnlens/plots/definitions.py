@@ -11,7 +11,6 @@ import numpy as np
 from attnlens.errors import InputError
 from attnlens.measures.agreement import Agreement, agreement
 from attnlens.measures.definitions import DEFINITIONS
-from attnlens.plots.intervals import narrow_note
 from attnlens.plots.style import (
     LABEL_SIZE,
     NARROW,
@@ -162,11 +161,10 @@ def _caption(found: Agreement, stacked: bool) -> str:
     if pair is not None:
         low, high = found.low[pair], found.high[pair]
         ends = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
-        few = narrow_note(int(found.runs[pair]))
         text += (
             f"Least alike: {found.names[pair[0]]} and {found.names[pair[1]]}, "
             f"rho = {found.correlations[pair]:.2f}{ends}"
-            + (f" ({found.confidence:.0%} bootstrap interval over runs{few})" if ends else "")
+            + (f" ({found.confidence:.0%} interval over runs)" if ends else "")
             + ". "
         )
     return f"{text}Definitions, reduced over heads and layers: {formulas}."

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from attnlens.errors import InputError
 from attnlens.measures.correlation import spearman
 from attnlens.measures.inputs import Span
-from attnlens.measures.statistics import FEW, LEAST_FOR_MEANS, bootstrap_mean
+from attnlens.measures.statistics import mean_interval
 from attnlens.plots.settle import settle
 from attnlens.plots.spans import name_regions, shade_regions
 from attnlens.plots.style import (
@@ -151,7 +151,7 @@ def _correlation(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]
         return {"rho": spearman(*pairs[0]), "low": nan, "high": nan, "runs": 1}
     values = np.array([spearman(kl, mass) for mass, kl in pairs])
     values = values[np.isfinite(values)]
-    low, high = bootstrap_mean(values, confidence=CONFIDENCE, resamples=9999, seed=0)
+    low, high = mean_interval(values, CONFIDENCE, within=(-1, 1))
     mean = float(values.mean()) if len(values) else float("nan")
     return {"rho": mean, "low": low, "high": high, "runs": len(values)}
 
@@ -227,7 +227,7 @@ def _caption(
     under = int((kl < FLOOR).sum())
     over = f"mean over {rho['runs']:.0f} runs"
     if np.isfinite(rho["low"]):
-        over += f", {CONFIDENCE:.0%} bootstrap interval over runs"
+        over += f", {CONFIDENCE:.0%} interval over runs"
     if count == 1:
         over = "over the steps of one run, which give it no interval"
     return (
@@ -238,9 +238,4 @@ def _caption(
         + (", in the first run. " if count > 1 else ". ")
         + f"{second}: {len(kl):,} steps of {runs}; the {under:,} below {floor} nats are drawn "
         f"there. Spearman correlation of the values as measured, {over}."
-        + (
-            f" Over {count} runs it holds less often if values are skewed."
-            if LEAST_FOR_MEANS <= count < FEW
-            else ""
-        )
     )

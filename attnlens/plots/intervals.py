@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from attnlens.measures.statistics import FEW, LEAST_FOR_MEANS
+from attnlens.measures.statistics import LEAST_FOR_MEANS
 
 
 def interval_ends(values: Any, low: Any, high: Any) -> np.ndarray:
@@ -35,13 +35,6 @@ def interval_note(marks: str, counts: Iterable[int], units: str, confidence: flo
     str
         Nothing where there is no interval.
     """
-    several = [count for count in counts if count >= LEAST_FOR_MEANS]
-    if not several:
+    if all(count < LEAST_FOR_MEANS for count in counts):
         return ""
-    said = f" {marks}: {confidence:.0%} bootstrap interval over {units}"
-    return f"{said}{narrow_note(min(several))}."
-
-
-def narrow_note(count: int) -> str:
-    """Say what intervals over so few lack; nothing where there are enough."""
-    return f"; over {count}, it holds less often if values are skewed" if count < FEW else ""
+    return f" {marks}: {confidence:.0%} interval over {units}."

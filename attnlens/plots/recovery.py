@@ -61,7 +61,7 @@ def recovery(
     Figure
         Left (above, where it is narrow): rise over the untouched twin at the same step, mean over
         samples, inserted tokens not counted as image. Right (below): its mean over all steps from
-        the trigger on with a 95% bootstrap interval over samples (filled), and the same with
+        the trigger on with a 95% interval over samples (filled), and the same with
         inserted tokens counted (hollow).
 
     Raises

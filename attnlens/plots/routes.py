@@ -70,7 +70,7 @@ def routes(
         inserted tokens not counted as image (filled) and counted (hollow; a definition that cannot
         count them has one line); fraction of right answers, with that of the untouched runs dashed,
         or of changed answers where no true answer is known; inserted tokens. Bars: 95% intervals
-        over samples (bootstrap; of answers Wilson's).
+        over samples (Hall's; of answers Wilson's).
 
     Raises
     ------

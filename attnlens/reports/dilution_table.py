@@ -92,7 +92,7 @@ def _melt(measure: str, table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 def _dilution(found: Dilution) -> list[pd.DataFrame]:
     values = vars(found)
     parts = [_counts("dilution", values, ("samples", "too_short"))]
-    parts.append(_counts("settings", found.settings, ("confidence", "resamples", "seed")))
+    parts.append(_counts("settings", found.settings, ("confidence",)))
     names = ("key_share_first", "key_share_last", "exponent", "falling", "falling_clearly")
     parts.append(_scalars("dilution", values, (*names, "undefined")))
     for label, change in (

@@ -144,7 +144,7 @@ def _write_places(result: Recovery, folder: Path, settings: Settings) -> None:
 def as_text(result: Recovery, definition: str) -> str:
     """Lay the table out for a terminal; a mean over fewer prompts than all says over how many."""
     from attnlens.measures.definitions import get_definition
-    from attnlens.measures.statistics import FEW, LEAST_FOR_MEANS, LEAST_FOR_PROPORTIONS
+    from attnlens.measures.statistics import LEAST_FOR_MEANS, LEAST_FOR_PROPORTIONS
 
     own = result.table(definition).to_dict("records")
     both: list[dict[Any, Any]] = [{}] * len(own)
@@ -185,14 +185,9 @@ def as_text(result: Recovery, definition: str) -> str:
     notes = ["with copied: inserted tokens counted as image"]
     if any("(" in cell for cells in table for cell in cells):
         notes.insert(0, "(n): over n prompts, in which it acted or the true answer is known")
-    behind = [int(row["rise_samples"]) for row in own if math.isfinite(row["rise_low"])]
-    if not behind:
+    if not any(math.isfinite(row["rise_low"]) for row in own):
         least = f"{LEAST_FOR_MEANS} prompts (--data)"
         notes.append(f"an interval needs {least}, of answers {LEAST_FOR_PROPORTIONS}")
-    elif min(behind) < FEW:
-        notes.append(
-            f"intervals over fewer than {FEW} prompts hold less often if values are skewed"
-        )
     return "\n".join([*lines, "; ".join(notes)])
 
 

@@ -97,7 +97,7 @@ def looking_again(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
     dict
         ``rows``: for ``untouched`` and each way, ``answer``, ``verified``, ``size``, ``mark`` and
         ``described`` (facts right: mean over the ``count`` scenes that have such facts, with 95%
-        bootstrap intervals over scenes), and, by definition, the columns of ``Recovery.table`` with
+        intervals over scenes), and, by definition, the columns of ``Recovery.table`` with
         inserted tokens counted as image and not (``seconds_ratio`` over the scenes where the free
         run was run, see ``reuse`` of ``attnlens.recover``). ``chance``: of sizes, marks and both at
         random.

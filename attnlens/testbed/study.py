@@ -92,7 +92,7 @@ def recorded_shares(vlm: VLM, samples: list[Sample]) -> dict[str, Any]:
     -------
     dict
         ``sections``: by definition and section, the mean over scenes of the mean visual share over
-        the section's steps, with a 95% bootstrap interval over scenes. A step belongs to the
+        the section's steps, with a 95% interval over scenes. A step belongs to the
         section of its query token or of its predicted token, as the definition has it.
         ``decay``: within the first ``<think>`` (not in mode ``reflection``). ``refocus``: rise
         inside the first verification.
@@ -159,7 +159,7 @@ def looking(passes: list[Forced], section: str = "all") -> dict[str, Any] | None
     -------
     dict
         ``must_look``, ``told``: mass on visual tokens, mean over layers, heads and steps, then over
-        scenes, with 95% bootstrap intervals over scenes. ``auc``: probability that a must-look
+        scenes, with 95% intervals over scenes. ``auc``: probability that a must-look
         step has more mass than a told one (ties count half), of the mean over layers and heads;
         ``auc_by_head`` [layer][head]; ``best``: the head with the highest (chosen on these very
         scenes). None where no answer has tokens of both sorts there.

@@ -13,7 +13,7 @@ import xarray as xr
 from attnlens.errors import InputError
 from attnlens.measures.inputs import TraceLike, find_region
 from attnlens.measures.results import NAN, Result
-from attnlens.measures.statistics import LEAST_FOR_MEANS, bootstrap_mean, bootstrap_ratio
+from attnlens.measures.statistics import LEAST_FOR_MEANS, mean_interval, ratio_interval
 from attnlens.measures.theorems.log_odds import TERMS, log_odds
 
 Window = str | tuple[int, int] | tuple[float, float]
@@ -34,8 +34,8 @@ class Term(Result):
     Parameters
     ----------
     mean, low, high : float
-        After minus before: mean over samples (of means over steps, layers and heads), with a
-        bootstrap interval over samples.
+        After minus before: mean over samples (of means over steps, layers and heads), with an
+        interval over samples.
     """
 
     mean: float
@@ -55,7 +55,7 @@ class Change(Result):
         The change, and its terms: it is their sum.
     dilution_share, dilution_share_low, dilution_share_high : float
         ``counts / log_odds``: the fraction of the change that follows from key counts, the ratio of
-        the means with a bootstrap interval over samples (none for fewer than eight). Above 1 where
+        the means with an interval over samples (none for fewer than eight). Above 1 where
         preference worked against counts, below 0 where counts worked against preference. NaN where
         the interval of the change holds 0, or fewer than eight samples do not all change in one
         direction: there is no change to share out.
@@ -144,24 +144,21 @@ def difference_of(trace: TraceLike, terms: xr.Dataset, between: Pair) -> xr.Data
     return kept.isel(step=second).mean("step") - kept.isel(step=first).mean("step")
 
 
-def change(
-    found: xr.Dataset, *, confidence: float = 0.95, resamples: int = 9999, seed: int = 0
-) -> Change:
+def change(found: xr.Dataset, *, confidence: float = 0.95) -> Change:
     """Sum up the differences of all samples.
 
     Parameters
     ----------
     found
         What ``difference`` returns for each run, along ``sample``.
-    confidence, resamples, seed
-        Of the bootstrap intervals over samples.
+    confidence
+        Level of the intervals over samples.
     """
     means = {name: found[name].mean(("layer", "head")).values for name in TERMS}
     known = np.isfinite(means["log_odds"])
-    options = {"confidence": confidence, "resamples": resamples, "seed": seed}
     terms = {}
     for name, values in means.items():
-        low, high = bootstrap_mean(values[known], **options)  # type: ignore[arg-type]
+        low, high = mean_interval(values[known], confidence)
         terms[name] = Term(float(values[known].mean()) if known.any() else NAN, low, high)
     total = terms["log_odds"]
     share = share_low = share_high = NAN
@@ -170,10 +167,8 @@ def change(
     few = known.sum() < LEAST_FOR_MEANS and ways in ({1.0}, {-1.0})
     if few or total.low > 0 or total.high < 0:
         share = terms["counts"].mean / total.mean
-        share_low, share_high = bootstrap_ratio(
-            means["counts"][known],
-            means["log_odds"][known],
-            **options,  # type: ignore[arg-type]
+        share_low, share_high = ratio_interval(
+            means["counts"][known], means["log_odds"][known], confidence
         )
     return Change(
         int(known.sum()),

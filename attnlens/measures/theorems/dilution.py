@@ -13,9 +13,9 @@ import xarray as xr
 from attnlens.errors import InputError
 from attnlens.measures.inputs import TraceLike, dataset_of, over_heads, runs_of
 from attnlens.measures.recovery import mean_of_known
-from attnlens.measures.results import NAN
+from attnlens.measures.results import NAN, check_confidence
 from attnlens.measures.slope import slope_test
-from attnlens.measures.statistics import bootstrap_mean, check_bootstrap, mann_kendall
+from attnlens.measures.statistics import mann_kendall, mean_interval
 from attnlens.measures.theorems.change import (
     WHOLE_RUN,
     Pair,
@@ -28,7 +28,6 @@ from attnlens.measures.theorems.evenness import evenness
 from attnlens.measures.theorems.exponent import exponents
 from attnlens.measures.theorems.log_odds import TERMS, log_odds
 from attnlens.measures.theorems.result import Dilution
-from attnlens.progress import progress
 
 
 def dilution(
@@ -38,8 +37,6 @@ def dilution(
     layers: int | Sequence[int] | None = None,
     include_copied: bool = False,
     confidence: float = 0.95,
-    resamples: int = 9999,
-    seed: int = 0,
 ) -> Dilution:
     """Check whether attention to the image falls as key counts say, over runs.
 
@@ -57,8 +54,8 @@ def dilution(
         Layer indices in the model to use; None uses every recorded layer.
     include_copied : bool
         Whether visual tokens that were inserted again count as visual.
-    confidence, resamples, seed
-        Of the bootstrap intervals over runs.
+    confidence : float
+        Level of the intervals over runs.
 
     Returns
     -------
@@ -70,8 +67,7 @@ def dilution(
         If no trace is given, one has no visual keys or fewer than three steps, layers or heads
         differ between traces, a window holds no step, or a number is out of range.
     """
-    check_bootstrap(confidence, resamples, seed)
-    options: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    check_confidence(confidence)
     chosen: dict[str, Any] = {"layers": layers, "include_copied": include_copied}
     pairs = pairs_for(between)
     found: list[_Run] = []
@@ -87,8 +83,8 @@ def dilution(
     if not isinstance(between, tuple) and next(pairs, None) is not None:
         raise InputError(f"More pairs of windows than the {len(found)} traces: give one for each")
     alphas = np.array([run.alpha for run in found])
-    low, high = bootstrap_mean(alphas[np.isfinite(alphas)], **options)
-    by_layer, by_head = _by_place(found, options)
+    low, high = mean_interval(alphas[np.isfinite(alphas)], confidence)
+    by_layer, by_head = _by_place(found, confidence)
     long_enough = np.array([np.isfinite(run.p_value) for run in found])
     return Dilution(
         samples=len(found),
@@ -106,13 +102,13 @@ def dilution(
         ),
         too_short=int((~long_enough).sum()),
         undefined=float(np.mean([run.undefined for run in found])),
-        evenness=_evenness(found, options),
-        change=change(_along_samples([run.change for run in found]), **options),
+        evenness=_evenness(found, confidence),
+        change=change(_along_samples([run.change for run in found]), confidence=confidence),
         change_without_sink=change(
-            _along_samples([run.change_without_sink for run in found]), **options
+            _along_samples([run.change_without_sink for run in found]), confidence=confidence
         ),
         between=(_words(used[0][0]), _words(used[0][1])) if _same(used) else ("", ""),
-        settings={**chosen, **options},
+        settings={**chosen, "confidence": confidence},
         by_layer=by_layer,
         by_head=by_head,
         curves=pd.concat([run.curve for run in found], ignore_index=True).assign(
@@ -218,12 +214,12 @@ def _words(window: Any) -> str:
     return f"steps {start}-{stop - 1}"
 
 
-def _evenness(found: list[_Run], options: dict[str, Any]) -> dict[str, dict[str, float]]:
+def _evenness(found: list[_Run], confidence: float) -> dict[str, dict[str, float]]:
     ratios = np.array([mean_of_known(_flat(run.evenness)) for run in found])
     table = {}
     for name, column in zip(found[0].evenness["segment"].values, ratios.T, strict=True):
         known = column[np.isfinite(column)]
-        low, high = bootstrap_mean(known, **options)
+        low, high = mean_interval(known, confidence, within=(0, np.inf))
         table[str(name)] = {"mean": _mean(column), "low": low, "high": high}
     return table
 
@@ -233,7 +229,7 @@ def _flat(evenness: xr.DataArray) -> np.ndarray:
     return evenness.values.reshape(evenness.sizes["segment"], -1)
 
 
-def _by_place(found: list[_Run], options: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _by_place(found: list[_Run], confidence: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Tables by layer, and by layer and head: means over runs."""
     terms = {name: np.array([run.change[name].values for run in found]) for name in TERMS}
     ratios = np.array([run.evenness.values for run in found])  # [run, segment, layer, head]
@@ -247,22 +243,20 @@ def _by_place(found: list[_Run], options: dict[str, Any]) -> tuple[pd.DataFrame,
     by_layer = [
         {"layer": layer}
         | _row(
-            of_layers[:, i], {name: mean_of_known(v[:, i]) for name, v in terms.items()}, options
+            of_layers[:, i], {name: mean_of_known(v[:, i]) for name, v in terms.items()}, confidence
         )
         for i, layer in enumerate(layers)
     ]
     places = [(i, j) for i in range(len(layers)) for j in range(len(heads))]
     by_head = [
         {"layer": layers[i], "head": heads[j]}
-        | _row(of_heads[:, i, j], {name: v[:, i, j] for name, v in terms.items()}, options)
-        for i, j in progress(places, description="intervals by head")
+        | _row(of_heads[:, i, j], {name: v[:, i, j] for name, v in terms.items()}, confidence)
+        for i, j in places
     ]
     return pd.DataFrame(by_layer), pd.DataFrame(by_head)
 
 
-def _row(
-    alphas: np.ndarray, values: dict[str, np.ndarray], options: dict[str, Any]
-) -> dict[str, float]:
-    low, high = bootstrap_mean(alphas[np.isfinite(alphas)], **options)
+def _row(alphas: np.ndarray, values: dict[str, np.ndarray], confidence: float) -> dict[str, float]:
+    low, high = mean_interval(alphas[np.isfinite(alphas)], confidence)
     row = {"exponent": _mean(alphas), "exponent_low": low, "exponent_high": high}
     return row | {name: _mean(of_runs) for name, of_runs in values.items()}

@@ -32,8 +32,8 @@ from scipy.special import logsumexp
 
 from attnlens.errors import InputError
 from attnlens.measures.recovery import mean_of_known
-from attnlens.measures.results import NAN, Result, plain_rows
-from attnlens.measures.statistics import FEW, LEAST_FOR_MEANS, bootstrap_mean, check_bootstrap
+from attnlens.measures.results import NAN, Result, check_confidence, plain_rows
+from attnlens.measures.statistics import mean_interval
 
 OTHERS = "others"
 """The average over other images, as a reference."""
@@ -54,7 +54,7 @@ class Information(Result):
         What stood in the image's place.
     nats, nats_low, nats_high, standard_error : float
         The upper bound: sum over steps of log p(token | image) - log q(token), nats an answer: mean
-        over prompts of the mean over a prompt's answers, bootstrap interval over prompts, and
+        over prompts of the mean over a prompt's answers, interval over prompts, and
         standard error over prompts.
     sampling_error : float
         The part of the standard error that more answers to the same prompts would take away; NaN
@@ -75,7 +75,7 @@ class Information(Result):
         answer is once the image is known.
     rank_correlation, rank_correlation_low, rank_correlation_high : float
         Spearman correlation over the curve's bins of information per step with r x H, the shape of
-        the theorem's bound: mean over prompts, bootstrap interval over prompts. 1 where
+        the theorem's bound: mean over prompts, interval over prompts. 1 where
         information falls as the bound does.
     confidence : float
         Level of the intervals.
@@ -129,10 +129,6 @@ class Information(Result):
                 "That is below 0, which no information is: an estimate from few answers; the "
                 "answers seen are no likelier with their image."
             )
-        if LEAST_FOR_MEANS <= self.prompts < FEW:
-            said.append(
-                f"Intervals over fewer than {FEW} prompts hold less often if values are skewed."
-            )
         if np.isfinite(self.at_least):
             said.append(
                 f"It tells its image among the others by {self.at_least:.2f} nats, of "
@@ -166,8 +162,6 @@ def mutual_information(
     reference: str | None = None,
     bins: int = 10,
     confidence: float = 0.95,
-    resamples: int = 9999,
-    seed: int = 0,
 ) -> Information:
     """Bound how much of sampled answers comes from the image.
 
@@ -182,8 +176,8 @@ def mutual_information(
         ``removed`` or the first, when not given.
     bins
         Parts of the answer in the curve.
-    confidence, resamples, seed
-        Of the bootstrap intervals over prompts.
+    confidence : float
+        Level of the intervals over prompts.
 
     Returns
     -------
@@ -196,25 +190,24 @@ def mutual_information(
         answers were not sampled so, the reference was not measured for each, or a number is out of
         range.
     """
-    check_bootstrap(confidence, resamples, seed)
+    check_confidence(confidence)
     _check_groups(groups)
     if not isinstance(bins, int) or bins < 2:
         raise InputError(f"bins={bins!r}: give a whole number of at least 2")
     chosen = _reference(groups, reference)
-    options: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
     answers = [[_answer(one, chosen, bins) for one in group] for group in groups]
     totals = [[one["nats"] for one in group] for group in answers]
     means, least, ceiling, smooth, entropies = (
         np.array([np.mean([one[name] for one in group]) for group in answers])
         for name in ("nats", "at_least", "ceiling", "divergence", "entropy")
     )
-    low, high = bootstrap_mean(means, **options)
+    low, high = mean_interval(means, confidence)
     tables = np.array(
         [mean_of_known(np.stack([one["table"] for one in group], axis=-1)) for group in answers]
     )  # [prompt, bin, quantity]
     correlations = np.array([_correlation(table) for table in tables])
     known = correlations[np.isfinite(correlations)]
-    ends = bootstrap_mean(known, **options)
+    ends = mean_interval(known, confidence, within=(-1, 1))
     return Information(
         prompts=len(groups),
         answers=sum(map(len, groups)),
@@ -234,7 +227,7 @@ def mutual_information(
         rank_correlation_low=ends[0],
         rank_correlation_high=ends[1],
         confidence=confidence,
-        curve=_curve(tables, bins, options),
+        curve=_curve(tables, bins, confidence),
     )
 
 
@@ -331,14 +324,14 @@ def _correlation(table: np.ndarray) -> float:
     return float(stats.spearmanr(nats, bound).statistic)
 
 
-def _curve(tables: np.ndarray, bins: int, options: dict[str, Any]) -> pd.DataFrame:
+def _curve(tables: np.ndarray, bins: int, confidence: float) -> pd.DataFrame:
     rows = []
     for b in range(bins):
         here = tables[:, b]
         here = here[np.isfinite(here).all(1)]
         if not len(here):
             continue
-        low, high = bootstrap_mean(here[:, 0], **options)
+        low, high = mean_interval(here[:, 0], confidence)
         nats, entropy, share, bound = here.mean(0).tolist()
         rows.append(
             {

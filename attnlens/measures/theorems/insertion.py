@@ -17,8 +17,8 @@ import pandas as pd
 
 from attnlens.errors import InputError
 from attnlens.measures.inputs import TraceLike, dataset_of
-from attnlens.measures.results import Result, plain_rows
-from attnlens.measures.statistics import FEW, LEAST_FOR_MEANS, bootstrap_mean, check_bootstrap
+from attnlens.measures.results import Result, check_confidence, plain_rows
+from attnlens.measures.statistics import mean_interval
 from attnlens.measures.theorems.exponent import exponents
 from attnlens.measures.theorems.log_odds import log_odds
 
@@ -33,7 +33,7 @@ class Insertion(Result):
         Number of prompts.
     exponent, exponent_low, exponent_high : float
         alpha in ``mass ~ r' ** alpha`` over the insertions of one prompt (Theil-Sen): mean over
-        prompts, with a bootstrap interval over them. 1 if all keys weighed alike.
+        prompts, with an interval over them. 1 if all keys weighed alike.
     saturates_at : str or None
         The insertion from which on no larger one clearly brings more mass: the gain of each over
         it has an interval that holds 0 or lies below it. None where there is no such one, and with
@@ -87,10 +87,6 @@ class Insertion(Result):
                 "Against the untouched twin the log-odds of that mass change by key counts and "
                 f"preference: {'; '.join(changes)}."
             )
-        if LEAST_FOR_MEANS <= self.samples < FEW:
-            sentences.append(
-                f"Intervals over fewer than {FEW} prompts hold less often if values are skewed."
-            )
         return sentences
 
 
@@ -99,8 +95,6 @@ def insertion(
     *,
     layers: int | Sequence[int] | None = None,
     confidence: float = 0.95,
-    resamples: int = 9999,
-    seed: int = 0,
 ) -> Insertion:
     """Measure Theorem 3.2 on forced twins.
 
@@ -112,8 +106,8 @@ def insertion(
         is let go when it has been measured.
     layers : int, sequence of int or None
         Layer indices in the model to use; None uses every recorded layer.
-    confidence, resamples, seed
-        Of the bootstrap intervals over prompts.
+    confidence : float
+        Level of the intervals over prompts.
 
     Returns
     -------
@@ -126,8 +120,7 @@ def insertion(
         differ in their tokens, one but the first has no inserted token, or a number is out of
         range.
     """
-    check_bootstrap(confidence, resamples, seed)
-    options: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    check_confidence(confidence)
     rows: list[dict[str, list[float]]] = []
     names: list[str] = []
     form = "a list with one for each prompt, as in insertion([{'untouched': ..., 'copy': ...}])"
@@ -161,16 +154,16 @@ def insertion(
             ]
         )
     known = alphas[np.isfinite(alphas)]
-    low, high = bootstrap_mean(known, **options)
+    low, high = mean_interval(known, confidence)
     order = np.argsort(values["key_share"].mean(0), kind="stable")
     return Insertion(
         samples=len(rows),
         exponent=float(known.mean()) if len(known) else float("nan"),
         exponent_low=low,
         exponent_high=high,
-        saturates_at=_saturation([names[i] for i in order], values["mass"][:, order], options),
+        saturates_at=_saturation([names[i] for i in order], values["mass"][:, order], confidence),
         confidence=confidence,
-        table=pd.DataFrame([_row(names[i], values, i, options) for i in order]),
+        table=pd.DataFrame([_row(names[i], values, i, confidence) for i in order]),
     )
 
 
@@ -207,9 +200,7 @@ def _measure(
     return found
 
 
-def _row(
-    name: str, values: dict[str, np.ndarray], place: int, options: dict[str, Any]
-) -> dict[str, Any]:
+def _row(name: str, values: dict[str, np.ndarray], place: int, confidence: float) -> dict[str, Any]:
     mass = values["mass"][:, place]
     row: dict[str, Any] = {
         "insertion": name,
@@ -221,18 +212,19 @@ def _row(
         n: values[n][:, place] - values[n][:, 0] for n in ("log_odds", "counts", "preference")
     }
     for key, found in {"mass": mass, **changes}.items():
-        low, high = bootstrap_mean(found[np.isfinite(found)], **options)
+        within = (0, 1) if key == "mass" else (-np.inf, np.inf)
+        low, high = mean_interval(found[np.isfinite(found)], confidence, within=within)
         row |= {key: float(np.nanmean(found)), f"{key}_low": low, f"{key}_high": high}
     return row
 
 
-def _saturation(names: list[str], masses: np.ndarray, options: dict[str, Any]) -> str | None:
+def _saturation(names: list[str], masses: np.ndarray, confidence: float) -> str | None:
     """Return the first insertion over which no larger one has a clear gain."""
     if len(masses) < 2:
         return None
     for place in range(len(names) - 1):
         gains = [
-            bootstrap_mean(masses[:, later] - masses[:, place], **options)[0]
+            mean_interval(masses[:, later] - masses[:, place], confidence)[0]
             for later in range(place + 1, len(names))
         ]
         if all(low <= 0 for low in gains):

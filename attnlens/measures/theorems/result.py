@@ -10,7 +10,6 @@ import pandas as pd
 
 from attnlens.measures.results import Result, plain_rows
 from attnlens.measures.slope import LEAST_STEPS
-from attnlens.measures.statistics import FEW, LEAST_FOR_MEANS
 from attnlens.measures.theorems.change import Change
 
 
@@ -27,7 +26,7 @@ class Dilution(Result):
     key_share_first, key_share_last : float
         r, the fraction of keys that is visual, at the first and the last step: mean over runs.
     exponent, exponent_low, exponent_high : float
-        alpha in ``mass ~ r ** alpha``: mean over runs, with a bootstrap interval over runs. Mass is
+        alpha in ``mass ~ r ** alpha``: mean over runs, with an interval over runs. Mass is
         the mean over layers and heads. 1 is in proportion to r. (Pure dilution gives 1 only where
         mass = r: with a constant preference alpha is (1 - mass) / (1 - r), by the split.)
     falling : float
@@ -48,7 +47,7 @@ class Dilution(Result):
     between : tuple of str
         The windows, in words.
     settings : dict
-        ``layers``, ``include_copied``, ``confidence``, ``resamples`` and ``seed``.
+        ``layers``, ``include_copied`` and ``confidence``.
     by_layer : pandas.DataFrame
         ``layer``; ``exponent`` (of mass, mean over heads) with ``exponent_low`` and
         ``exponent_high``; ``log_odds``, ``counts`` and ``preference``: mean change over runs and
@@ -119,10 +118,6 @@ class Dilution(Result):
             if known[most] - known[least] < 1e-3:
                 here = "it is so"
             said.append(f"The theorem lets each key weigh alike; here {here}.")
-        if LEAST_FOR_MEANS <= self.samples < FEW:
-            said.append(
-                f"Intervals over fewer than {FEW} runs hold less often if values are skewed."
-            )
         return said
 
 
