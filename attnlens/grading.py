@@ -61,6 +61,11 @@ _FRACTION = re.compile(
 _BESIDE_LETTERS = frozenset(" '\N{RIGHT SINGLE QUOTATION MARK}-,.;:!?()")
 
 
+def is_changed(answer: str | None, before: str | None) -> bool:
+    """Whether an answer is another one than before, by the same rule; no answer is one, too."""
+    return (answer or "") != (before or "") and not is_right(answer, before or "")
+
+
 def is_right(answer: str | None, truth: str) -> bool:
     """Return whether an answer is the true one, by the rule of this module.
 

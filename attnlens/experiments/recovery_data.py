@@ -11,7 +11,7 @@ import xarray as xr
 
 from attnlens.boxed import final_answer
 from attnlens.experiments.recovery_tables import UNTOUCHED
-from attnlens.grading import is_right
+from attnlens.grading import is_changed, is_right
 from attnlens.measures.definitions import DEFINITIONS, Definition
 from attnlens.measures.recovery import divergences, mean_from, mean_of_known
 from attnlens.measures.share import visual_segments
@@ -137,7 +137,7 @@ def compare(
         "answer": "" if answer is None else answer,
         "text": free.trace.text,
         "never_fired": "\n".join(free.trace.attrs.get("never_fired", [])),
-        "answer_changed": float(answer != before and not is_right(answer, before or "")),
+        "answer_changed": float(is_changed(answer, before)),
         "right": float("nan") if truth is None else float(is_right(answer, truth)),
         "cut_off": float("nan") if cut_off is None else float(cut_off),
         "steps": float(free.trace.data.sizes["step"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from attnlens.reports.figure_drawn import Drawn
 
 FORMATS = ("pdf", "png")
-FLOATS = "%.6g"
+DIGITS = 6
 """Digits of the numbers in the data: fewer than those that rounding reaches."""
 
 
@@ -128,7 +129,11 @@ def _files(one: Drawn, runs: Runs) -> dict[str, bytes]:
     files[f"{one.name}.txt"] = caption_file(one, runs).encode("utf-8")
     for suffix, table in one.tables.items():
         name = f"{one.name}_{suffix}.csv" if suffix else f"{one.name}.csv"
-        text = table.to_csv(index=False, float_format=FLOATS, lineterminator="\n")
+        numbers = table.select_dtypes("floating").map(lambda value: float(f"{value:.{DIGITS}g}"))
+        # texts in quotes, as tokens hold any character, and a bare line feed ends a row
+        text = table.assign(**numbers).to_csv(
+            index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"
+        )
         files[name] = text.encode("utf-8")
     return files
 

@@ -13,7 +13,7 @@ from attnlens.experiments.recover import compare_runs, named_interventions, reco
 from attnlens.experiments.recovery import Recovery
 from attnlens.experiments.recovery_data import to_dataset
 from attnlens.files import write_folder
-from attnlens.grading import is_right
+from attnlens.grading import is_changed, is_right
 from attnlens.interventions.session import intervene
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
@@ -121,11 +121,13 @@ def run_lines(
     for job in there:
         with made_again(folder / job.folder / NOTE):
             part = Recovery.load(folder / job.folder / "recovery.nc")
-        if job.answer is not None:  # by the rule of today, whenever the question was run
-            part.data["right"].values[:] = [
-                [float(is_right(answer, job.answer)) for answer in answers]
-                for answers in part.data["answer"].values.tolist()
-            ]
+        # by the rule of today, whenever the question was run
+        for i, (before, *others) in enumerate(part.data["answer"].values.tolist()):
+            changed = [float(is_changed(answer, before)) for answer in (before, *others)]
+            part.data["answer_changed"].values[i] = changed
+            if job.answer is not None:
+                right = [float(is_right(answer, job.answer)) for answer in (before, *others)]
+                part.data["right"].values[i] = right
         parts.append(part)
     return Recovery.join(parts), there
 
