@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from attnlens.errors import InputError
 from attnlens.measures.results import check_confidence
@@ -163,10 +163,12 @@ def _ends_of_mean(values: np.ndarray, confidence: float) -> tuple[float, float]:
     width = np.ptp(values)
     if width == 0:
         return float(values[0]), float(values[0])
-    scaled = (values - values.min()) / width
-    error = width * scaled.std(ddof=1) / np.sqrt(count)
-    lean = float(stats.skew(scaled)) / np.sqrt(count)
-    quantile = stats.t.isf((1 - confidence) / 2, count - 1) * np.sqrt(count / (count - 2))
+    scaled = (values - mean) / width
+    variance = (scaled**2).mean()
+    error = width * np.sqrt(variance / (count - 1))
+    lean = float((scaled**3).mean() / variance**1.5 / np.sqrt(count))
+    # of SciPy's special functions: the same as stats.t.isf, which takes twenty times as long
+    quantile = special.stdtrit(count - 1, (1 + confidence) / 2) * np.sqrt(count / (count - 2))
 
     def deviation(at: float) -> float:
         if abs(lean) < 1e-6:  # the limit, before rounding
