@@ -62,7 +62,7 @@ _BESIDE_LETTERS = frozenset(" '\N{RIGHT SINGLE QUOTATION MARK}-,.;:!?()")
 
 
 def is_changed(answer: str | None, before: str | None) -> bool:
-    """Whether an answer is another one than before, by the same rule; no answer is one, too."""
+    """Whether an answer differs from one before, by the same rule; none is an answer, too."""
     return (answer or "") != (before or "") and not is_right(answer, before or "")
 
 

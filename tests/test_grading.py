@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from attnlens.boxed import boxed_answer, boxed_spans
 from attnlens.errors import InputError
-from attnlens.grading import LONGEST, is_right, true_answer
+from attnlens.grading import LONGEST, is_changed, is_right, true_answer
 from attnlens.testbed import held_out_sample, mark_response
 
 SAME = [
@@ -256,6 +256,23 @@ def test_boxes_are_found_as_counting_braces_finds_them():
 def test_a_truth_that_nothing_can_equal_is_refused(value, message):
     with pytest.raises(InputError, match=message):
         true_answer(value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "before", "changed"),
+    [
+        ("6", "6", False),
+        ("6.0", r"\boxed{6}", False),
+        ("6", "7", True),
+        ("6", "", True),
+        ("", "6", True),
+        ("6", None, True),
+        (None, "", False),
+        ("a text\nof two lines", "a text\nof two lines", False),
+    ],
+)
+def test_an_answer_changes_by_the_same_rule(answer, before, changed):
+    assert is_changed(answer, before) == changed
 
 
 def test_the_testbed_scores_by_the_rule():

@@ -332,7 +332,8 @@ def test_a_kept_recovery_is_right_by_the_rule_of_today(data, copied, monkeypatch
         path = note.with_name("recovery.nc")
         part = Recovery.load(path)
         size = path.stat().st_size
-        part.data["right"] = 1 - part.data["right"]
+        for name in ("right", "answer_changed"):
+            part.data[name] = 1 - part.data[name]
         part.save(path)
         assert path.stat().st_size == size  # whole, for the note
     monkeypatch.setattr(recovery, "_draw", lambda *_: None)
@@ -341,8 +342,11 @@ def test_a_kept_recovery_is_right_by_the_rule_of_today(data, copied, monkeypatch
     asked = json.loads((out / "batch_recovery" / "summary.json").read_text())["questions"]
     for sample, question in enumerate(asked):
         for run, answer in question["answers"].items():
-            right = data_["right"].isel(sample=sample).sel(run=run).item()
-            assert right == is_right(answer, question["expected"]), (sample, run)
+            here = data_.isel(sample=sample).sel(run=run)
+            assert here["right"] == is_right(answer, question["expected"]), (sample, run)
+            before = question["answers"]["untouched"]
+            changed = answer != before and not is_right(answer, before)
+            assert here["answer_changed"] == changed, (sample, run)
     assert len(asked) == len(notes) == COUNT
 
 

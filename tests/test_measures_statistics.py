@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from itertools import combinations, permutations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from attnlens.measures.statistics import (
     signed_rank,
 )
 
+ROOT = Path(__file__).parents[1]
 LIGHT = settings(max_examples=80, deadline=None)
 SERIES = st.lists(st.integers(-4, 4), min_size=3, max_size=25).map(lambda v: np.array(v, float))
 
@@ -140,14 +143,20 @@ def test_the_interval_of_a_ratio_holds_the_ratios_that_are_not_rejected(sign):
     held = [abs(hall(over - r * under, 0.0)) <= few(0.95, 30) for r in tried]
     assert (low, high) == pytest.approx((tried[held].min(), tried[held].max()), abs=5e-4)
     assert low < over.mean() / under.mean() < high
+    for scale in (1e-200, 1e-12, 1e150):
+        scaled = np.array(ratio_interval(scale * over, under, 0.95)) / scale
+        assert scaled == pytest.approx((low, high))
+        scaled = np.array(ratio_interval(over, scale * under, 0.95)) * scale
+        assert scaled == pytest.approx((low, high))
 
 
 def test_edges_of_intervals_of_ratios():
-    under = np.arange(1.0, 9)
+    under = np.arange(1.0, 21)
     assert ratio_interval(3 * under, under, 0.95) == pytest.approx((3, 3))
-    assert np.isnan(ratio_interval(under[:7], under[:7], 0.95)).all()
+    assert ratio_interval(0 * under, under, 0.95) == (0, 0)
+    assert np.isnan(ratio_interval(under[:19], under[:19], 0.95)).all()
     # the denominators may be 0 in the mean: any ratio may be
-    assert np.isnan(ratio_interval(under, under - 4.5, 0.95)).all()
+    assert np.isnan(ratio_interval(under, under - 10.5, 0.95)).all()
 
 
 @given(
@@ -247,7 +256,7 @@ def test_fractions_within_units_hold_their_level():
         proportion_interval(np.full(20, 1.5), 0.95)
 
 
-@pytest.mark.parametrize(("gained", "lost", "count"), [(5, 0, 20), (2, 7, 44), (30, 1, 60)])
+@pytest.mark.parametrize(("gained", "lost", "count"), [(3, 0, 60), (2, 7, 64), (30, 1, 80)])
 def test_paired_differences_have_tangos_interval(gained, lost, count):
     """At an end the score is the quantile; the nuisance is maximised by searching for it."""
     first, second = np.zeros(count), np.zeros(count)
@@ -276,19 +285,12 @@ def test_paired_differences_have_tangos_interval(gained, lost, count):
 
 
 def test_paired_differences_at_their_ends():
-    same = np.ones(20)
+    same = np.ones(60)
+    difference, low, high = proportion_difference(same, same, 0.95)
+    z = stats.norm.isf(0.025) ** 2
+    assert (difference, low, high) == pytest.approx((0, -z / (60 + z), z / (60 + z)))
     assert proportion_difference(0 * same, same, 0.95)[2] == 1.0
-    others = np.repeat([0.0, 1.0], [5, 15])
-    assert np.isfinite(proportion_difference(others, same, 0.95)).all()
-    # four pairs that differ cannot be told from none, and of 19 pairs hardly a change can
-    for fewer in (slice(1, None), slice(0, 19)):
-        difference, low, high = proportion_difference(
-            np.append(others[fewer], [1.0] * (fewer.start or 0)),
-            np.ones(len(others[fewer]) + (fewer.start or 0)),
-            0.95,
-        )
-        assert difference > 0
-        assert np.isnan([low, high]).all()
+    assert np.isnan(proportion_difference(same[:59], same[:59], 0.95)[1:]).all()
     assert np.isnan(proportion_difference(same[:0], same[:0], 0.95)).all()
     with pytest.raises(InputError, match="0 or 1"):
         proportion_difference(same / 2, same, 0.95)
@@ -304,3 +306,42 @@ def test_paired_differences_hold_their_level():
             _, low, high = proportion_difference(first, second, 0.95)
             hits += low <= gained - lost <= high
         assert 920 <= hits <= 980
+
+
+@pytest.fixture(scope="module")
+def simulation():
+    """``tools/simulate_statistics.py``, which prints the table of the documentation."""
+    spec = importlib.util.spec_from_file_location(
+        "simulate_statistics", ROOT / "tools" / "simulate_statistics.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_has_what_the_simulation_prints(simulation):
+    """The exact rows are the same numbers; a part of the others is drawn again."""
+    page = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
+    rows = {
+        cells[0]: dict(zip(simulation.COUNTS, cells[1:], strict=True))
+        for line in page.splitlines()
+        if len(cells := [cell.strip(" *") for cell in line.strip("|").split("|")])
+        == 1 + len(simulation.COUNTS)
+    }
+
+    def shown(value):
+        return simulation.cell(value, 0, 1)
+
+    for count in simulation.COUNTS[:-1]:
+        for p in simulation.PROPORTIONS:
+            wilson = simulation.proportion(p, count)
+            assert rows[f"proportion {p} (Wilson, exact)"][count] == shown(wilson)
+            mcnemar = simulation.paired_test(p, count)
+            assert rows[f"no change at {p}, paired (McNemar, exact)"][count] == shown(mcnemar)
+        tango = simulation.difference(0.9, 0.0, count)
+        assert rows["change from 0.9 to 0.9, paired (Tango, exact)"][count] == shown(tango)
+    rng = np.random.default_rng(0)
+    for kind in simulation.MEANS:
+        drawn = simulation.mean(kind, 20, rng, 1000)
+        assert drawn == pytest.approx(float(rows[f"mean, {kind} (Hall)"][20]), abs=0.03)
+        assert simulation.mean(kind, 5, rng, 10) is None

@@ -37,8 +37,20 @@ Draw = Callable[[np.random.Generator, int], np.ndarray]
 MEANS: dict[str, tuple[Draw, float]] = {
     "normal": (lambda rng, n: rng.normal(size=n), 0.0),
     "uniform": (lambda rng, n: rng.random(n), 0.5),
+    "Student's t, 5 degrees": (lambda rng, n: rng.standard_t(5, size=n), 0.0),
+    "beta(0.5, 3)": (lambda rng, n: rng.beta(0.5, 3.0, size=n), 1 / 7),
     "gamma, shape 2": (lambda rng, n: rng.gamma(2.0, size=n), 2.0),
+    "exponential": (lambda rng, n: rng.exponential(size=n), 1.0),
+    "lognormal, sigma 0.5": (
+        lambda rng, n: rng.lognormal(0.0, 0.5, size=n),
+        float(np.exp(0.125)),
+    ),
     "lognormal, sigma 1": (lambda rng, n: rng.lognormal(size=n), float(np.exp(0.5))),
+    "two clumps": (lambda rng, n: rng.choice([-1, 1], n) + 0.2 * rng.normal(size=n), 0.0),
+    "one in twenty is 1": (
+        lambda rng, n: (rng.random(n) < 0.05) + 0.1 * rng.normal(size=n),
+        0.05,
+    ),
 }
 
 
@@ -81,15 +93,33 @@ def mean(kind: str, count: int, rng: np.random.Generator, replicates: int) -> fl
     return rate(holds(mean_interval(draw(rng, count), 0.95), truth) for _ in range(replicates))
 
 
-def ratio(count: int, rng: np.random.Generator, replicates: int) -> float | None:
-    """Coverage of the interval of a ratio of means: 0.8 over 2.6, as counts over log-odds."""
-    return rate(
-        holds(
-            ratio_interval(rng.normal(-0.8, 0.25, count), rng.normal(-2.6, 0.9, count), 0.95),
-            0.8 / 2.6,
-        )
-        for _ in range(replicates)
-    )
+Pair = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
+SHARES: dict[str, tuple[Pair, float]] = {
+    "a clear change": (
+        lambda rng, n: (rng.normal(-0.8, 0.25, n), rng.normal(-1.8, 0.9, n)),
+        4 / 13,
+    ),
+    "a weak change": (lambda rng, n: (rng.normal(-0.8, 0.25, n), rng.normal(0.0, 1.5, n)), 1.0),
+    "both skewed": (
+        lambda rng, n: (-rng.lognormal(0.0, 0.7, n), -rng.lognormal(0.0, 0.7, n)),
+        0.5,
+    ),
+    "against each other, skewed": (
+        lambda rng, n: (-rng.lognormal(0.0, 0.5, n), 0.5 * rng.lognormal(0.0, 0.5, n)),
+        2.0,
+    ),
+}
+"""Counts and preference, whose sum is the change, and the share of the counts."""
+
+
+def ratio(kind: str, count: int, rng: np.random.Generator, replicates: int) -> float | None:
+    """Coverage of the interval of a ratio of means, as of counts in a change of log-odds."""
+    draw, truth = SHARES[kind]
+    found = []
+    for _ in range(replicates):
+        counts, preference = draw(rng, count)
+        found.append(holds(ratio_interval(counts, counts + preference, 0.95), truth))
+    return rate(found)
 
 
 def proportion(truth: float, count: int) -> float | None:
@@ -117,9 +147,12 @@ def pairs(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
     """Give pairs of answers, ``truth`` right at first and ``truth - change`` afterwards.
 
-    One for each number of answers won and lost, with its probability.
+    One for each number of answers won and lost, with its probability. Where more are right
+    afterwards, none is lost; else the two answers to a question are independent.
     """
     winning, losing = (1 - truth) * (truth - change), truth * (1 - truth + change)
+    if change < 0:
+        winning, losing = -change, 0.0
     for won in range(count + 1):
         for lost in range(count + 1 - won):
             chances = [winning, losing, 1 - winning - losing]
@@ -195,11 +228,9 @@ def rows(replicates: int, seed: int) -> Iterator[tuple[str, str, list[float | No
     for kind in MEANS:
         found = over_counts(lambda n, kind=kind: mean(kind, n, rng, replicates))  # type: ignore[misc]
         yield f"mean, {kind} (Hall)", "interval", found
-    yield (
-        "ratio of means (Fieller, Hall)",
-        "interval",
-        over_counts(lambda n: ratio(n, rng, replicates)),
-    )
+    for kind in SHARES:
+        found = over_counts(lambda n, kind=kind: ratio(kind, n, rng, replicates))  # type: ignore[misc]
+        yield f"ratio of means, {kind} (Fieller, Hall)", "interval", found
     yield "median (order statistics)", "interval", over_counts(lambda n: median(n, rng, replicates))
     for p in PROPORTIONS:
         found = over_counts(lambda n, p=p: proportion(p, n))  # type: ignore[misc]
@@ -207,7 +238,15 @@ def rows(replicates: int, seed: int) -> Iterator[tuple[str, str, list[float | No
     for p in PROPORTIONS:
         found = over_counts(lambda n, p=p: fractions(p, n, rng, replicates))  # type: ignore[misc]
         yield f"proportion {p}, fractions within units (Wilson)", "interval", found
-    for p, change in ((0.5, 0.0), (0.9, 0.0), (0.98, 0.0), (0.9, 0.4), (0.98, 0.08)):
+    for p, change in (
+        (0.5, 0.0),
+        (0.9, 0.0),
+        (0.98, 0.0),
+        (0.9, 0.4),
+        (0.98, 0.08),
+        (0.92, -0.08),
+        (0.98, -0.02),
+    ):
         found = over_counts(
             lambda n, p=p, change=change: difference(p, change, n)  # type: ignore[misc]
         )
@@ -242,7 +281,7 @@ def cell(value: float | None, low: float, high: float) -> str:
     """Write a number; one outside its bounds is marked."""
     if value is None:
         return "refused"
-    return f"{value:.3f}" if low <= value <= high else f"**{value:.3f}**"
+    return f"{value:.3f}" if low <= round(value, 3) <= high else f"**{value:.3f}**"
 
 
 def table(found: list[tuple[str, str, list[float | None]]], what: str) -> str:

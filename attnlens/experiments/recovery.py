@@ -140,6 +140,10 @@ class Recovery:
             ``inserted``, ``cache_bytes``, ``seconds_ratio`` (means over samples, ratio against the
             untouched run).
 
+            An interval is NaN over fewer than 8 samples (means, median), 12 (``answer_changed``,
+            ``right``) or 60 (``right_change``); ``p_value`` over fewer than 6, and
+            ``right_p_value`` where fewer than 5 answers went from right to wrong or back.
+
             Each mean says over how many samples it is, as in ``rise_samples``: ``rise``, ``area``,
             ``free_rise``, ``kl`` and ``hellinger`` over those in which it acted and which have a
             value; ``right`` and ``right_untouched`` over those whose true answer is known;

@@ -81,8 +81,8 @@ def averages(
     from the start of its first to the end of its last occurrence. A run without it is one section.
     A section of n steps is cut into equal bins; step i of it covers the part from i / n to
     (i + 1) / n, and a bin is the mean over the steps in it, each weighted by how much of the bin it
-    covers. So a section may have fewer steps than bins. Then come the mean over runs and its
-    interval.
+    covers. So a section may have fewer steps than bins. The result is the mean over
+    runs, with its interval.
 
     Parameters
     ----------

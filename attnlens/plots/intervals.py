@@ -11,10 +11,7 @@ from attnlens.measures.statistics import LEAST_FOR_MEANS
 
 
 def interval_ends(values: Any, low: Any, high: Any) -> np.ndarray:
-    """Distances from values to the ends of their intervals, [2, values], 0 where there is none.
-
-    A mean outside its interval has an end at itself.
-    """
+    """Distances from values to the ends of their intervals, [2, values], 0 where there is none."""
     return np.maximum(np.nan_to_num([np.subtract(values, low), np.subtract(high, values)]), 0)
 
 

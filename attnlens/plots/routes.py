@@ -184,7 +184,6 @@ def _draw_series(
 ) -> None:
     """Draw a column of means as a line, and the interval of each as a bar."""
     low, high = table[f"{name}_low"].to_numpy(), table[f"{name}_high"].to_numpy()
-    # around the middle of the interval: a mean need not lie inside it
     axes.errorbar(
         places, (low + high) / 2, yerr=(high - low) / 2, ls="", capsize=2, ecolor=look["color"]
     )
@@ -210,7 +209,9 @@ def _caption(
         f"each takes {result.data.attrs['cache_bytes_per_token']:,} bytes of cache, "
         f"{kib.min():,.0f} to {kib.max():,.0f} KiB in all"
     )
-    bars = interval_note("Bars", own["rise_samples"], "samples; of answers Wilson's")
+    bars = interval_note("Bars", own["rise_samples"], "samples")
+    if own["right_low" if known else "answer_changed_low"].notna().any():
+        bars += " Bars of answers: Wilson's 95% interval."
     return (
         f"Visual tokens chosen by attention and inserted again (ROUTE, arXiv 2505.23558). {first}: "
         "rise of visual share over the untouched twin, with the same tokens forced, inserted "

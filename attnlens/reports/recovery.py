@@ -185,7 +185,7 @@ def as_text(result: Recovery, definition: str) -> str:
     notes = ["with copied: inserted tokens counted as image"]
     if any("(" in cell for cells in table for cell in cells):
         notes.insert(0, "(n): over n prompts, in which it acted or the true answer is known")
-    if not any(math.isfinite(row["rise_low"]) for row in own):
+    if samples < LEAST_FOR_PROPORTIONS:
         least = f"{LEAST_FOR_MEANS} prompts (--data)"
         notes.append(f"an interval needs {least}, of answers {LEAST_FOR_PROPORTIONS}")
     return "\n".join([*lines, "; ".join(notes)])

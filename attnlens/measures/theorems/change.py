@@ -55,7 +55,7 @@ class Change(Result):
         The change, and its terms: it is their sum.
     dilution_share, dilution_share_low, dilution_share_high : float
         ``counts / log_odds``: the fraction of the change that follows from key counts, the ratio of
-        the means with an interval over samples (none for fewer than eight). Above 1 where
+        the means with an interval over samples (none for fewer than twenty). Above 1 where
         preference worked against counts, below 0 where counts worked against preference. NaN where
         the interval of the change holds 0, or fewer than eight samples do not all change in one
         direction: there is no change to share out.
