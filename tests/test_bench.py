@@ -47,9 +47,13 @@ def test_a_new_process_does_not_inherit_the_peak_of_its_parent():
 
 @on_linux
 def test_eager_attention_shows_in_the_peak_and_recording_does_not():
-    memory = {way: peak_memory(LEAN, "cpu", 1024, 4, way) for way in ("plain", "recorded", "eager")}
-    for row in memory.values():
-        assert row["rise_mib"] == pytest.approx(row["peak_mib"] - row["base_mib"])
+    memory = {}
+    # of three processes the lowest: one alone varies upwards, on a busy machine by some 50 MiB
+    for way, processes in (("plain", 3), ("recorded", 3), ("eager", 1)):
+        found = [peak_memory(LEAN, "cpu", 1024, 4, way) for _ in range(processes)]
+        for row in found:
+            assert row["rise_mib"] == pytest.approx(row["peak_mib"] - row["base_mib"])
+        memory[way] = min(found, key=lambda row: row["rise_mib"])
     kept = 2 * 8 * 1090**2 * 4 / MIB  # the matrices of the prefill, float32
     assert memory["eager"]["rise_mib"] > memory["plain"]["rise_mib"] + kept
     assert memory["recorded"]["rise_mib"] < memory["plain"]["rise_mib"] + kept / 2
