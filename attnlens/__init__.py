@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from attnlens.experiments.dependence import dependence
     from attnlens.experiments.force import force
     from attnlens.experiments.recover import recover
+    from attnlens.models.load import VLM, load
+    from attnlens.models.prompt import Prompt
     from attnlens.recording.record import record
     from attnlens.recording.run import run
     from attnlens.recording.trace import Trace
-    from attnlens.vlm.load import VLM, load
-    from attnlens.vlm.prompt import Prompt
 
 __version__ = "0.2.0"
 
 _HOMES = {
     "InputError": "attnlens.errors",
-    "Prompt": "attnlens.vlm.prompt",
+    "Prompt": "attnlens.models.prompt",
     "Trace": "attnlens.recording.trace",
-    "VLM": "attnlens.vlm.load",
+    "VLM": "attnlens.models.load",
     "dependence": "attnlens.experiments.dependence",
     "force": "attnlens.experiments.force",
-    "load": "attnlens.vlm.load",
+    "load": "attnlens.models.load",
     "recover": "attnlens.experiments.recover",
     "record": "attnlens.recording.record",
     "run": "attnlens.recording.run",

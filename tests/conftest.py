@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 import attnlens
+from attnlens.models.families import FAMILIES
+from attnlens.models.load import VLM
 from attnlens.testbed.architecture import build_processor
 from attnlens.testbed.tokenizer import corpus, train_tokenizer
-from attnlens.vlm.family import QWEN2_5_VL
-from attnlens.vlm.load import VLM
 
 torch.set_num_threads(1)
 
@@ -25,13 +25,27 @@ compiles = pytest.mark.skipif(
 )
 
 
-def tiny_model(tokenizer, seed: int = 0, layers: int = 3):
-    """Random weights, large enough that attention is far from uniform."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+VISION = {
+    "qwen2_5_vl": {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "window_size": 56,
+        "fullatt_block_indexes": [1],
+    },
+    "qwen2_vl": {"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2, "hidden_size": 64},
+}
+"""A small vision tower of each family."""
 
+
+def tiny_model(tokenizer, seed: int = 0, layers: int = 3, family: str = "qwen2_5_vl"):
+    """Random weights, large enough that attention is far from uniform."""
     token = tokenizer.convert_tokens_to_ids
     torch.manual_seed(seed)
-    config = Qwen2_5_VLConfig(
+    model_class = FAMILIES[family].model_class()
+    config = model_class.config_class(
         text_config={
             "vocab_size": len(tokenizer),
             "hidden_size": 64,
@@ -49,21 +63,13 @@ def tiny_model(tokenizer, seed: int = 0, layers: int = 3):
             "eos_token_id": token("<|im_end|>"),
             "pad_token_id": token("<|endoftext|>"),
         },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "window_size": 56,
-            "fullatt_block_indexes": [1],
-        },
+        vision_config=VISION[family],
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"),
     )
-    model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    model = model_class(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim > 1:
@@ -80,6 +86,11 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def tiny(tokenizer) -> VLM:
+    return tiny_vlm(tokenizer, "qwen2_5_vl")
+
+
+def tiny_vlm(tokenizer, family: str) -> VLM:
+    """A small model of a family with its processor."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
         Qwen2VLImageProcessorPil,
     )
@@ -89,7 +100,7 @@ def tiny(tokenizer) -> VLM:
     processor.image_processor = Qwen2VLImageProcessorPil(
         size={"shortest_edge": 16 * 28**2, "longest_edge": 36 * 28**2}
     )
-    return VLM(tiny_model(tokenizer), processor, "tiny", QWEN2_5_VL)
+    return VLM(tiny_model(tokenizer, family=family), processor, "tiny", FAMILIES[family])
 
 
 @pytest.fixture(scope="session")

@@ -33,8 +33,8 @@ from attnlens.interventions import (
     intervene,
 )
 from attnlens.interventions.parse import parse_intervention, parse_trigger
-from attnlens.vlm.load import find_device
-from attnlens.vlm.prompt import batch_prompts
+from attnlens.models.load import find_device
+from attnlens.models.prompt import batch_prompts
 
 NEW = {"do_sample": False, "min_new_tokens": 6}
 

@@ -20,12 +20,12 @@ from attnlens.measures import dilution, log_odds, visual_share
 from attnlens.measures.inputs import visible_keys
 from attnlens.measures.theorems.evenness import evenness
 from attnlens.measures.theorems.exponent import exponents
+from attnlens.models.cache import with_cache
 from attnlens.recording.masks import as_bias
 from attnlens.recording.mass import attention_mass
 from attnlens.recording.store import MANIFEST
 from attnlens.reports.table import steps_table
 from attnlens.segments import SEGMENTS
-from attnlens.vlm.cache import with_cache
 
 NEW = 14
 OPTIONS = {"do_sample": False, "min_new_tokens": NEW}

@@ -31,7 +31,7 @@ from attnlens.interventions import (
 )
 from attnlens.interventions.triggers import Moment
 from attnlens.measures import visual_share
-from attnlens.vlm.cache import with_cache
+from attnlens.models.cache import with_cache
 
 NEW = 20
 GREEDY = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}

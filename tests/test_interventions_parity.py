@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import picture
+from conftest import picture, tiny_vlm
 from transformers import StaticCache
 
 import attnlens
@@ -23,8 +24,9 @@ from attnlens.interventions import (
     Route,
     intervene,
 )
+from attnlens.models.cache import with_cache
+from attnlens.models.families import FAMILIES
 from attnlens.segments import SEGMENTS
-from attnlens.vlm.cache import with_cache
 
 NEW = 24
 
@@ -155,6 +157,12 @@ def check(vlm, prompt, intervention, insertions=None, *, policy="fresh", wrap=Tr
     assert torch.allclose(logits[clean], want[clean], atol=1e-4)
     assert trace.data["predicted_token_id"].values.tolist() == ids
     return trace, session
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def tiny(request, tokenizer):
+    """A small model of each family: every test below is of all of them."""
+    return tiny_vlm(tokenizer, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -484,7 +492,7 @@ def test_a_knockout_over_a_span_equals_a_pass_with_these_keys_hidden(tiny, one):
     whole = torch.tensor([one.inputs["input_ids"][0].tolist() + ids[:-1]])
 
     # an independent way: the scores of these heads are changed inside the eager function
-    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as module
+    module = sys.modules[type(tiny.model).__module__]
 
     real = module.eager_attention_forward
 

@@ -23,9 +23,9 @@ from transformers import (
 
 import attnlens
 from attnlens.errors import InputError
-from attnlens.vlm import processor as processors
-from attnlens.vlm.load import OPTIONS, find_device
-from attnlens.vlm.processor import ImageTextProcessor, load_processor
+from attnlens.models import qwen2_5_vl
+from attnlens.models.load import OPTIONS, find_device
+from attnlens.models.qwen2_5_vl import QWEN2_5_VL, ImageTextProcessor
 
 QUESTION = "How many objects are left?"
 WEIGHTS = "model.safetensors"
@@ -154,8 +154,8 @@ def test_options_are_passed_on(checkpoint):
 
 
 def test_the_processor_loads_without_torchvision(tiny, checkpoint, monkeypatch):
-    monkeypatch.setattr(processors, "is_torchvision_available", lambda: False)
-    processor = load_processor(checkpoint)
+    monkeypatch.setattr(qwen2_5_vl, "is_torchvision_available", lambda: False)
+    processor = QWEN2_5_VL.load_processor(checkpoint)
     assert isinstance(processor, ImageTextProcessor)
     vlm = attnlens.load(checkpoint, device="cpu")
     assert isinstance(vlm.processor, ImageTextProcessor)
@@ -178,8 +178,8 @@ def test_the_stock_processor_is_used_with_torchvision(monkeypatch, template, use
         from_pretrained=lambda folder, **options: Stock(folder, template, options)
     )
     monkeypatch.setattr(transformers, "Qwen2_5_VLProcessor", stock)
-    monkeypatch.setattr(processors, "is_torchvision_available", lambda: True)
-    processor = load_processor("owner/model", revision="main")
+    monkeypatch.setattr(qwen2_5_vl, "is_torchvision_available", lambda: True)
+    processor = QWEN2_5_VL.load_processor("owner/model", revision="main")
     assert type(processor) is Stock
     assert (processor.folder, processor.options) == ("owner/model", {"revision": "main"})
     assert processor.chat_template == used
@@ -198,8 +198,8 @@ def test_ours_is_used_where_the_stock_one_finds_no_settings_for_videos(
     monkeypatch.setattr(
         transformers, "Qwen2_5_VLProcessor", types.SimpleNamespace(from_pretrained=fail)
     )
-    monkeypatch.setattr(processors, "is_torchvision_available", lambda: True)
-    processor = load_processor(checkpoint)
+    monkeypatch.setattr(qwen2_5_vl, "is_torchvision_available", lambda: True)
+    processor = QWEN2_5_VL.load_processor(checkpoint)
     assert asked == [checkpoint]
     assert isinstance(processor, ImageTextProcessor)
     assert processor.chat_template == tiny.processor.chat_template

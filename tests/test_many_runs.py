@@ -353,8 +353,8 @@ def test_a_kept_recovery_is_right_by_the_rule_of_today(data, copied, monkeypatch
 def test_what_a_checkpoint_says_of_its_pictures_is_noted(tmp_path, testbed):
     from dataclasses import replace
 
+    from attnlens.models.load import TESTBED
     from attnlens.reports.notes import model_note
-    from attnlens.vlm.load import TESTBED
 
     shutil.copytree(TESTBED, tmp_path / "model")
     vlm = replace(testbed, name=str(tmp_path / "model"))
@@ -487,8 +487,8 @@ def test_a_second_process_is_kept_out(data, copied, capsys):
 def test_the_lock_lasts_from_before_the_model_is_loaded_to_the_last_table(
     data, copied, monkeypatch
 ):
+    from attnlens.models import load
     from attnlens.reports import dilution, recovery_runs, trend
-    from attnlens.vlm import load
 
     held = []
 

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import attnlens
+from attnlens.models.cache import cache_of, returned_cache, with_cache
 from attnlens.recording import mass as mass_module
 from attnlens.recording.layout import key_layout
 from attnlens.recording.mass import attention_mass, attention_scores, attention_weights
 from attnlens.segments import SEGMENTS
-from attnlens.vlm.cache import cache_of, returned_cache, with_cache
 
 
 def layout_of(counts):
@@ -41,7 +41,7 @@ def compute(queries, keys, layout, positions, **options):
         len(layout.names),
         torch.tensor(positions),
         queries.shape[-1] ** -0.5,
-        visual=torch.from_numpy(layout.visual),
+        visual=torch.from_numpy(layout.visual_slots),
         **options,
     )
     return mass
@@ -122,7 +122,7 @@ def test_chunks_groups_and_layers_equal_a_plain_softmax(seed, rows, layers, bias
             len(layout.names),
             positions,
             0.3,
-            visual=torch.from_numpy(layout.visual).repeat(2, 1),
+            visual=torch.from_numpy(layout.visual_slots).repeat(2, 1),
             bias=bias,
         )
     finally:

@@ -18,7 +18,7 @@ from PIL import Image
 import attnlens
 from attnlens.errors import InputError
 from attnlens.interventions import AtStep, Copy, Route
-from attnlens.vlm.prompt import with_pictures
+from attnlens.models.prompt import with_pictures
 
 FEW = settings(max_examples=25, deadline=None)
 SIZES = ((112, 112), (168, 140), (112, 168))  # 4 x 4, 5 x 6 and 6 x 4 visual tokens

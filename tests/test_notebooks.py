@@ -185,7 +185,7 @@ def test_uses_only_the_public_surface(name):
     "source",
     [
         "from attnlens.measures.statistics import mean_interval",
-        "import attnlens.vlm",
+        "import attnlens.models",
         "from attnlens import vlm",
         "import torch",
         "from PIL import Image",

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from attnlens.errors import InputError
+from attnlens.models.images import open_image
 from attnlens.reports.jobs import check_jobs, read_jobs
-from attnlens.vlm.images import open_image
 
 FEW = settings(max_examples=30, deadline=None)
 SIZE = (32, 28)  # width, height

@@ -23,10 +23,10 @@ import attnlens
 from attnlens import plots
 from attnlens.errors import InputError
 from attnlens.measures import shares, visual_share
+from attnlens.models.images import open_image
 from attnlens.plots.labels import readable
 from attnlens.plots.style import WIDTHS, style
 from attnlens.segments import SEGMENTS
-from attnlens.vlm.images import open_image
 
 HOSTILE = [
     *["$x_1$ $\\frac{", "\\$", "\n", "\r\n\n", "\t", "\x00\x1b[31m", "", " ", "猫\U0001f600"],

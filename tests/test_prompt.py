@@ -17,8 +17,8 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from attnlens.errors import InputError
-from attnlens.vlm.images import MAX_ASPECT_RATIO, open_image
-from attnlens.vlm.modes import (
+from attnlens.models.images import MAX_ASPECT_RATIO, open_image
+from attnlens.models.modes import (
     DEFAULT_SYSTEM,
     LOOK_BACK,
     MODE_NAMES,
@@ -27,7 +27,7 @@ from attnlens.vlm.modes import (
     user_text,
     verification_tag,
 )
-from attnlens.vlm.segments import label_segments
+from attnlens.models.segments import label_segments
 
 FEW = settings(max_examples=25, deadline=None)
 QUESTION = "How many objects are left?"

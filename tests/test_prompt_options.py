@@ -10,12 +10,12 @@ from conftest import picture
 import attnlens
 from attnlens.cli.main import main, parser
 from attnlens.cli.trend import generation_options
+from attnlens.models.modes import MODE_NAMES
 from attnlens.reports.jobs import Job
 from attnlens.reports.notes import differences, note_of
 from attnlens.reports.recovery import Settings as Recovering
 from attnlens.reports.recovery_runs import LEFT_OUT
 from attnlens.reports.trend import SHOWN, Settings
-from attnlens.vlm.modes import MODE_NAMES
 
 QUESTION = "How many objects are left?"
 
@@ -90,7 +90,7 @@ def test_templates_that_cannot_be_used(command, content, words, scene, capsys, m
         file.mkdir()
     elif content is not None:
         file.write_bytes(content)
-    monkeypatch.setattr(attnlens.vlm.load, "load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(attnlens.models.load, "load", lambda *_, **__: pytest.fail("loaded"))
     more = ["--intervention", "copy"] if command == "recover" else []
     if command == "dilution":
         status = main(["dilution", "--data", str(scene), "--template", str(file)])

@@ -12,8 +12,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import attnlens
+from attnlens.models.cache import returned_cache, with_cache
 from attnlens.recording import taps
-from attnlens.vlm.cache import returned_cache, with_cache
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,18 @@ from transformers import DynamicCache
 import attnlens
 from attnlens.errors import InputError
 from attnlens.interventions import AtStep, Copy, intervene
-from attnlens.recording.layout import key_layout
-from attnlens.recording.masks import check_padding
-from attnlens.recording.recorder import QueryRecorder
-from attnlens.recording.tap import Pass
-from attnlens.vlm import cache as cache_module
-from attnlens.vlm.cache import (
+from attnlens.models import cache as cache_module
+from attnlens.models.cache import (
     cache_of,
     cache_parameter,
     generates_with_cache,
     returned_cache,
     with_cache,
 )
+from attnlens.recording.layout import key_layout
+from attnlens.recording.masks import check_padding
+from attnlens.recording.recorder import QueryRecorder
+from attnlens.recording.tap import Pass
 
 NEW = 12
 

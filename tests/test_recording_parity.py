@@ -7,14 +7,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import picture
+from conftest import picture, tiny_vlm
 
 import attnlens
+from attnlens.models.cache import with_cache
+from attnlens.models.families import FAMILIES
 from attnlens.recording import mass as mass_module
 from attnlens.recording import recorder as recorder_module
 from attnlens.recording.mass import attention_mass
 from attnlens.segments import SEGMENTS
-from attnlens.vlm.cache import with_cache
 
 NEW = 40  # more than one flush
 
@@ -50,6 +51,12 @@ def expected_mass(weights, segments, first):
     labels = np.concatenate([segments, np.repeat("response", weights.shape[-1] - len(segments))])
     rows = weights[:, :, first:-1]
     return np.stack([rows[..., labels == s].sum(-1) for s in SEGMENTS], -1).transpose(2, 0, 1, 3)
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def tiny(request, tokenizer):
+    """A small model of each family: every test below is of all of them."""
+    return tiny_vlm(tokenizer, request.param)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from conftest import picture
+from conftest import picture, tiny_vlm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -41,11 +41,18 @@ from attnlens.measures import correlation, visual_share
 from attnlens.measures.definitions import DEFINITIONS
 from attnlens.measures.paired import holm, mcnemar
 from attnlens.measures.recovery import divergences, half_life, mean_from
+from attnlens.models.families import FAMILIES
 from attnlens.reports.recovery import as_text
 from attnlens.text import shortened
 
 NEW = 14
 OPTIONS = {"min_new_tokens": NEW}
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def tiny(request, tokenizer):
+    """A small model of each family: every test below is of all of them."""
+    return tiny_vlm(tokenizer, request.param)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from conftest import picture
 
 import attnlens
 from attnlens.errors import InputError
-from attnlens.vlm.cache import returned_cache, with_cache
+from attnlens.models.cache import returned_cache, with_cache
 
 
 @pytest.fixture(scope="module")

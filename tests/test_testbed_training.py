@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 import attnlens
 from attnlens.errors import InputError
+from attnlens.models.modes import user_text
+from attnlens.models.positions import ImagePiece, multimodal_positions
 from attnlens.testbed import held_out_sample, make_sample
 from attnlens.testbed.answers import text_of
 from attnlens.testbed.architecture import build_model, embed, initialise
@@ -30,8 +32,6 @@ from attnlens.testbed.perception import KIND_SHARES
 from attnlens.testbed.questions import KINDS
 from attnlens.testbed.scenes import SIZES
 from attnlens.testbed.training import Plan, _loss, build_optimisers, train
-from attnlens.vlm.modes import user_text
-from attnlens.vlm.positions import ImagePiece, multimodal_positions
 
 
 def small_batches(monkeypatch, perception: int, answers: int, piece: int = 2):
@@ -179,13 +179,7 @@ def test_told_words_of_a_verification_are_written_without_a_view_of_the_image(ti
         tiny.model.set_attn_implementation("eager")
         try:
             states = tiny.model.model.language_model(
-                inputs_embeds=embed(
-                    tiny.model,
-                    batch["input_ids"],
-                    batch["pixel_values"],
-                    batch["image_grid_thw"],
-                    batch["visual_index"],
-                ),
+                inputs_embeds=embed(tiny.model, batch["input_ids"], batch, batch["visual_index"]),
                 attention_mask={"full_attention": mask},
                 position_ids=batch["position_ids"],
             ).last_hidden_state

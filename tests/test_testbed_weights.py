@@ -18,6 +18,7 @@ from PIL import Image
 import attnlens
 from attnlens.cli.main import main
 from attnlens.errors import InputError
+from attnlens.models.modes import user_text
 from attnlens.testbed import held_out_sample, mark_response, respond, score
 from attnlens.testbed.batches import IGNORED, Example, collate
 from attnlens.testbed.forced import forced_pass
@@ -26,7 +27,6 @@ from attnlens.testbed.respond import picture
 from attnlens.testbed.scenes import MARKS
 from attnlens.testbed.study import hiding, looking, pointing, recorded_shares
 from attnlens.testbed.training import Plan
-from attnlens.vlm.modes import user_text
 
 
 def test_wrong_responses_are_marked_wrong():
@@ -249,7 +249,7 @@ def test_the_facts_are_looked_up_where_they_are_stated(testbed, samples):
 def test_the_shipped_checkpoint_is_a_plain_hub_folder(testbed):
     from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-    from attnlens.vlm.load import TESTBED
+    from attnlens.models.load import TESTBED
 
     names = {p.name for p in TESTBED.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "MODEL_CARD.md"} <= names
@@ -316,7 +316,7 @@ def test_the_commands_write_their_tables(tmp_path, capsys):
 def test_bad_options_are_refused_before_a_model_is_loaded(
     arguments, message, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("attnlens.vlm.load.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("attnlens.models.load.load", lambda *_, **__: pytest.fail("loaded"))
     monkeypatch.chdir(tmp_path)
     assert main(["testbed", *(a.format(folder=tmp_path) for a in arguments)]) == 2
     assert message in capsys.readouterr().err

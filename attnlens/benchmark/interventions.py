@@ -21,13 +21,13 @@ from attnlens.interventions import (
     WhenVisualBelow,
     intervene,
 )
+from attnlens.models.cache import returned_cache, with_cache
+from attnlens.models.images import ImageInfo
+from attnlens.models.load import VLM
+from attnlens.models.prompt import Prompt
+from attnlens.models.qwen2_5_vl import QWEN2_5_VL
 from attnlens.progress import progress
 from attnlens.testbed.tokenizer import load_tokenizer
-from attnlens.vlm.cache import returned_cache, with_cache
-from attnlens.vlm.family import QWEN2_5_VL
-from attnlens.vlm.images import ImageInfo
-from attnlens.vlm.load import VLM
-from attnlens.vlm.prompt import Prompt
 
 THRESHOLD = 0.4
 """Of a trigger by visual share: about half of what random weights give 1,024 visual tokens."""
@@ -81,7 +81,7 @@ def compare_interventions(
     model = build(shape, device)
     inputs, segments = build_inputs(visual, device, getattr(torch, shape.dtype))
     vlm = VLM(model, _Processor(), "random weights", QWEN2_5_VL)
-    prompt = _prompt(inputs, segments)
+    prompt = _prompt(model.config, inputs, segments)
     runs = _runs(new)
     warm_up = _runs(2)
     seconds: dict[str, list[float]] = {name: [] for name in (*runs, "insertion", "one pass")}
@@ -142,9 +142,9 @@ def _runs(step: int) -> dict[str, Intervention | None]:
     }
 
 
-def _prompt(inputs: dict[str, torch.Tensor], segments: np.ndarray) -> Prompt:
+def _prompt(config: Any, inputs: dict[str, torch.Tensor], segments: np.ndarray) -> Prompt:
     """Wrap random inputs as a prompt."""
-    rows, columns = (int(n) // 2 for n in inputs["image_grid_thw"][0, 1:])
+    ((rows, columns),) = QWEN2_5_VL.grids(config, inputs)
     image_of_key = np.where(segments == "visual", 0, -1)
     info = ImageInfo(None, "", columns * 28, rows * 28, rows, columns)
     picture = Image.new("RGB", (columns * 28, rows * 28))

@@ -12,7 +12,7 @@ from typing import Any
 from attnlens.errors import InputError
 from attnlens.files import write_file
 from attnlens.locking import only_process
-from attnlens.vlm.modes import MODE_NAMES, MODES_HELP, check_template
+from attnlens.models.modes import MODE_NAMES, MODES_HELP, check_template
 
 
 def at_least(name: str, value: int, least: int) -> None:

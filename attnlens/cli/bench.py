@@ -27,7 +27,12 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
     parser.add_argument(
-        "--visual", type=int, default=1024, metavar="N", help="visual tokens (1024)"
+        "--visual",
+        dest="visual_tokens",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="visual tokens (1024)",
     )
     parser.add_argument("--new", type=int, default=256, metavar="N", help="new tokens (256)")
     parser.add_argument(
@@ -59,7 +64,7 @@ def run_bench(options: argparse.Namespace) -> int:
     """Measure and print."""
     from attnlens.files import check_file
 
-    at_least("visual", options.visual, 1)
+    at_least("visual", options.visual_tokens, 1)
     at_least("new", options.new, 2)
     at_least("repeats", options.repeats, 1)
     if any(n < 1 for n in options.context):
@@ -67,7 +72,7 @@ def run_bench(options: argparse.Namespace) -> int:
     if options.json is not None:
         check_file(Path(options.json))
     from attnlens.benchmark.recording import by_context
-    from attnlens.vlm.load import find_device
+    from attnlens.models.load import find_device
 
     device = str(find_device(options.device))
     result: dict[str, Any] = {}
@@ -92,7 +97,7 @@ def run_bench(options: argparse.Namespace) -> int:
         result["interventions"] = compare_interventions(
             options.size,
             device=device,
-            visual=options.visual,
+            visual=options.visual_tokens,
             new=options.new,
             repeats=options.repeats,
         )
@@ -113,12 +118,12 @@ def _compare(options: argparse.Namespace, device: str) -> dict[str, Any]:
     result = compare(
         options.size,
         device=device,
-        visual=options.visual,
+        visual=options.visual_tokens,
         new=options.new,
         repeats=options.repeats,
     )
     print(
-        f"{options.visual} visual tokens, {options.new} new tokens, {device}, "
+        f"{options.visual_tokens} visual tokens, {options.new} new tokens, {device}, "
         f"{result['threads']} threads, median of {options.repeats}"
     )
     print(f"{'':10}{'seconds':>10}{'ratio':>8}{'peak MiB':>10}{'ratio':>8}{'rise MiB':>10}")

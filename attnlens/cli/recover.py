@@ -15,7 +15,7 @@ from attnlens.cli.arguments import (
 )
 from attnlens.cli.trend import questions_of
 from attnlens.errors import InputError
-from attnlens.vlm.modes import asked_words, verification_tag
+from attnlens.models.modes import asked_words, verification_tag
 
 
 def add_parser(commands: Any) -> None:

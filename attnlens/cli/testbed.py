@@ -9,7 +9,7 @@ from typing import Any
 
 from attnlens.cli.arguments import at_least, write_json
 from attnlens.errors import InputError
-from attnlens.vlm.modes import MODES
+from attnlens.models.modes import MODES
 
 
 def add_parser(commands: Any) -> None:
@@ -209,8 +209,8 @@ def run_score(options: argparse.Namespace) -> int:
     at_least("scenes", options.scenes, 1)
     if options.json is not None:
         check_file(Path(options.json))
+    from attnlens.models.load import load
     from attnlens.testbed import held_out_sample, score
-    from attnlens.vlm.load import load
 
     what = {"kind": options.kind, "steps": options.steps}
     held_out_sample(options.seed, 0, options.modes[0], **what)  # refuses what cannot be asked
@@ -246,9 +246,9 @@ def run_study(options: argparse.Namespace) -> int:
 
     at_least("scenes", options.scenes, 2)
     check_file(Path(options.json))
+    from attnlens.models.load import load
     from attnlens.testbed import held_out_sample
     from attnlens.testbed.study import study
-    from attnlens.vlm.load import load
 
     held_out_sample(options.seed, 0, options.modes[0], steps=options.steps)
     vlm = load(options.model_path, device=options.device, dtype="float32")
@@ -270,11 +270,11 @@ def run_recover(options: argparse.Namespace) -> int:
 
     at_least("scenes", options.scenes, 4)
     check_file(Path(options.json))
+    from attnlens.models.load import load
     from attnlens.testbed import held_out_sample
     from attnlens.testbed.heads import looking_heads
     from attnlens.testbed.knockouts import knock_outs
     from attnlens.testbed.looking_again import looking_again
-    from attnlens.vlm.load import load
 
     held_out_sample(options.seed, 0, options.modes[0])
     vlm = load(options.model_path, device=options.device, dtype="float32")

@@ -16,11 +16,11 @@ from attnlens.experiments.same_prompt import other_parts
 from attnlens.measures.inputs import visual_key_share
 from attnlens.measures.recovery import divergences, entropy
 from attnlens.measures.share import visual_share
+from attnlens.models.images import open_image, plain_picture
+from attnlens.models.load import VLM
+from attnlens.models.prompt import Prompt, encode_prompt, with_pictures
 from attnlens.recording.generation import altered_by
 from attnlens.recording.trace import Trace
-from attnlens.vlm.images import open_image, plain_picture
-from attnlens.vlm.load import VLM
-from attnlens.vlm.prompt import Prompt, encode_prompt, with_pictures
 
 REFERENCES = ("removed", "blank")
 """What stands in the image's place: nothing (a prompt of text alone), or a plain picture of its
@@ -166,17 +166,8 @@ def _with_pictures(vlm: VLM, prompt: Prompt, pictures: list[Image.Image]) -> Pro
 
 def _log_probabilities(vlm: VLM, prompt: Prompt, ids: list[int]) -> np.ndarray:
     """Log-probabilities [steps, vocabulary] of a forced response."""
-    inputs = dict(prompt.inputs)
-    device = inputs["input_ids"].device
-    forced = torch.tensor([ids[:-1]], dtype=inputs["input_ids"].dtype, device=device)
-    length = forced.shape[1]
-    pad = torch.nn.functional.pad
-    first = inputs["input_ids"].shape[1] - 1
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], forced], dim=1)
-    inputs["attention_mask"] = pad(inputs["attention_mask"], (0, length), value=1)
-    if "mm_token_type_ids" in inputs:
-        inputs["mm_token_type_ids"] = pad(inputs["mm_token_type_ids"], (0, length))
+    inputs = vlm.family.append(vlm.model.config, prompt.inputs, ids[:-1])
     with torch.no_grad():
-        logits = vlm.model(**inputs, use_cache=False, logits_to_keep=length + 1).logits
-    assert logits.shape[1] == inputs["input_ids"].shape[1] - first
+        logits = vlm.model(**inputs, use_cache=False, logits_to_keep=len(ids)).logits
+    assert logits.shape[1] == len(ids)
     return logits[0].float().log_softmax(-1).cpu().numpy()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from attnlens.vlm.load import VLM
+from attnlens.models.load import VLM
 
 
 @contextmanager

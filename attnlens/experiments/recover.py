@@ -19,12 +19,12 @@ from attnlens.grading import true_answer
 from attnlens.interventions.base import Intervention, Nothing
 from attnlens.interventions.inject import Forcing
 from attnlens.interventions.session import intervene
+from attnlens.models.load import VLM
+from attnlens.models.prompt import Prompt, PromptBatch
 from attnlens.progress import progress
 from attnlens.recording.run import RECORDING, run
 from attnlens.recording.trace import Trace
 from attnlens.text import shortened
-from attnlens.vlm.load import VLM
-from attnlens.vlm.prompt import Prompt, PromptBatch
 
 Interventions = Intervention | Sequence[Intervention] | Mapping[str, Intervention]
 """One or several; a mapping names them."""

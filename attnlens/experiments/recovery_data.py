@@ -15,8 +15,8 @@ from attnlens.grading import is_changed, is_right
 from attnlens.measures.definitions import DEFINITIONS, Definition
 from attnlens.measures.recovery import divergences, mean_from, mean_of_known
 from attnlens.measures.share import visual_segments
+from attnlens.models.load import VLM
 from attnlens.recording.trace import Trace
-from attnlens.vlm.load import VLM
 
 DETAILS = ("head", "layer", "step")
 """How finely rises are kept."""

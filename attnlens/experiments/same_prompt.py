@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from attnlens.errors import InputError
+from attnlens.models.prompt import Prompt
 from attnlens.recording.trace import Trace
-from attnlens.vlm.prompt import Prompt
 
 
 def other_parts(prompt: Prompt, trace: Trace) -> list[str]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from attnlens.errors import InputError
 from attnlens.experiments.force import force
 from attnlens.interventions import AtStep, Copy, Intervention, Route
+from attnlens.models.load import VLM
+from attnlens.models.prompt import Prompt
 from attnlens.recording.trace import Trace
-from attnlens.vlm.load import VLM
-from attnlens.vlm.prompt import Prompt
 
 
 def insertions(step: int) -> dict[str, Intervention | None]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from attnlens.interventions.blocks import Piece
     from attnlens.interventions.session import Session
-    from attnlens.vlm.prompt import Prompt
+    from attnlens.models.prompt import Prompt
 
 Heads = Iterable[int] | Iterable[tuple[int, int]] | None
 """Heads of all layers in reach, or (layer, head) pairs; all when None."""

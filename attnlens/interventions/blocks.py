@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from attnlens.errors import InputError
-from attnlens.vlm.positions import ImagePiece, multimodal_positions
+from attnlens.models.family import Family
+from attnlens.models.positions import ImagePiece
 
 POSITIONS = ("fresh", "original", "frozen-cache")
 """Where inserted visual tokens stand: as a new image at the current position; at the positions
@@ -49,8 +50,8 @@ class VisualPiece:
     kept
         Indices of those that are inserted, in reading order.
     original
-        int64 [3, tokens of the whole image]: their rotary positions in the prompt, where they are
-        inserted at these; None for a new image at the current position.
+        int64 [axes, tokens of the whole image]: their rotary positions in the prompt, where they
+        are inserted at these; None for a new image at the current position.
     """
 
     features: torch.Tensor
@@ -92,11 +93,13 @@ class CachedPiece:
 Piece = TextPiece | VisualPiece | CachedPiece
 
 
-def piece_positions(piece: Piece, start: int) -> tuple[np.ndarray, int]:
+def piece_positions(family: Family, piece: Piece, start: int) -> tuple[np.ndarray, int]:
     """Rotary positions of a piece.
 
     Parameters
     ----------
+    family
+        The model's family, whose rule it is.
     piece
         The piece.
     start
@@ -104,18 +107,16 @@ def piece_positions(piece: Piece, start: int) -> tuple[np.ndarray, int]:
 
     Returns
     -------
-    int64 [3, tokens] and int
-        Positions in time, height and width, and the position of what follows.
+    int64 [axes, tokens] and int
+        The positions, and the position of what follows. Cached keys keep those they have.
     """
     if isinstance(piece, TextPiece):
-        return multimodal_positions([piece.count]) + start, start + piece.count
-    if isinstance(piece, VisualPiece) and piece.original is None:
-        image = ImagePiece(*piece.grid, piece.kept)
-        return multimodal_positions([image]) + start, start + max(piece.grid)
-    if isinstance(piece, VisualPiece):
-        assert piece.original is not None
+        return family.positions_from(start, [piece.count])
+    if isinstance(piece, VisualPiece) and piece.original is not None:
         return piece.original[:, list(piece.kept)], start
-    return np.zeros((3, 0), np.int64), start
+    if isinstance(piece, VisualPiece):
+        return family.positions_from(start, [ImagePiece(*piece.grid, piece.kept)])
+    return family.positions_from(start, [])
 
 
 def step_back(cache: Any, tokens: int) -> None:

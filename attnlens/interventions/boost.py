@@ -20,7 +20,7 @@ from attnlens.interventions.base import (
 from attnlens.interventions.triggers import Trigger
 
 if TYPE_CHECKING:
-    from attnlens.vlm.prompt import Prompt
+    from attnlens.models.prompt import Prompt
 
 
 @dataclass(frozen=True)

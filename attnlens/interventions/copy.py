@@ -20,13 +20,12 @@ from attnlens.interventions.blocks import (
     VisualPiece,
 )
 from attnlens.interventions.triggers import Trigger
+from attnlens.models.images import open_image, plain_picture
 from attnlens.text import shortened
-from attnlens.vlm.features import image_features
-from attnlens.vlm.images import open_image, plain_picture
 
 if TYPE_CHECKING:
     from attnlens.interventions.session import Session
-    from attnlens.vlm.prompt import Prompt
+    from attnlens.models.prompt import Prompt
 
 
 LONGEST_SOURCE = 500
@@ -121,9 +120,8 @@ class Copy(Insertion):
             return []
         inner = self._inner(session, image, kept)
         if self.wrap and self.source != "text":
-            config = session.vlm.model.config
-            start = TextPiece((config.vision_start_token_id,))
-            end = TextPiece((config.vision_end_token_id,))
+            special = session.vlm.family.special_tokens(session.vlm.model.config)
+            start, end = TextPiece((special.start,)), TextPiece((special.end,))
             return [start, inner, end] * self.repeat
         return [inner] * self.repeat
 
@@ -149,9 +147,8 @@ class Copy(Insertion):
             shown = plain_picture(session.prompt.pictures[image])
         least, most = session.prompt.limits
         # only the picture matters
-        prompt = session.vlm.prompt(shown, "?", min_pixels=least, max_pixels=most)
+        vlm = session.vlm
+        prompt = vlm.prompt(shown, "?", min_pixels=least, max_pixels=most)
         with torch.no_grad():
-            features = image_features(
-                session.vlm.model, prompt.inputs["pixel_values"], prompt.inputs["image_grid_thw"]
-            )
+            features = vlm.family.image_features(vlm.model, prompt.inputs)
         return features, prompt.grids[0]

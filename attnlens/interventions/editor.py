@@ -12,7 +12,7 @@ from attnlens.recording.masks import as_bias
 
 if TYPE_CHECKING:
     from attnlens.interventions.base import Edit
-    from attnlens.vlm.prompt import Prompt
+    from attnlens.models.prompt import Prompt
 
 
 @dataclass

@@ -22,10 +22,10 @@ from attnlens.interventions.editor import Reach
 from attnlens.interventions.inject import Forcing
 from attnlens.interventions.session import Event, Session
 from attnlens.interventions.stitch import Plan
+from attnlens.models.cache import with_cache
+from attnlens.models.load import VLM
+from attnlens.models.prompt import Prompt
 from attnlens.recording.taps import tell_of_response
-from attnlens.vlm.cache import with_cache
-from attnlens.vlm.load import VLM
-from attnlens.vlm.prompt import Prompt
 
 
 class ForcedSession(Session):
@@ -78,9 +78,9 @@ class ForcedSession(Session):
             raise InputError("the response has no token: give at least one id")
         found = []
         alone = bool(self._watched)  # the next trigger asks what each step attends to
-        alone |= next(self._family.text.parameters()).dtype != torch.float32
+        alone |= next(self._parts.text.parameters()).dtype != torch.float32
         with torch.no_grad():
-            self._cache = DynamicCache(config=self._family.text.config)
+            self._cache = DynamicCache(config=self._parts.text.config)
             found.append(self._pass(**self._prompt(), logits_to_keep=1))
             self._put_between(self._texts)
             waiting: list[int] = []
@@ -99,7 +99,7 @@ class ForcedSession(Session):
                     waiting = []
                     self._put_between(self._texts)
             found += self._feed_response(waiting)
-        tell_of_response(self._family, torch.tensor([list(ids)]))
+        tell_of_response(self._parts, torch.tensor([list(ids)]))
         return torch.cat(found)
 
     def _before(self, module: Any, args: tuple, options: dict[str, Any]) -> tuple:
@@ -182,26 +182,23 @@ class ForcedSession(Session):
     def _prompt(self) -> dict[str, Any]:
         """Give the pass over the prompt positions, so that none are kept on the model."""
         inputs = dict(self.prompt.inputs)
-        rope, _ = self._family.generator.model.get_rope_index(
-            inputs["input_ids"],
-            mm_token_type_ids=inputs["mm_token_type_ids"],
-            image_grid_thw=inputs.get("image_grid_thw"),
-            attention_mask=inputs["attention_mask"],
-        )
+        family = self.vlm.family
+        rope = family.rotary_positions(self._parts.generator, inputs)
         count = rope.shape[-1]
-        self._rope_start = int(rope.max()) + 1 - count
+        self._rope_start = int(rope.max()) + 1
         slots = torch.arange(count, device=rope.device)
-        return inputs | {"position_ids": torch.cat([slots.expand(1, 1, -1), rope])}
+        return inputs | {"position_ids": family.position_ids(slots, rope)}
 
     def _positions(self, count: int) -> dict[str, Any]:
-        """Positions of the tokens that come next, [4, 1, count], without what was inserted."""
-        device = self.prompt.inputs["input_ids"].device
-        slots = len(self.prompt.segments) + self._fed + torch.arange(count, device=device)
-        rope = (slots + self._rope_start).expand(3, 1, -1)
-        return {"position_ids": torch.cat([slots.expand(1, 1, -1), rope])}
+        """Positions of the tokens that come next, without what was inserted."""
+        family, device = self.vlm.family, self.prompt.inputs["input_ids"].device
+        slots = len(self.prompt.segments) + self._fed + torch.arange(count)
+        rope, _ = family.positions_from(self._rope_start + self._fed, [count])
+        positions = family.position_ids(slots, torch.from_numpy(rope))
+        return {"position_ids": positions.to(device)}
 
     def _pass(self, **options: Any) -> torch.Tensor:
-        generator = self._family.generator
+        generator = self._parts.generator
         output = generator(**options, **with_cache(generator, self._cache), use_cache=True)
         return output.logits[0].float().log_softmax(-1).cpu()
 

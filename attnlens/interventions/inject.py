@@ -11,7 +11,7 @@ from attnlens.interventions.base import Intervention, check_visual, is_whole
 from attnlens.interventions.triggers import Trigger
 
 if TYPE_CHECKING:
-    from attnlens.vlm.prompt import Prompt
+    from attnlens.models.prompt import Prompt
 
 
 class Forcing(Intervention):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any
 
 import numpy as np
 import torch
 
-from attnlens.vlm.family import Parts
-from attnlens.vlm.features import image_features
-from attnlens.vlm.prompt import Prompt
+from attnlens.models.load import VLM
+from attnlens.models.prompt import Prompt
 
 
 class PromptImages:
@@ -18,15 +16,14 @@ class PromptImages:
 
     Parameters
     ----------
-    model, family
-        The model and its parts.
+    vlm
+        The model.
     prompt
         The prompt.
     """
 
-    def __init__(self, model: Any, family: Parts, prompt: Prompt) -> None:
-        self._model = model
-        self._family = family
+    def __init__(self, vlm: VLM, prompt: Prompt) -> None:
+        self._vlm = vlm
         self._prompt = prompt
         self._features: torch.Tensor | None = None
 
@@ -42,11 +39,9 @@ class PromptImages:
     def features(self, image: int) -> torch.Tensor:
         """Vision features of an image, [visual tokens, width]; computed once."""
         if self._features is None:
-            inputs = self._prompt.inputs
+            vlm = self._vlm
             with torch.no_grad():
-                self._features = image_features(
-                    self._model, inputs["pixel_values"], inputs["image_grid_thw"]
-                )
+                self._features = vlm.family.image_features(vlm.model, self._prompt.inputs)
         counts = [rows * columns for rows, columns in self._prompt.grids]
         start = sum(counts[:image])
         return self._features[start : start + counts[image]]
@@ -56,17 +51,13 @@ class PromptImages:
         return np.flatnonzero(self._prompt.image_of_key == image).tolist()
 
     def positions(self, image: int) -> np.ndarray:
-        """Rotary positions of an image's visual tokens in the prompt, int64 [3, tokens]."""
-        inputs = self._prompt.inputs
-        positions, _ = self._family.generator.model.get_rope_index(
-            inputs["input_ids"],
-            mm_token_type_ids=inputs["mm_token_type_ids"],
-            image_grid_thw=inputs["image_grid_thw"],
-            attention_mask=inputs["attention_mask"],
-        )
+        """Rotary positions of an image's visual tokens in the prompt, int64 [axes, tokens]."""
+        family = self._vlm.family
+        generator = family.parts(self._vlm.model).generator
+        positions = family.rotary_positions(generator, self._prompt.inputs)
         return positions[:, 0, self.slots(image)].cpu().numpy()
 
     def checksum(self) -> int:
         """Return a number that another question or another picture would change."""
-        pixels = self._prompt.inputs["pixel_values"].float().cpu().numpy().tobytes()
+        pixels = self._vlm.family.pixels(self._prompt.inputs).float().cpu().numpy().tobytes()
         return zlib.crc32(self._prompt.text.encode(), zlib.crc32(pixels))

@@ -15,7 +15,7 @@ from attnlens.interventions.copy import Copy
 
 if TYPE_CHECKING:
     from attnlens.interventions.session import Session
-    from attnlens.vlm.prompt import Prompt
+    from attnlens.models.prompt import Prompt
 
 SELECTIONS = ("top", "random", "bottom")
 
@@ -116,11 +116,11 @@ class Route(Copy):
             session.vlm.model.config.text_config.num_hidden_layers,
             session.vlm.model.config.text_config.num_attention_heads,
         )
-        sums, heads = np.zeros(recorder.layout.visual.shape[1]), 0
+        sums, heads = np.zeros(recorder.layout.visual_slots.shape[1]), 0
         for layer, rows in recorded.items():
             assert rows.visual_weight is not None
             share = len(reach[layer])  # layers weigh by their number of heads in reach
             sums += share * rows.visual_weight[0, wanted].astype(np.float64).mean(0)
             heads += share
-        of_visual = recorder.layout.image[0][recorder.layout.visual[0]]
+        of_visual = recorder.layout.image[0][recorder.layout.visual_slots[0]]
         return (sums / heads)[of_visual == image]

@@ -36,13 +36,13 @@ from attnlens.interventions.online import ShareRecorder
 from attnlens.interventions.pictures import PromptImages
 from attnlens.interventions.stitch import Plan, Stitcher
 from attnlens.interventions.triggers import Trigger, highest_thresholds
+from attnlens.models.cache import cache_of
+from attnlens.models.load import VLM
+from attnlens.models.prompt import Prompt
 from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.layout import key_layout
 from attnlens.recording.recorder import QueryRecorder
 from attnlens.recording.taps import attach, attach_editor, detach, detach_editor
-from attnlens.vlm.cache import cache_of
-from attnlens.vlm.load import VLM
-from attnlens.vlm.prompt import Prompt
 
 S = TypeVar("S", bound="Session")
 
@@ -108,11 +108,11 @@ class Session:
         self.vlm = vlm
         self.prompt = prompt
         self.events: list[Event] = []
-        self._family = vlm.family.parts(vlm.model)
+        self._parts = vlm.family.parts(vlm.model)
         watching: list[Trigger] = []
         self._made: dict[Any, Any] = {}
-        text = self._family.text.config
-        self._sizes = (len(self._family.attention), text.num_attention_heads)
+        text = self._parts.text.config
+        self._sizes = (len(self._parts.attention), text.num_attention_heads)
         for part in intervention.parts:
             triggers = (part.when, getattr(part, "until", None) or part.when)
             if not all(isinstance(trigger, Trigger) for trigger in triggers):
@@ -137,8 +137,8 @@ class Session:
         self._forced: list[int] = []
         self._awaited: int | None = None
         """The forced token that ``generate`` was left no choice but to take."""
-        self._stitch = Stitcher(vlm.model, self._family, len(prompt.segments))
-        self.images = PromptImages(vlm.model, self._family, prompt)
+        self._stitch = Stitcher(vlm, len(prompt.segments))
+        self.images = PromptImages(vlm, prompt)
         self._recorders: dict[int, QueryRecorder] = {}
         self._editor: ScoreEditor | None = None
         self._share: ShareRecorder | None = None
@@ -160,15 +160,15 @@ class Session:
             stack.callback(_OPEN.discard, self.vlm.model)
             if any(isinstance(s.part, Edit) for s in self._firing.states):
                 self._editor = ScoreEditor(self._attention_name())
-                attach_editor(self._family, self._editor)
-                stack.callback(detach_editor, self._family, self._editor)
+                attach_editor(self._parts, self._editor)
+                stack.callback(detach_editor, self._parts, self._editor)
             if self._watched:
                 self._share = ShareRecorder(self._layout(), self._layers(), self._watched)
                 self.listen(self._share, self)
             for state in self._firing.states:
                 if isinstance(state.part, Insertion):
                     state.part.prepare(self)
-            model, visual = self._family.generator, self._family.vision
+            model, visual = self._parts.generator, self._parts.vision
             # compiled decoding must call back into Python here, not trace these
             before, after, keep = map(
                 torch.compiler.disable, (self._before, self._after, self._keep_features)
@@ -197,8 +197,8 @@ class Session:
 
     def listen(self, recorder: QueryRecorder, owner: object) -> None:
         """Let a recorder see every pass, for ``recorder_of`` its owner."""
-        attach(self._family, recorder, GenerateWatch(len(self.prompt.segments)))
-        self._stack.callback(detach, self._family, recorder)
+        attach(self._parts, recorder, GenerateWatch(len(self.prompt.segments)))
+        self._stack.callback(detach, self._parts, recorder)
         self._recorders[id(owner)] = recorder
 
     def recorder_of(self, owner: object) -> QueryRecorder:
@@ -219,10 +219,10 @@ class Session:
         return key_layout(self.prompt.segments, np.atleast_2d(self.prompt.image_of_key))
 
     def _layers(self) -> list[int]:
-        return list(range(len(self._family.attention)))
+        return list(range(len(self._parts.attention)))
 
     def _attention_name(self) -> str:
-        name = self._family.text.config._attn_implementation or "eager"
+        name = self._parts.text.config._attn_implementation or "eager"
         # attnlens_<number>_<name of the implementation it stands for>
         base = name.split("_", 2)[2] if name.startswith("attnlens_") else name
         if base not in ("sdpa", "eager"):
@@ -242,7 +242,7 @@ class Session:
 
     def _keep_features(self, _module: Any, _args: tuple, output: Any) -> None:
         if self._started:
-            self.images.keep(output.pooler_output)
+            self.images.keep(self.vlm.family.features_in(output))
 
     def _before(self, module: Any, args: tuple, options: dict[str, Any]) -> tuple:
         ids, cache = options.get("input_ids"), cache_of(module, args, options)
@@ -362,7 +362,7 @@ class Session:
             self._editor.step_back(earlier, start, plan.segments())
         if plan.pieces:
             self._stitch.apply(plan, start, step - first, cache, options["position_ids"])
-            if next(self._family.text.parameters()).is_cuda:
+            if next(self._parts.text.parameters()).is_cuda:
                 torch.cuda.synchronize()
         seconds = time.perf_counter() - begun if plan.pieces else 0.0
         self.events += [replace(event, seconds=seconds) for event in events]

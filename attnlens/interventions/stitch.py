@@ -21,9 +21,9 @@ from attnlens.interventions.blocks import (
     repeat_cached,
     step_back,
 )
+from attnlens.models.cache import cache_parameter, capacity, with_cache
+from attnlens.models.load import VLM
 from attnlens.recording.taps import tell_of_new_keys, tell_of_step_back
-from attnlens.vlm.cache import cache_parameter, capacity, with_cache
-from attnlens.vlm.family import Parts
 
 
 @dataclass
@@ -57,8 +57,8 @@ class Stitcher:
 
     Parameters
     ----------
-    model, family
-        The model and its parts.
+    vlm
+        The model.
     prompt_length
         Number of prompt keys.
 
@@ -72,9 +72,10 @@ class Stitcher:
         Steps before this one lie before an insertion: nothing is stepped back over one.
     """
 
-    def __init__(self, model: Any, family: Parts, prompt_length: int) -> None:
-        self._model = model
-        self._family = family
+    def __init__(self, vlm: VLM, prompt_length: int) -> None:
+        self._model = vlm.model
+        self._family = vlm.family
+        self._parts = vlm.family.parts(vlm.model)
         self._prompt_length = prompt_length
         self.inserted = 0
         self.rope = 0
@@ -109,25 +110,25 @@ class Stitcher:
                 f"{plan.inserted} inserted ones: pass a larger one, "
                 f"{cache_parameter(self._model)}=StaticCache(config, max_cache_len=...)"
             )
-        rope = int(now[-1, 0, 0]) - back + self.rope
-        tell_of_step_back(self._family, start, plan.segments())
+        rope = self._family.next_position(now) - back + self.rope
+        tell_of_step_back(self._parts, start, plan.segments())
         step_back(cache, back)
         slot = start
         run: list[tuple[Any, np.ndarray]] = []
         for piece, _ in plan.pieces:
-            positions, after = piece_positions(piece, rope)
+            positions, after = piece_positions(self._family, piece, rope)
             if isinstance(piece, CachedPiece):
                 self._feed(run, slot, cache)
                 slot += sum(p.count for p, _ in run) + piece.count
                 run = []
                 repeat_cached(cache, piece.slots)
-                tell_of_new_keys(self._family)
+                tell_of_new_keys(self._parts)
             else:
                 run.append((piece, positions))
             rope = after
         self._feed(run, slot, cache)
         self.inserted += plan.inserted
-        self.rope = rope - int(now[-1, 0, 0])
+        self.rope = rope - self._family.next_position(now)
 
     def _feed(self, run: list[tuple[Any, np.ndarray]], start: int, cache: Any) -> None:
         """One pass over pieces that stand side by side, on top of the cache."""
@@ -144,16 +145,16 @@ class Stitcher:
                 parts.append(embed(torch.tensor(piece.ids, device=device)))
         block = torch.cat(parts)[None]
         rope = np.concatenate([positions for _, positions in run], axis=1)
-        text = start + np.arange(block.shape[1])[None]
-        positions = torch.from_numpy(np.concatenate([text, rope]))[:, None].to(device)
+        slots = torch.arange(start, start + block.shape[1])
+        positions = self._family.position_ids(slots, torch.from_numpy(rope)).to(device)
         mask = torch.ones((1, start + block.shape[1]), dtype=torch.int64, device=device)
         with torch.no_grad():
-            self._family.text(
+            self._parts.text(
                 inputs_embeds=block,
                 position_ids=positions,
                 attention_mask=mask,
                 use_cache=True,
-                **with_cache(self._family.text, cache),
+                **with_cache(self._parts.text, cache),
             )
 
     def move(self, cache: Any, options: dict[str, Any], end: int) -> None:
@@ -173,11 +174,9 @@ class Stitcher:
         InputError
             If a static cache is full.
         """
-        positions = options["position_ids"].clone()
-        text_rows = 1 if positions.shape[0] == 4 else 0
-        positions[:text_rows] += self.inserted
-        positions[text_rows:] += self.rope
-        options["position_ids"] = positions
+        options["position_ids"] = self._family.moved(
+            options["position_ids"], self.inserted, self.rope
+        )
         room = capacity(cache)
         if room is not None and end > room:
             fed = end - self._prompt_length - self.inserted
@@ -185,4 +184,5 @@ class Stitcher:
                 f"the static cache of {room} tokens is full after {fed} response "
                 f"tokens, since {self.inserted} were inserted: pass a larger one"
             )
-        options["attention_mask"] = torch.ones((1, end), dtype=torch.int64, device=positions.device)
+        device = options["position_ids"].device
+        options["attention_mask"] = torch.ones((1, end), dtype=torch.int64, device=device)

@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 
 from attnlens.errors import InputError
 from attnlens.measures.inputs import dataset_of, select_layers
+from attnlens.models.images import open_image
 from attnlens.plots.labels import readable
 from attnlens.plots.style import (
     Figure,
@@ -21,7 +22,6 @@ from attnlens.plots.style import (
     style,
     width_in_inches,
 )
-from attnlens.vlm.images import open_image
 
 if TYPE_CHECKING:
     import xarray as xr

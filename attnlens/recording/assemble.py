@@ -169,7 +169,7 @@ def assemble(
         )
         coordinates["image"] = images
     if first.visual_weight is not None:
-        visual = layout.visual[prompt_row] >= 0
+        visual = layout.visual_slots[prompt_row] >= 0
         weights = np.stack([rows[i].visual_weight[row] for i in layers], axis=1)  # type: ignore[index]
         variables["visual_map"] = (("step", "layer", "visual"), weights[: len(steps), :, visual])
         coordinates.update(_visual_places(layout, prompt_row, images, grids))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from attnlens.errors import InputError
-from attnlens.vlm.cache import generates_with_cache
+from attnlens.models.cache import generates_with_cache
 
 PROCESSORS = "logits_processor"
 POSITIONAL = (

@@ -29,7 +29,7 @@ class KeyLayout:
         The segment of each column.
     column_image
         The image of each column; -1 for columns that are not visual.
-    visual
+    visual_slots
         int64 [batch, visual]: slots of the visual keys, filled up with -1.
     """
 
@@ -38,7 +38,7 @@ class KeyLayout:
     columns: np.ndarray
     names: tuple[str, ...]
     column_image: tuple[int, ...]
-    visual: np.ndarray
+    visual_slots: np.ndarray
 
     @property
     def batch(self) -> int:
@@ -119,5 +119,5 @@ def key_layout(segments: Any, image: np.ndarray | None = None) -> KeyLayout:
         columns=columns,
         names=tuple(column_names),
         column_image=tuple(column_image),
-        visual=slots,
+        visual_slots=slots,
     )

@@ -14,6 +14,10 @@ import numpy as np
 
 import attnlens
 from attnlens.errors import InputError
+from attnlens.models.families import parts_of
+from attnlens.models.family import Parts
+from attnlens.models.load import VLM
+from attnlens.models.prompt import Prompt, PromptBatch
 from attnlens.recording.assemble import UNKNOWN, assemble, token_stream
 from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.layout import KeyLayout, key_layout
@@ -22,9 +26,6 @@ from attnlens.recording.store import as_plain
 from attnlens.recording.taps import attach, detach
 from attnlens.recording.tokens import special_ids, token_texts
 from attnlens.recording.trace import Trace
-from attnlens.vlm.family import Parts, parts_of
-from attnlens.vlm.load import VLM
-from attnlens.vlm.prompt import Prompt, PromptBatch
 
 PROMPT_ROWS = ("last", "query", "all")
 
@@ -262,7 +263,7 @@ def record(
         layout = key_layout(prompt.segments, np.atleast_2d(prompt.image_of_key))
     else:
         layout = key_layout(prompt)
-    if not (layout.visual >= 0).any():
+    if not (layout.visual_slots >= 0).any():
         raise InputError(
             "the prompt has no visual token, so there is no visual mass to record: "
             "give a prompt with an image"

@@ -341,7 +341,7 @@ class QueryRecorder:
         for slot, segment in self.inserted.items():
             if slot < length:
                 columns[:, slot] = self.layout.names.index(segment)
-        visual = np.where(self.layout.visual < length, self.layout.visual, -1)
+        visual = np.where(self.layout.visual_slots < length, self.layout.visual_slots, -1)
         repeats = batch // self.layout.batch
         made = torch.from_numpy(columns).to(device), torch.from_numpy(visual)
         if repeats > 1:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnlens.errors import InputError
+from attnlens.models.load import VLM
+from attnlens.models.prompt import Prompt
 from attnlens.recording.record import record
 from attnlens.recording.store import as_plain
 from attnlens.recording.trace import Trace
-from attnlens.vlm.load import VLM
-from attnlens.vlm.prompt import Prompt
 
 if TYPE_CHECKING:
     from attnlens.interventions.base import Intervention

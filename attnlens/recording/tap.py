@@ -22,9 +22,9 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from attnlens.models.cache import cache_of, cache_parameter, capacity
+from attnlens.models.family import Parts
 from attnlens.recording.generation import GenerateWatch, refuse_continuous_batching
-from attnlens.vlm.cache import cache_of, cache_parameter, capacity
-from attnlens.vlm.family import Parts
 
 _numbers = itertools.count(1)
 _NO_CHANGE = nullcontext()

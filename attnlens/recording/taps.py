@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from attnlens.models.family import Parts
 from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.tap import Editor, Listener, Tap
-from attnlens.vlm.family import Parts
 
 _taps: dict[int, Tap] = {}
 

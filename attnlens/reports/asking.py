@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from attnlens.errors import InputError
 from attnlens.files import check_writable
-from attnlens.vlm.modes import asked_words, check_template, mode_of
+from attnlens.models.modes import asked_words, check_template, mode_of
 
 if TYPE_CHECKING:
+    from attnlens.models.load import VLM
+    from attnlens.models.prompt import Prompt
     from attnlens.reports.jobs import Job
-    from attnlens.vlm.load import VLM
-    from attnlens.vlm.prompt import Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Asking:
 
     def load(self) -> VLM:
         """Load the model."""
-        from attnlens.vlm.load import load
+        from attnlens.models.load import load
 
         return load(
             self.model,

@@ -36,7 +36,7 @@ from attnlens.reports.trend import Settings as RunSettings
 from attnlens.reports.trend_files import note_of_trace
 
 if TYPE_CHECKING:
-    from attnlens.vlm.load import VLM
+    from attnlens.models.load import VLM
 
 OTHERS = 8
 """How many other images an answer is measured against, at most."""

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import attnlens
 from attnlens.errors import InputError
 from attnlens.measures.inputs import regions_of
+from attnlens.models.modes import MODE_NAMES
 from attnlens.netcdf import read_netcdf
 from attnlens.progress import progress
 from attnlens.reports.many import ANSWERS, LONG, TWINS, find_runs, is_run
 from attnlens.reports.table import say_cut_off
 from attnlens.text import one_line
-from attnlens.vlm.modes import MODE_NAMES
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -151,7 +151,7 @@ def check_jobs(jobs: list[Job]) -> tuple[list[Job], int]:
     InputError
         If no job is left, or the only one, from the command line, cannot be run.
     """
-    from attnlens.vlm.images import open_image
+    from attnlens.models.images import open_image
 
     good: list[Job] = []
     problems = []

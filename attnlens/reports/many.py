@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from attnlens.errors import InputError
+from attnlens.models.modes import MODE_NAMES
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
 from attnlens.reports.notes import NOTE, differences, is_whole, read_note
 from attnlens.text import one_line
-from attnlens.vlm.modes import MODE_NAMES
 
 MOST_DIFFERENCES = 3
 """How many kinds of changes of settings are shown."""

@@ -20,7 +20,7 @@ from attnlens.errors import InputError
 from attnlens.reports.jobs import Job
 
 if TYPE_CHECKING:
-    from attnlens.vlm.load import VLM
+    from attnlens.models.load import VLM
 
 NOTE = "settings.json"
 """Name of the file that holds a note, in folders that are a command's own."""
@@ -73,7 +73,7 @@ def model_note(vlm: VLM) -> dict[str, Any]:
     Of a folder's configuration, processor and tokenizer: hashes, and so of small weights. Of large
     weights: sizes and times of change, which are cheap to ask.
     """
-    from attnlens.vlm.load import TESTBED
+    from attnlens.models.load import TESTBED
 
     parameter = next(vlm.model.parameters())
     folder = TESTBED if vlm.name == "testbed" else Path(vlm.name)

@@ -45,7 +45,7 @@ class Settings(Asking):
             ``Asking.check``.
         """
         from attnlens.measures.definitions import get_definition
-        from attnlens.vlm.images import open_image
+        from attnlens.models.images import open_image
 
         get_definition(self.definition)
         for name in self.pictures():

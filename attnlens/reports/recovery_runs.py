@@ -15,20 +15,20 @@ from attnlens.experiments.recovery_data import to_dataset
 from attnlens.files import write_folder
 from attnlens.grading import is_changed, is_right
 from attnlens.interventions.session import intervene
+from attnlens.models.images import open_image
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
 from attnlens.reports.many import refuse_other_questions, run_each
 from attnlens.reports.notes import NOTE, made_again, model_note, note_of, write_note
 from attnlens.reports.table import write_parquet
 from attnlens.text import one_line
-from attnlens.vlm.images import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from attnlens.interventions.base import Intervention
+    from attnlens.models.load import VLM
     from attnlens.reports.recovery import Settings
-    from attnlens.vlm.load import VLM
 
 LEFT_OUT = ("save_folder", "formats", "definition")
 """Settings that the runs do not follow from."""

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from attnlens.models.load import VLM
     from attnlens.recording.trace import Trace
-    from attnlens.vlm.load import VLM
 
 SHOWN = ("save_folder", "formats", "definition")
 """Settings that an answer does not follow from, but what is shown of it."""

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from attnlens.boxed import final_answer
 from attnlens.errors import InputError
 from attnlens.files import write_folder
+from attnlens.models.modes import VERIFICATIONS, verification_tag
 from attnlens.progress import progress
 from attnlens.reports.jobs import Job
 from attnlens.reports.notes import write_note
 from attnlens.reports.table import steps_table, write_csv
-from attnlens.vlm.modes import VERIFICATIONS, verification_tag
 
 if TYPE_CHECKING:
     from attnlens.recording.trace import Trace

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
-    from attnlens.vlm.processor import ImageTextProcessor
+    from attnlens.models.qwen2_5_vl import ImageTextProcessor
 
 WIDTH = 128
 LAYERS = 4
@@ -100,7 +100,7 @@ def initialise(model: Qwen2_5_VLForConditionalGeneration) -> None:
                 if name == "lm_head":  # tied to the token embeddings
                     continue
                 fan_in = module.weight[0].numel()
-                depth = VISION_DEPTH if ".visual." in name else LAYERS
+                depth = VISION_DEPTH if "visual" in name.split(".") else LAYERS
                 last = name.rsplit(".", 1)[-1]
                 is_output = last in ("o_proj", "down_proj") or name.endswith("attn.proj")
                 scale = 1 / math.sqrt(2 * depth) if is_output else 1.0
@@ -114,8 +114,7 @@ def initialise(model: Qwen2_5_VLForConditionalGeneration) -> None:
 def embed(
     model: Qwen2_5_VLForConditionalGeneration,
     ids: torch.Tensor,
-    pixel_values: torch.Tensor,
-    image_grid_thw: torch.Tensor,
+    images: dict[str, torch.Tensor],
     visual_index: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Embed tokens, with the vision tower's features at the image tokens.
@@ -126,8 +125,8 @@ def embed(
         The model.
     ids
         int64 [batch, length].
-    pixel_values, image_grid_thw
-        The images, each once, as the processor gives them.
+    images
+        The images, each once, as the image processor gives them.
     visual_index
         Which of the features stands at each image token of the batch, in reading order; when not
         given, each in its turn.
@@ -137,9 +136,9 @@ def embed(
     torch.Tensor, [batch, length, width]
         What the text layers take as ``inputs_embeds``.
     """
-    from attnlens.vlm.features import image_features
+    from attnlens.models.qwen2_5_vl import QWEN2_5_VL
 
-    features = image_features(model, pixel_values, image_grid_thw)
+    features = QWEN2_5_VL.image_features(model, images)
     if visual_index is not None:
         features = features.index_select(0, visual_index)  # its backward adds in a fixed order
     embedded = model.get_input_embeddings()(ids)
@@ -157,8 +156,8 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> ImageTextProcessor:
         Qwen2VLImageProcessorPil,
     )
 
+    from attnlens.models.qwen2_5_vl import ImageTextProcessor
     from attnlens.testbed.scenes import CELL
-    from attnlens.vlm.processor import ImageTextProcessor
 
     image_processor = Qwen2VLImageProcessorPil(
         size={"shortest_edge": 36 * CELL**2, "longest_edge": 144 * CELL**2}

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from attnlens.models.modes import messages, user_text
+from attnlens.models.positions import ImagePiece, multimodal_positions
 from attnlens.testbed.answers import VERIFICATION_TAGS, Part, text_of
 from attnlens.testbed.draws import pick_by_share
 from attnlens.testbed.perception import (
@@ -20,8 +22,6 @@ from attnlens.testbed.perception import (
 from attnlens.testbed.questions import MAX_STEPS
 from attnlens.testbed.samples import HELD_OUT, make_sample
 from attnlens.testbed.scenes import GRID_SHARES, SIZES, Scene
-from attnlens.vlm.modes import messages, user_text
-from attnlens.vlm.positions import ImagePiece, multimodal_positions
 
 IGNORED = -100
 """Label of positions that carry no loss."""
@@ -255,8 +255,8 @@ def collate(
         ``input_ids`` and ``labels`` (``IGNORED`` outside answers) [batch, length]; ``must_look``
         (bool) and ``weights`` (float32), aligned with them; ``hidden`` (bool) [batch, length]: the
         tokens that see no visual token; ``position_ids`` [3, batch, length];
-        ``pixel_values``, ``image_grid_thw``; ``visual_index`` [image tokens of the batch]: which
-        visual token, of all that the vision tower gives for this batch, stands at each image token.
+        what the image processor gives; ``visual_index`` [image tokens of the batch]: which visual
+        token, of all that the vision tower gives for this batch, stands at each image token.
     """
     images = [example.scene.draw() for example in examples]
     vision = processor.image_processor(images, do_resize=False, return_tensors="pt")
@@ -294,8 +294,7 @@ def collate(
         "must_look": must_look,
         "hidden": hidden,
         "position_ids": positions,
-        "pixel_values": vision["pixel_values"],
-        "image_grid_thw": vision["image_grid_thw"],
+        **vision,
         "visual_index": torch.tensor([v for row in rows for v in row.visual]),
     }
 

@@ -39,7 +39,7 @@ from attnlens.progress import progress
 from attnlens.testbed.samples import Sample, held_out_sample, save_samples
 
 if TYPE_CHECKING:
-    from attnlens.vlm.load import VLM
+    from attnlens.models.load import VLM
 
 MODES = ("cot", "back")
 MOST_DEPENDENCE = 10

@@ -17,7 +17,7 @@ from attnlens.testbed.samples import Sample
 from attnlens.testbed.truth import TokenTruth, token_truth
 
 if TYPE_CHECKING:
-    from attnlens.vlm.load import VLM
+    from attnlens.models.load import VLM
 
 Hide = Callable[["list[TokenTruth]", int, int], np.ndarray]
 """(truth of the answer's tokens, prompt length, visual tokens) -> bool [rows, visual tokens]: True
@@ -86,7 +86,8 @@ def forced_pass(
     truth = token_truth(sample, token_texts(vlm.tokenizer, answer_ids))
     device = inputs["input_ids"].device
     answer = torch.tensor([answer_ids], device=device)
-    ids = torch.cat([inputs["input_ids"], answer], dim=1)
+    whole = vlm.family.append(vlm.model.config, inputs, answer_ids)
+    ids = whole["input_ids"]
     is_visual = ids[0] == vlm.model.config.image_token_id
     visual_tokens = int(is_visual.sum())
     if visual_tokens != sample.scene.rows * sample.scene.columns:
@@ -103,9 +104,9 @@ def forced_pass(
     mask.masked_fill_(~seen, torch.finfo(vlm.model.dtype).min)
     with torch.no_grad(), _eager(vlm.model) as text_model:
         out = text_model(
-            inputs_embeds=embed(vlm.model, ids, inputs["pixel_values"], inputs["image_grid_thw"]),
+            inputs_embeds=embed(vlm.model, ids, whole),
             attention_mask={"full_attention": mask},
-            position_ids=_positions(vlm.model, ids, inputs),
+            position_ids=vlm.family.rotary_positions(vlm.model, whole),
             output_attentions=True,
             use_cache=False,
         )
@@ -120,15 +121,6 @@ def forced_pass(
         own[step, list(token.visual_tokens)] = 1.0
     on_object = (weights * own).sum(-1).permute(2, 0, 1).cpu().numpy()
     return Forced(truth, right, mass, peak, on_object, visual_tokens)
-
-
-def _positions(model: Any, ids: Any, inputs: Any) -> Any:
-    positions, _ = model.model.get_rope_index(
-        ids,
-        mm_token_type_ids=(ids == model.config.image_token_id).int(),
-        image_grid_thw=inputs["image_grid_thw"],
-    )
-    return positions
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from attnlens.testbed.looking_again import TAGS, check_request
 from attnlens.testbed.samples import Sample, held_out_sample
 
 if TYPE_CHECKING:
-    from attnlens.vlm.load import VLM
+    from attnlens.models.load import VLM
 
 COUNTS = (1, 2, 4, 8)
 """How many heads are knocked out together."""

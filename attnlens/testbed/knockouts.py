@@ -19,7 +19,7 @@ from attnlens.testbed.samples import Sample, held_out_sample
 from attnlens.testbed.truth import TokenTruth, token_truth
 
 if TYPE_CHECKING:
-    from attnlens.vlm.load import VLM
+    from attnlens.models.load import VLM
 
 GROUPS = {
     "listed": "words of the description that only the image tells",

@@ -30,7 +30,7 @@ from attnlens.testbed.scoring import CHANCE, mark_response
 
 if TYPE_CHECKING:
     from attnlens.experiments.recovery import Recovery
-    from attnlens.vlm.load import VLM
+    from attnlens.models.load import VLM
 
 TAGS = {"back": ("<back>", " </back>"), "reflection": ("<REFLECTION>", " </REFLECTION>")}
 """Tags around a verification, by mode."""

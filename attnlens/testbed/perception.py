@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from attnlens.models.modes import user_text
 from attnlens.testbed.answers import (
     Part,
     facts,
@@ -18,7 +19,6 @@ from attnlens.testbed.answers import (
 from attnlens.testbed.draws import pick_by_share
 from attnlens.testbed.questions import draw_question
 from attnlens.testbed.scenes import COLOURS, MAX_OBJECTS, SHAPES, Scene, random_scene
-from attnlens.vlm.modes import user_text
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,13 +9,12 @@ import numpy as np
 from attnlens.errors import InputError
 from attnlens.testbed.samples import HELD_OUT, Sample
 from attnlens.testbed.scenes import random_scene
-from attnlens.vlm.prompt import pad_inputs
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from attnlens.vlm.load import VLM
-    from attnlens.vlm.prompt import Prompt
+    from attnlens.models.load import VLM
+    from attnlens.models.prompt import Prompt
 
 IMAGES = ("true", "blank", "other")
 REFLECTION = "<REFLECTION>"
@@ -131,23 +130,14 @@ def _go_on_with_copy(
     """
     import torch
 
-    start, image_id, end = vlm.tokenizer.convert_tokens_to_ids(
-        ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"]
-    )
+    special = vlm.family.special_tokens(vlm.model.config)
     rows = []
     for i, (before, tag) in heads.items():
         asked = prompts[i].inputs
-        visual = int((asked["input_ids"] == image_id).sum())
-        more = [*before, start, *[image_id] * visual, end, *tag]
-        ids = torch.cat([asked["input_ids"], asked["input_ids"].new_tensor([more])], dim=1)
-        row = {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "mm_token_type_ids": (ids == image_id).int(),
-        }
-        row |= {name: torch.cat([asked[name]] * 2) for name in ("pixel_values", "image_grid_thw")}
-        rows.append(row)
-    inputs = pad_inputs(rows, vlm.tokenizer.pad_token_id)
+        visual = int((asked["input_ids"] == special.image).sum())
+        more = [*before, special.start, *[special.image] * visual, special.end, *tag]
+        rows.append(vlm.family.append(vlm.model.config, asked, more, images=asked))
+    inputs = vlm.family.join(rows, vlm.tokenizer.pad_token_id)
     with torch.no_grad():
         sequences = vlm.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     generated = sequences[:, inputs["input_ids"].shape[1] :].tolist()

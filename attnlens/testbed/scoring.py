@@ -12,14 +12,14 @@ import numpy as np
 from attnlens.boxed import boxed_answer
 from attnlens.errors import InputError
 from attnlens.grading import is_right
+from attnlens.models.modes import MODES
 from attnlens.progress import progress
 from attnlens.testbed.respond import respond
 from attnlens.testbed.samples import Sample, held_out_sample
 from attnlens.testbed.scenes import COLOURS, MARKS, SHAPES, SIZES
-from attnlens.vlm.modes import MODES
 
 if TYPE_CHECKING:
-    from attnlens.vlm.load import VLM
+    from attnlens.models.load import VLM
 
 CHANCE = {"size": 1 / len(SIZES), "mark": 1 / len(MARKS)}
 """Chance of naming a size or a mark at random; scenes draw them evenly."""

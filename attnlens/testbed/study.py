@@ -23,8 +23,8 @@ from attnlens.testbed.scoring import CHANCE
 from attnlens.testbed.truth import token_truth
 
 if TYPE_CHECKING:
+    from attnlens.models.load import VLM
     from attnlens.recording.trace import Trace
-    from attnlens.vlm.load import VLM
 
 SECTIONS = ("description", "reasoning", "verification", "conclusion")
 DEFINITIONS = ("look-back", "mass")

@@ -51,7 +51,7 @@ def load_tokenizer() -> PreTrainedTokenizerFast:
     """Load the tokenizer of the model that ships with the package."""
     from transformers import PreTrainedTokenizerFast
 
-    from attnlens.vlm.load import TESTBED
+    from attnlens.models.load import TESTBED
 
     return PreTrainedTokenizerFast.from_pretrained(TESTBED)
 
@@ -60,11 +60,11 @@ def corpus(seed: int, scenes: int) -> Iterator[str]:
     """Texts that the tokenizer is trained on: prompts and answers of generated scenes."""
     import numpy as np
 
+    from attnlens.models.modes import DEFAULT_SYSTEM, MODES, user_text
     from attnlens.testbed.answers import text_of
     from attnlens.testbed.perception import perception_example
     from attnlens.testbed.questions import MAX_STEPS
     from attnlens.testbed.samples import make_sample
-    from attnlens.vlm.modes import DEFAULT_SYSTEM, MODES, user_text
 
     yield DEFAULT_SYSTEM
     yield "system\nuser\nassistant\n"

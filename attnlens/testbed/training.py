@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from attnlens.errors import InputError
 from attnlens.files import check_writable, write_file, write_folder
+from attnlens.models.load import TESTBED, load
 from attnlens.progress import progress
 from attnlens.testbed.architecture import build_model, build_processor, embed, initialise
 from attnlens.testbed.batches import IGNORED, STAGES, Batches, Stage
@@ -22,7 +23,6 @@ from attnlens.testbed.muon import Muon
 from attnlens.testbed.samples import HELD_OUT
 from attnlens.testbed.tokenizer import corpus, train_tokenizer
 from attnlens.text import one_line
-from attnlens.vlm.load import TESTBED, load
 
 
 @dataclass(frozen=True)
@@ -242,13 +242,7 @@ def build_optimisers(model: Any, plan: Plan) -> list[torch.optim.Optimizer]:
 
 def _loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
     """Weighted cross-entropy, summed; how many must-look tokens are right, and of how many."""
-    embedded = embed(
-        model,
-        batch["input_ids"],
-        batch["pixel_values"],
-        batch["image_grid_thw"],
-        batch["visual_index"],
-    )
+    embedded = embed(model, batch["input_ids"], batch, batch["visual_index"])
     # explicit positions, since part of an image may stand in the sequence once more
     states = model.model.language_model(
         inputs_embeds=embedded,

@@ -12,11 +12,11 @@ import torch
 from transformers import AutoConfig
 
 from attnlens.errors import InputError
+from attnlens.models.families import family_of
+from attnlens.models.family import Family
+from attnlens.models.prompt import Prompt, PromptBatch, batch_prompts, build_prompt
 from attnlens.progress import transformers_bars_on_terminal_only
 from attnlens.text import printable, shortened
-from attnlens.vlm.family import Family, family_of
-from attnlens.vlm.processor import load_processor, pixel_limits, size_of
-from attnlens.vlm.prompt import Prompt, PromptBatch, batch_prompts, build_prompt
 
 TESTBED = Path(__file__).parent.parent / "testbed" / "weights"
 HUB = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
@@ -90,8 +90,8 @@ class VLM:
         ----------
         image
             A path, a ``file://`` or ``data:`` URL, bytes, a ``PIL.Image`` or an array of uint8 (see
-            ``attnlens.vlm.images.open_image`` for what is white, transparent and animated), a list
-            of them, or None for text alone.
+            ``attnlens.models.images.open_image`` for what is white, transparent and animated), a
+            list of them, or None for text alone.
 
             Or chat messages in Hugging Face's form, instead of image, question and mode: a list of
             ``{"role": ..., "content": ...}`` with role ``system`` (first), ``user`` or
@@ -110,7 +110,7 @@ class VLM:
             checkpoints (``semantic-back``, ``solution-back``, ``look-back-cot``: the instruction
             after the question in the user's turn; with the ending ``-grpo`` as system text, with
             ``-hint`` before the question), or as its trend script does (``trend-back``,
-            ``trend-cot``, ``trend-normal``); see ``attnlens.vlm.modes``.
+            ``trend-cot``, ``trend-normal``); see ``attnlens.models.modes``.
         system
             System prompt; the mode's ("You are a helpful assistant.") when not given.
         template
@@ -149,7 +149,7 @@ class VLM:
 
     def batch(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """Pad prompts on the left to one length, to be generated together."""
-        return batch_prompts(prompts, self.tokenizer.pad_token_id)
+        return batch_prompts(self.family, prompts, self.tokenizer.pad_token_id)
 
 
 def load(
@@ -162,7 +162,7 @@ def load(
     max_pixels: int | None = None,
     **options: Any,
 ) -> VLM:
-    """Load a Qwen2.5-VL checkpoint.
+    """Load a checkpoint of a supported family: Qwen2.5-VL or Qwen2-VL.
 
     Parameters
     ----------
@@ -186,8 +186,8 @@ def load(
     Raises
     ------
     InputError
-        If there is no checkpoint of that name, it is not Qwen2.5-VL, an adapter alone, damaged or
-        incomplete (weights, tokenizer, image processor, chat template), its layers use
+        If there is no checkpoint of that name, it is of no supported family, an adapter alone,
+        damaged or incomplete (weights, tokenizer, image processor, chat template), its layers use
         sliding-window attention, the device is not there, or an option is unknown.
     """
     _check_options(options, name)
@@ -207,7 +207,7 @@ def load(
     if isinstance(source, Path):
         _check_parts(source / inside, str(Path(given) / inside))
     try:
-        processor = load_processor(source, **hub)
+        processor = family.load_processor(source, **hub)
     except Exception as error:  # readers of damaged files raise errors of all kinds
         raise InputError(f"{given!r} cannot be loaded: {_first_line(error)}") from error
     if not processor.chat_template:
@@ -215,9 +215,9 @@ def load(
             f"{given!r} cannot be loaded: it has no chat template; put the chat_template.jinja (or "
             "chat_template.json) of the checkpoint it was trained from into it"
         )
-    limits = pixel_limits(processor, min_pixels, max_pixels)
+    limits = family.pixel_limits(processor, min_pixels, max_pixels)
     if (min_pixels, max_pixels) != (None, None):
-        processor.image_processor.size = size_of(limits)
+        family.set_pixel_limits(processor, limits)
     try:
         with transformers_bars_on_terminal_only():
             model, report = family.model_class().from_pretrained(
@@ -304,7 +304,7 @@ def _config(source: str | Path, given: str, hub: dict[str, Any]) -> Any:
                 f"{given!r} cannot be loaded: its config.json cannot be used ({_first_line(error)})"
             ) from error
         raise InputError(
-            f"there is no checkpoint {given!r}: give 'testbed', a folder with a Qwen2.5-VL "
+            f"there is no checkpoint {given!r}: give 'testbed', a folder with a "
             f"checkpoint, or its name on the Hugging Face Hub ({_first_line(error)})"
         ) from error
 

@@ -7,21 +7,21 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.nn import functional as F
 
 from attnlens.errors import InputError
+from attnlens.models.chat import Chat, is_chat, read_chat
+from attnlens.models.images import ImageInfo, open_image
+from attnlens.models.modes import MESSAGES, messages, mode_of, user_text
+from attnlens.models.segments import label_segments
 from attnlens.segments import PADDING
 from attnlens.text import one_line, shortened
-from attnlens.vlm.chat import Chat, is_chat, read_chat
-from attnlens.vlm.images import ImageInfo, open_image
-from attnlens.vlm.modes import MESSAGES, messages, mode_of, user_text
-from attnlens.vlm.processor import pixel_limits, size_of
-from attnlens.vlm.segments import label_segments
 
 if TYPE_CHECKING:
-    from attnlens.vlm.load import VLM
+    import torch
+
+    from attnlens.models.family import Family
+    from attnlens.models.load import VLM
 
 
 @dataclass(frozen=True)
@@ -195,38 +195,23 @@ def encode_prompt(
     if placeholders != len(pictures):
         raise InputError(
             f"the prompt's text has {placeholders} placeholders for {len(pictures)} images: use "
-            "the chat template of a Qwen2.5-VL checkpoint"
+            "the chat template of the checkpoint"
         )
-    options: dict[str, Any] = {}
-    least, most = pixel_limits(vlm.processor, *limits)
-    if limits != (None, None):
-        options["images_kwargs"] = {"size": size_of((least, most))}
+    least, most = vlm.family.pixel_limits(vlm.processor, *limits)
+    own = None if limits == (None, None) else (least, most)
     try:
-        encoded = vlm.processor(
-            text=[text], images=pictures or None, return_tensors="pt", padding=False, **options
-        )
+        encoded = vlm.family.encode(vlm.processor, text, pictures, own)
     except ValueError as error:
         reason = shortened(one_line(str(error)), 200)
         raise InputError(f"the processor refused the prompt: {reason}") from error
     ids = encoded["input_ids"][0].numpy()
-    special = vlm.family.special_ids(vlm.model.config)
-    segments = label_segments(
-        ids,
-        visual_ids=(special["image"], special["video"]),
-        vision_end_id=special["vision_end"],
-    )
-    merge = vlm.model.config.vision_config.spatial_merge_size
-    infos = []
-    for (_, info), grid in zip(opened, encoded.get("image_grid_thw", []), strict=True):
-        infos.append(
-            replace(
-                info,
-                rows=int(grid[1]) // merge,
-                columns=int(grid[2]) // merge,
-                min_pixels=least,
-                max_pixels=most,
-            )
-        )
+    special = vlm.family.special_tokens(vlm.model.config)
+    segments = label_segments(ids, visual_ids=special.visual, vision_end_id=special.end)
+    grids = vlm.family.grids(vlm.model.config, encoded)
+    infos = [
+        replace(info, rows=rows, columns=columns, min_pixels=least, max_pixels=most)
+        for (_, info), (rows, columns) in zip(opened, grids, strict=True)
+    ]
     image_of_key = np.full(len(ids), -1, dtype=np.int64)
     counts = [info.rows * info.columns for info in infos]
     image_of_key[segments == "visual"] = np.repeat(np.arange(len(counts)), counts)
@@ -261,9 +246,8 @@ def with_pictures(vlm: VLM, prompt: Prompt, pictures: Sequence[Any]) -> Prompt:
     """
     text = prompt.text
     if not pictures:
-        token = vlm.processor.tokenizer.convert_ids_to_tokens
-        config = vlm.model.config
-        start, end = token(config.vision_start_token_id), token(config.vision_end_token_id)
+        special = vlm.family.special_tokens(vlm.model.config)
+        start, end = vlm.tokenizer.convert_ids_to_tokens([special.start, special.end])
         text = text.replace(f"{start}{vlm.processor.image_token}{end}", "")
     return encode_prompt(
         vlm,
@@ -282,37 +266,11 @@ def _as_list(image: Any) -> list[Any]:
     return list(image) if isinstance(image, Sequence) and not one else [image]
 
 
-def pad_inputs(rows: Sequence[dict[str, torch.Tensor]], padding_id: int) -> dict[str, torch.Tensor]:
-    """Join the inputs of single sequences, padded on the left to one length.
-
-    Parameters
-    ----------
-    rows
-        Each with ``input_ids``, ``attention_mask``, ``mm_token_type_ids`` [1, keys] and, where it
-        has images, ``pixel_values`` and ``image_grid_thw``.
-    padding_id
-        Token id of the padding.
-    """
-    length = max(row["input_ids"].shape[1] for row in rows)
-    fill = {"input_ids": padding_id, "attention_mask": 0, "mm_token_type_ids": 0}
-    inputs = {
-        name: torch.cat(
-            [F.pad(row[name], (length - row[name].shape[1], 0), value=value) for row in rows]
-        )
-        for name, value in fill.items()
-    }
-    for name in ("pixel_values", "image_grid_thw"):
-        found = [row[name] for row in rows if name in row]
-        if found:
-            inputs[name] = torch.cat(found)
-    return inputs
-
-
-def batch_prompts(prompts: Sequence[Prompt], padding_id: int) -> PromptBatch:
+def batch_prompts(family: Family, prompts: Sequence[Prompt], padding_id: int) -> PromptBatch:
     """Pad prompts on the left to one length; see ``VLM.batch``."""
     if not prompts:
         raise InputError("no prompts were given: give at least one")
-    inputs = pad_inputs([p.inputs for p in prompts], padding_id)
+    inputs = family.join([p.inputs for p in prompts], padding_id)
     length = inputs["input_ids"].shape[1]
     segments = np.full((len(prompts), length), PADDING, dtype="<U10")
     image_of_key = np.full((len(prompts), length), -1, dtype=np.int64)

@@ -1,0 +1,52 @@
+"""The families that are supported, and how a model's is found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attnlens.errors import InputError
+from attnlens.models.family import Family, Parts
+from attnlens.models.qwen2_5_vl import QWEN2_5_VL
+from attnlens.models.qwen2_vl import QWEN2_VL
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN2_5_VL, QWEN2_VL)}
+"""Supported families by ``model_type``."""
+
+
+def family_of(config: Any, given: str) -> Family:
+    """Return the family of a configuration.
+
+    Parameters
+    ----------
+    config
+        A transformers configuration.
+    given
+        What the user named, for the message.
+
+    Raises
+    ------
+    InputError
+        If the family is not supported.
+    """
+    model_type = getattr(config, "model_type", None)
+    if model_type not in FAMILIES:
+        raise InputError(
+            f"{given!r} is a {model_type!r} checkpoint: attnlens reads "
+            f"{' and '.join(f.name for f in FAMILIES.values())} checkpoints"
+        )
+    return FAMILIES[model_type]
+
+
+def parts_of(model: Any) -> Parts:
+    """Find the parts of a model of any supported family; see ``Family.parts``.
+
+    Raises
+    ------
+    InputError
+        If it is of none of them.
+    """
+    for family in FAMILIES.values():
+        if any(isinstance(module, family.model_class()) for module in model.modules()):
+            return family.parts(model)
+    classes = " or a ".join(family.model_class().__name__ for family in FAMILIES.values())
+    raise InputError(f"{type(model).__name__} is no supported model: give a {classes}")

@@ -1,0 +1,287 @@
+"""What the package asks of a model family; each family answers in a file of its own.
+
+A family is added by writing its ``Family`` in a new file and listing it in
+``attnlens.models.families``. Nothing else names a family's modules, tokens or inputs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from attnlens.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from PIL import Image
+    from torch import nn
+
+    from attnlens.models.positions import ImagePiece
+
+Inputs = dict[str, "torch.Tensor"]
+"""What ``model.generate(**inputs)`` takes."""
+PixelLimits = tuple[int, int]
+"""Smallest and largest area of an image after resizing, in pixels."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a model that recording and interventions attach to.
+
+    Attributes
+    ----------
+    generator
+        The module whose ``generate`` is called.
+    multimodal
+        The module that receives ``input_ids`` together with images.
+    vision
+        The vision tower.
+    text
+        The text model: one call is one forward pass over the key-value cache.
+    attention
+        The text layers' attention modules, by layer index.
+    """
+
+    generator: Any
+    multimodal: nn.Module
+    vision: nn.Module
+    text: Any
+    attention: tuple[nn.Module, ...]
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the tokens that stand for images and around them.
+
+    Attributes
+    ----------
+    image
+        The placeholder of a visual token of an image.
+    visual
+        The placeholders of visual tokens of every kind, videos among them.
+    start, end
+        What opens and closes an image.
+    """
+
+    image: int
+    visual: tuple[int, ...]
+    start: int
+    end: int
+
+
+class Family(ABC):
+    """One model family.
+
+    Attributes
+    ----------
+    model_type
+        ``model_type`` of its configuration.
+    name
+        What people call it.
+    """
+
+    model_type: ClassVar[str]
+    name: ClassVar[str]
+
+    # Loading
+
+    @abstractmethod
+    def model_class(self) -> Any:
+        """Class of transformers that loads and generates."""
+
+    @abstractmethod
+    def load_processor(self, folder: str | Path, **hub: Any) -> Any:
+        """Load the processor of a checkpoint.
+
+        Parameters
+        ----------
+        folder
+            A folder or a Hub name.
+        hub
+            Passed on to ``from_pretrained`` (revision, token, cache folder).
+        """
+
+    @abstractmethod
+    def pixel_limits(
+        self, processor: Any, min_pixels: int | None = None, max_pixels: int | None = None
+    ) -> PixelLimits:
+        """Limits of an image's area after resizing.
+
+        Parameters
+        ----------
+        processor
+            The processor, whose own limits stand where none is given.
+        min_pixels, max_pixels
+            The limits asked for, in pixels.
+
+        Raises
+        ------
+        InputError
+            If one is no whole number, no visual token fits, or the smaller one is larger.
+        """
+
+    @abstractmethod
+    def set_pixel_limits(self, processor: Any, limits: PixelLimits) -> None:
+        """Make limits the processor's own."""
+
+    # The model
+
+    @abstractmethod
+    def parts_of(self, generator: Any) -> Parts:
+        """Find the parts of a model of this family."""
+
+    @abstractmethod
+    def special_tokens(self, config: Any) -> SpecialTokens:
+        """Ids of the tokens that stand for images and around them."""
+
+    @abstractmethod
+    def layer_kinds(self, config: Any) -> tuple[str, ...]:
+        """Tell how each text layer attends: ``full``, ``window`` or ``none``."""
+
+    def check_layers(self, config: Any, given: str = "the model") -> None:
+        """Refuse layers that keep no key for every token.
+
+        Parameters
+        ----------
+        config
+            Configuration of the model or of its text model.
+        given
+            What messages call it.
+
+        Raises
+        ------
+        InputError
+            If a layer does not attend to the whole sequence.
+        """
+        if any(kind != "full" for kind in self.layer_kinds(config)):
+            raise InputError(
+                f"{given} has layers with sliding-window attention, whose caches drop keys: set "
+                "use_sliding_window to false and remove layer_types in its config.json, and load "
+                "it anew; answers change where a text is longer than the window"
+            )
+
+    def parts(self, model: Any) -> Parts:
+        """Find the parts of a model, also inside wrappers such as PEFT's.
+
+        Raises
+        ------
+        InputError
+            If the model does not contain one of this family, or a layer does not attend to the
+            whole sequence.
+        """
+        kind = self.model_class()
+        found = [m for m in model.modules() if isinstance(m, kind)]
+        if not found:
+            raise InputError(
+                f"{type(model).__name__} is not a {self.name} model: give a {kind.__name__}"
+            )
+        parts = self.parts_of(found[0])
+        self.check_layers(parts.text.config)
+        return parts
+
+    # Prompts
+
+    @abstractmethod
+    def encode(
+        self, processor: Any, text: str, pictures: Sequence[Image.Image], limits: PixelLimits | None
+    ) -> Inputs:
+        """Turn a text with a placeholder for each picture into inputs.
+
+        Parameters
+        ----------
+        processor
+            The processor.
+        text
+            The whole text, as the chat template writes it.
+        pictures
+            The pictures, RGB.
+        limits
+            Limits of pixels; the processor's own where None.
+        """
+
+    @abstractmethod
+    def grids(self, config: Any, inputs: Inputs) -> list[tuple[int, int]]:
+        """(rows, columns) of visual tokens of each image, in the order of the prompt."""
+
+    @abstractmethod
+    def join(self, rows: Sequence[Inputs], padding_id: int) -> Inputs:
+        """Join the inputs of single sequences, padded on the left to one length."""
+
+    @abstractmethod
+    def append(
+        self, config: Any, inputs: Inputs, ids: Sequence[int], images: Inputs | None = None
+    ) -> Inputs:
+        """Let tokens follow a prompt.
+
+        Parameters
+        ----------
+        config
+            The model's configuration.
+        inputs
+            The prompt's, of one sequence.
+        ids
+            The tokens.
+        images
+            Inputs whose images stand at the placeholders among the tokens; none by default.
+        """
+
+    @abstractmethod
+    def pixels(self, inputs: Inputs) -> torch.Tensor:
+        """Return what the vision tower is given of all images."""
+
+    # Features and positions
+
+    @abstractmethod
+    def image_features(self, model: Any, inputs: Inputs) -> torch.Tensor:
+        """Vision features of all images, [visual tokens, width], image after image."""
+
+    @abstractmethod
+    def features_in(self, output: Any) -> torch.Tensor:
+        """Return the same from what a pass of the vision tower returned."""
+
+    @abstractmethod
+    def rotary_positions(self, generator: Any, inputs: Inputs) -> torch.Tensor:
+        """Rotary positions of a prompt's tokens, int64 [axes, batch, keys]."""
+
+    @abstractmethod
+    def positions_from(
+        self, start: int, pieces: Sequence[int | ImagePiece]
+    ) -> tuple[np.ndarray, int]:
+        """Rotary positions of text and images that stand one after the other.
+
+        Parameters
+        ----------
+        start
+            Position of the first token.
+        pieces
+            Number of text tokens, or an image, in the order of the sequence.
+
+        Returns
+        -------
+        int64 [axes, tokens] and int
+            The positions, and the position of what follows.
+        """
+
+    @abstractmethod
+    def position_ids(self, slots: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
+        """Put together what the text model takes as ``position_ids``.
+
+        Parameters
+        ----------
+        slots
+            int64 [keys]: places in the cache.
+        rotary
+            int64 [axes, keys] or [axes, 1, keys]: rotary positions.
+        """
+
+    @abstractmethod
+    def next_position(self, position_ids: torch.Tensor) -> int:
+        """Rotary position of the first token of a pass over text."""
+
+    @abstractmethod
+    def moved(self, position_ids: torch.Tensor, slots: int, rotary: int) -> torch.Tensor:
+        """Position ids further back: by slots of the cache, and by rotary positions."""

@@ -1,0 +1,289 @@
+"""Qwen2.5-VL: where its layers and visual tokens are, what it is given, and its positions.
+
+Its stock processor insists on a video processor, and that on torchvision. ``ImageTextProcessor``
+is the stock processor without videos: it reads the same folders and Hub layouts, and needs Pillow
+alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs
+from transformers.utils import is_torchvision_available
+
+from attnlens.errors import InputError
+from attnlens.models.family import Family, Inputs, Parts, PixelLimits, SpecialTokens
+from attnlens.models.positions import ImagePiece, multimodal_positions
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGE_TOKEN = "<|image_pad|>"
+VIDEO_TOKEN = "<|video_pad|>"
+
+
+class _Defaults(ProcessingKwargs, total=False):  # type: ignore[call-arg, misc, unused-ignore]
+    # transformers before 5.23 takes this from here, and later ones from the processor's attribute;
+    # without the token types the 3-D rotary positions are silently wrong
+    _defaults = {  # noqa: RUF012
+        "text_kwargs": {"padding": False, "return_mm_token_type_ids": True}
+    }
+
+
+class ImageTextProcessor(ProcessorMixin):
+    """Tokenizer and image processor of Qwen2.5-VL, without videos.
+
+    Parameters
+    ----------
+    image_processor
+        A Qwen2-VL image processor.
+    tokenizer
+        The tokenizer, with ``<|image_pad|>`` in its vocabulary.
+    chat_template
+        Jinja template of the chat layout.
+    """
+
+    return_mm_token_type_ids = True
+    valid_processor_kwargs = _Defaults
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        **_: Any,
+    ) -> None:
+        self.image_token = getattr(tokenizer, "image_token", None) or IMAGE_TOKEN
+        self.video_token = getattr(tokenizer, "video_token", None) or VIDEO_TOKEN
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **_: Any) -> str:
+        """Spell the placeholder of one image out, one token for each visual token."""
+        visual = image_inputs["image_grid_thw"][image_idx].prod()
+        return self.image_token * int(visual // self.image_processor.merge_size**2)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of what a call returns."""
+        return [*super().model_input_names, "mm_token_type_ids"]
+
+
+class Qwen2_5_VL(Family):
+    """Qwen2.5-VL (arXiv 2502.13923)."""
+
+    model_type = "qwen2_5_vl"
+    name = "Qwen2.5-VL"
+
+    # Loading
+
+    def model_class(self) -> Any:
+        """See ``Family``."""
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
+        return Qwen2_5_VLForConditionalGeneration
+
+    def processor_class(self) -> Any:
+        """Stock processor of transformers, which needs torchvision."""
+        from transformers import Qwen2_5_VLProcessor
+
+        return Qwen2_5_VLProcessor
+
+    def load_processor(self, folder: str | Path, **hub: Any) -> Any:
+        """See ``Family``; the stock one where torchvision works, else ours."""
+        processor = self._stock(folder, hub) or ImageTextProcessor.from_pretrained(folder, **hub)
+        if not processor.chat_template:  # some fine-tunes keep it with the tokenizer alone
+            processor.chat_template = processor.tokenizer.chat_template
+        return processor
+
+    def _stock(self, folder: str | Path, hub: dict[str, Any]) -> Any:
+        """Load the stock processor; None without torchvision or without settings for videos."""
+        if not is_torchvision_available():
+            return None
+        try:
+            return self.processor_class().from_pretrained(folder, **hub)
+        except (OSError, ValueError, TypeError):  # the testbed's folder has no video processor
+            return None
+
+    def pixel_limits(
+        self, processor: Any, min_pixels: int | None = None, max_pixels: int | None = None
+    ) -> PixelLimits:
+        """See ``Family``."""
+        images = processor.image_processor
+        for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if value is not None and (not whole or value < 1):
+                raise InputError(f"{name}={value!r}: give a whole number of pixels of at least 1")
+        least = images.size["shortest_edge"] if min_pixels is None else min_pixels
+        most = images.size["longest_edge"] if max_pixels is None else max_pixels
+        token = (images.patch_size * images.merge_size) ** 2
+        if most < token:
+            raise InputError(
+                f"max_pixels={most}: a visual token takes {token} pixels, so give at least {token}"
+            )
+        if least > most:
+            own = (
+                "" if None not in (min_pixels, max_pixels) else ", of which one is the checkpoint's"
+            )
+            raise InputError(
+                f"min_pixels={least} is more than max_pixels={most}{own}: give both, the smaller "
+                "first"
+            )
+        return int(least), int(most)
+
+    def set_pixel_limits(self, processor: Any, limits: PixelLimits) -> None:
+        """See ``Family``."""
+        processor.image_processor.size = _size(limits)
+
+    # The model
+
+    def parts_of(self, generator: Any) -> Parts:
+        """See ``Family``."""
+        text = generator.model.language_model
+        return Parts(
+            generator=generator,
+            multimodal=generator.model,
+            vision=generator.model.visual,
+            text=text,
+            attention=tuple(layer.self_attn for layer in text.layers),
+        )
+
+    def special_tokens(self, config: Any) -> SpecialTokens:
+        """See ``Family``."""
+        return SpecialTokens(
+            image=config.image_token_id,
+            visual=(config.image_token_id, config.video_token_id),
+            start=config.vision_start_token_id,
+            end=config.vision_end_token_id,
+        )
+
+    def layer_kinds(self, config: Any) -> tuple[str, ...]:
+        """See ``Family``."""
+        kinds = config.get_text_config().layer_types
+        return tuple("full" if kind == "full_attention" else "window" for kind in kinds)
+
+    # Prompts
+
+    def encode(
+        self, processor: Any, text: str, pictures: Sequence[Image.Image], limits: PixelLimits | None
+    ) -> Inputs:
+        """See ``Family``."""
+        options = {} if limits is None else {"images_kwargs": {"size": _size(limits)}}
+        encoded = processor(
+            text=[text],
+            images=list(pictures) or None,
+            return_tensors="pt",
+            padding=False,
+            **options,
+        )
+        return dict(encoded)
+
+    def grids(self, config: Any, inputs: Inputs) -> list[tuple[int, int]]:
+        """See ``Family``."""
+        merge = config.vision_config.spatial_merge_size
+        found = inputs.get("image_grid_thw")
+        grids = [] if found is None else found.tolist()
+        return [(rows // merge, columns // merge) for _, rows, columns in grids]
+
+    def join(self, rows: Sequence[Inputs], padding_id: int) -> Inputs:
+        """See ``Family``."""
+        length = max(row["input_ids"].shape[1] for row in rows)
+        fill = {"input_ids": padding_id, "attention_mask": 0, "mm_token_type_ids": 0}
+        inputs = {
+            name: torch.cat(
+                [F.pad(row[name], (length - row[name].shape[1], 0), value=value) for row in rows]
+            )
+            for name, value in fill.items()
+        }
+        return inputs | _images(rows)
+
+    def append(
+        self, config: Any, inputs: Inputs, ids: Sequence[int], images: Inputs | None = None
+    ) -> Inputs:
+        """See ``Family``."""
+        more = inputs["input_ids"].new_tensor([list(ids)])
+        joined = dict(inputs)
+        added = {
+            "input_ids": more,
+            "attention_mask": torch.ones_like(more),
+            "mm_token_type_ids": more == config.image_token_id,
+        }
+        for name, values in added.items():
+            if name in inputs:  # a prompt of text alone may come without types
+                joined[name] = torch.cat([inputs[name], values.to(inputs[name].dtype)], dim=1)
+        return joined | _images([inputs] if images is None else [inputs, images])
+
+    def pixels(self, inputs: Inputs) -> torch.Tensor:
+        """See ``Family``."""
+        return inputs["pixel_values"]
+
+    # Features and positions
+
+    def image_features(self, model: Any, inputs: Inputs) -> torch.Tensor:
+        """See ``Family``."""
+        found = model.get_image_features(
+            inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True
+        )
+        return torch.cat(tuple(found.pooler_output))
+
+    def features_in(self, output: Any) -> torch.Tensor:
+        """See ``Family``."""
+        return output.pooler_output
+
+    def rotary_positions(self, generator: Any, inputs: Inputs) -> torch.Tensor:
+        """See ``Family``."""
+        positions, _ = generator.model.get_rope_index(
+            inputs["input_ids"],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            image_grid_thw=inputs.get("image_grid_thw"),
+            attention_mask=inputs["attention_mask"],
+        )
+        return positions
+
+    def positions_from(
+        self, start: int, pieces: Sequence[int | ImagePiece]
+    ) -> tuple[np.ndarray, int]:
+        """See ``Family``; the rule of ``multimodal_positions``."""
+        taken = (p if isinstance(p, int) else max(p.rows, p.columns) for p in pieces)
+        return multimodal_positions(pieces) + start, start + sum(taken)
+
+    def position_ids(self, slots: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
+        """See ``Family``: a row of slots, which masks are made of, above time, height and width."""
+        return torch.cat([slots.reshape(1, 1, -1), rotary.reshape(3, 1, -1)])
+
+    def next_position(self, position_ids: torch.Tensor) -> int:
+        """See ``Family``."""
+        return int(position_ids[-1, 0, 0])
+
+    def moved(self, position_ids: torch.Tensor, slots: int, rotary: int) -> torch.Tensor:
+        """See ``Family``."""
+        positions = position_ids.clone()
+        rows = 1 if len(positions) == 4 else 0  # generate may leave the row of slots out
+        positions[:rows] += slots
+        positions[rows:] += rotary
+        return positions
+
+
+def _size(limits: PixelLimits) -> dict[str, int]:
+    """Write limits as the image processors name them: areas, despite the names."""
+    return {"shortest_edge": limits[0], "longest_edge": limits[1]}
+
+
+def _images(rows: Sequence[Inputs]) -> Inputs:
+    """Put the images of several inputs in a row."""
+    return {
+        name: torch.cat([row[name] for row in rows if name in row])
+        for name in ("pixel_values", "image_grid_thw")
+        if any(name in row for row in rows)
+    }
+
+
+QWEN2_5_VL = Qwen2_5_VL()
