@@ -10,10 +10,11 @@ import shutil
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import picture
+from conftest import picture, tiny_vlm
 from transformers import (
     AutoConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -284,11 +285,25 @@ def test_a_text_only_model(tmp_path):
         num_key_value_heads=1,
     )
     Qwen2ForCausalLM(config).save_pretrained(tmp_path)
-    message = refuse(tmp_path, "is a 'qwen2' checkpoint: attnlens reads Qwen2.5-VL")
+    message = refuse(tmp_path, "is a 'qwen2' checkpoint: attnlens reads Qwen2.5-VL and Qwen2-VL")
     assert repr(str(tmp_path)) in message
 
 
-@pytest.mark.parametrize("model_type", ["qwen2_vl", "llava"])
+def test_a_checkpoint_of_another_family_that_is_supported(tmp_path, tokenizer):
+    saved = tiny_vlm(tokenizer, "qwen2_vl")
+    saved.model.save_pretrained(tmp_path)
+    saved.processor.save_pretrained(tmp_path)
+    vlm = attnlens.load(tmp_path, device="cpu")
+    assert vlm.family.name == "Qwen2-VL"
+    assert tokens(vlm) == tokens(saved)
+    prompt = vlm.prompt(picture(140, 112), QUESTION, "back")
+    trace = attnlens.run(vlm, prompt, 6, min_new_tokens=6, do_sample=False)
+    np.testing.assert_allclose(trace.data["mass"].sum("segment"), 1, atol=1e-5)
+    with pytest.raises(InputError, match=r"give a Qwen2_5_VLFor\w+ or a Qwen2VLFor"):
+        attnlens.record(torch.nn.Linear(2, 2), ["sink", "visual"])
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_vl", "llava"])
 def test_other_vision_language_models(folder, model_type):
     AutoConfig.for_model(model_type).save_pretrained(folder)
     refuse(folder, f"is a '{model_type}' checkpoint")

@@ -48,7 +48,8 @@ def add_parser(commands: Any) -> None:
         "--model_path",
         default="testbed",
         metavar="NAME",
-        help="testbed (ships with attnlens), a folder, or a Hub name of a Qwen2.5-VL checkpoint",
+        help="testbed (ships with attnlens), a folder, or a Hub name of a Qwen2.5-VL or Qwen2-VL "
+        "checkpoint",
     )
     model.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
     model.add_argument(

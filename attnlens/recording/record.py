@@ -219,7 +219,7 @@ def record(
     Parameters
     ----------
     model
-        What ``attnlens.load`` returns, or a bare Hugging Face Qwen2.5-VL model.
+        What ``attnlens.load`` returns, or a bare Hugging Face model of a supported family.
     prompt
         What ``vlm.prompt`` or ``vlm.batch`` returns; for a bare model one segment name per prompt
         key (``attnlens.segments``), or a list of them for a left-padded batch.

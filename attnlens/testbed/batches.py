@@ -295,7 +295,7 @@ def collate(
         "hidden": hidden,
         "position_ids": positions,
         **vision,
-        "visual_index": torch.tensor([v for row in rows for v in row.visual]),
+        "visual_index": torch.tensor([v for row in rows for v in row.visual_index]),
     }
 
 
@@ -309,7 +309,7 @@ class _Row:
     sizes: list[bool]
     """Whether this token states a size inside a verification."""
     positions: np.ndarray
-    visual: list[int]
+    visual_index: list[int]
 
 
 def _encode(processor: Any, example: Example, first: int) -> _Row:
