@@ -8,19 +8,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from attnlens._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from attnlens import interventions, measures, plots, testbed
     from attnlens.errors import InputError
     from attnlens.experiments.dependence import dependence
     from attnlens.experiments.force import force
     from attnlens.experiments.recover import recover
+    from attnlens.experiments.run import run
     from attnlens.models.load import VLM, load
     from attnlens.models.prompt import Prompt
     from attnlens.recording.record import record
-    from attnlens.recording.run import run
     from attnlens.recording.trace import Trace
-
-__version__ = "0.2.0"
 
 _HOMES = {
     "InputError": "attnlens.errors",
@@ -32,7 +32,7 @@ _HOMES = {
     "load": "attnlens.models.load",
     "recover": "attnlens.experiments.recover",
     "record": "attnlens.recording.record",
-    "run": "attnlens.recording.run",
+    "run": "attnlens.experiments.run",
 }
 _MODULES = ("interventions", "measures", "plots", "testbed")
 

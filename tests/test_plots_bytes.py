@@ -14,7 +14,7 @@ def dilution_runs():
 
 def with_a_colour_bar():
     """A figure of a caller's own, whose layout takes several passes."""
-    figure = plots.style.new_figure(5, 4)
+    figure = plots.figure.new_figure(5, 4)
     axes = figure.subplots(2, 2)
     figure.colorbar(axes[0, 0].imshow([[0, 1], [2, 3]]), ax=axes[0, 0])
     axes[1, 1].plot([0, 1e5], label="a")

@@ -11,11 +11,11 @@ import attnlens
 from attnlens.cli.main import main, parser
 from attnlens.cli.trend import generation_options
 from attnlens.models.modes import MODE_NAMES
+from attnlens.reports.asking import RecoverySettings, TrendSettings
 from attnlens.reports.jobs import Job
 from attnlens.reports.notes import differences, note_of
-from attnlens.reports.recovery import Settings as Recovering
 from attnlens.reports.recovery_runs import LEFT_OUT
-from attnlens.reports.trend import SHOWN, Settings
+from attnlens.reports.trend import SHOWN
 
 QUESTION = "How many objects are left?"
 
@@ -39,10 +39,10 @@ def user(found) -> str:
     return found.attrs["prompt"].split("<|vision_end|>")[1].split("<|im_end|>")[0]
 
 
-def settings_of(*arguments) -> Settings:
+def settings_of(*arguments) -> TrendSettings:
     """Parse a command line of trend as far as it says what is asked."""
     options = parser().parse_args(["trend", *map(str, arguments)])
-    return Settings(**generation_options(options))
+    return TrendSettings(**generation_options(options))
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n"])
@@ -172,8 +172,8 @@ def test_other_words_or_limits_are_other_settings(change):
     """What results follow from is noted: a rerun is never taken for one of another prompt."""
     job = Job("scene.png", QUESTION)
     for kind, more, left_out in (
-        (Settings, {}, SHOWN),
-        (Recovering, {"interventions": ("copy",)}, LEFT_OUT),
+        (TrendSettings, {}, SHOWN),
+        (RecoverySettings, {"interventions": ("copy",)}, LEFT_OUT),
     ):
         before = note_of(job, kind(mode="back", **more), leaving_out=left_out)
         now = kind(mode="back", **more, **{change: CHANGES[change]})

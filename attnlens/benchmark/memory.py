@@ -111,9 +111,8 @@ def _status_mib(name: str) -> float | None:
 def _main(given: dict[str, Any], device: str, visual: int, new: int, way: str) -> None:
     import torch
 
-    import attnlens.recording.record  # noqa: F401 (loaded for every way, so that none pays for it)
     from attnlens.benchmark.model import Shape, build, build_inputs
-    from attnlens.benchmark.recording import ways
+    from attnlens.benchmark.ways import ways
 
     shape = Shape(**given)
     dtype = getattr(torch, shape.dtype)

@@ -13,62 +13,11 @@ import torch
 import attnlens
 from attnlens.benchmark.memory import peak_memory
 from attnlens.benchmark.model import SHAPES, build, build_inputs
+from attnlens.benchmark.ways import WAYS, generate, ways
 from attnlens.progress import progress
-
-WAYS = ("plain", "recorded", "eager")
-"""Plain ``generate``; the same under ``attnlens.record``; eager attention with
-``output_attentions`` and ``output_hidden_states`` kept for every step, as the reference script of
-Look-Back (arXiv 2507.03019) does."""
-
 
 MEMORY_RUNS = 5
 """Processes per way whose median peak is reported: one alone varies by some 50 MiB."""
-
-
-def _generate(model: Any, inputs: dict[str, Any], new: int, **options: Any) -> Any:
-    return model.generate(
-        **inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False, **options
-    )
-
-
-def ways(model: Any, inputs: dict[str, Any], segments: Any, new: int) -> dict[str, Callable]:
-    """Return the call that generates ``new`` tokens in each of ``WAYS``, giving the tokens.
-
-    Parameters
-    ----------
-    model
-        From ``attnlens.benchmark.model.build``.
-    inputs, segments
-        From ``build_inputs``.
-    new
-        Tokens to generate.
-    """
-
-    def plain() -> Any:
-        return _generate(model, inputs, new)
-
-    def recorded() -> Any:
-        with attnlens.record(model, segments) as recorder:
-            tokens = _generate(model, inputs, new)
-        _ = recorder.trace
-        return tokens
-
-    def eager() -> Any:
-        before = model.config._attn_implementation
-        model.set_attn_implementation("eager")
-        try:
-            return _generate(
-                model,
-                inputs,
-                new,
-                output_attentions=True,
-                output_hidden_states=True,
-                return_dict_in_generate=True,
-            ).sequences
-        finally:
-            model.set_attn_implementation(before)
-
-    return {"plain": plain, "recorded": recorded, "eager": eager}
 
 
 def _seconds(call: Callable, device: str) -> tuple[float, Any]:
@@ -227,11 +176,9 @@ def _after_prefill(
     model: Any, inputs: dict[str, Any], segments: Any, new: int, way: str, device: str
 ) -> float:
     """Seconds from the first token to the end of a generation, recording included."""
-    import attnlens
-
     clock = _FirstToken(device)
     with attnlens.record(model, segments) if way == "recorded" else nullcontext():
-        _generate(model, inputs, new, streamer=clock)
+        generate(model, inputs, new, streamer=clock)
     return now(device) - clock.at
 
 

@@ -113,7 +113,8 @@ def run_bench(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace, device: str) -> dict[str, Any]:
-    from attnlens.benchmark.recording import WAYS, compare
+    from attnlens.benchmark.recording import compare
+    from attnlens.benchmark.ways import WAYS
 
     result = compare(
         options.size,

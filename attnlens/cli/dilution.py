@@ -144,9 +144,9 @@ def run_dilution(options: argparse.Namespace) -> int:
     at_least("samples", options.samples, 0)
     if options.traces is not None and (options.insertion or options.samples):
         raise InputError("--insertion and --samples need a model to run: give --data FILE.jsonl")
-    from attnlens.reports.dilution import Settings, report_questions, report_traces
+    from attnlens.reports.dilution import DilutionSettings, report_questions, report_traces
 
-    settings = Settings(
+    settings = DilutionSettings(
         between=(before, after),
         layers=layers,
         include_copied=options.include_copied,
@@ -159,11 +159,11 @@ def run_dilution(options: argparse.Namespace) -> int:
         with only_process(Path(options.save_folder)):
             report_traces(options.traces, settings)
         return 0
+    from attnlens.reports.asking import TrendSettings
     from attnlens.reports.jobs import check_jobs, read_jobs
-    from attnlens.reports.trend import Settings as RunSettings
 
     at_least("max_new_tokens", options.max_new_tokens, 3)
-    asked = RunSettings(**generation_options(options), layers=layers)
+    asked = TrendSettings(**generation_options(options), layers=layers)
     asked.check()
     say_unasked(asked.mode, asked.words, (before, after))
     jobs, skipped = check_jobs(read_jobs(options.data))

@@ -88,8 +88,9 @@ def add_parser(commands: Any) -> None:
 
 def run_recover(options: argparse.Namespace) -> int:
     """Check everything that can be checked, then load, run, measure, draw and write."""
+    from attnlens.reports.asking import RecoverySettings
     from attnlens.reports.jobs import check_jobs
-    from attnlens.reports.recovery import Settings, run_recovery
+    from attnlens.reports.recovery import run_recovery
 
     at_least("max_new_tokens", options.max_new_tokens, 2)
     asked = asking_options(options)
@@ -100,7 +101,7 @@ def run_recover(options: argparse.Namespace) -> int:
             f"answers of mode {options.mode!r} have no verification to act at: give --when, such "
             "as --when step:20"
         )
-    settings = Settings(
+    settings = RecoverySettings(
         **asked,
         interventions=tuple(options.intervention),
         when=when,

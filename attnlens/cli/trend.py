@@ -112,10 +112,11 @@ def parse_layers(text: str | None) -> list[int] | None:
 
 def run_trend(options: argparse.Namespace) -> int:
     """Check everything that can be checked, then load, generate, measure, draw and write."""
+    from attnlens.reports.asking import TrendSettings
     from attnlens.reports.jobs import check_jobs
-    from attnlens.reports.trend import Settings, run_jobs
+    from attnlens.reports.trend import run_jobs
 
-    settings = Settings(
+    settings = TrendSettings(
         **generation_options(options),
         definition=options.definition,
         layers=parse_layers(options.layers),

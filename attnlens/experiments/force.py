@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from attnlens.errors import InputError
+from attnlens.experiments.run import note_session
 from attnlens.experiments.same_prompt import check_prompt, other_parts
 from attnlens.interventions.base import Intervention, Nothing
 from attnlens.interventions.forced import ForcedSession
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 from attnlens.recording.record import record
-from attnlens.recording.run import note_session
 from attnlens.recording.trace import Trace
 from attnlens.text import shortened
 

@@ -15,6 +15,7 @@ from attnlens.experiments.force import forced
 from attnlens.experiments.recovery import Recovery
 from attnlens.experiments.recovery_data import DETAILS, Run, compare, to_dataset
 from attnlens.experiments.recovery_tables import UNTOUCHED
+from attnlens.experiments.run import RECORDING, run
 from attnlens.grading import true_answer
 from attnlens.interventions.base import Intervention, Nothing
 from attnlens.interventions.inject import Forcing
@@ -22,7 +23,6 @@ from attnlens.interventions.session import intervene
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt, PromptBatch
 from attnlens.progress import progress
-from attnlens.recording.run import RECORDING, run
 from attnlens.recording.trace import Trace
 from attnlens.text import shortened
 

@@ -8,9 +8,9 @@ from typing import Any
 import xarray as xr
 
 from attnlens.experiments.dependence import dependence
+from attnlens.experiments.run import run
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
-from attnlens.recording.run import run
 
 
 def sampled_dependence(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -21,7 +21,26 @@ if TYPE_CHECKING:
     import torch
 
     from attnlens.models.family import Family
-    from attnlens.models.load import VLM
+
+
+class Loaded(Protocol):
+    """What prompts are built with; see ``attnlens.VLM``."""
+
+    @property
+    def model(self) -> Any:
+        """The model."""
+
+    @property
+    def processor(self) -> Any:
+        """The processor."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+
+    @property
+    def family(self) -> Family:
+        """The model's family."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +112,7 @@ class PromptBatch:
 
 
 def build_prompt(
-    vlm: VLM,
+    vlm: Loaded,
     image: Any,
     question: str | None,
     mode: str | None,
@@ -140,13 +159,13 @@ def _own_chat(
     return read_chat(given)
 
 
-def _special_tokens(vlm: VLM) -> set[str]:
+def _special_tokens(vlm: Loaded) -> set[str]:
     tokenizer = vlm.processor.tokenizer
     special = {vlm.processor.image_token, *tokenizer.all_special_tokens}
     return special | {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
 
 
-def _check_texts(vlm: VLM, texts: Sequence[str], allowed: set[str], own: bool) -> None:
+def _check_texts(vlm: Loaded, texts: Sequence[str], allowed: set[str], own: bool) -> None:
     """Refuse texts with special tokens, which a chat template would take for its own.
 
     A fine-tuned model may have the tags of a mode as special tokens, which its words may hold, and
@@ -161,7 +180,7 @@ def _check_texts(vlm: VLM, texts: Sequence[str], allowed: set[str], own: bool) -
 
 
 def encode_prompt(
-    vlm: VLM,
+    vlm: Loaded,
     text: str,
     opened: Sequence[tuple[Image.Image, ImageInfo]],
     limits: tuple[int | None, int | None],
@@ -227,7 +246,7 @@ def encode_prompt(
     )
 
 
-def with_pictures(vlm: VLM, prompt: Prompt, pictures: Sequence[Any]) -> Prompt:
+def with_pictures(vlm: Loaded, prompt: Prompt, pictures: Sequence[Any]) -> Prompt:
     """Ask the same about other images: as many, or none.
 
     Parameters

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from attnlens.errors import InputError
 from attnlens.measures.averages import WHOLE, Averages
 from attnlens.measures.definitions import Definition, get_definition
+from attnlens.plots.figure import Figure, finish, new_figure
 from attnlens.plots.given import check_result
 from attnlens.plots.intervals import interval_note
 from attnlens.plots.labels import readable
@@ -20,10 +21,7 @@ from attnlens.plots.style import (
     LINES,
     LONE_COLOUR,
     REGION_FILLS,
-    Figure,
     colours,
-    finish,
-    new_figure,
     style,
     width_in_inches,
 )

@@ -11,15 +11,8 @@ import numpy as np
 from attnlens.errors import InputError
 from attnlens.measures.agreement import Agreement, agreement
 from attnlens.measures.definitions import DEFINITIONS
-from attnlens.plots.style import (
-    LABEL_SIZE,
-    NARROW,
-    Figure,
-    finish,
-    new_figure,
-    style,
-    width_in_inches,
-)
+from attnlens.plots.figure import Figure, finish, new_figure
+from attnlens.plots.style import LABEL_SIZE, NARROW, style, width_in_inches
 
 if TYPE_CHECKING:
     from attnlens.measures.inputs import TraceLike

@@ -13,18 +13,9 @@ from attnlens.errors import InputError
 from attnlens.measures.correlation import spearman
 from attnlens.measures.inputs import Span
 from attnlens.measures.statistics import mean_interval
-from attnlens.plots.settle import settle
+from attnlens.plots.figure import Figure, finish, new_figure, settle
 from attnlens.plots.spans import name_regions, shade_regions
-from attnlens.plots.style import (
-    LONE_COLOUR,
-    NARROW,
-    Figure,
-    colours,
-    finish,
-    new_figure,
-    style,
-    width_in_inches,
-)
+from attnlens.plots.style import LONE_COLOUR, NARROW, colours, style, width_in_inches
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -57,7 +57,7 @@ def _laid_out(figure: matplotlib.figure.Figure, dpi: float) -> Iterator[None]:
         for _ in range(MOST_LAYOUTS):
             before = found
             figure.draw_without_rendering()
-            found = [_place(axes) for axes in figure.axes]
+            found = [place_of(axes) for axes in figure.axes]
             if found == before:
                 break
     finally:
@@ -73,7 +73,8 @@ def _laid_out(figure: matplotlib.figure.Figure, dpi: float) -> Iterator[None]:
         figure.set_layout_engine(engine)
 
 
-def _place(axes: Any) -> tuple[float, ...]:
+def place_of(axes: Any) -> tuple[float, ...]:
+    """Place of axes in their figure: left, bottom, width and height, rounded."""
     return tuple(round(edge, PLACE_DIGITS) for edge in axes.get_position(original=True).bounds)
 
 

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from attnlens.plots.figure import Figure, finish, new_figure
 from attnlens.plots.given import check_result
 from attnlens.plots.intervals import interval_ends, interval_note
-from attnlens.plots.style import (
-    LONE_COLOUR,
-    Figure,
-    colours,
-    finish,
-    new_figure,
-    style,
-    width_in_inches,
-)
+from attnlens.plots.style import LONE_COLOUR, colours, style, width_in_inches
 
 if TYPE_CHECKING:
     from attnlens.measures.theorems.information import Information

@@ -7,18 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from attnlens.errors import InputError
+from attnlens.plots.figure import Figure, finish, new_figure
 from attnlens.plots.given import check_result
 from attnlens.plots.intervals import interval_ends, interval_note
-from attnlens.plots.style import (
-    LONE_COLOUR,
-    NARROW,
-    Figure,
-    colours,
-    finish,
-    new_figure,
-    style,
-    width_in_inches,
-)
+from attnlens.plots.style import LONE_COLOUR, NARROW, colours, style, width_in_inches
 
 if TYPE_CHECKING:
     from attnlens.measures.theorems.insertion import Insertion

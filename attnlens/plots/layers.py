@@ -15,15 +15,9 @@ from attnlens.measures import visual_share
 from attnlens.measures.definitions import get_definition
 from attnlens.measures.inputs import regions_of
 from attnlens.plots.curves import caption_text, measure_text, owner_text, shift_of
+from attnlens.plots.figure import Figure, finish, new_figure
 from attnlens.plots.spans import STRIP, STRIP_GAP, mark_regions, name_regions
-from attnlens.plots.style import (
-    COLOUR_MAP,
-    Figure,
-    finish,
-    new_figure,
-    style,
-    width_in_inches,
-)
+from attnlens.plots.style import COLOUR_MAP, style, width_in_inches
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -14,14 +14,9 @@ from matplotlib.patches import Rectangle
 from attnlens.errors import InputError
 from attnlens.measures.inputs import dataset_of, select_layers
 from attnlens.models.images import open_image
+from attnlens.plots.figure import Figure, finish, new_figure
 from attnlens.plots.labels import readable
-from attnlens.plots.style import (
-    Figure,
-    finish,
-    new_figure,
-    style,
-    width_in_inches,
-)
+from attnlens.plots.style import style, width_in_inches
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -9,17 +9,10 @@ from matplotlib.ticker import MaxNLocator
 
 from attnlens.errors import InputError
 from attnlens.measures.definitions import get_definition
+from attnlens.plots.figure import Figure, finish, new_figure
 from attnlens.plots.given import check_result
 from attnlens.plots.intervals import interval_ends, interval_note
-from attnlens.plots.style import (
-    LINES,
-    NARROW,
-    Figure,
-    finish,
-    new_figure,
-    style,
-    width_in_inches,
-)
+from attnlens.plots.style import LINES, NARROW, style, width_in_inches
 from attnlens.text import shortened
 
 if TYPE_CHECKING:

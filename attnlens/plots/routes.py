@@ -11,20 +11,10 @@ import numpy as np
 
 from attnlens.errors import InputError
 from attnlens.measures.definitions import Definition, get_definition
+from attnlens.plots.figure import Figure, add_caption, new_figure, set_height, settle
 from attnlens.plots.given import check_result
 from attnlens.plots.intervals import interval_note
-from attnlens.plots.settle import settle
-from attnlens.plots.style import (
-    LONE_COLOUR,
-    NARROW,
-    Figure,
-    add_caption,
-    colours,
-    new_figure,
-    set_height,
-    style,
-    width_in_inches,
-)
+from attnlens.plots.style import LONE_COLOUR, NARROW, colours, style, width_in_inches
 
 if TYPE_CHECKING:
     import pandas as pd

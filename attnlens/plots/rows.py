@@ -12,16 +12,10 @@ from attnlens.plots.curves import (
     measure_text,
     owner_text,
 )
+from attnlens.plots.figure import Figure, add_caption, new_figure, set_height, write_wrapped
 from attnlens.plots.labels import label_size, label_steps
 from attnlens.plots.spans import name_regions, tag_handles
-from attnlens.plots.style import (
-    Figure,
-    add_caption,
-    new_figure,
-    set_height,
-    style,
-    write_wrapped,
-)
+from attnlens.plots.style import style
 
 LEFT, RIGHT = 0.5, 0.4
 """Room beside the rows, in inches."""

@@ -16,9 +16,6 @@ import matplotlib as mpl
 import matplotlib.figure
 import matplotlib.style
 from matplotlib import font_manager
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.text import Text
 
 from attnlens.errors import InputError
 
@@ -134,74 +131,6 @@ def style() -> Iterator[None]:
 
     with mpl.style.context(_parameters(), after_reset=True):
         yield
-
-
-class Figure(matplotlib.figure.Figure):
-    """A Matplotlib figure that notebooks show although pyplot does not know it."""
-
-    def _repr_png_(self) -> bytes:
-        """PNG of the figure, for Jupyter."""
-        from attnlens.plots.files import render
-
-        return render(self, "png", dpi=150)
-
-
-def new_figure(width: float, height: float, *, constrained: bool = True) -> Figure:
-    """Make an empty figure of a size in inches, outside pyplot's bookkeeping."""
-    figure = Figure(figsize=(width, height), layout="constrained" if constrained else None)
-    FigureCanvasAgg(figure)  # so that text can be measured
-    return figure
-
-
-def add_caption(figure: Figure, text: str) -> float:
-    """Write a caption along the bottom of a figure, in as many lines as its width asks for.
-
-    Returns
-    -------
-    float
-        Height of the caption, in inches; `set_height` keeps that room free.
-    """
-    caption = figure.text(
-        CAPTION_PAD,
-        CAPTION_PAD,
-        "",
-        transform=figure.dpi_scale_trans,
-        fontsize=CAPTION_SIZE,
-        color="0.3",
-        va="bottom",
-        parse_math=False,
-        gid="caption",
-    )
-    write_wrapped(caption, text, figure.get_figwidth() - 2 * CAPTION_PAD)
-    return caption.get_window_extent().height / figure.dpi + 2 * CAPTION_PAD
-
-
-def write_wrapped(artist: Text, text: str, width: float) -> None:
-    """Write words into a text of a figure, in as many lines as a width in inches asks for."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        artist.set_text(longer)
-        if artist.get_window_extent().width <= width * artist.figure.dpi:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    artist.set_text("\n".join(lines))
-
-
-def set_height(figure: Figure, height: float, caption: float) -> None:
-    """Give a figure its height without caption, and below it room for the caption, in inches."""
-    total = height + caption
-    figure.set_figheight(total)
-    engine = figure.get_layout_engine()
-    if isinstance(engine, ConstrainedLayoutEngine):
-        engine.set(rect=(0, caption / total, 1, height / total))
-
-
-def finish(figure: Figure, height: float, caption: str) -> None:
-    """Put the caption below a figure of a height in inches, and lay it out."""
-    set_height(figure, height, add_caption(figure, caption))
-    figure.draw_without_rendering()
 
 
 def width_in_inches(width: str | float) -> float:

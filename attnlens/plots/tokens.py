@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from attnlens.errors import InputError
 from attnlens.plots.curves import read_curves
+from attnlens.plots.figure import Figure
 from attnlens.plots.rows import draw_rows
-from attnlens.plots.style import Figure
 
 if TYPE_CHECKING:
     from attnlens.measures.inputs import TraceLike

@@ -16,17 +16,10 @@ from attnlens.plots.curves import (
     owner_text,
     read_curves,
 )
+from attnlens.plots.figure import Figure, add_caption, new_figure, set_height
 from attnlens.plots.rows import LEFT, RIGHT, draw_rows
 from attnlens.plots.spans import name_regions, tag_handles
-from attnlens.plots.style import (
-    WIDTHS,
-    Figure,
-    add_caption,
-    new_figure,
-    set_height,
-    style,
-    width_in_inches,
-)
+from attnlens.plots.style import WIDTHS, style, width_in_inches
 
 if TYPE_CHECKING:
     from attnlens.measures.inputs import TraceLike

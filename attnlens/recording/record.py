@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-import attnlens
+from attnlens._version import __version__
 from attnlens.errors import InputError
 from attnlens.models.families import parts_of
 from attnlens.models.family import Parts
@@ -182,7 +182,7 @@ class Recorder:
             or type(self._model).__name__,
             "config_hash": digest.hexdigest()[:16],
             "versions": {
-                "attnlens": attnlens.__version__,
+                "attnlens": __version__,
                 "python": platform.python_version(),
                 **{p: version(p) for p in ("torch", "transformers")},
             },

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -18,9 +18,6 @@ import xarray as xr
 from attnlens.errors import InputError
 from attnlens.files import write_folder
 from attnlens.text import one_line
-
-if TYPE_CHECKING:
-    from attnlens.recording.trace import Trace
 
 FORMAT = "attnlens-trace"
 FORMAT_VERSION = 2
@@ -30,8 +27,8 @@ MANIFEST = "attnlens.json"
 _CODECS = {"blosc", "zstd", "zlib", "gzip", "lz4", "vlen-utf8"}
 
 
-def save_trace(trace: Trace, path: Path, *, replace: bool) -> None:
-    """Write a trace; see ``Trace.save``."""
+def save_trace(data: xr.Dataset, path: Path, *, replace: bool) -> None:
+    """Write the dataset of a trace; see ``Trace.save``."""
     if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
         raise InputError(f"{str(path)!r} holds something else than a trace: give a new folder")
     if (path / MANIFEST).is_file() and not replace:
@@ -39,8 +36,8 @@ def save_trace(trace: Trace, path: Path, *, replace: bool) -> None:
             f"{str(path)!r} exists already: give a new folder, or replace=True to write over the "
             "trace in it"
         )
-    data = trace.data.copy()
-    data.attrs = {"attnlens": _attributes_as_json(trace.attrs)}
+    attrs, data = data.attrs, data.copy()
+    data.attrs = {"attnlens": _attributes_as_json(attrs)}
     for name in list(data.variables):
         # by way of objects, texts may differ in length; an empty array of objects has no type
         if data[name].dtype.kind == "U" and data[name].size:

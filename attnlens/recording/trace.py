@@ -137,7 +137,7 @@ class Trace:
         """
         from attnlens.recording.store import save_trace
 
-        save_trace(self, Path(path), replace=replace)
+        save_trace(self.data, Path(path), replace=replace)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:

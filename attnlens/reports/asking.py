@@ -1,4 +1,4 @@
-"""What is asked of which model, in what words: the settings that several commands share."""
+"""What is asked of which model, in what words: the settings of the commands."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from attnlens.files import check_writable
 from attnlens.models.modes import asked_words, check_template, mode_of
 
 if TYPE_CHECKING:
+    from attnlens.interventions.base import Intervention
     from attnlens.models.load import VLM
     from attnlens.models.prompt import Prompt
     from attnlens.reports.jobs import Job
@@ -78,3 +79,82 @@ class Asking:
         return vlm.prompt(
             job.image, job.question, self.mode, system=self.system, template=self.template
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrendSettings(Asking):
+    """How the questions are asked and what is written; the options of ``attnlens trend``."""
+
+    seed: int = 0
+    temperature: float = 0.0
+    definition: str = "look-back"
+    layers: list[int] | None = None
+
+    def check(self) -> None:
+        """Refuse what can be refused without loading anything.
+
+        Raises
+        ------
+        InputError
+            If a number is out of range, the definition is unknown, or as ``Asking.check``.
+        """
+        from attnlens.measures.definitions import get_definition
+
+        get_definition(self.definition)
+        if self.max_new_tokens < 1:
+            raise InputError(f"--max_new_tokens {self.max_new_tokens}: give at least 1")
+        if self.max_new_tokens <= get_definition(self.definition).first_step:
+            raise InputError(
+                f"--max_new_tokens {self.max_new_tokens}: {self.definition} leaves the first step "
+                "out, so give at least 2"
+            )
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"--temperature {self.temperature}: give 0 (greedy) or more")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed {self.seed}: give a number from 0 to 2**63 - 1")
+        super().check()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoverySettings(Asking):
+    """The options of ``attnlens recover``."""
+
+    interventions: tuple[str, ...]
+    when: str = "<back>"
+    positions: str = "fresh"
+    definition: str = "mass"
+    detail: str = "layer"
+
+    def check(self) -> None:
+        """Refuse what can be refused without loading anything.
+
+        Raises
+        ------
+        InputError
+            If an intervention, its picture, the trigger or the definition cannot be read, or as
+            ``Asking.check``.
+        """
+        from attnlens.measures.definitions import get_definition
+        from attnlens.models.images import open_image
+
+        get_definition(self.definition)
+        for name in self.pictures():
+            open_image(name)
+        names = [one.name for one in self.parsed()]
+        for text, name in zip(self.interventions, names, strict=True):
+            if names.count(name) > 1:
+                raise InputError(f"--intervention {text} is given twice: give each of them once")
+        super().check()
+
+    def pictures(self) -> list[str]:
+        """Return the files that are shown in an image's place."""
+        parts = [part for one in self.parsed() for part in one.parts]
+        sources = (getattr(part, "source", None) for part in parts)
+        return sorted({str(name) for name in sources if name not in (None, "blank", "text")})
+
+    def parsed(self) -> list[Intervention]:
+        """Read the interventions."""
+        from attnlens.interventions.parse import parse_intervention, parse_trigger
+
+        when = parse_trigger(self.when)
+        return [parse_intervention(text, when, self.positions) for text in self.interventions]

@@ -25,14 +25,14 @@ from attnlens.text import one_line
 if TYPE_CHECKING:
     from attnlens.measures import Information, Insertion
     from attnlens.recording.trace import Trace
+    from attnlens.reports.asking import TrendSettings
     from attnlens.reports.dilution_runs import Runs
-    from attnlens.reports.trend import Settings as RunSettings
 
 _Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True)
-class Settings:
+class DilutionSettings:
     """How traces are measured and what is written; options of ``attnlens dilution``."""
 
     between: Any = WHOLE_RUN
@@ -49,7 +49,7 @@ class Settings:
         return Path(self.save_folder) / "dilution"
 
 
-def report_traces(traces: str | Path, settings: Settings) -> Path:
+def report_traces(traces: str | Path, settings: DilutionSettings) -> Path:
     """Measure the traces of a folder, print what was found, and write a folder whole or not at all.
 
     Parameters
@@ -83,7 +83,7 @@ def report_traces(traces: str | Path, settings: Settings) -> Path:
     return _report({path: None for path in paths}, root, settings)
 
 
-def report_questions(jobs: list[Job], asked: RunSettings, settings: Settings) -> int:
+def report_questions(jobs: list[Job], asked: TrendSettings, settings: DilutionSettings) -> int:
     """Ask the questions of a file, each kept when it is done, and report on all of them.
 
     Parameters
@@ -123,7 +123,10 @@ def report_questions(jobs: list[Job], asked: RunSettings, settings: Settings) ->
 
 
 def _report(
-    paths: Mapping[Path, Job | None], root: Path, settings: Settings, runs: Runs | None = None
+    paths: Mapping[Path, Job | None],
+    root: Path,
+    settings: DilutionSettings,
+    runs: Runs | None = None,
 ) -> Path:
     from attnlens import measures, plots
     from attnlens.reports.dilution_table import tidy
@@ -184,7 +187,9 @@ def _report(
     return folder
 
 
-def _further(runs: Runs | None, settings: Settings) -> tuple[Insertion | None, Information | None]:
+def _further(
+    runs: Runs | None, settings: DilutionSettings
+) -> tuple[Insertion | None, Information | None]:
     """Measure what only a model at hand can give, where it was asked for."""
     from attnlens import measures
 

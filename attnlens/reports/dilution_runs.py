@@ -20,6 +20,7 @@ from attnlens.experiments.twins import insertions, twins
 from attnlens.files import write_folder
 from attnlens.netcdf import write_netcdf
 from attnlens.recording.trace import Trace
+from attnlens.reports.asking import TrendSettings
 from attnlens.reports.jobs import Job
 from attnlens.reports.many import ANSWERS, TWINS, run_each
 from attnlens.reports.notes import (
@@ -32,7 +33,6 @@ from attnlens.reports.notes import (
     write_note,
 )
 from attnlens.reports.trend import SHOWN, check_layers, record_each
-from attnlens.reports.trend import Settings as RunSettings
 from attnlens.reports.trend_files import note_of_trace
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Runs:
 
 
 def run_questions(
-    vlm: VLM, jobs: list[Job], settings: RunSettings, *, insertion: bool, samples: int
+    vlm: VLM, jobs: list[Job], settings: TrendSettings, *, insertion: bool, samples: int
 ) -> Runs:
     """Run what is not there yet.
 
@@ -111,16 +111,16 @@ def run_questions(
     )
 
 
-def _twin_folder(root: Path, settings: RunSettings, job: Job) -> Path:
+def _twin_folder(root: Path, settings: TrendSettings, job: Job) -> Path:
     return root / f"{settings.mode}{TWINS}" / job.folder
 
 
-def _answer_folder(root: Path, settings: RunSettings, job: Job) -> Path:
+def _answer_folder(root: Path, settings: TrendSettings, job: Job) -> Path:
     return root / f"{settings.mode}{ANSWERS}" / job.folder
 
 
 def _twins(
-    vlm: VLM, jobs: list[Job], settings: RunSettings, traces: dict[Job, Path], root: Path
+    vlm: VLM, jobs: list[Job], settings: TrendSettings, traces: dict[Job, Path], root: Path
 ) -> list[Job]:
     model = model_note(vlm)
 
@@ -149,7 +149,7 @@ def _twins(
 
 
 def _answers(
-    vlm: VLM, jobs: list[Job], settings: RunSettings, samples: int, root: Path
+    vlm: VLM, jobs: list[Job], settings: TrendSettings, samples: int, root: Path
 ) -> list[Job]:
     model = model_note(vlm)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 if TYPE_CHECKING:
-    from attnlens.plots.style import Figure
+    from attnlens.plots.figure import Figure
     from attnlens.recording.trace import Trace
 
 

@@ -16,7 +16,7 @@ from attnlens.reports.figure_inputs import Recorded
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
-    from attnlens.plots.style import Figure
+    from attnlens.plots.figure import Figure
     from attnlens.recording.trace import Trace
 
 MOST = 3

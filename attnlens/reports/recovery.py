@@ -5,72 +5,26 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attnlens
 from attnlens.errors import InputError
 from attnlens.files import check_results, write_folder
-from attnlens.reports.asking import Asking
+from attnlens.reports.asking import RecoverySettings
 from attnlens.reports.jobs import Job
 from attnlens.text import one_line, shortened
 
 if TYPE_CHECKING:
     from attnlens.experiments.recovery import Recovery
-    from attnlens.interventions.base import Intervention
 
 
 NAME_WIDTH = 40
 """Longest name in a printed table, in characters."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings(Asking):
-    """The options of ``attnlens recover``."""
-
-    interventions: tuple[str, ...]
-    when: str = "<back>"
-    positions: str = "fresh"
-    definition: str = "mass"
-    detail: str = "layer"
-
-    def check(self) -> None:
-        """Refuse what can be refused without loading anything.
-
-        Raises
-        ------
-        InputError
-            If an intervention, its picture, the trigger or the definition cannot be read, or as
-            ``Asking.check``.
-        """
-        from attnlens.measures.definitions import get_definition
-        from attnlens.models.images import open_image
-
-        get_definition(self.definition)
-        for name in self.pictures():
-            open_image(name)
-        names = [one.name for one in self.parsed()]
-        for text, name in zip(self.interventions, names, strict=True):
-            if names.count(name) > 1:
-                raise InputError(f"--intervention {text} is given twice: give each of them once")
-        super().check()
-
-    def pictures(self) -> list[str]:
-        """Return the files that are shown in an image's place."""
-        parts = [part for one in self.parsed() for part in one.parts]
-        sources = (getattr(part, "source", None) for part in parts)
-        return sorted({str(name) for name in sources if name not in (None, "blank", "text")})
-
-    def parsed(self) -> list[Intervention]:
-        """Read the interventions."""
-        from attnlens.interventions.parse import parse_intervention, parse_trigger
-
-        when = parse_trigger(self.when)
-        return [parse_intervention(text, when, self.positions) for text in self.interventions]
-
-
-def run_recovery(jobs: list[Job], settings: Settings) -> int:
+def run_recovery(jobs: list[Job], settings: RecoverySettings) -> int:
     """Run all questions, print the table, and write the folder whole or not at all.
 
     Returns
@@ -122,7 +76,7 @@ def run_recovery(jobs: list[Job], settings: Settings) -> int:
     return asked - len(jobs)
 
 
-def _write_places(result: Recovery, folder: Path, settings: Settings) -> None:
+def _write_places(result: Recovery, folder: Path, settings: RecoverySettings) -> None:
     """Write rises by layer, or by layer and head, of every intervention."""
     import pandas as pd
 
@@ -199,7 +153,7 @@ def _cell(row: dict[Any, Any], name: str, layout: str, samples: int) -> str:
     return format(value, layout) + (f" ({behind})" if behind < samples else "")
 
 
-def _summary(result: Recovery, jobs: list[Job], settings: Settings) -> dict[str, Any]:
+def _summary(result: Recovery, jobs: list[Job], settings: RecoverySettings) -> dict[str, Any]:
     from importlib.metadata import version
 
     data = result.data
@@ -225,7 +179,7 @@ def _summary(result: Recovery, jobs: list[Job], settings: Settings) -> dict[str,
     }
 
 
-def _draw(result: Recovery, folder: Path, settings: Settings) -> None:
+def _draw(result: Recovery, folder: Path, settings: RecoverySettings) -> None:
     from attnlens import plots
 
     try:

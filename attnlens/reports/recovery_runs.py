@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
     from attnlens.interventions.base import Intervention
     from attnlens.models.load import VLM
-    from attnlens.reports.recovery import Settings
+    from attnlens.reports.asking import RecoverySettings
 
 LEFT_OUT = ("save_folder", "formats", "definition")
-"""Settings that the runs do not follow from."""
+"""RecoverySettings that the runs do not follow from."""
 
 
-def run_one(vlm: VLM, job: Job, settings: Settings) -> Recovery:
+def run_one(vlm: VLM, job: Job, settings: RecoverySettings) -> Recovery:
     """Run a question of the command line.
 
     Raises
@@ -53,7 +53,7 @@ def run_one(vlm: VLM, job: Job, settings: Settings) -> Recovery:
 
 
 def run_lines(
-    vlm: VLM, jobs: list[Job], settings: Settings, folder: Path
+    vlm: VLM, jobs: list[Job], settings: RecoverySettings, folder: Path
 ) -> tuple[Recovery, list[Job]]:
     """Run the questions of a file that have not been run yet, each kept when it is done.
 
@@ -133,7 +133,7 @@ def run_lines(
 
 
 def _fitting(
-    vlm: VLM, jobs: list[Job], settings: Settings, interventions: Iterable[Intervention]
+    vlm: VLM, jobs: list[Job], settings: RecoverySettings, interventions: Iterable[Intervention]
 ) -> list[Job]:
     """Leave out the lines whose prompt an intervention does not fit; each is reported."""
     good, problem = [], ""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnlens.errors import InputError
 from attnlens.files import check_writable
 from attnlens.progress import progress
-from attnlens.reports.asking import Asking
+from attnlens.reports.asking import TrendSettings
 from attnlens.reports.jobs import Job
 from attnlens.reports.many import refuse_other_questions, remove_leftover_files, run_each
 from attnlens.reports.notes import made_again, model_note, note_of, read_note
@@ -30,41 +29,7 @@ SHOWN = ("save_folder", "formats", "definition")
 """Settings that an answer does not follow from, but what is shown of it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings(Asking):
-    """How the questions are asked and what is written; the options of ``attnlens trend``."""
-
-    seed: int = 0
-    temperature: float = 0.0
-    definition: str = "look-back"
-    layers: list[int] | None = None
-
-    def check(self) -> None:
-        """Refuse what can be refused without loading anything.
-
-        Raises
-        ------
-        InputError
-            If a number is out of range, the definition is unknown, or as ``Asking.check``.
-        """
-        from attnlens.measures.definitions import get_definition
-
-        get_definition(self.definition)
-        if self.max_new_tokens < 1:
-            raise InputError(f"--max_new_tokens {self.max_new_tokens}: give at least 1")
-        if self.max_new_tokens <= get_definition(self.definition).first_step:
-            raise InputError(
-                f"--max_new_tokens {self.max_new_tokens}: {self.definition} leaves the first step "
-                "out, so give at least 2"
-            )
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"--temperature {self.temperature}: give 0 (greedy) or more")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"--seed {self.seed}: give a number from 0 to 2**63 - 1")
-        super().check()
-
-
-def run_jobs(jobs: list[Job], settings: Settings) -> int:
+def run_jobs(jobs: list[Job], settings: TrendSettings) -> int:
     """Run the questions one after the other; how many failed.
 
     Questions of a file are resumed: see ``attnlens.reports.many``. When all have been asked, one
@@ -112,7 +77,7 @@ def check_replaced(job: Job, folder: Path, mode: str) -> None:
 
 
 def record_each(
-    vlm: VLM, jobs: list[Job], settings: Settings, *, command: str, pictures: bool = True
+    vlm: VLM, jobs: list[Job], settings: TrendSettings, *, command: str, pictures: bool = True
 ) -> list[Job]:
     """Ask the questions of a file that have not been asked yet; those whose folders are there."""
     root, name = Path(settings.save_folder), f"{settings.mode}_settings.json"
@@ -183,7 +148,7 @@ def check_layers(layers: list[int] | None, vlm: VLM) -> None:
 def run_job(
     vlm: VLM,
     job: Job,
-    settings: Settings,
+    settings: TrendSettings,
     *,
     show: bool,
     pictures: bool = True,
@@ -234,8 +199,8 @@ def run_job(
     return folder
 
 
-def _generate(vlm: VLM, prompt: Any, settings: Settings, show: bool) -> Trace:
-    from attnlens.recording.run import run
+def _generate(vlm: VLM, prompt: Any, settings: TrendSettings, show: bool) -> Trace:
+    from attnlens.experiments.run import run
     from attnlens.reports.stream import PrintedAnswer
 
     options: dict[str, Any] = {"do_sample": False}

@@ -20,7 +20,7 @@ from attnlens.reports.table import steps_table, write_csv
 
 if TYPE_CHECKING:
     from attnlens.recording.trace import Trace
-    from attnlens.reports.trend import Settings
+    from attnlens.reports.asking import TrendSettings
 
 SUMMARY = "summary.json"
 """Name of the file that says what was asked and what came of it."""
@@ -37,7 +37,7 @@ def write_run(
     folder: Path,
     trace: Trace,
     job: Job,
-    settings: Settings,
+    settings: TrendSettings,
     pictures: bool,
     note: dict[str, Any] | None = None,
 ) -> str:
@@ -78,7 +78,7 @@ def _own_files(folder: Path, mode: str, here: str, names: list[str]) -> set[str]
     return own.intersection(names)
 
 
-def _draw(folder: Path, trace: Trace, settings: Settings) -> str:
+def _draw(folder: Path, trace: Trace, settings: TrendSettings) -> str:
     from attnlens import plots
 
     definition = settings.definition
@@ -101,7 +101,7 @@ def _draw(folder: Path, trace: Trace, settings: Settings) -> str:
     return f"{', '.join(missing)}: {next(iter(missing.values()))}" if missing else ""
 
 
-def summary(trace: Trace, job: Job, settings: Settings) -> dict[str, Any]:
+def summary(trace: Trace, job: Job, settings: TrendSettings) -> dict[str, Any]:
     """Answer, regions, decay, refocus, settings and versions, as plain JSON-able values.
 
     Parameters

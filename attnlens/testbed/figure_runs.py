@@ -28,14 +28,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import attnlens
+from attnlens._version import __version__
 from attnlens.errors import InputError
+from attnlens.experiments.dependence import dependence
+from attnlens.experiments.force import force
+from attnlens.experiments.recover import recover
+from attnlens.experiments.run import run
 from attnlens.experiments.sampled import sampled_dependence
 from attnlens.experiments.twins import twins
 from attnlens.files import write_folder
 from attnlens.interventions import At, Copy, Inject, Intervention, Route
 from attnlens.netcdf import write_netcdf
 from attnlens.progress import progress
+from attnlens.recording.trace import Trace
 from attnlens.testbed.samples import Sample, held_out_sample, save_samples
 
 if TYPE_CHECKING:
@@ -123,10 +128,10 @@ def _record(vlm: VLM, samples: dict[str, list[Sample]], folder: Path) -> None:
     listed = [(mode, i, one) for mode in MODES for i, one in enumerate(samples[mode])]
     for mode, i, sample in progress(listed, description="runs"):
         prompt = vlm.prompt(sample.scene.draw(), sample.question.text, mode)
-        trace = attnlens.run(vlm, prompt, MAX_NEW_TOKENS, visual_map=True, do_sample=False)
+        trace = run(vlm, prompt, MAX_NEW_TOKENS, visual_map=True, do_sample=False)
         trace.save(folder / mode / f"{i:04d}.zarr")
         if mode == "back" and i < MOST_DEPENDENCE:
-            data = attnlens.dependence(vlm, trace, prompt=prompt)
+            data = dependence(vlm, trace, prompt=prompt)
             data.attrs["versions"] = versions()
             write_netcdf(data, folder / "dependence" / f"{i:04d}.nc")
 
@@ -137,13 +142,13 @@ def _long(vlm: VLM, scenes: int, seed: int, folder: Path) -> None:
         sample = held_out_sample(seed, i, "cot", **LONG)
         prompt = vlm.prompt(sample.scene.draw(), sample.question.text, "cot")
         ids = vlm.tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
-        attnlens.force(vlm, prompt, ids).save(folder / "long" / f"{i:04d}.zarr")
+        force(vlm, prompt, ids).save(folder / "long" / f"{i:04d}.zarr")
 
 
 def _insert(vlm: VLM, samples: list[Sample], folder: Path) -> None:
     for i, sample in enumerate(progress(samples, description="insertions")):
         prompt = vlm.prompt(sample.scene.draw(), sample.question.text, "cot")
-        said = attnlens.Trace.load(folder / "cot" / f"{i:04d}.zarr")
+        said = Trace.load(folder / "cot" / f"{i:04d}.zarr")
         for name, twin in twins(vlm, prompt, said).items():
             twin.save(folder / "cot_twins" / f"{i:04d}" / f"{name}.zarr")
 
@@ -166,7 +171,7 @@ def _compare(vlm: VLM, samples: list[Sample], folder: Path) -> None:
     from attnlens.experiments.recovery import Recovery
     from attnlens.experiments.recovery_tables import UNTOUCHED
 
-    found = attnlens.recover(
+    found = recover(
         vlm,
         [vlm.prompt(s.scene.draw(), s.question.text, "back") for s in samples],
         ways() | routes(),
@@ -182,4 +187,4 @@ def _compare(vlm: VLM, samples: list[Sample], folder: Path) -> None:
 def versions() -> str:
     """Name the versions that decide what a run says."""
     others = (f"{name} {version(name)}" for name in ("torch", "transformers"))
-    return ", ".join([f"attnlens {attnlens.__version__}", *others])
+    return ", ".join([f"attnlens {__version__}", *others])

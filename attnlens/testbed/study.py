@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attnlens.errors import InputError
+from attnlens.experiments.run import run
 from attnlens.measures import decay, refocus, visual_share
 from attnlens.measures.inputs import owned_token
 from attnlens.measures.statistics import with_interval
 from attnlens.progress import progress
-from attnlens.recording.run import run
 from attnlens.testbed.forced import Forced, forced_pass
 from attnlens.testbed.hiding import HIDINGS, states_fact
 from attnlens.testbed.respond import picture

@@ -5,12 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from attnlens.errors import InputError
+from attnlens.testbed.answers import Part
+from attnlens.testbed.scenes import Scene
 
-if TYPE_CHECKING:
-    from attnlens.testbed.samples import Sample
+
+class Answered(Protocol):
+    """What of a sample the truth of its tokens follows from; see ``Sample``."""
+
+    @property
+    def scene(self) -> Scene:
+        """The scene."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The true answer in parts."""
+
+    @property
+    def answer(self) -> str:
+        """The true answer."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +56,7 @@ class TokenTruth:
     box: tuple[float, float, float, float] | None
 
 
-def token_truth(sample: Sample, tokens: Sequence[str]) -> list[TokenTruth]:
+def token_truth(sample: Answered, tokens: Sequence[str]) -> list[TokenTruth]:
     """Spread the truth of a sample's parts over the tokens of its answer.
 
     Parameters

@@ -1,0 +1,3 @@
+"""The version, where what is written notes it."""
+
+__version__ = "0.2.0"
