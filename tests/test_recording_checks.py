@@ -24,7 +24,7 @@ from attnlens.models.cache import (
 )
 from attnlens.recording.layout import key_layout
 from attnlens.recording.masks import check_padding
-from attnlens.recording.recorder import QueryRecorder
+from attnlens.recording.recorder import AttentionRecorder
 from attnlens.recording.tap import Pass
 
 NEW = 12
@@ -309,7 +309,7 @@ def test_a_cache_that_drops_keys_in_some_layers(tiny, prompt, dropping, recorded
 @pytest.mark.parametrize(("queries", "keys"), [(5, 6), (6, 5), (6, 7)])
 def test_every_layer_has_the_queries_and_keys_of_its_pass(queries, keys):
     layout = key_layout(["sink", "visual", "visual", "vision_end", "query", "query"])
-    recorder = QueryRecorder(layout, [0, 1])
+    recorder = AttentionRecorder(layout, [0, 1])
     recorder.begin_pass(Pass(tokens=6, past=0, keys=6))
     query, key = torch.randn(1, 2, 6, 4), torch.randn(1, 1, 6, 4)
     recorder.attention(0, query, key, None, 1.0)
@@ -419,7 +419,7 @@ def test_a_layer_is_seen_once_in_a_pass_and_not_after_it():
         torch.manual_seed(0)
         first, again = (torch.randn(1, 2, 6, 4) for _ in range(2))
         key = torch.randn(1, 1, 6, 4)
-        recorder = QueryRecorder(layout, [0, 1])
+        recorder = AttentionRecorder(layout, [0, 1])
         recorder.begin_pass(Pass(tokens=6, past=0, keys=6))
         for layer, which in calls:
             if which == "end":

@@ -35,8 +35,8 @@ from attnlens.interventions import (
     Route,
     WhenVisualBelow,
 )
-from attnlens.interventions.forced import ForcedSession
 from attnlens.interventions.parse import parse_intervention, parse_trigger
+from attnlens.interventions.teacher_forcing import ForcedSession
 from attnlens.measures import correlation, visual_share
 from attnlens.measures.definitions import DEFINITIONS
 from attnlens.measures.paired import holm, mcnemar

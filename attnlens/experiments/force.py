@@ -12,7 +12,7 @@ from attnlens.errors import InputError
 from attnlens.experiments.run import note_session
 from attnlens.experiments.same_prompt import check_prompt, other_parts
 from attnlens.interventions.base import Intervention, Nothing
-from attnlens.interventions.forced import ForcedSession
+from attnlens.interventions.teacher_forcing import ForcedSession
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 from attnlens.recording.record import record
@@ -36,8 +36,8 @@ def force(
     response
         A trace of an answer to the prompt, or the ids of its tokens.
     intervention
-        What is done meanwhile; see ``attnlens.interventions.forced.ForcedSession`` for text that
-        it forces.
+        What is done meanwhile; see ``attnlens.interventions.teacher_forcing.ForcedSession`` for
+        text that it forces.
     recording
         ``layers``, ``visual_map`` and ``prompt_rows``, as in ``attnlens.record``.
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Reach:
+class EditScope:
     """Which rows and keys an edit acts on.
 
     Attributes
@@ -49,19 +49,19 @@ class ScoreEditor:
 
     def __init__(self, implementation: str) -> None:
         self.implementation = implementation
-        self.reaches: list[Reach] = []
+        self.reaches: list[EditScope] = []
         self._past = 0
 
     def add(
         self, edit: Edit, prompt: Prompt, heads: dict[int, tuple[int, ...]], start: int
-    ) -> Reach:
+    ) -> EditScope:
         """Let an edit act on rows from a slot on."""
         columns = torch.tensor(list(edit.reach(prompt)), dtype=torch.int64)
-        reach = Reach(edit, columns, heads, start)
+        reach = EditScope(edit, columns, heads, start)
         self.reaches.append(reach)
         return reach
 
-    def step_back(self, reaches: Sequence[Reach], start: int, segments: Sequence[Any]) -> None:
+    def step_back(self, reaches: Sequence[EditScope], start: int, segments: Sequence[Any]) -> None:
         """Move the bounds of reaches with the tokens that they stand at.
 
         See ``attnlens.recording.tap.Listener.step_back``. Rows of inserted tokens are in reach

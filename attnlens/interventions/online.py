@@ -12,13 +12,13 @@ import torch
 from attnlens.recording.layout import KeyLayout
 from attnlens.recording.masks import stack_biases
 from attnlens.recording.mass import mass_on_sets
-from attnlens.recording.recorder import QueryRecorder
+from attnlens.recording.recorder import AttentionRecorder
 
 GROUPS = 4
 """Where the layers that were enough before are not, so many parts of all are added."""
 
 
-class ShareRecorder(QueryRecorder):
+class ShareRecorder(AttentionRecorder):
     """Knows the visual share of every step, as far as triggers need it.
 
     A share is a mean over layers, none of them below 0. So as soon as the layers computed so far
@@ -146,7 +146,7 @@ class ShareRecorder(QueryRecorder):
             queues = [self._queues[layer] for layer in group]
             keys = [queue.key for queue in queues if queue.key is not None]
             one, (device, length) = queues[0], (keys[0].device, keys[0].shape[2])
-            with torch.autocast(device.type, enabled=False):  # see QueryRecorder
+            with torch.autocast(device.type, enabled=False):  # see AttentionRecorder
                 masses = mass_on_sets(
                     [queue.queries[0] for queue in queues],
                     keys,

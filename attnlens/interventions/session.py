@@ -29,19 +29,19 @@ from attnlens.interventions.base import (
     select_heads,
 )
 from attnlens.interventions.blocks import Piece, TextPiece
-from attnlens.interventions.editor import Reach, ScoreEditor
-from attnlens.interventions.firing import Firing, State, check_forced_texts
+from attnlens.interventions.cache_editor import CacheEditor, InsertionPlan
+from attnlens.interventions.editor import EditScope, ScoreEditor
 from attnlens.interventions.inject import Forcing
 from attnlens.interventions.online import ShareRecorder
 from attnlens.interventions.pictures import PromptImages
-from attnlens.interventions.stitch import Plan, Stitcher
+from attnlens.interventions.trigger_state import ArmedIntervention, TriggerState, check_forced_texts
 from attnlens.interventions.triggers import Trigger, highest_thresholds
 from attnlens.models.cache import cache_of
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.layout import key_layout
-from attnlens.recording.recorder import QueryRecorder
+from attnlens.recording.recorder import AttentionRecorder
 from attnlens.recording.taps import attach, attach_editor, detach, detach_editor
 
 S = TypeVar("S", bound="Session")
@@ -129,7 +129,7 @@ class Session:
         intervention.check(prompt, *self._sizes)
         vocabulary = vlm.model.get_input_embeddings().num_embeddings
         check_forced_texts(intervention.parts, vlm.tokenizer, vocabulary)
-        self._firing = Firing(intervention.parts, vlm.tokenizer, self._shares)
+        self._trigger_state = TriggerState(intervention.parts, vlm.tokenizer, self._shares)
         self._stack = ExitStack()
         self._used = False
         self._started = False
@@ -137,9 +137,9 @@ class Session:
         self._forced: list[int] = []
         self._awaited: int | None = None
         """The forced token that ``generate`` was left no choice but to take."""
-        self._stitch = Stitcher(vlm, len(prompt.segments))
+        self._cache_editor = CacheEditor(vlm, len(prompt.segments))
         self.images = PromptImages(vlm, prompt)
-        self._recorders: dict[int, QueryRecorder] = {}
+        self._recorders: dict[int, AttentionRecorder] = {}
         self._editor: ScoreEditor | None = None
         self._share: ShareRecorder | None = None
 
@@ -158,14 +158,14 @@ class Session:
             self._stack = stack
             _OPEN.add(self.vlm.model)
             stack.callback(_OPEN.discard, self.vlm.model)
-            if any(isinstance(s.part, Edit) for s in self._firing.states):
+            if any(isinstance(s.part, Edit) for s in self._trigger_state.states):
                 self._editor = ScoreEditor(self._attention_name())
                 attach_editor(self._parts, self._editor)
                 stack.callback(detach_editor, self._parts, self._editor)
             if self._watched:
                 self._share = ShareRecorder(self._layout(), self._layers(), self._watched)
                 self.listen(self._share, self)
-            for state in self._firing.states:
+            for state in self._trigger_state.states:
                 if isinstance(state.part, Insertion):
                     state.part.prepare(self)
             model, visual = self._parts.generator, self._parts.vision
@@ -195,25 +195,25 @@ class Session:
         self._recorders.clear()
         self._made.clear()
 
-    def listen(self, recorder: QueryRecorder, owner: object) -> None:
+    def listen(self, recorder: AttentionRecorder, owner: object) -> None:
         """Let a recorder see every pass, for ``recorder_of`` its owner."""
         attach(self._parts, recorder, GenerateWatch(len(self.prompt.segments)))
         self._stack.callback(detach, self._parts, recorder)
         self._recorders[id(owner)] = recorder
 
-    def recorder_of(self, owner: object) -> QueryRecorder:
+    def recorder_of(self, owner: object) -> AttentionRecorder:
         """Return the recorder that listens for an owner."""
         return self._recorders[id(owner)]
 
     @property
     def never_fired(self) -> list[str]:
         """Names of the interventions whose trigger has not fired."""
-        return [state.part.name for state in self._firing.states if not state.fired]
+        return [state.part.name for state in self._trigger_state.states if not state.fired]
 
-    def new_recorder(self, **options: Any) -> QueryRecorder:
-        """Make a recorder for this prompt; options as in ``QueryRecorder``."""
+    def new_recorder(self, **options: Any) -> AttentionRecorder:
+        """Make a recorder for this prompt; options as in ``AttentionRecorder``."""
         layers = options.pop("layers", self._layers())
-        return QueryRecorder(self._layout(), layers, **options)
+        return AttentionRecorder(self._layout(), layers, **options)
 
     def _layout(self) -> Any:
         return key_layout(self.prompt.segments, np.atleast_2d(self.prompt.image_of_key))
@@ -274,8 +274,8 @@ class Session:
         acting = self._due()
         if acting:
             self._act(acting, cache, options)
-        if self._stitch.inserted:
-            self._stitch.move(cache, options, self._slot(len(self._ids)) + 1)
+        if self._cache_editor.inserted:
+            self._cache_editor.move(cache, options, self._slot(len(self._ids)) + 1)
         return args, options
 
     def _take(self, token: int) -> None:
@@ -287,7 +287,7 @@ class Session:
             )
         self._awaited = None
         self._ids.append(token)
-        self._firing.seen.append(token)
+        self._trigger_state.seen.append(token)
 
     def _after(self, _module: Any, _args: tuple, output: Any) -> Any:
         if self._forced:
@@ -297,14 +297,14 @@ class Session:
             output.logits = torch.cat([output.logits[:, :-1], logits], dim=1)
         return output
 
-    def _due(self) -> list[tuple[int, State]]:
+    def _due(self) -> list[tuple[int, ArmedIntervention]]:
         """Ask the triggers; the step to act on and the intervention, in order of steps."""
         step = len(self._ids)
         due = []
-        for answer, state in self._firing.ask(self._stop):
+        for answer, state in self._trigger_state.ask(self._stop):
             at = self._step_of(answer)
             if not isinstance(state.part, Forcing):
-                at = max(at, self._stitch.first_free)
+                at = max(at, self._cache_editor.first_free)
             due.append((min(at, step) if step else 0, state))
         return sorted(due, key=lambda pair: pair[0])
 
@@ -312,7 +312,7 @@ class Session:
         """Step of a trigger's answer."""
         return answer
 
-    def _stop(self, reach: Reach) -> None:
+    def _stop(self, reach: EditScope) -> None:
         reach.stop = self._slot(len(self._ids))
 
     def _shares(self, definition: str, count: int) -> list[float]:
@@ -320,13 +320,15 @@ class Session:
 
     def _slot(self, step: int) -> int:
         """Slot of a step's query token, with what has been inserted so far."""
-        return len(self.prompt.segments) - 1 + step + self._stitch.inserted
+        return len(self.prompt.segments) - 1 + step + self._cache_editor.inserted
 
-    def _act(self, acting: list[tuple[int, State]], cache: Any, options: dict[str, Any]) -> None:
+    def _act(
+        self, acting: list[tuple[int, ArmedIntervention]], cache: Any, options: dict[str, Any]
+    ) -> None:
         step = len(self._ids)
         first = acting[0][0]
         start = self._slot(first)
-        plan, at, slot = Plan(), first, start
+        plan, at, slot = InsertionPlan(), first, start
         earlier = [] if self._editor is None else list(self._editor.reaches)
         events = []
         for act, state in acting:
@@ -341,7 +343,7 @@ class Session:
             if isinstance(state.part, Insertion):
                 pieces = [p for p in state.part.pieces(self, act) if p.count]
                 kept = state.part.kept_of(pieces)
-                self._stitch.first_free = max(act, self._stitch.first_free)
+                self._cache_editor.first_free = max(act, self._cache_editor.first_free)
             elif isinstance(state.part, Edit):
                 assert self._editor is not None
                 reach = select_heads(state.part.layers, state.part.heads, *self._sizes)
@@ -361,7 +363,7 @@ class Session:
         if plan.pieces and self._editor is not None:
             self._editor.step_back(earlier, start, plan.segments())
         if plan.pieces:
-            self._stitch.apply(plan, start, step - first, cache, options["position_ids"])
+            self._cache_editor.apply(plan, start, step - first, cache, options["position_ids"])
             if next(self._parts.text.parameters()).is_cuda:
                 torch.cuda.synchronize()
         seconds = time.perf_counter() - begun if plan.pieces else 0.0

@@ -73,9 +73,11 @@ def _laid_out(figure: matplotlib.figure.Figure, dpi: float) -> Iterator[None]:
         figure.set_layout_engine(engine)
 
 
-def place_of(axes: Any) -> tuple[float, ...]:
+def place_of(axes: Any) -> tuple[float, float, float, float]:
     """Place of axes in their figure: left, bottom, width and height, rounded."""
-    return tuple(round(edge, PLACE_DIGITS) for edge in axes.get_position(original=True).bounds)
+    bounds = axes.get_position(original=True).bounds
+    left, bottom, width, height = (round(edge, PLACE_DIGITS) for edge in bounds)
+    return left, bottom, width, height
 
 
 def render(figure: matplotlib.figure.Figure, file_format: str, *, dpi: float = 200) -> bytes:

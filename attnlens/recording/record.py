@@ -21,7 +21,7 @@ from attnlens.models.prompt import Prompt, PromptBatch
 from attnlens.recording.assemble import UNKNOWN, assemble, token_stream
 from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.layout import KeyLayout, key_layout
-from attnlens.recording.recorder import QueryRecorder
+from attnlens.recording.recorder import AttentionRecorder
 from attnlens.recording.store import as_plain
 from attnlens.recording.taps import attach, detach
 from attnlens.recording.tokens import special_ids, token_texts
@@ -38,7 +38,7 @@ class Recorder:
         model: Any,
         parts: Parts,
         layout: KeyLayout,
-        recorder: QueryRecorder,
+        recorder: AttentionRecorder,
         *,
         tokenizer: Any = None,
         prompts: Sequence[Prompt] = (),
@@ -274,7 +274,7 @@ def record(
         )
     if every < 1:
         raise InputError(f"every={every}: give a number of steps of at least 1")
-    recorder = QueryRecorder(
+    recorder = AttentionRecorder(
         layout,
         choose_layers(layers, len(parts.attention)),
         visual_map=visual_map,

@@ -60,7 +60,7 @@ class _LayerQueue:
         self.queries, self.positions, self.masks, self.key = [], [], [], None
 
 
-class QueryRecorder:
+class AttentionRecorder:
     """Listens to the attention of every pass and keeps mass by column.
 
     Parameters

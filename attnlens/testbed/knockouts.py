@@ -9,7 +9,7 @@ import numpy as np
 
 from attnlens.interventions import At, AtStep, Intervention, Knockout
 from attnlens.interventions.base import Nothing
-from attnlens.interventions.forced import ForcedSession
+from attnlens.interventions.teacher_forcing import ForcedSession
 from attnlens.measures.statistics import with_interval
 from attnlens.progress import progress
 from attnlens.recording.tokens import token_texts

@@ -8,13 +8,13 @@ from typing import Any
 
 from attnlens.errors import InputError
 from attnlens.interventions.base import Edit, Intervention
-from attnlens.interventions.editor import Reach
+from attnlens.interventions.editor import EditScope
 from attnlens.interventions.inject import Forcing
 from attnlens.interventions.triggers import Moment, Trigger
 
 
 @dataclass
-class State:
+class ArmedIntervention:
     """How far one intervention has come.
 
     Attributes
@@ -31,11 +31,11 @@ class State:
 
     part: Intervention
     fired: int = 0
-    reach: Reach | None = None
+    reach: EditScope | None = None
     counts: dict[int, int] = field(default_factory=dict)
 
 
-class Firing:
+class TriggerState:
     """Asks the triggers of one generation.
 
     Parameters
@@ -60,11 +60,11 @@ class Firing:
         shares: Callable[[str, int], Sequence[float]],
     ) -> None:
         self.seen: list[int] = []
-        self.states = [State(part) for part in parts]
+        self.states = [ArmedIntervention(part) for part in parts]
         self._tokenizer = tokenizer
         self._shares = shares
 
-    def ask(self, stop: Callable[[Reach], None]) -> list[tuple[int, State]]:
+    def ask(self, stop: Callable[[EditScope], None]) -> list[tuple[int, ArmedIntervention]]:
         """Ask all triggers once.
 
         Parameters
@@ -74,7 +74,7 @@ class Firing:
 
         Returns
         -------
-        list of (int, State)
+        list of (int, ArmedIntervention)
             For each intervention that is due: the step to act on, at most the next one, counted in
             tokens that triggers see. Forced text follows the last of them.
         """
@@ -132,7 +132,7 @@ def check_forced_texts(parts: Iterable[Intervention], tokenizer: Any, vocabulary
                 f"{part.name}: there is no token {unknown[0]}; the model knows 0 to "
                 f"{vocabulary - 1}"
             )
-        firing = Firing(forcing, tokenizer, lambda *_: [])
+        firing = TriggerState(forcing, tokenizer, lambda *_: [])
         first = next(state for state in firing.states if state.part is part)
         first.counts[id(part.when)] = 1
         waiting: list[Intervention] = [part]

@@ -18,10 +18,10 @@ import torch
 from attnlens.errors import InputError
 from attnlens.interventions.base import Edit, Insertion, Intervention, select_heads
 from attnlens.interventions.blocks import Piece, TextPiece
-from attnlens.interventions.editor import Reach
+from attnlens.interventions.cache_editor import InsertionPlan
+from attnlens.interventions.editor import EditScope
 from attnlens.interventions.inject import Forcing
 from attnlens.interventions.session import Event, Session
-from attnlens.interventions.stitch import Plan
 from attnlens.models.cache import with_cache
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
@@ -86,7 +86,7 @@ class ForcedSession(Session):
             waiting: list[int] = []
             for token in ids[:-1]:
                 self._ids.append(int(token))
-                self._firing.seen.append(int(token))
+                self._trigger_state.seen.append(int(token))
                 self._steps.append(len(self._ids))
                 acting = self._due()
                 if acting:
@@ -113,7 +113,7 @@ class ForcedSession(Session):
         device = self.prompt.inputs["input_ids"].device
         options = self._positions(len(tokens))
         self._fed += len(tokens)
-        self._stitch.move(self._cache, options, self._slot(self._fed) + 1)
+        self._cache_editor.move(self._cache, options, self._slot(self._fed) + 1)
         found = self._pass(input_ids=torch.tensor([tokens], device=device), **options)
         return [found]
 
@@ -146,8 +146,8 @@ class ForcedSession(Session):
             self._editor.step_back(earlier, text.start, plan.segments())
         text.settle()
         now = self._positions(1)["position_ids"]
-        self._stitch.apply(plan, text.start, 0, self._cache, now)
-        self._stitch.first_free = len(self._ids) + 1
+        self._cache_editor.apply(plan, text.start, 0, self._cache, now)
+        self._cache_editor.first_free = len(self._ids) + 1
 
     def _walk(self, texts: list[Forcing], text: _Text) -> None:
         """Go through the first of some texts, and note what its words set off."""
@@ -155,12 +155,12 @@ class ForcedSession(Session):
         ids = part.token_ids(self.vlm.tokenizer)
         self.events.append(Event(part.name, step, step, forced=len(ids)))
         for token in ids:
-            self._firing.seen.append(token)
+            self._trigger_state.seen.append(token)
             self._steps.append(step)
             place = text.add(token)
-            for answer, state in self._firing.ask(partial(text.stop, token=place)):
+            for answer, state in self._trigger_state.ask(partial(text.stop, token=place)):
                 # what began before the text acts where the text begins
-                at = max(0, place - (len(self._firing.seen) - answer))
+                at = max(0, place - (len(self._trigger_state.seen) - answer))
                 chosen = state.part
                 if isinstance(chosen, Forcing):
                     texts.append(chosen)
@@ -210,16 +210,16 @@ class _Text:
         self.start = start
         self.ids: list[int] = []
         self.before: list[list[Piece]] = []
-        self.starts: list[tuple[Reach, int, int]] = []
+        self.starts: list[tuple[EditScope, int, int]] = []
         """Edits that begin: at which token, and after how many of the pieces before it."""
-        self.stops: list[tuple[Reach, int]] = []
+        self.stops: list[tuple[EditScope, int]] = []
 
     def add(self, token: int) -> int:
         self.ids.append(token)
         self.before.append([])
         return len(self.ids) - 1
 
-    def stop(self, reach: Reach, token: int) -> None:
+    def stop(self, reach: EditScope, token: int) -> None:
         reach.stop = self.start  # where it comes to lie is known when all has been said
         self.stops.append((reach, token))
 
@@ -235,7 +235,7 @@ class _Text:
         earlier += self.before[token][:pieces]
         return self.start + token + sum(piece.count for piece in earlier)
 
-    def plan(self) -> Plan:
+    def plan(self) -> InsertionPlan:
         pieces: list[Piece] = []
         for token, before in zip(self.ids, self.before, strict=True):
             last = pieces[-1] if pieces and not before else None
@@ -243,4 +243,4 @@ class _Text:
                 pieces[-1] = TextPiece((*last.ids, token))
             else:
                 pieces += [*before, TextPiece((token,))]
-        return Plan([(piece, True) for piece in pieces])
+        return InsertionPlan([(piece, True) for piece in pieces])

@@ -27,7 +27,7 @@ from attnlens.recording.taps import tell_of_new_keys, tell_of_step_back
 
 
 @dataclass
-class Plan:
+class InsertionPlan:
     """What goes into the cache from one slot on.
 
     Attributes
@@ -52,7 +52,7 @@ class Plan:
         ]
 
 
-class Stitcher:
+class CacheEditor:
     """Puts tokens into the cache of one generation.
 
     Parameters
@@ -81,7 +81,9 @@ class Stitcher:
         self.rope = 0
         self.first_free = 1
 
-    def apply(self, plan: Plan, start: int, back: int, cache: Any, now: torch.Tensor) -> None:
+    def apply(
+        self, plan: InsertionPlan, start: int, back: int, cache: Any, now: torch.Tensor
+    ) -> None:
         """Step the cache back, and feed what is inserted and what comes again.
 
         Parameters
