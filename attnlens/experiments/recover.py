@@ -18,7 +18,6 @@ from attnlens.experiments.recovery_tables import UNTOUCHED
 from attnlens.experiments.run import RECORDING, run
 from attnlens.grading import true_answer
 from attnlens.interventions.base import Intervention, Nothing
-from attnlens.interventions.inject import Forcing
 from attnlens.interventions.session import intervene
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt, PromptBatch
@@ -268,7 +267,7 @@ def _check_greedy(vlm: VLM, options: dict[str, Any]) -> None:
 
 
 def _forces(intervention: Intervention) -> bool:
-    return any(isinstance(part, Forcing) for part in intervention.parts)
+    return any(part.follows for part in intervention.parts)
 
 
 def _says_the_same(twin: Run, ids: list[int]) -> bool:

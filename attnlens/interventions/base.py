@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from attnlens.errors import InputError
 from attnlens.interventions.triggers import Trigger
@@ -14,11 +14,62 @@ if TYPE_CHECKING:
     import torch
 
     from attnlens.interventions.blocks import Piece
-    from attnlens.interventions.session import Session
+    from attnlens.interventions.pictures import PromptImages
+    from attnlens.models.load import VLM
     from attnlens.models.prompt import Prompt
+    from attnlens.recording.recorder import AttentionRecorder
 
 Heads = Iterable[int] | Iterable[tuple[int, int]] | None
 """Heads of all layers in reach, or (layer, head) pairs; all when None."""
+
+
+class Generation(Protocol):
+    """What an intervention may ask of the generation that it acts in."""
+
+    vlm: VLM
+    prompt: Prompt
+    images: PromptImages
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return what was made for a key; it is made the first time."""
+
+    def new_recorder(self, **options: Any) -> AttentionRecorder:
+        """Make a recorder for the prompt."""
+
+    def listen(self, recorder: AttentionRecorder, owner: object) -> None:
+        """Let a recorder see every pass, for ``recorder_of`` its owner."""
+
+    def recorder_of(self, owner: object) -> AttentionRecorder:
+        """Return the recorder that listens for an owner."""
+
+
+class Place(Protocol):
+    """Where an intervention acts, and what it can do there."""
+
+    @property
+    def generation(self) -> Generation:
+        """The generation."""
+
+    @property
+    def step(self) -> int:
+        """The first step that it acts on."""
+
+    def insert(self, pieces: Sequence[Piece], kept: tuple[int, ...] = ()) -> None:
+        """Put tokens into the cache before the step's query token.
+
+        Parameters
+        ----------
+        pieces
+            What is inserted.
+        kept
+            Which visual tokens of the image stand in it, for the record.
+        """
+
+    def edit(self, edit: Edit) -> None:
+        """Change scores from the step's query token on."""
+
+    def force(self, ids: Sequence[int]) -> None:
+        """Let the response go on with tokens, whatever the model would say."""
 
 
 class Intervention(ABC):
@@ -28,9 +79,18 @@ class Intervention(ABC):
     ----------
     when
         The trigger.
+    until
+        Trigger that ends what goes on; None: nothing does.
+    follows
+        Whether it acts after the token that makes the trigger fire, not before it.
+    edits_scores
+        Whether attention scores must be open to changes.
     """
 
     when: Trigger
+    until: Trigger | None = None
+    follows: ClassVar[bool] = False
+    edits_scores: ClassVar[bool] = False
 
     @property
     def parts(self) -> tuple[Intervention, ...]:
@@ -59,6 +119,13 @@ class Intervention(ABC):
             If something of the intervention does not fit the prompt or the model.
         """
 
+    def prepare(self, generation: Generation) -> None:  # noqa: B027 (few have to)
+        """Do what must be done before the generation starts (open a picture, listen)."""
+
+    def act(self, place: Place) -> None:
+        """Do it; one that is joined of parts leaves it to them."""
+        raise NotImplementedError
+
     def __add__(self, other: Intervention) -> Intervention:
         """Do both, each at its own trigger."""
         return Joined((*self.parts, *other.parts))
@@ -75,16 +142,18 @@ class Insertion(Intervention):
                 "token, which is part of the prompt: use a step of at least 1"
             )
 
-    def prepare(self, session: Session) -> None:
-        """Do what must be done before the generation starts (open a picture, listen)."""
-
     @abstractmethod
-    def pieces(self, session: Session, step: int) -> list[Piece]:
+    def pieces(self, generation: Generation, step: int) -> list[Piece]:
         """Choose what is inserted before the query token of a step."""
 
     def kept_of(self, pieces: Sequence[Piece]) -> tuple[int, ...]:
         """Which visual tokens of the image stand in the pieces, for the record."""
         return ()
+
+    def act(self, place: Place) -> None:
+        """See ``Intervention``."""
+        pieces = [piece for piece in self.pieces(place.generation, place.step) if piece.count]
+        place.insert(pieces, self.kept_of(pieces))
 
 
 class Edit(Intervention):
@@ -96,14 +165,18 @@ class Edit(Intervention):
         Trigger that ends it, with the token that makes it fire; None: never.
     """
 
-    until: Trigger | None
+    edits_scores = True
     layers: Iterable[int] | None
     heads: Heads
     image: int | None
 
     def __post_init__(self) -> None:
-        """Keep what can be gone through but once."""
+        """Keep what a generator gives only once."""
         keep_lists(self)
+
+    def act(self, place: Place) -> None:
+        """See ``Intervention``."""
+        place.edit(self)
 
     @abstractmethod
     def bias(self, scores: torch.Tensor) -> torch.Tensor | float:

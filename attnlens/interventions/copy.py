@@ -24,7 +24,7 @@ from attnlens.models.images import open_image, plain_picture
 from attnlens.text import shortened
 
 if TYPE_CHECKING:
-    from attnlens.interventions.session import Session
+    from attnlens.interventions.base import Generation
     from attnlens.models.prompt import Prompt
 
 
@@ -101,9 +101,9 @@ class Copy(Insertion):
         if self.source not in (None, "blank", "text"):
             open_image(self.source)
 
-    def chosen(self, session: Session, step: int, image: int) -> tuple[int, ...]:
+    def chosen(self, generation: Generation, step: int, image: int) -> tuple[int, ...]:
         """Which visual tokens of the image are inserted before a step."""
-        rows, columns = session.prompt.grids[image]
+        rows, columns = generation.prompt.grids[image]
         return tuple(range(rows * columns))
 
     def kept_of(self, pieces: Sequence[Piece]) -> tuple[int, ...]:
@@ -112,42 +112,44 @@ class Copy(Insertion):
             return ()
         return next((p.kept for p in pieces if isinstance(p, VisualPiece | CachedPiece)), ())
 
-    def pieces(self, session: Session, step: int) -> list[Piece]:
+    def pieces(self, generation: Generation, step: int) -> list[Piece]:
         """See ``Insertion``."""
-        image = which_image(self.name, session.prompt, self.image)
-        kept = self.chosen(session, step, image)
+        image = which_image(self.name, generation.prompt, self.image)
+        kept = self.chosen(generation, step, image)
         if not kept:
             return []
-        inner = self._inner(session, image, kept)
+        inner = self._inner(generation, image, kept)
         if self.wrap and self.source != "text":
-            special = session.vlm.family.special_tokens(session.vlm.model.config)
+            special = generation.vlm.family.special_tokens(generation.vlm.model.config)
             start, end = TextPiece((special.start,)), TextPiece((special.end,))
             return [start, inner, end] * self.repeat
         return [inner] * self.repeat
 
-    def _inner(self, session: Session, image: int, kept: tuple[int, ...]) -> Piece:
+    def _inner(self, generation: Generation, image: int, kept: tuple[int, ...]) -> Piece:
         if self.source == "text":
-            ids = session.vlm.tokenizer(session.prompt.question, add_special_tokens=False)
+            ids = generation.vlm.tokenizer(generation.prompt.question, add_special_tokens=False)
             count = len(kept) + 2 * self.wrap  # as many tokens as the image with its wrapping
             return TextPiece(tuple(np.resize(ids["input_ids"], count).tolist()))
         if self.source is not None:
-            features, grid = session.once((id(self), image), lambda: self._foreign(session, image))
+            features, grid = generation.once(
+                (id(self), image), lambda: self._foreign(generation, image)
+            )
             return VisualPiece(features, grid, tuple(range(len(features))))
         if self.positions == "frozen-cache":
-            slots = session.images.slots(image)
+            slots = generation.images.slots(image)
             return CachedPiece(tuple(slots[i] for i in kept), kept)
-        images = session.images
+        images = generation.images
         original = images.positions(image) if self.positions == "original" else None
-        return VisualPiece(images.features(image), session.prompt.grids[image], kept, original)
+        return VisualPiece(images.features(image), generation.prompt.grids[image], kept, original)
 
-    def _foreign(self, session: Session, image: int) -> tuple[torch.Tensor, tuple[int, int]]:
+    def _foreign(self, generation: Generation, image: int) -> tuple[torch.Tensor, tuple[int, int]]:
         """Vision features and grid of a picture that the prompt does not hold."""
         shown: Any = self.source
         if shown == "blank":
-            shown = plain_picture(session.prompt.pictures[image])
-        least, most = session.prompt.limits
+            shown = plain_picture(generation.prompt.pictures[image])
+        least, most = generation.prompt.limits
         # only the picture matters
-        vlm = session.vlm
+        vlm = generation.vlm
         prompt = vlm.prompt(shown, "?", min_pixels=least, max_pixels=most)
         with torch.no_grad():
             features = vlm.family.image_features(vlm.model, prompt.inputs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attnlens.errors import InputError
-from attnlens.interventions.base import Intervention, check_visual, is_whole
+from attnlens.interventions.base import Intervention, Place, check_visual, is_whole
 from attnlens.interventions.triggers import Trigger
 
 if TYPE_CHECKING:
@@ -17,9 +17,15 @@ if TYPE_CHECKING:
 class Forcing(Intervention):
     """Decides the response's next tokens, whatever the model would say."""
 
+    follows = True
+
     @abstractmethod
     def token_ids(self, tokenizer: Any) -> list[int]:
         """Ids of the tokens that are forced."""
+
+    def act(self, place: Place) -> None:
+        """See ``Intervention``."""
+        place.force(self.token_ids(place.generation.vlm.tokenizer))
 
 
 @dataclass(frozen=True)

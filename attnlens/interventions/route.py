@@ -14,7 +14,7 @@ from attnlens.interventions.base import Heads, is_whole, keep_lists, select_head
 from attnlens.interventions.copy import Copy
 
 if TYPE_CHECKING:
-    from attnlens.interventions.session import Session
+    from attnlens.interventions.base import Generation
     from attnlens.models.prompt import Prompt
 
 SELECTIONS = ("top", "random", "bottom")
@@ -73,35 +73,35 @@ class Route(Copy):
             raise InputError("Route inserts tokens of the prompt's image: source is for Copy")
         select_heads(self.layers, self.heads, layers, heads)
 
-    def prepare(self, session: Session) -> None:
+    def prepare(self, generation: Generation) -> None:
         """Record the visual map, from which the choice is made."""
         if self.select == "random" or self.percent in (0, 100):
             return
-        text = session.vlm.model.config.text_config
+        text = generation.vlm.model.config.text_config
         reach = select_heads(
             self.layers, self.heads, text.num_hidden_layers, text.num_attention_heads
         )
-        recorder = session.new_recorder(layers=list(reach), visual_map=True, map_heads=reach)
-        session.listen(recorder, self)
+        recorder = generation.new_recorder(layers=list(reach), visual_map=True, map_heads=reach)
+        generation.listen(recorder, self)
 
-    def chosen(self, session: Session, step: int, image: int) -> tuple[int, ...]:
+    def chosen(self, generation: Generation, step: int, image: int) -> tuple[int, ...]:
         """See ``Copy``."""
-        rows, columns = session.prompt.grids[image]
+        rows, columns = generation.prompt.grids[image]
         total = rows * columns
         # 64.4% of 250 is 161, whatever floats make of it
         count = math.ceil(round(total * self.percent / 100, 9))
         if count in (0, total):
             return tuple(range(count))
         if self.select == "random":
-            rng = np.random.default_rng((int(self.seed), step, session.images.checksum()))
+            rng = np.random.default_rng((int(self.seed), step, generation.images.checksum()))
             return tuple(sorted(rng.permutation(total)[:count].tolist()))
-        weights = self._weights(session, step, image)
+        weights = self._weights(generation, step, image)
         order = np.argsort(-weights if self.select == "top" else weights, kind="stable")
         return tuple(sorted(order[:count].tolist()))
 
-    def _weights(self, session: Session, step: int, image: int) -> np.ndarray:
+    def _weights(self, generation: Generation, step: int, image: int) -> np.ndarray:
         """Mean weight of each visual token over the response tokens before a step's query."""
-        recorder = session.recorder_of(self)
+        recorder = generation.recorder_of(self)
         recorder.flush()
         recorded = recorder.rows()
         first = next(iter(recorded.values()))
@@ -113,8 +113,8 @@ class Route(Copy):
         reach = select_heads(
             self.layers,
             self.heads,
-            session.vlm.model.config.text_config.num_hidden_layers,
-            session.vlm.model.config.text_config.num_attention_heads,
+            generation.vlm.model.config.text_config.num_hidden_layers,
+            generation.vlm.model.config.text_config.num_attention_heads,
         )
         sums, heads = np.zeros(recorder.layout.visual_slots.shape[1]), 0
         for layer, rows in recorded.items():

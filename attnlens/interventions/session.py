@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -23,7 +23,6 @@ import torch
 from attnlens.errors import InputError
 from attnlens.interventions.base import (
     Edit,
-    Insertion,
     Intervention,
     check_visual,
     select_heads,
@@ -31,7 +30,6 @@ from attnlens.interventions.base import (
 from attnlens.interventions.blocks import Piece, TextPiece
 from attnlens.interventions.cache_editor import CacheEditor, InsertionPlan
 from attnlens.interventions.editor import EditScope, ScoreEditor
-from attnlens.interventions.inject import Forcing
 from attnlens.interventions.online import ShareRecorder
 from attnlens.interventions.pictures import PromptImages
 from attnlens.interventions.trigger_state import ArmedIntervention, TriggerState, check_forced_texts
@@ -114,13 +112,13 @@ class Session:
         text = self._parts.text.config
         self._sizes = (len(self._parts.attention), text.num_attention_heads)
         for part in intervention.parts:
-            triggers = (part.when, getattr(part, "until", None) or part.when)
+            triggers = (part.when, part.until or part.when)
             if not all(isinstance(trigger, Trigger) for trigger in triggers):
                 raise InputError(
                     f"{part!r} has no trigger: give one of attnlens.interventions, such as "
                     "At('<back>')"
                 )
-            if isinstance(part, Edit):
+            if part.edits_scores:
                 self._attention_name()
             watching += triggers
             if any(trigger.thresholds for trigger in triggers):
@@ -158,7 +156,7 @@ class Session:
             self._stack = stack
             _OPEN.add(self.vlm.model)
             stack.callback(_OPEN.discard, self.vlm.model)
-            if any(isinstance(s.part, Edit) for s in self._trigger_state.states):
+            if any(s.part.edits_scores for s in self._trigger_state.states):
                 self._editor = ScoreEditor(self._attention_name())
                 attach_editor(self._parts, self._editor)
                 stack.callback(detach_editor, self._parts, self._editor)
@@ -166,8 +164,7 @@ class Session:
                 self._share = ShareRecorder(self._layout(), self._layers(), self._watched)
                 self.listen(self._share, self)
             for state in self._trigger_state.states:
-                if isinstance(state.part, Insertion):
-                    state.part.prepare(self)
+                state.part.prepare(self)
             model, visual = self._parts.generator, self._parts.vision
             # compiled decoding must call back into Python here, not trace these
             before, after, keep = map(
@@ -303,7 +300,7 @@ class Session:
         due = []
         for answer, state in self._trigger_state.ask(self._stop):
             at = self._step_of(answer)
-            if not isinstance(state.part, Forcing):
+            if not state.part.follows:
                 at = max(at, self._cache_editor.first_free)
             due.append((min(at, step) if step else 0, state))
         return sorted(due, key=lambda pair: pair[0])
@@ -322,6 +319,12 @@ class Session:
         """Slot of a step's query token, with what has been inserted so far."""
         return len(self.prompt.segments) - 1 + step + self._cache_editor.inserted
 
+    def _begin_edit(self, edit: Edit, slot: int) -> EditScope:
+        """Let an edit act on rows from a slot on."""
+        assert self._editor is not None
+        heads = select_heads(edit.layers, edit.heads, *self._sizes)
+        return self._editor.add(edit, self.prompt, heads, slot)
+
     def _act(
         self, acting: list[tuple[int, ArmedIntervention]], cache: Any, options: dict[str, Any]
     ) -> None:
@@ -337,25 +340,12 @@ class Session:
                 plan.pieces.append((TextPiece(tuple(again)), False))
                 slot += len(again)
                 at = act
-            pieces: list[Piece] = []
-            kept: tuple[int, ...] = ()
-            forced = 0
-            if isinstance(state.part, Insertion):
-                pieces = [p for p in state.part.pieces(self, act) if p.count]
-                kept = state.part.kept_of(pieces)
-                self._cache_editor.first_free = max(act, self._cache_editor.first_free)
-            elif isinstance(state.part, Edit):
-                assert self._editor is not None
-                reach = select_heads(state.part.layers, state.part.heads, *self._sizes)
-                state.reach = self._editor.add(state.part, self.prompt, reach, slot)
-            elif isinstance(state.part, Forcing):
-                ids = state.part.token_ids(self.vlm.tokenizer)
-                self._forced += ids
-                forced = len(ids)
-            count = sum(p.count for p in pieces)
-            plan.pieces += [(p, True) for p in pieces]
-            slot += count
-            events.append(Event(state.part.name, act, step, count, kept, forced))
+            place = _Place(self, state, plan, act, slot)
+            state.part.act(place)
+            slot += place.inserted
+            events.append(
+                Event(state.part.name, act, step, place.inserted, place.kept, place.forced)
+            )
         again = self._ids[at - 1 : step - 1] if at and at < step else []
         if again:
             plan.pieces.append((TextPiece(tuple(again)), False))
@@ -368,6 +358,41 @@ class Session:
                 torch.cuda.synchronize()
         seconds = time.perf_counter() - begun if plan.pieces else 0.0
         self.events += [replace(event, seconds=seconds) for event in events]
+
+
+class _Place:
+    """Where one intervention acts, between the tokens of a generation; see ``Place``."""
+
+    def __init__(
+        self,
+        session: Session,
+        armed: ArmedIntervention,
+        plan: InsertionPlan,
+        step: int,
+        slot: int,
+    ) -> None:
+        self.generation = session
+        self.step = step
+        self.inserted = 0
+        self.kept: tuple[int, ...] = ()
+        self.forced = 0
+        self._armed = armed
+        self._plan = plan
+        self._slot = slot
+
+    def insert(self, pieces: Sequence[Piece], kept: tuple[int, ...] = ()) -> None:
+        self._plan.pieces += [(piece, True) for piece in pieces]
+        self.inserted += sum(piece.count for piece in pieces)
+        self.kept = kept
+        editor = self.generation._cache_editor
+        editor.first_free = max(self.step, editor.first_free)
+
+    def edit(self, edit: Edit) -> None:
+        self._armed.reach = self.generation._begin_edit(edit, self._slot)
+
+    def force(self, ids: Sequence[int]) -> None:
+        self.generation._forced += ids
+        self.forced = len(ids)
 
 
 def intervene(vlm: VLM, prompt: Prompt, intervention: Intervention) -> Session:

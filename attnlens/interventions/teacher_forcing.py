@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from attnlens.errors import InputError
-from attnlens.interventions.base import Edit, Insertion, Intervention, select_heads
+from attnlens.interventions.base import Edit, Intervention
 from attnlens.interventions.blocks import Piece, TextPiece
 from attnlens.interventions.cache_editor import InsertionPlan
 from attnlens.interventions.editor import EditScope
-from attnlens.interventions.inject import Forcing
 from attnlens.interventions.session import Event, Session
+from attnlens.interventions.trigger_state import ArmedIntervention
 from attnlens.models.cache import with_cache
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
@@ -52,7 +52,7 @@ class ForcedSession(Session):
         super().__init__(vlm, prompt, intervention)
         self._cache: Any = None
         self._fed = 0
-        self._texts: list[Forcing] = []
+        self._texts: list[Any] = []
         self._steps: list[int] = []
         """For each token that triggers see, the first step that acting before it acts on."""
         self._inside_text = False
@@ -119,8 +119,8 @@ class ForcedSession(Session):
 
     def _act(self, acting: list[Any], cache: Any, options: dict[str, Any]) -> None:
         """Act, but for forced texts: these wait until the step's query token has been fed."""
-        self._texts = [state.part for _, state in acting if isinstance(state.part, Forcing)]
-        others = [pair for pair in acting if not isinstance(pair[1].part, Forcing)]
+        self._texts = [state.part for _, state in acting if state.part.follows]
+        others = [pair for pair in acting if not pair[1].part.follows]
         if others:
             super()._act(others, cache, options)
 
@@ -130,7 +130,7 @@ class ForcedSession(Session):
     def _shares(self, definition: str, count: int) -> list[float]:
         return [] if self._inside_text else super()._shares(definition, count)
 
-    def _put_between(self, texts: list[Forcing]) -> None:
+    def _put_between(self, texts: list[Any]) -> None:
         """Put texts after the last token that was fed, and what their words set off."""
         if not texts:
             return
@@ -149,7 +149,7 @@ class ForcedSession(Session):
         self._cache_editor.apply(plan, text.start, 0, self._cache, now)
         self._cache_editor.first_free = len(self._ids) + 1
 
-    def _walk(self, texts: list[Forcing], text: _Text) -> None:
+    def _walk(self, texts: list[Any], text: _Text) -> None:
         """Go through the first of some texts, and note what its words set off."""
         step, part = len(self._ids) + 1, texts.pop(0)
         ids = part.token_ids(self.vlm.tokenizer)
@@ -161,23 +161,12 @@ class ForcedSession(Session):
             for answer, state in self._trigger_state.ask(partial(text.stop, token=place)):
                 # what began before the text acts where the text begins
                 at = max(0, place - (len(self._trigger_state.seen) - answer))
-                chosen = state.part
-                if isinstance(chosen, Forcing):
-                    texts.append(chosen)
+                if state.part.follows:
+                    texts.append(state.part)
                     continue
-                pieces: list[Piece] = []
-                kept: tuple[int, ...] = ()
-                if isinstance(chosen, Insertion):
-                    pieces = [p for p in chosen.pieces(self, step) if p.count]
-                    kept = chosen.kept_of(pieces)
-                    text.before[at] += pieces
-                elif isinstance(chosen, Edit):
-                    assert self._editor is not None
-                    heads = select_heads(chosen.layers, chosen.heads, *self._sizes)
-                    state.reach = self._editor.add(chosen, self.prompt, heads, text.start)
-                    text.starts.append((state.reach, at, len(text.before[at])))
-                count = sum(p.count for p in pieces)
-                self.events.append(Event(chosen.name, step, step, count, kept))
+                here = _InsideText(self, state, text, step, at)
+                state.part.act(here)
+                self.events.append(Event(state.part.name, step, step, here.inserted, here.kept))
 
     def _prompt(self) -> dict[str, Any]:
         """Give the pass over the prompt positions, so that none are kept on the model."""
@@ -201,6 +190,33 @@ class ForcedSession(Session):
         generator = self._parts.generator
         output = generator(**options, **with_cache(generator, self._cache), use_cache=True)
         return output.logits[0].float().log_softmax(-1).cpu()
+
+
+class _InsideText:
+    """Where one intervention acts inside forced text; see ``attnlens.interventions.base.Place``."""
+
+    def __init__(
+        self, session: ForcedSession, armed: ArmedIntervention, text: _Text, step: int, at: int
+    ) -> None:
+        self.generation = session
+        self.step = step
+        self.inserted = 0
+        self.kept: tuple[int, ...] = ()
+        self._armed = armed
+        self._text = text
+        self._at = at
+
+    def insert(self, pieces: Sequence[Piece], kept: tuple[int, ...] = ()) -> None:
+        self._text.before[self._at] += pieces
+        self.inserted += sum(piece.count for piece in pieces)
+        self.kept = kept
+
+    def edit(self, edit: Edit) -> None:
+        scope = self._armed.reach = self.generation._begin_edit(edit, self._text.start)
+        self._text.starts.append((scope, self._at, len(self._text.before[self._at])))
+
+    def force(self, ids: Sequence[int]) -> None:
+        raise AssertionError("forced text waits until the text around it has been said")
 
 
 class _Text:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attnlens.errors import InputError
-from attnlens.interventions.base import Edit, Intervention
+from attnlens.interventions.base import Intervention
 from attnlens.interventions.editor import EditScope
 from attnlens.interventions.inject import Forcing
 from attnlens.interventions.triggers import Moment, Trigger
@@ -83,14 +83,14 @@ class TriggerState:
         for state in self.states:
             part = state.part
             moment = Moment(step, self.seen, self._tokenizer, self._shares, state.counts)
-            if isinstance(part, Edit) and state.reach is not None and state.reach.stop is None:
+            if state.reach is not None and state.reach.stop is None:
                 if part.until is not None and self._fires(part.until, moment) is not None:
                     stop(state.reach)
                 continue  # a second time would change nothing
             answer = self._fires(part.when, moment)
             if answer is not None:
                 state.fired += 1
-                due.append((step if isinstance(part, Forcing) else min(answer, step), state))
+                due.append((step if part.follows else min(answer, step), state))
         return due
 
     @staticmethod
