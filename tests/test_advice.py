@@ -34,7 +34,6 @@ from attnlens.interventions import (
 )
 from attnlens.interventions.parse import parse_intervention, parse_trigger
 from attnlens.models.load import find_device
-from attnlens.models.prompt import batch_prompts
 
 NEW = {"do_sample": False, "min_new_tokens": 6}
 
@@ -248,7 +247,7 @@ CASES = {
         lambda it: run(it, Copy(when=AtStep(2)) + Knockout(when=AtStep(2))),
     ),
     "a batch": (
-        lambda it: intervene(it.vlm, batch_prompts([it.prompt], 0), Copy(when=AtStep(2))),
+        lambda it: intervene(it.vlm, it.vlm.batch([it.prompt]), Copy(when=AtStep(2))),
         "run the prompts one after the other",
         lambda it: [run(it, Copy(when=AtStep(2)), p) for p in (it.prompt, it.prompt)],
     ),
