@@ -24,7 +24,7 @@ COMMANDS = {
     "recover": (
         "recover --data scenes/questions.jsonl --intervention copy --intervention route:50 "
         "--intervention copy:blank --intervention boost:1 --intervention knockout "
-        "--intervention inject:<back> --save_folder recover"
+        "--intervention inject:Wait --save_folder recover"
     ),
     "dilution": (
         "dilution --data scenes/questions.jsonl --insertion --samples 2 --save_folder dilution"
