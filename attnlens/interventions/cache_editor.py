@@ -22,6 +22,7 @@ from attnlens.interventions.blocks import (
     step_back,
 )
 from attnlens.models.cache import cache_parameter, capacity, with_cache
+from attnlens.models.family import Parts
 from attnlens.models.load import VLM
 from attnlens.recording.taps import tell_of_new_keys, tell_of_step_back
 
@@ -57,8 +58,8 @@ class CacheEditor:
 
     Parameters
     ----------
-    vlm
-        The model.
+    vlm, parts
+        The model and its parts.
     prompt_length
         Number of prompt keys.
 
@@ -72,10 +73,10 @@ class CacheEditor:
         Steps before this one lie before an insertion: nothing is stepped back over one.
     """
 
-    def __init__(self, vlm: VLM, prompt_length: int) -> None:
+    def __init__(self, vlm: VLM, parts: Parts, prompt_length: int) -> None:
         self._model = vlm.model
         self._family = vlm.family
-        self._parts = vlm.family.parts(vlm.model)
+        self._parts = parts
         self._prompt_length = prompt_length
         self.inserted = 0
         self.rope = 0

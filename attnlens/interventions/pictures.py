@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import torch
 
+from attnlens.models.family import Parts
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 
@@ -16,14 +17,15 @@ class PromptImages:
 
     Parameters
     ----------
-    vlm
-        The model.
+    vlm, parts
+        The model and its parts.
     prompt
         The prompt.
     """
 
-    def __init__(self, vlm: VLM, prompt: Prompt) -> None:
+    def __init__(self, vlm: VLM, parts: Parts, prompt: Prompt) -> None:
         self._vlm = vlm
+        self._parts = parts
         self._prompt = prompt
         self._features: torch.Tensor | None = None
 
@@ -52,9 +54,7 @@ class PromptImages:
 
     def positions(self, image: int) -> np.ndarray:
         """Rotary positions of an image's visual tokens in the prompt, int64 [axes, tokens]."""
-        family = self._vlm.family
-        generator = family.parts(self._vlm.model).generator
-        positions = family.rotary_positions(generator, self._prompt.inputs)
+        positions = self._vlm.family.rotary_positions(self._parts.generator, self._prompt.inputs)
         return positions[:, 0, self.slots(image)].cpu().numpy()
 
     def checksum(self) -> int:

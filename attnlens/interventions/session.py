@@ -135,8 +135,8 @@ class Session:
         self._forced: list[int] = []
         self._awaited: int | None = None
         """The forced token that ``generate`` was left no choice but to take."""
-        self._cache_editor = CacheEditor(vlm, len(prompt.segments))
-        self.images = PromptImages(vlm, prompt)
+        self._cache_editor = CacheEditor(vlm, self._parts, len(prompt.segments))
+        self.images = PromptImages(vlm, self._parts, prompt)
         self._recorders: dict[int, AttentionRecorder] = {}
         self._editor: ScoreEditor | None = None
         self._share: ShareRecorder | None = None
