@@ -365,7 +365,7 @@ def test_layers_that_are_not_there_are_one_error_for_a_whole_file(tmp_path, scen
 
 
 def test_a_conclusion_without_a_box_is_the_answer():
-    from attnlens.boxed import final_answer
+    from attnlens.answers import final_answer
 
     text = "<CAPTION>a cat</CAPTION><CONCLUSION> Two cats. </CONCLUSION>"
     assert final_answer(text) == "Two cats."

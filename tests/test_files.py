@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnlens.boxed import boxed_answer
+from attnlens.answers import boxed_answer
 from attnlens.errors import InputError
 from attnlens.files import check_writable, nearest_existing, write_file, write_folder
 from attnlens.text import one_line, printable

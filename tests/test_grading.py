@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnlens.boxed import boxed_answer, boxed_spans
+from attnlens.answers import LONGEST, boxed_answer, boxed_spans, is_changed, is_right, true_answer
 from attnlens.errors import InputError
-from attnlens.grading import LONGEST, is_changed, is_right, true_answer
 from attnlens.testbed import held_out_sample, mark_response
 
 SAME = [

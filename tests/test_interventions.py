@@ -80,7 +80,7 @@ def moments(tokenizer, text, pieces=None):
 )
 def test_a_text_is_found_whatever_its_tokens(tokenizer, before, tag, after):
     """Every occurrence whose last character a token brings, against a search in the prefixes."""
-    from attnlens.recording.tokens import token_texts
+    from attnlens.recording.response import token_texts
 
     text = before + tag + after
     ids = tokenizer(text)["input_ids"]

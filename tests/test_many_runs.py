@@ -323,7 +323,7 @@ def test_a_corrected_truth_is_written_without_asking_again(data, copied, monkeyp
 
 def test_a_kept_recovery_is_right_by_the_rule_of_today(data, copied, monkeypatch):
     """What an earlier version wrote into a question's result is not taken over."""
-    from attnlens.grading import is_right
+    from attnlens.answers import is_right
     from attnlens.reports import recovery
 
     out = copied("recover")

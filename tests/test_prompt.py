@@ -27,7 +27,7 @@ from attnlens.models.modes import (
     user_text,
     verification_tag,
 )
-from attnlens.models.segments import label_segments
+from attnlens.models.prompt import label_segments
 
 FEW = settings(max_examples=25, deadline=None)
 QUESTION = "How many objects are left?"

@@ -18,7 +18,7 @@ from scipy import stats
 
 import attnlens
 from attnlens import plots
-from attnlens.boxed import boxed_answer
+from attnlens.answers import boxed_answer
 from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.experiments.distributions import kept_log_probabilities

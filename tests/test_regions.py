@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnlens.recording.regions import Region, find_regions, region_of_steps
+from attnlens.recording.response import Region, find_regions, region_of_steps
 from attnlens.segments import REGIONS
 
 FEW = settings(max_examples=60, deadline=None)

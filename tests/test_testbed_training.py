@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import attnlens
 from attnlens.errors import InputError
+from attnlens.models.family import ImagePiece
 from attnlens.models.modes import user_text
-from attnlens.models.positions import ImagePiece, multimodal_positions
+from attnlens.models.qwen2_5_vl import multimodal_positions
 from attnlens.testbed import held_out_sample, make_sample
 from attnlens.testbed.answers import text_of
 from attnlens.testbed.architecture import build_model, embed, initialise

@@ -252,7 +252,7 @@ def test_told_words_stand_in_the_text_before_and_looked_up_ones_do_not(seed, mod
 @settings(max_examples=60, deadline=None)
 @given(seed=seeds, mode=modes)
 def test_truth_reaches_every_token(tokenizer, seed, mode):
-    from attnlens.recording.tokens import token_texts
+    from attnlens.recording.response import token_texts
 
     sample = make_sample(np.random.default_rng(seed), mode)
     ids = tokenizer(sample.answer + "<|im_end|>", add_special_tokens=False)["input_ids"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from attnlens.recording.tokens import special_ids, token_texts
+from attnlens.recording.response import special_ids, token_texts
 
 FEW = settings(max_examples=60, deadline=None)
 TEXTS = st.one_of(

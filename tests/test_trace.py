@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import attnlens
 from attnlens.recording import store
-from attnlens.recording.regions import Region
+from attnlens.recording.response import Region
 from attnlens.recording.store import FORMAT_VERSION, MANIFEST, as_plain
 from attnlens.segments import SEGMENTS
 

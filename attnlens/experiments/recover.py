@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from attnlens.answers import true_answer
 from attnlens.errors import InputError
 from attnlens.experiments.force import forced
 from attnlens.experiments.recovery import Recovery
 from attnlens.experiments.recovery_data import DETAILS, Run, compare, to_dataset
 from attnlens.experiments.recovery_tables import UNTOUCHED
 from attnlens.experiments.run import RECORDING, run
-from attnlens.grading import true_answer
 from attnlens.interventions.base import Intervention, Nothing
 from attnlens.interventions.session import intervene
 from attnlens.models.load import VLM
@@ -29,7 +29,7 @@ Interventions = Intervention | Sequence[Intervention] | Mapping[str, Interventio
 """One or several; a mapping names them."""
 
 Answer = str | Real
-"""A true answer, as ``attnlens.grading.true_answer`` takes it."""
+"""A true answer, as ``attnlens.answers.true_answer`` takes it."""
 
 CLEAR = 1e-2
 """Least margin (nats) by which a token is said to be the most likely: far above rounding."""
@@ -72,7 +72,7 @@ def recover(
         Longest response.
     expected
         True answer of each prompt (the content of its box), a text or a number; None where it is
-        not known. ``attnlens.grading`` states when an answer is right.
+        not known. ``attnlens.answers`` states when an answer is right.
     detail
         How finely rises are kept: ``head`` (by layer and head too), ``layer`` or ``step``. What is
         kept by head in all definitions grows with layers x heads x steps x 96 bytes a run.

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from attnlens.boxed import final_answer
+from attnlens.answers import final_answer, is_changed, is_right
 from attnlens.experiments.recovery_tables import UNTOUCHED
-from attnlens.grading import is_changed, is_right
 from attnlens.measures.definitions import DEFINITIONS, Definition
 from attnlens.measures.recovery import divergences, mean_from, mean_of_known
 from attnlens.measures.share import visual_segments

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from attnlens.errors import InputError
-from attnlens.models.family import Family
-from attnlens.models.positions import ImagePiece
+from attnlens.models.family import Family, ImagePiece
 
 POSITIONS = ("fresh", "original", "frozen-cache")
 """Where inserted visual tokens stand: as a new image at the current position; at the positions

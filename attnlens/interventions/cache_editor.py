@@ -24,7 +24,7 @@ from attnlens.interventions.blocks import (
 from attnlens.models.cache import cache_parameter, capacity, with_cache
 from attnlens.models.family import Parts
 from attnlens.models.load import VLM
-from attnlens.recording.taps import tell_of_new_keys, tell_of_step_back
+from attnlens.recording.tap import tell_of_new_keys, tell_of_step_back
 
 
 @dataclass

@@ -40,7 +40,7 @@ from attnlens.models.prompt import Prompt
 from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.layout import key_layout
 from attnlens.recording.recorder import AttentionRecorder
-from attnlens.recording.taps import attach, attach_editor, detach, detach_editor
+from attnlens.recording.tap import attach, attach_editor, detach, detach_editor
 
 S = TypeVar("S", bound="Session")
 

@@ -25,7 +25,7 @@ from attnlens.interventions.trigger_state import ArmedIntervention
 from attnlens.models.cache import with_cache
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
-from attnlens.recording.taps import tell_of_response
+from attnlens.recording.tap import tell_of_response
 
 
 class ForcedSession(Session):

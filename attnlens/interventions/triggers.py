@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import Any
 
 from attnlens.errors import InputError
-from attnlens.recording.tokens import token_texts
+from attnlens.recording.response import token_texts
 
 
 @dataclass(frozen=True)

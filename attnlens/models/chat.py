@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attnlens.errors import InputError
+from attnlens.models.modes import DEFAULT_SYSTEM
 from attnlens.text import shortened
 
 ROLES = ("system", "user", "assistant")
@@ -121,3 +122,24 @@ def _known(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _short(value: Any) -> str:
     return shortened(repr(value), 80)
+
+
+def messages(text: str, images: int, system: str | None = None) -> list[dict]:
+    """Chat messages of one turn: system text, then the images, then the user's text.
+
+    Parameters
+    ----------
+    text
+        The user's text, instruction included.
+    images
+        How many images stand before the text.
+    system
+        System prompt; ``DEFAULT_SYSTEM`` when not given.
+    """
+    content: list[dict] = [{"type": "image"} for _ in range(images)]
+    content.append({"type": "text", "text": text})
+    system_text = DEFAULT_SYSTEM if system is None else system
+    return [
+        {"role": "system", "content": [{"type": "text", "text": system_text}]},
+        {"role": "user", "content": content},
+    ]

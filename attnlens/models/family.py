@@ -20,12 +20,28 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import nn
 
-    from attnlens.models.positions import ImagePiece
 
 Inputs = dict[str, "torch.Tensor"]
 """What ``model.generate(**inputs)`` takes."""
 PixelLimits = tuple[int, int]
 """Smallest and largest area of an image after resizing, in pixels."""
+
+
+@dataclass(frozen=True)
+class ImagePiece:
+    """Visual tokens of one image, all or some.
+
+    Attributes
+    ----------
+    rows, columns
+        Grid of the whole image, in visual tokens.
+    kept
+        Indices of the visual tokens that stand in the sequence, in reading order; all when None.
+    """
+
+    rows: int
+    columns: int
+    kept: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -193,24 +193,3 @@ def user_text(question: str | None, mode: str, template: str | None = None) -> s
         check_template(template)
     # replace, not format: templates hold braces of their own (\boxed{})
     return (own.template if template is None else template).replace("{question}", question.strip())
-
-
-def messages(text: str, images: int, system: str | None = None) -> list[dict]:
-    """Chat messages of one turn: system text, then the images, then the user's text.
-
-    Parameters
-    ----------
-    text
-        The user's text, instruction included.
-    images
-        How many images stand before the text.
-    system
-        System prompt; ``DEFAULT_SYSTEM`` when not given.
-    """
-    content: list[dict] = [{"type": "image"} for _ in range(images)]
-    content.append({"type": "text", "text": text})
-    system_text = DEFAULT_SYSTEM if system is None else system
-    return [
-        {"role": "system", "content": [{"type": "text", "text": system_text}]},
-        {"role": "user", "content": content},
-    ]

@@ -19,8 +19,7 @@ from transformers.processing_utils import ProcessingKwargs
 from transformers.utils import is_torchvision_available
 
 from attnlens.errors import InputError
-from attnlens.models.family import Family, Inputs, Parts, PixelLimits, SpecialTokens
-from attnlens.models.positions import ImagePiece, multimodal_positions
+from attnlens.models.family import Family, ImagePiece, Inputs, Parts, PixelLimits, SpecialTokens
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -270,6 +269,38 @@ class Qwen2_5_VL(Family):
         positions[:rows] += slots
         positions[rows:] += rotary
         return positions
+
+
+def multimodal_positions(pieces: Sequence[int | ImagePiece]) -> np.ndarray:
+    """Positions in time, height and width of every token.
+
+    Text counts on by one in all three. A visual token stands at (start, start + row,
+    start + column), and what follows its image continues at start + max(rows, columns), whether
+    or not all of the image's tokens are there: a token that was chosen keeps its place in the grid.
+    This is the rule of Qwen2-VL (arXiv 2409.12191, section 2.1) for pictures.
+
+    Parameters
+    ----------
+    pieces
+        Number of text tokens, or an image, in the order of the sequence.
+
+    Returns
+    -------
+    ndarray of int64, [3, length]
+        Time, height, width.
+    """
+    start, parts = 0, []
+    for piece in pieces:
+        if isinstance(piece, int):
+            parts.append(np.broadcast_to(np.arange(start, start + piece), (3, piece)))
+            start += piece
+        else:
+            count = piece.rows * piece.columns
+            kept = np.arange(count) if piece.kept is None else np.array(piece.kept, dtype=np.int64)
+            rows, columns = np.divmod(kept, piece.columns)
+            parts.append(start + np.stack([np.zeros_like(kept), rows, columns]))
+            start += max(piece.rows, piece.columns)
+    return np.concatenate(parts, axis=1, dtype=np.int64) if parts else np.zeros((3, 0), np.int64)
 
 
 def _size(limits: PixelLimits) -> dict[str, int]:

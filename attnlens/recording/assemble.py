@@ -3,79 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from attnlens.recording.insertions import InsertedKeys
-from attnlens.recording.layout import KeyLayout
-from attnlens.recording.regions import find_regions, region_of_steps
-from attnlens.recording.rows import RecordedRows
+from attnlens.recording.layout import InsertedKeys, KeyLayout
+from attnlens.recording.mass import RecordedRows
+from attnlens.recording.response import TokenStream, find_regions, region_of_steps
 from attnlens.segments import SEGMENTS
-
-UNKNOWN = -1
-"""Token id of a token that the recorder could not see."""
-
-
-@dataclass(frozen=True)
-class TokenStream:
-    """The token ids around each step of one generation.
-
-    Attributes
-    ----------
-    query, predicted
-        int64 [steps]: the token fed in at each step and the one it predicts; ``UNKNOWN`` where
-        they were not seen.
-    """
-
-    query: np.ndarray
-    predicted: np.ndarray
-
-
-def token_stream(
-    positions: np.ndarray,
-    fed: dict[int, int],
-    generated: Sequence[int] | None,
-    prompt_length: int,
-    end_ids: frozenset[int],
-    pad_ids: frozenset[int] = frozenset(),
-) -> TokenStream:
-    """Find each step's tokens, cut after the first one that ends the response.
-
-    Parameters
-    ----------
-    positions
-        int64 [steps]: key slots of the steps' queries.
-    fed
-        Token ids by the key slot that they were fed in at.
-    generated
-        Ids that ``generate`` returned, in full; None where it was not seen.
-    prompt_length
-        Number of prompt keys.
-    end_ids
-        Ids that end a response.
-    pad_ids
-        Ids that fill up the shorter responses of a batch: a response that something else ended
-        (a stop string) is cut before the run of them at its end.
-    """
-
-    def at(slot: int) -> int:
-        index = slot - prompt_length
-        if generated is not None and 0 <= index < len(generated):
-            return int(generated[index])
-        return fed.get(slot, UNKNOWN)
-
-    query = np.array([at(int(p)) for p in positions], dtype=np.int64)
-    predicted = np.array([at(int(p) + 1) for p in positions], dtype=np.int64)
-    ends = np.flatnonzero(np.isin(predicted, list(end_ids)))
-    if len(ends):
-        stop = int(ends[0]) + 1
-    else:
-        kept = np.flatnonzero(~np.isin(predicted, list(pad_ids)))
-        stop = int(kept[-1]) + 1 if len(kept) else len(predicted)
-    return TokenStream(query[:stop], predicted[:stop])
 
 
 def assemble(

@@ -18,13 +18,13 @@ from attnlens.models.families import parts_of
 from attnlens.models.family import Parts
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt, PromptBatch
-from attnlens.recording.assemble import UNKNOWN, assemble, token_stream
+from attnlens.recording.assemble import assemble
 from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.layout import KeyLayout, key_layout
 from attnlens.recording.recorder import AttentionRecorder
+from attnlens.recording.response import UNKNOWN, special_ids, token_stream, token_texts
 from attnlens.recording.store import as_plain
-from attnlens.recording.taps import attach, detach
-from attnlens.recording.tokens import special_ids, token_texts
+from attnlens.recording.tap import attach, detach
 from attnlens.recording.trace import Trace
 
 PROMPT_ROWS = ("last", "query", "all")

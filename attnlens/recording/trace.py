@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from attnlens.errors import InputError
-from attnlens.recording.regions import Region, find_regions
+from attnlens.recording.response import Region, find_regions
 from attnlens.segments import SEGMENTS
 from attnlens.text import one_line
 

@@ -9,8 +9,8 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from attnlens.answers import true_answer
 from attnlens.errors import InputError
-from attnlens.grading import true_answer
 from attnlens.progress import progress
 from attnlens.text import one_line, quoted, shortened
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from attnlens.answers import is_changed, is_right
 from attnlens.errors import InputError
 from attnlens.experiments.recover import compare_runs, named_interventions, recover, warm_up
 from attnlens.experiments.recovery import Recovery
 from attnlens.experiments.recovery_data import to_dataset
 from attnlens.files import write_folder
-from attnlens.grading import is_changed, is_right
 from attnlens.interventions.session import intervene
 from attnlens.models.images import open_image
 from attnlens.progress import progress

@@ -35,7 +35,7 @@ def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``line``, ``image``, ``question``, ``mode``, ``expected``, ``answer``, ``right`` (by the
-        rule of ``attnlens.grading``; missing where the truth is not known), ``cut_off`` (whether
+        rule of ``attnlens.answers``; missing where the truth is not known), ``cut_off`` (whether
         the answer had not ended when generation stopped at its longest length; missing where that
         is not known) of the run; ``step``, ``query_token``, ``predicted_token``, ``region`` (of the
         predicted token); ``keys_SEGMENT``, the number of keys, without those that are hidden from a
@@ -49,8 +49,7 @@ def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
     import numpy as np
     import pandas as pd
 
-    from attnlens.boxed import final_answer
-    from attnlens.grading import is_right
+    from attnlens.answers import final_answer, is_right
     from attnlens.measures import shares, visual_share
     from attnlens.measures.definitions import DEFINITIONS
     from attnlens.measures.inputs import over_heads, visible_keys

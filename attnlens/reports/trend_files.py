@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnlens.boxed import final_answer
+from attnlens.answers import final_answer
 from attnlens.errors import InputError
 from attnlens.files import write_folder
 from attnlens.models.modes import VERIFICATIONS, verification_tag

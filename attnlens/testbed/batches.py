@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from attnlens.models.modes import messages, user_text
-from attnlens.models.positions import ImagePiece, multimodal_positions
+from attnlens.models.chat import messages
+from attnlens.models.family import ImagePiece
+from attnlens.models.modes import user_text
+from attnlens.models.qwen2_5_vl import multimodal_positions
 from attnlens.testbed.answers import VERIFICATION_TAGS, Part, text_of
 from attnlens.testbed.draws import pick_by_share
 from attnlens.testbed.perception import (

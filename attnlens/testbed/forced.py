@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attnlens.errors import InputError
-from attnlens.recording.tokens import token_texts
+from attnlens.recording.response import token_texts
 from attnlens.testbed.architecture import embed
 from attnlens.testbed.respond import picture
 from attnlens.testbed.samples import Sample

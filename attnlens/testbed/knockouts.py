@@ -12,7 +12,7 @@ from attnlens.interventions.base import Nothing
 from attnlens.interventions.teacher_forcing import ForcedSession
 from attnlens.measures.statistics import with_interval
 from attnlens.progress import progress
-from attnlens.recording.tokens import token_texts
+from attnlens.recording.response import token_texts
 from attnlens.testbed.hiding import states_fact
 from attnlens.testbed.looking_again import REASONING, TAGS, check_request
 from attnlens.testbed.samples import Sample, held_out_sample

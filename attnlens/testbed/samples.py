@@ -168,7 +168,7 @@ def save_samples(samples: list[Sample], folder: Path, tokenizer: Any = None) -> 
     tokenizer
         A Hugging Face tokenizer; with it, the JSON holds the truth of every token of the answer.
     """
-    from attnlens.recording.tokens import token_texts
+    from attnlens.recording.response import token_texts
 
     with write_folder(folder) as temporary:
         for index, sample in enumerate(samples):

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attnlens.boxed import boxed_answer
+from attnlens.answers import boxed_answer, is_right
 from attnlens.errors import InputError
-from attnlens.grading import is_right
 from attnlens.models.modes import MODES
 from attnlens.progress import progress
 from attnlens.testbed.respond import respond
@@ -64,7 +63,7 @@ class Marks:
     Attributes
     ----------
     answer, format
-        Whether the boxed answer is the true one (``attnlens.grading``), and the format that of
+        Whether the boxed answer is the true one (``attnlens.answers``), and the format that of
         the mode.
     described
         Objects named in the first description with the right number in reading order, of those
