@@ -22,7 +22,7 @@ from attnlens.measures.theorems.evenness import evenness
 from attnlens.measures.theorems.exponent import exponents
 from attnlens.models.cache import with_cache
 from attnlens.recording.masks import as_bias
-from attnlens.recording.mass import attention_mass
+from attnlens.recording.mass import AttentionRows, KeyColumns, attention_mass
 from attnlens.recording.store import MANIFEST
 from attnlens.reports.table import steps_table
 from attnlens.segments import SEGMENTS
@@ -342,14 +342,8 @@ def test_hidden_keys_are_counted_for_any_mask(monkeypatch):
             for chunk in (4_000_000, batch * heads * rows * length, batch * heads * length * 2):
                 monkeypatch.setattr("attnlens.recording.mass.CHUNK_ELEMENTS", chunk)
                 found = attention_mass(
-                    queries,
-                    keys,
-                    columns,
-                    4,
-                    positions,
-                    8**-0.5,
-                    visual=torch.tensor([[3], [4]]),
-                    bias=as_bias(mask),
+                    AttentionRows(queries, keys, positions, 8**-0.5, as_bias(mask)),
+                    KeyColumns(columns, 4, torch.tensor([[3], [4]])),
                 )
                 for one_layer in found:
                     counts = one_layer.hidden.expand_as(one_layer.by_column)
@@ -473,7 +467,8 @@ def test_when_a_visual_weight_is_zero_in_low_precision(below, lost_in):
         keys[0, 0, 2] = -below
         columns, visual = torch.zeros(1, 4, dtype=torch.int64), torch.tensor([[1, 2]])
         (found,) = attention_mass(
-            [queries], [keys], columns, 1, torch.tensor([3]), 1.0, visual=visual
+            AttentionRows([queries], [keys], torch.tensor([3]), 1.0),
+            KeyColumns(columns, 1, visual),
         )
         assert found.visual_nonzero.item() == (1 if lost_in is None else 2)
         scores = queries[0, 0] @ keys[0, 0].T

@@ -16,7 +16,13 @@ import attnlens
 from attnlens.models.cache import cache_of, returned_cache, with_cache
 from attnlens.recording import mass as mass_module
 from attnlens.recording.layout import key_layout
-from attnlens.recording.mass import attention_mass, attention_scores, attention_weights
+from attnlens.recording.mass import (
+    AttentionRows,
+    KeyColumns,
+    attention_mass,
+    attention_scores,
+    attention_weights,
+)
 from attnlens.segments import SEGMENTS
 
 
@@ -35,13 +41,16 @@ def compute(queries, keys, layout, positions, **options):
         constant_values=layout.response_column,
     )
     (mass,) = attention_mass(
-        [queries],
-        [keys],
-        torch.from_numpy(columns),
-        len(layout.names),
-        torch.tensor(positions),
-        queries.shape[-1] ** -0.5,
-        visual=torch.from_numpy(layout.visual_slots),
+        AttentionRows(
+            [queries],
+            [keys],
+            torch.tensor(positions),
+            queries.shape[-1] ** -0.5,
+            bias=options.pop("bias", None),
+        ),
+        KeyColumns(
+            torch.from_numpy(columns), len(layout.names), torch.from_numpy(layout.visual_slots)
+        ),
         **options,
     )
     return mass
@@ -116,14 +125,10 @@ def test_chunks_groups_and_layers_equal_a_plain_softmax(seed, rows, layers, bias
         ).repeat(2, 1)
         columns[1, :2] = -1  # padding in the second row
         got = attention_mass(
-            list(queries),
-            list(keys),
-            columns,
-            len(layout.names),
-            positions,
-            0.3,
-            visual=torch.from_numpy(layout.visual_slots).repeat(2, 1),
-            bias=bias,
+            AttentionRows(list(queries), list(keys), positions, 0.3, bias),
+            KeyColumns(
+                columns, len(layout.names), torch.from_numpy(layout.visual_slots).repeat(2, 1)
+            ),
         )
     finally:
         mass_module.CHUNK_ELEMENTS = before
@@ -151,13 +156,8 @@ def test_visual_weights_of_the_rows_and_heads_that_are_wanted(monkeypatch, chunk
     heads = [None, [1, 3], None]
     for without in (0, 3, 7):
         got = attention_mass(
-            list(queries),
-            list(keys),
-            columns,
-            1,
-            positions,
-            0.3,
-            visual=torch.tensor(visual),
+            AttentionRows(list(queries), list(keys), positions, 0.3),
+            KeyColumns(columns, 1, torch.tensor(visual)),
             want_visual=True,
             without_visual=without,
             visual_heads=heads,

@@ -13,7 +13,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import attnlens
 from attnlens.models.cache import returned_cache, with_cache
-from attnlens.recording import taps
+from attnlens.recording import tap
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def state(model):
         "config": model.config.to_json_string(),
         "functions": dict(AttentionInterface._global_mapping),
         "masks": dict(AttentionMaskInterface._global_mapping),
-        "taps": dict(taps._taps),
+        "taps": dict(tap._taps),
     }
 
 
@@ -238,7 +238,7 @@ def test_a_setting_changed_inside_the_block_stays(tiny, prompt):
         model.generate(**prompt.inputs, max_new_tokens=2)
         model.set_attn_implementation("eager")
     assert model.config.text_config._attn_implementation == "eager"
-    assert not taps._taps
+    assert not tap._taps
     assert not [n for n in AttentionInterface._global_mapping if n.startswith("attnlens")]
 
 

@@ -410,6 +410,15 @@ def test_padding_of_masks_of_every_kind():
     check_padding(segments[:1], None, 2)
     with pytest.raises(InputError, match="shows key 0 of sequence 1"):
         check_padding(segments, None, 2)
+    with pytest.raises(InputError, match="has 3 sequences where the prompt has 2"):
+        check_padding(segments, torch.ones(3, 3), 2)
+    with pytest.raises(
+        InputError, match="hides key 2 of sequence 0"
+    ):  # too short: the rest is hidden
+        check_padding(segments, right[:, :2], 2)
+    check_padding(segments, torch.ones(1, 1, 3, 3).bool() & spelled[1:], 2, own=True)  # for both
+    with pytest.raises(InputError, match="shows key 0 of sequence 1"):
+        check_padding(segments, causal[None, None], 2, own=True)
 
 
 def test_a_layer_is_seen_once_in_a_pass_and_not_after_it():

@@ -280,7 +280,7 @@ def test_prompt_rows_keep_no_visual_map(tiny, several, monkeypatch):
     calls = []
 
     def counted(*args, **options):
-        calls.append(args[0][0].shape[2])
+        calls.append(args[0].queries[0].shape[2])
         return attention_mass(*args, **options)
 
     monkeypatch.setattr(recorder_module, "attention_mass", counted)

@@ -24,7 +24,7 @@ from attnlens.interventions.blocks import (
 from attnlens.models.cache import cache_parameter, capacity, with_cache
 from attnlens.models.family import Parts
 from attnlens.models.load import VLM
-from attnlens.recording.tap import tell_of_new_keys, tell_of_step_back
+from attnlens.recording.tap import notify_new_keys, notify_step_back
 
 
 @dataclass
@@ -114,7 +114,7 @@ class CacheEditor:
                 f"{cache_parameter(self._model)}=StaticCache(config, max_cache_len=...)"
             )
         rope = self._family.next_position(now) - back + self.rope
-        tell_of_step_back(self._parts, start, plan.segments())
+        notify_step_back(self._parts, start, plan.segments())
         step_back(cache, back)
         slot = start
         run: list[tuple[Any, np.ndarray]] = []
@@ -125,7 +125,7 @@ class CacheEditor:
                 slot += sum(p.count for p, _ in run) + piece.count
                 run = []
                 repeat_cached(cache, piece.slots)
-                tell_of_new_keys(self._parts)
+                notify_new_keys(self._parts)
             else:
                 run.append((piece, positions))
             rope = after

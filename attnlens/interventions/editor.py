@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnlens.recording.masks import as_bias
+from attnlens.recording.mass import attention_scores
 
 if TYPE_CHECKING:
     from attnlens.interventions.base import Edit
@@ -103,7 +104,7 @@ class ScoreEditor:
             if heads is None or first >= last:
                 continue
             columns = reach.columns = reach.columns.to(query.device)
-            scores = _scores(query[:, :, first:last], key[:, :, columns], scaling)
+            scores = attention_scores(query[:, :, first:last], key[:, :, columns], scaling)
             bias = torch.zeros_like(scores)
             chosen = list(heads)
             bias[:, chosen] = reach.edit.bias(scores[:, chosen])
@@ -112,14 +113,6 @@ class ScoreEditor:
             additive[:, :, first:last, columns] += bias.to(additive.dtype)
             mask = additive
         return mask
-
-
-def _scores(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
-    """Scaled scores in float32, [batch, heads, rows, keys]."""
-    batch, heads, rows, dimension = query.shape
-    grouped = query.float().reshape(batch, key.shape[1], -1, dimension)
-    products = torch.matmul(grouped, key.float().transpose(2, 3))
-    return products.reshape(batch, heads, rows, key.shape[2]) * scaling
 
 
 def _additive(

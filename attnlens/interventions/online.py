@@ -10,21 +10,21 @@ import numpy as np
 import torch
 
 from attnlens.recording.layout import KeyLayout
-from attnlens.recording.masks import stack_biases
 from attnlens.recording.mass import mass_on_sets
 from attnlens.recording.recorder import AttentionRecorder
+from attnlens.recording.tap import Pass
 
 GROUPS = 4
-"""Where the layers that were enough before are not, so many parts of all are added."""
+"""Where the layers that sufficed before do not, this fraction (1 / GROUPS) of all is added."""
 
 
-class ShareRecorder(AttentionRecorder):
+class ShareRecorder:
     """Knows the visual share of every step, as far as triggers need it.
 
     A share is a mean over layers, none of them below 0. So as soon as the layers computed so far
     reach the highest threshold in sum, the share does, whatever the others are, and no trigger can
-    tell the difference: one that is far from firing costs a part of the layers. Layers that had the
-    largest shares when all were computed come first.
+    tell the difference: a trigger far from firing costs only some of the layers. Layers that had
+    the largest shares when all were computed come first.
 
     Parameters
     ----------
@@ -37,25 +37,25 @@ class ShareRecorder(AttentionRecorder):
         formulas of ``attnlens.measures.definitions``; copied tokens do not count as visual.
     """
 
-    checks_cache = False  # one sequence, which the session itself steps back
-
     def __init__(
         self, layout: KeyLayout, layers: Sequence[int], watched: Mapping[str, float]
     ) -> None:
-        super().__init__(layout, layers, every=1)
+        # one sequence, which the session itself steps back: its cache needs no check
+        self._recorder = AttentionRecorder(layout, layers, every=1, checks_cache=False)
+        self._layout = layout
         self._watched = dict(watched)
         self._known: dict[int, dict[str, float]] = {}
         """Shares by definition, by the key slot of a step's query, in order."""
         self._masses: dict[int, list[float]] = {}
         """By layer, mass on each set in the waiting step, mean over heads, as far as needed."""
-        self._order = list(self.layers)
+        self._order = list(layers)
         self._needed = 1
         """How many layers were enough at the step before."""
-        names = self.layout.names
         self._of_columns = np.array(
-            [[name == "visual", name not in ("sink", "system")] for name in names], dtype=np.float32
+            [[name == "visual", name not in ("sink", "system")] for name in layout.names],
+            dtype=np.float32,
         )
-        """[columns, sets]: the visual keys, and all but those that look-back leaves out."""
+        """[columns, sets]: the visual keys, and all except those that look-back leaves out."""
         self._of_keys: dict[torch.device, torch.Tensor] = {}
         """[keys, sets], with room for keys to come, none of which is visual."""
 
@@ -75,86 +75,93 @@ class ShareRecorder(AttentionRecorder):
         known = list(self._known.values())[definition == "look-back" :]
         return [one[definition] for one in known[-count:]]
 
+    # Listener interface
+
+    def tokens(self, input_ids: torch.Tensor) -> None:
+        """See ``Listener``."""
+        self._recorder.tokens(input_ids)
+
+    def begin_pass(self, begun: Pass) -> None:
+        """See ``Listener``."""
+        self.flush()
+        self._recorder.begin_pass(begun)
+
+    def end_pass(self) -> None:
+        """See ``Listener``."""
+        self._recorder.end_pass()
+
+    def attention(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float,
+    ) -> None:
+        """See ``Listener``."""
+        self._recorder.attention(layer, query, key, mask, scaling)
+
     def step_back(self, start: int, segments: Sequence[str | None]) -> None:
         """See ``Listener``."""
-        super().step_back(start, segments)
+        self.flush()
+        self._recorder.step_back(start, segments)
         self._known = {p: known for p, known in self._known.items() if p < start}
+
+    # Shares
 
     @torch.no_grad()
     def flush(self) -> None:
-        """Compute the shares of the last pass, and let its queries and masses go."""
-        self._take_results()
-        first = self._queues.get(self.layers[0])
-        if first is not None and first.key is not None:
-            (slot,) = first.positions
+        """Compute the shares of the last pass, and drop its queries and masses."""
+        self._take_computed()
+        for slot in self._recorder.waiting_slots:
             self._masses = {}
             self._known[slot] = {
                 definition: self._share(definition, enough)
                 for definition, enough in self._watched.items()
             }
-        for queue in self._queues.values():
-            queue.clear()
+        self._recorder.drop_waiting()
 
-    def _take_results(self) -> None:
+    def _take_computed(self) -> None:
         """Take the rows of a pass that was computed at once."""
-        if not all(self._results.values()):
-            return
-        first_step = self.layout.prompt_length - 1
-        for place in range(len(self._results[self.layers[0]])):
-            positions = self._results[self.layers[0]][place][0]
-            masses = [
-                parts[place][1].by_column[0].numpy() @ self._of_columns
-                for parts in self._results.values()
-            ]
+        by_layer = list(self._recorder.take_computed().values())
+        first_step = self._layout.prompt_length - 1
+        # a pass that was interrupted is left out, as some layers did not see it
+        for parts in zip(*by_layer, strict=False):
+            positions = parts[0][0]
+            masses = [mass.by_column[0].numpy() @ self._of_columns for _, mass in parts]
             for row, slot in enumerate(positions):
                 if slot >= first_step:
-                    mass = [one[row].astype(float).mean(0).tolist() for one in masses]
+                    of_layers = [one[row].astype(float).mean(0).tolist() for one in masses]
                     self._known[slot] = {
-                        name: sum(self._of_layers(name, mass)) / len(mass) for name in self._watched
+                        name: sum(_share_of_layers(name, of_layers)) / len(of_layers)
+                        for name in self._watched
                     }
-        for parts in self._results.values():
-            parts.clear()
 
     def _share(self, definition: str, enough: float) -> float:
         """Share of the waiting step: exact where it is below ``enough``."""
-        count = len(self.layers)
+        count = len(self._order)
         shares: dict[int, float] = {}
         stop = min(self._needed, count)
         while True:
             group = self._order[len(shares) : stop]
-            missing = [layer for layer in group if layer not in self._masses]
-            self._compute(missing)
-            found = self._of_layers(definition, [self._masses[i] for i in group])
+            self._compute([layer for layer in group if layer not in self._masses])
+            found = _share_of_layers(definition, [self._masses[i] for i in group])
             shares |= zip(group, found, strict=True)
             if len(shares) == count or sum(shares.values()) >= enough * count:
                 break
             stop = min(len(shares) + max(1, count // GROUPS), count)
-        self._needed = self._enough(list(shares.values()), enough * count)
+        sums = itertools.accumulate(shares.values())
+        needed = (n for n, one in enumerate(sums, 1) if one >= enough * count)
+        self._needed = next(needed, len(shares))
         if len(shares) == count:
             self._order.sort(key=lambda layer: -shares[layer])
         return sum(shares.values()) / count
 
-    @staticmethod
-    def _enough(shares: list[float], wanted: float) -> int:
-        """Return how many of the shares reach a sum, or all."""
-        sums = itertools.accumulate(shares)
-        return next((count for count, one in enumerate(sums, 1) if one >= wanted), len(shares))
-
     def _compute(self, layers: Sequence[int]) -> None:
         """Compute the masses of the waiting step in layers."""
-        for group in self._alike(layers):
-            queues = [self._queues[layer] for layer in group]
-            keys = [queue.key for queue in queues if queue.key is not None]
-            one, (device, length) = queues[0], (keys[0].device, keys[0].shape[2])
-            with torch.autocast(device.type, enabled=False):  # see AttentionRecorder
-                masses = mass_on_sets(
-                    [queue.queries[0] for queue in queues],
-                    keys,
-                    self._sets(length, device),
-                    one.positions[0],
-                    one.scaling,
-                    stack_biases(one.masks, length, device),
-                )
+        for group, attention in self._recorder.waiting(layers):
+            key = attention.keys[0]
+            masses = mass_on_sets(attention, self._sets(key.shape[2], key.device))
             of_layers = masses.numpy().mean(1, dtype=float).tolist()
             self._masses |= zip(group, of_layers, strict=True)
 
@@ -163,14 +170,14 @@ class ShareRecorder(AttentionRecorder):
         made = self._of_keys.get(device)
         if made is None or len(made) < length:
             made = torch.tensor([[0.0, 1.0]]).repeat(2 * length, 1)
-            prompt = self._of_columns[self.layout.columns[0]]
+            prompt = self._of_columns[self._layout.columns[0]]
             made[: len(prompt)] = torch.from_numpy(prompt)
             made = self._of_keys[device] = made.to(device)
         return made[:length]
 
-    @staticmethod
-    def _of_layers(definition: str, masses: Sequence[list[float]]) -> list[float]:
-        """Share of each layer from its mass on each set."""
-        if definition == "mass":
-            return [visual for visual, _ in masses]
-        return [visual / counted if counted else math.nan for visual, counted in masses]
+
+def _share_of_layers(definition: str, masses: Sequence[list[float]]) -> list[float]:
+    """Share of each layer from its mass on each set."""
+    if definition == "mass":
+        return [visual for visual, _ in masses]
+    return [visual / counted if counted else math.nan for visual, counted in masses]

@@ -40,7 +40,14 @@ from attnlens.models.prompt import Prompt
 from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.layout import key_layout
 from attnlens.recording.recorder import AttentionRecorder
-from attnlens.recording.tap import attach, attach_editor, detach, detach_editor
+from attnlens.recording.tap import (
+    Listener,
+    attach,
+    attach_editor,
+    attention_implementation,
+    detach,
+    detach_editor,
+)
 
 S = TypeVar("S", bound="Session")
 
@@ -162,7 +169,7 @@ class Session:
                 stack.callback(detach_editor, self._parts, self._editor)
             if self._watched:
                 self._share = ShareRecorder(self._layout(), self._layers(), self._watched)
-                self.listen(self._share, self)
+                self._attach(self._share)
             for state in self._trigger_state.states:
                 state.part.prepare(self)
             model, visual = self._parts.generator, self._parts.vision
@@ -194,9 +201,12 @@ class Session:
 
     def listen(self, recorder: AttentionRecorder, owner: object) -> None:
         """Let a recorder see every pass, for ``recorder_of`` its owner."""
-        attach(self._parts, recorder, GenerateWatch(len(self.prompt.segments)))
-        self._stack.callback(detach, self._parts, recorder)
+        self._attach(recorder)
         self._recorders[id(owner)] = recorder
+
+    def _attach(self, listener: Listener) -> None:
+        attach(self._parts, listener, GenerateWatch(len(self.prompt.segments)))
+        self._stack.callback(detach, self._parts, listener)
 
     def recorder_of(self, owner: object) -> AttentionRecorder:
         """Return the recorder that listens for an owner."""
@@ -219,9 +229,7 @@ class Session:
         return list(range(len(self._parts.attention)))
 
     def _attention_name(self) -> str:
-        name = self._parts.text.config._attn_implementation or "eager"
-        # attnlens_<number>_<name of the implementation it stands for>
-        base = name.split("_", 2)[2] if name.startswith("attnlens_") else name
+        base = attention_implementation(self._parts)
         if base not in ("sdpa", "eager"):
             raise InputError(
                 f"scores cannot be changed under the attention implementation {base!r}: "

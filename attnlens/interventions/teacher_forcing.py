@@ -25,7 +25,7 @@ from attnlens.interventions.trigger_state import ArmedIntervention
 from attnlens.models.cache import with_cache
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
-from attnlens.recording.tap import tell_of_response
+from attnlens.recording.tap import notify_response
 
 
 class ForcedSession(Session):
@@ -99,7 +99,7 @@ class ForcedSession(Session):
                     waiting = []
                     self._put_between(self._texts)
             found += self._feed_response(waiting)
-        tell_of_response(self._parts, torch.tensor([list(ids)]))
+        notify_response(self._parts, torch.tensor([list(ids)]))
         return torch.cat(found)
 
     def _before(self, module: Any, args: tuple, options: dict[str, Any]) -> tuple:

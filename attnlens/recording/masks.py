@@ -98,27 +98,35 @@ def check_padding(
     Raises
     ------
     InputError
-        If they are not.
+        If they are not, or the mask belongs to another number of sequences.
     """
     labelled = segments == PADDING
+    batch, keys = labelled.shape
     if mask is None:
         hidden = np.zeros_like(labelled)
     else:
         seen = mask[:, None, None] != 0 if mask.ndim == 2 else mask
         if seen.dtype != torch.bool:
             seen = seen > torch.finfo(seen.dtype).min / 2
-        seen = seen[:, :, row if seen.shape[2] > 1 else 0, : segments.shape[1]]
-        hidden = ~seen.any(1).cpu().numpy()
-    if len(hidden) % len(labelled) or hidden.shape[1] < labelled.shape[1]:
-        return  # another batch than the prompt's, or keys of another: refused where they are seen
-    labelled = np.repeat(labelled, len(hidden) // len(labelled), axis=0)
+        hidden = ~seen[:, :, row if seen.shape[2] > 1 else 0, :keys].any(1).cpu().numpy()
+        # transformers hides the keys that a mask is too short for
+        missing = keys - hidden.shape[1]
+        hidden = np.pad(hidden, ((0, 0), (0, missing)), constant_values=True)
+        if len(hidden) == 1:  # one mask for all sequences
+            hidden = hidden.repeat(batch, axis=0)
+    if len(hidden) % batch:
+        raise InputError(
+            f"the attention mask of the call has {len(hidden)} sequences where the prompt has "
+            f"{batch}: record the batch that is generated"
+        )
+    labelled = labelled.repeat(len(hidden) // batch, axis=0)
     wrong = np.argwhere(labelled & ~hidden if own else hidden != labelled)
     if len(wrong):
         sequence, slot = wrong[0].tolist()
-        said = "hides" if hidden[sequence, slot] else "shows"
-        name = str(segments[sequence * len(segments) // len(hidden), slot])
+        does = "hides" if hidden[sequence, slot] else "shows"
+        name = str(segments[sequence * batch // len(hidden), slot])
         raise InputError(
-            f"the attention mask of the call {said} key {slot} of sequence {sequence}, which is "
+            f"the attention mask of the call {does} key {slot} of sequence {sequence}, which is "
             f"labelled {name!r}: pad on the left, label the keys that the mask hides "
             f"{PADDING!r} and no others, and pass that mask"
         )

@@ -14,10 +14,61 @@ import numpy as np
 import torch
 
 CHUNK_ELEMENTS = 4_000_000
-"""Largest number of attention weights (float32) that is held at a time."""
+"""Largest number of attention weights (float32) held at a time."""
 
 HIDES = -1e4
 """A bias of this or below hides a key: -inf, the lowest number of a dtype, what older masks add."""
+
+
+@dataclass(frozen=True)
+class AttentionRows:
+    """Query rows of one or more layers, with the keys that they see.
+
+    Attributes
+    ----------
+    queries, keys
+        One of each per layer, all of the same shape; see ``attention_scores``.
+    positions
+        int64 [rows], on the CPU: the key slot of each query, which sees the keys up to its own.
+    scaling
+        Factor on the dot products.
+    bias
+        float32, broadcastable to [batch, heads, rows, keys]: added to the scaled scores of every
+        layer. Or a function from a slice of rows to their bias, so that it is never held whole.
+    """
+
+    queries: Sequence[torch.Tensor]
+    keys: Sequence[torch.Tensor]
+    positions: torch.Tensor
+    scaling: float
+    bias: torch.Tensor | Callable[[slice], torch.Tensor | None] | None = None
+
+    def bias_of(self, rows: slice) -> torch.Tensor | None:
+        """Bias of some rows."""
+        bias = self.bias
+        if callable(bias):
+            return bias(rows)
+        return bias if bias is None or bias.shape[2] == 1 else bias[:, :, rows]
+
+
+@dataclass(frozen=True)
+class KeyColumns:
+    """Which column each key's weight is added to.
+
+    Attributes
+    ----------
+    of_keys
+        int64 [batch, keys]: the column of each key; -1 for keys hidden from every query.
+    count
+        Number of columns.
+    visual
+        int64 [batch, visual], on the CPU: slots of the visual keys, filled up with -1 where the
+        batch's rows have different numbers of them.
+    """
+
+    of_keys: torch.Tensor
+    count: int
+    visual: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -34,8 +85,8 @@ class Mass:
         int32 [batch, rows wanted]: number of visual keys whose weight, summed over heads, is not
         zero.
     hidden
-        int32 [batch or 1, rows, heads or 1, columns] or None: number of each column's keys, of
-        those up to the query's own, that the mask hides from a head; None where it hides none.
+        int32 [batch or 1, rows, heads or 1, columns] or None: number of each column's keys, up to
+        the query's own, that the mask hides from a head; None where it hides none.
     """
 
     by_column: torch.Tensor
@@ -80,14 +131,11 @@ def attention_weights(
     Parameters
     ----------
     scores
-        [batch, heads, rows, keys], see ``attention_scores``; written over.
-    positions
-        int64 [rows], on the CPU: the key slot of each query. A query sees the keys up to its own
-        slot.
+        [batch, heads, rows, keys], see ``attention_scores``; overwritten.
+    positions, bias
+        See ``AttentionRows``.
     hidden
         bool [batch, keys]: keys that no query sees (padding).
-    bias
-        float32, broadcastable to [batch, heads, rows, keys]: added to the scaled scores.
 
     Returns
     -------
@@ -108,165 +156,129 @@ def attention_weights(
 
 
 def attention_mass(
-    queries: Sequence[torch.Tensor],
-    keys: Sequence[torch.Tensor],
-    columns: torch.Tensor,
-    column_count: int,
-    positions: torch.Tensor,
-    scaling: float,
+    attention: AttentionRows,
+    columns: KeyColumns,
     *,
-    visual: torch.Tensor,
-    bias: torch.Tensor | Callable[[slice], torch.Tensor | None] | None = None,
     want_visual: bool = False,
     without_visual: int = 0,
     visual_heads: Sequence[Sequence[int] | None] | None = None,
 ) -> list[Mass]:
-    """Attention mass by column (segment, with each image apart) of query rows.
+    """Attention mass of query rows by column (a segment, or one image of it).
 
     Parameters
     ----------
-    queries, keys
-        One of each for every layer, all of the same shape; see ``attention_scores``.
-    positions, scaling
-        See ``attention_weights`` and ``attention_scores``; the same for all layers.
-    bias
-        As in ``attention_weights``, the same for all layers; or a function that gives it for a
-        slice of the rows, so that it need not be held for all of them.
-    columns
-        int64 [batch, keys]: the column that each key belongs to; -1 for keys that are hidden from
-        every query.
-    column_count
-        Number of columns.
-    visual
-        int64 [batch, visual], on the CPU: slots of the visual keys, filled up with -1 where the
-        batch's rows have different numbers of them.
+    attention, columns
+        The rows, and what is added up.
     want_visual
-        Whether the weight of each visual key is wanted.
+        Whether to keep the weight of each visual key.
     without_visual
-        Number of rows at the beginning for which nothing is wanted of single visual keys.
+        Number of rows at the beginning for which nothing is kept about single visual keys.
     visual_heads
-        For each layer the heads that the weight of each visual key is the mean over; all where
-        None.
+        For each layer the heads over which the weight of a visual key is averaged; None for all.
 
     Returns
     -------
     list of Mass
-        One for each layer, on the CPU. Computed in chunks of layers and rows, so that at most
-        ``CHUNK_ELEMENTS`` weights are held.
+        One for each layer, on the CPU. Computed in float32 whatever the model runs in, and in
+        chunks of layers and rows that hold at most ``CHUNK_ELEMENTS`` weights.
     """
+    queries, keys = attention.queries, attention.keys
     batch, heads, rows, _ = queries[0].shape
     length, device = keys[0].shape[2], keys[0].device
-    negative = columns < 0
+    negative = columns.of_keys < 0
     hidden = negative if bool(negative.any()) else None
-    one_hot = torch.zeros(batch, length, column_count, dtype=torch.float32, device=device)
-    one_hot.scatter_(2, columns.clamp(min=0)[..., None], (~negative).float()[..., None])
-    per_layer = batch * heads * rows * length
-    together = max(1, CHUNK_ELEMENTS // max(1, per_layer))  # layers
-    size = max(1, CHUNK_ELEMENTS // max(1, batch * heads * length))  # rows
+    one_hot = torch.zeros(batch, length, columns.count, dtype=torch.float32, device=device)
+    one_hot.scatter_(2, columns.of_keys.clamp(min=0)[..., None], (~negative).float()[..., None])
+    weights_of_row = max(1, batch * heads * length)
+    layers_at_once = max(1, CHUNK_ELEMENTS // max(1, weights_of_row * rows))
+    rows_at_once = max(1, CHUNK_ELEMENTS // weights_of_row)
     results: list[Mass] = []
     hidden_parts: list[torch.Tensor] = []
-    for first in range(0, len(queries), together):
-        layers = range(first, min(first + together, len(queries)))
-        converted = [keys[i].float() for i in layers]
-        parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-        for start in range(0, rows, size):
-            piece = slice(start, start + size)
-            # layers stand beside one another along the axis of heads
-            scores = [
-                attention_scores(queries[i][:, :, piece], k, scaling)
-                for i, k in zip(layers, converted, strict=True)
+    hidden_keys: torch.Tensor | None = None
+    with torch.autocast(device.type, enabled=False):
+        for first in range(0, len(queries), layers_at_once):
+            layers = range(first, min(first + layers_at_once, len(queries)))
+            converted = [keys[i].float() for i in layers]
+            parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+            for start in range(0, rows, rows_at_once):
+                piece = slice(start, start + rows_at_once)
+                # layers stand side by side along the axis of heads
+                scores = [
+                    attention_scores(queries[i][:, :, piece], k, attention.scaling)
+                    for i, k in zip(layers, converted, strict=True)
+                ]
+                bias, positions = attention.bias_of(piece), attention.positions[piece]
+                if bias is not None and first == 0:  # the same for all layers
+                    hidden_parts.append(_hidden_keys(bias, positions, one_hot))
+                if bias is not None and bias.shape[1] > 1:
+                    bias = bias.repeat(1, len(layers), 1, 1)
+                joined = scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)
+                weights = attention_weights(joined, positions, hidden, bias)
+                mass = torch.matmul(weights.reshape(batch, -1, length), one_hot)
+                mass = mass.reshape(batch, len(layers), heads, len(positions), columns.count)
+                wanted = weights[:, :, max(0, without_visual - start) :]
+                wanted = wanted.unflatten(1, (len(layers), heads))
+                visual_mean = _visual_mean(wanted, columns.visual)
+                nonzero = (visual_mean > 0).sum(-1).int()
+                for place, i in enumerate(layers):
+                    chosen = None if visual_heads is None else visual_heads[i]
+                    if chosen is not None:
+                        of_heads = wanted[:, place : place + 1, list(chosen)]
+                        visual_mean[:, place] = _visual_mean(of_heads, columns.visual)[:, 0]
+                visual_mean = visual_mean if want_visual else visual_mean[..., :0]
+                parts.append((mass.transpose(2, 3), visual_mean, nonzero))
+            masses, visuals, nonzeros = (
+                (torch.cat(several, dim=2) if len(several) > 1 else several[0]).cpu()
+                for several in zip(*parts, strict=True)
+            )
+            if first == 0 and hidden_parts:
+                counts = torch.cat(hidden_parts, dim=1).cpu()
+                hidden_keys = counts if bool(counts.any()) else None
+            results += [
+                Mass(
+                    by_column=masses[:, place],
+                    visual_weight=visuals[:, place] if want_visual else None,
+                    visual_nonzero=nonzeros[:, place],
+                    hidden=hidden_keys,
+                )
+                for place in range(len(layers))
             ]
-            bias_here = _bias_of_rows(bias, piece)
-            if bias_here is not None and first == 0:  # the same for all layers
-                hidden_parts.append(_hidden_keys(bias_here, positions[piece], one_hot))
-            if bias_here is not None and bias_here.shape[1] > 1:
-                bias_here = bias_here.repeat(1, len(layers), 1, 1)
-            weights = attention_weights(
-                scores[0] if len(scores) == 1 else torch.cat(scores, dim=1),
-                positions[piece],
-                hidden,
-                bias_here,
-            )
-            rows_here = weights.shape[2]
-            mass = torch.matmul(weights.reshape(batch, -1, length), one_hot)
-            mass = mass.reshape(batch, len(layers), heads, rows_here, column_count)
-            wanted = weights[:, :, max(0, without_visual - start) :]
-            wanted = wanted.unflatten(1, (len(layers), heads))
-            visual_mean = _visual_mean(wanted, visual)
-            nonzero = (visual_mean > 0).sum(-1).int()
-            for place, i in enumerate(layers):
-                if visual_heads is not None and visual_heads[i] is not None:
-                    of_heads = wanted[:, place : place + 1, list(visual_heads[i] or ())]
-                    visual_mean[:, place] = _visual_mean(of_heads, visual)[:, 0]
-            visual_mean = visual_mean if want_visual else visual_mean[..., :0]
-            parts.append((mass.transpose(2, 3), visual_mean, nonzero))
-        masses, visuals, nonzeros = (
-            (torch.cat(several, dim=2) if len(several) > 1 else several[0]).cpu()
-            for several in zip(*parts, strict=True)
-        )
-        if first == 0:
-            counts = torch.cat(hidden_parts, dim=1).cpu() if hidden_parts else None
-            hidden_keys = counts if counts is not None and bool(counts.any()) else None
-        results += [
-            Mass(
-                by_column=masses[:, place],
-                visual_weight=visuals[:, place] if want_visual else None,
-                visual_nonzero=nonzeros[:, place],
-                hidden=hidden_keys,
-            )
-            for place in range(len(layers))
-        ]
     return results
 
 
-def mass_on_sets(
-    queries: Sequence[torch.Tensor],
-    keys: Sequence[torch.Tensor],
-    sets: torch.Tensor,
-    position: int,
-    scaling: float,
-    bias: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Attention mass on sets of keys of one query of one sequence, in several layers.
+def mass_on_sets(attention: AttentionRows, sets: torch.Tensor) -> torch.Tensor:
+    """Attention mass on sets of keys, for one query of one sequence.
 
-    What ``attention_mass`` gives for one row, where nothing is wanted of single keys.
+    Gives what ``attention_mass`` gives for one row, faster.
 
     Parameters
     ----------
-    queries, keys
-        One of each for every layer, all of the same shape, for one sequence and one row; see
-        ``attention_scores``.
+    attention
+        One row of one sequence, in several layers.
     sets
         float32 [keys, sets]: 1 where a key belongs to a set, else 0.
-    position, scaling, bias
-        See ``attention_weights`` and ``attention_scores``; the same for all layers.
 
     Returns
     -------
     torch.Tensor
         float32 [layers, heads, sets], on the CPU: fraction of attention mass on each set.
     """
+    queries, keys = attention.queries, attention.keys
     _, heads, _, dimension = queries[0].shape
     layers, (_, key_heads, length, _) = len(queries), keys[0].shape
     grouped = (1, key_heads, heads // key_heads, dimension)
-    products = [
-        # keys from the left: for one row a CPU reads them so about 1.6 times as fast
-        torch.matmul(k.float(), (q.float() * scaling).reshape(grouped).transpose(2, 3))
-        for q, k in zip(queries, keys, strict=True)
-    ]
-    scores = torch.cat(products, dim=1).transpose(2, 3).reshape(1, layers * heads, 1, length)
-    if bias is not None and bias.shape[1] > 1:
-        bias = bias.repeat(1, layers, 1, 1)
-    weights = attention_weights(scores, torch.tensor([position]), bias=bias)
-    return torch.matmul(weights[0, :, 0], sets).reshape(layers, heads, -1).cpu()
-
-
-def _bias_of_rows(
-    bias: torch.Tensor | Callable[[slice], torch.Tensor | None] | None, rows: slice
-) -> torch.Tensor | None:
-    if callable(bias):
-        return bias(rows)
-    return bias if bias is None or bias.shape[2] == 1 else bias[:, :, rows]
+    with torch.autocast(keys[0].device.type, enabled=False):
+        products = [
+            # keys on the left: a CPU reads them about 1.6 times as fast for a single row
+            torch.matmul(k.float(), (q.float() * attention.scaling).reshape(grouped).mT)
+            for q, k in zip(queries, keys, strict=True)
+        ]
+        scores = torch.cat(products, dim=1).mT.reshape(1, layers * heads, 1, length)
+        bias = attention.bias_of(slice(None))
+        if bias is not None and bias.shape[1] > 1:
+            bias = bias.repeat(1, layers, 1, 1)
+        weights = attention_weights(scores, attention.positions, bias=bias)
+        return torch.matmul(weights[0, :, 0], sets).reshape(layers, heads, -1).cpu()
 
 
 def _hidden_keys(
@@ -297,9 +309,13 @@ def _visual_mean(weights: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
     return weights.gather(4, at).mean(2).masked_fill(slots < 0, 0.0)
 
 
+Part = tuple[list[int], Mass]
+"""Key slots of some queries, and their mass in one layer."""
+
+
 @dataclass(frozen=True)
 class RecordedRows:
-    """What was recorded of one layer, in the order of recording.
+    """Everything recorded in one layer, in the order of the key slots.
 
     Attributes
     ----------
@@ -308,9 +324,9 @@ class RecordedRows:
     mass
         float32 [batch, rows, heads, columns].
     visual_weight
-        float32 [batch, steps, visual] or None, of the rows that are steps.
+        float32 [batch, steps, visual] or None; of the rows that are steps.
     visual_nonzero
-        int32 [batch, steps], of the rows that are steps.
+        int32 [batch, steps]; of the rows that are steps.
     hidden
         int32 [batch, rows, heads, columns] or None; see ``Mass``.
     """
@@ -322,15 +338,13 @@ class RecordedRows:
     hidden: np.ndarray | None = None
 
 
-def join_rows(
-    parts: list[tuple[list[int], Mass]], complete: set[int], first_step: int
-) -> RecordedRows:
+def join_rows(parts: list[Part], complete: set[int], first_step: int) -> RecordedRows:
     """Join what was computed at different times.
 
     Parameters
     ----------
     parts
-        Key slots of the queries, with what was computed of them.
+        What was computed.
     complete
         Key slots that all layers have seen; others are left out.
     first_step
@@ -358,13 +372,13 @@ def join_rows(
 
 
 def _in_order(positions: np.ndarray, complete: set[int]) -> np.ndarray:
-    """Find the indices that sort positions and leave out those that are not complete."""
+    """Return the indices of the complete positions, in their order."""
     order = np.argsort(positions, kind="stable")
     return order[[int(p) in complete for p in positions[order]]]
 
 
-def rows_before(parts: list[tuple[list[int], Mass]], slot: int) -> list[tuple[list[int], Mass]]:
-    """Leave out the rows whose queries stand at a slot or after it."""
+def rows_before(parts: list[Part], slot: int) -> list[Part]:
+    """Keep the rows whose queries come before a slot."""
     kept = []
     for positions, mass in parts:
         wanted = [i for i, p in enumerate(positions) if p < slot]

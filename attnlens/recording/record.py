@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from types import TracebackType
 from typing import Any
@@ -18,16 +19,44 @@ from attnlens.models.families import parts_of
 from attnlens.models.family import Parts
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt, PromptBatch
-from attnlens.recording.assemble import assemble
+from attnlens.recording.assemble import Generated, Recording, assemble
 from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.layout import KeyLayout, key_layout
 from attnlens.recording.recorder import AttentionRecorder
 from attnlens.recording.response import UNKNOWN, special_ids, token_stream, token_texts
 from attnlens.recording.store import as_plain
-from attnlens.recording.tap import attach, detach
+from attnlens.recording.tap import attach, attention_implementation, detach
 from attnlens.recording.trace import Trace
 
 PROMPT_ROWS = ("last", "query", "all")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a recording was made of.
+
+    Attributes
+    ----------
+    name
+        The model's name.
+    tokenizer
+        Gives the tokens their text; None where there is none.
+    prompts
+        The prompts; empty for a bare model, where only segments are known.
+    seed
+        Noted in the trace.
+    """
+
+    name: str
+    tokenizer: Any = None
+    prompts: tuple[Prompt, ...] = ()
+    seed: int | None = None
+
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        """Texts of token ids."""
+        if self.tokenizer is None:
+            return ["" if i == UNKNOWN else f"<{i}>" for i in ids]
+        return token_texts(self.tokenizer, ids)
 
 
 class Recorder:
@@ -35,37 +64,29 @@ class Recorder:
 
     def __init__(
         self,
-        model: Any,
         parts: Parts,
-        layout: KeyLayout,
         recorder: AttentionRecorder,
+        origin: Origin,
         *,
-        tokenizer: Any = None,
-        prompts: Sequence[Prompt] = (),
-        name: str = "",
-        seed: int | None = None,
         whole_prompt: bool = False,
     ) -> None:
-        self._whole_prompt = whole_prompt
-        self._model = model
         self._parts = parts
-        self._layout = layout
+        self._layout = recorder.layout
         self._recorder = recorder
-        self._tokenizer = tokenizer
-        self._prompts = tuple(prompts)
-        self._name = name
-        self._seed = seed
-        ids = [p.inputs["input_ids"] for p in self._prompts]
-        self._watch = GenerateWatch(layout.prompt_length, ids)
-        self._base = ""
+        self._origin = origin
+        self._whole_prompt = whole_prompt
+        ids = [p.inputs["input_ids"] for p in origin.prompts]
+        self._watch = GenerateWatch(recorder.layout.prompt_length, ids)
+        self._implementation = ""
         self._open = False
         self._traces: list[Trace] | None = None
 
     def __enter__(self) -> Recorder:
         """Attach to the model."""
-        if self._open or self._traces is not None or self._base:
+        if self._implementation:
             raise RuntimeError("a recorder is used once: call attnlens.record(...) again")
-        self._base = attach(self._parts, self._recorder, self._watch).base
+        attach(self._parts, self._recorder, self._watch)
+        self._implementation = attention_implementation(self._parts)
         self._open = True
         return self
 
@@ -116,7 +137,6 @@ class Recorder:
                 "nothing was recorded: call model.generate(**prompt.inputs) inside the block"
             )
         batch = first.mass.shape[0]
-        repeats = batch // self._layout.batch
         inserted = self._recorder.inserted
         # the response's tokens are counted without inserted ones
         places = steps - inserted.before(steps)
@@ -126,32 +146,26 @@ class Recorder:
         watch = self._watch
         if watch.sequences is not None:
             self._check_steps(places, tuple(watch.sequences.shape), batch)
+        recording = Recording(self._layout, rows, inserted, self._whole_prompt)
         traces = []
         for row in range(batch):
-            prompt_row = row // repeats
+            prompt_row = row // (batch // self._layout.batch)
+            prompt = self._origin.prompts[prompt_row] if self._origin.prompts else None
+            generated = None if watch.sequences is None else watch.sequences[row].tolist()
             stream = token_stream(
                 places,
                 {slot: ids[row % len(ids)] for slot, ids in fed.items()},
-                None if watch.sequences is None else watch.sequences[row].tolist(),
+                generated,
                 self._layout.prompt_length,
                 watch.end_ids,
                 watch.pad_ids if batch > 1 else frozenset(),
             )
-            prompt = self._prompts[prompt_row] if self._prompts else None
-            data = assemble(
-                row,
-                self._layout,
-                prompt_row,
-                rows,
-                stream,
-                self._texts,
-                None if prompt is None else self._texts(prompt.inputs["input_ids"][0].tolist()),
-                () if prompt is None else prompt.grids,
-                as_plain(self._provenance(prompt)),
-                whole_prompt=self._whole_prompt,
-                inserted=inserted,
-            )
-            traces.append(Trace(data))
+            one = Generated(row, prompt_row, stream)
+            if prompt is not None:
+                texts = self._origin.texts(prompt.inputs["input_ids"][0].tolist())
+                one = replace(one, prompt_texts=texts, grids=prompt.grids)
+            attrs = as_plain(self._provenance(prompt))
+            traces.append(Trace(assemble(recording, one, self._origin.texts, attrs)))
         return traces
 
     def _check_steps(self, places: np.ndarray, generated: tuple[int, ...], batch: int) -> None:
@@ -166,20 +180,13 @@ class Recorder:
                 "recording, or had no token of their own; record one plain call of model.generate"
             )
 
-    def _texts(self, ids: Sequence[int]) -> list[str]:
-        if self._tokenizer is None:
-            return ["" if i == UNKNOWN else f"<{i}>" for i in ids]
-        return token_texts(self._tokenizer, ids)
-
     def _provenance(self, prompt: Prompt | None) -> dict[str, Any]:
         config = self._parts.generator.config
         plain = {k: v for k, v in config.to_dict().items() if not k.startswith("_")}
         digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
         weight = next(self._parts.text.parameters())
         return {
-            "model": self._name
-            or getattr(config, "_name_or_path", "")
-            or type(self._model).__name__,
+            "model": self._origin.name,
             "config_hash": digest.hexdigest()[:16],
             "versions": {
                 "attnlens": __version__,
@@ -187,15 +194,15 @@ class Recorder:
                 **{p: version(p) for p in ("torch", "transformers")},
             },
             "dtype": str(weight.dtype).removeprefix("torch."),
-            "attention": self._base,
+            "attention": self._implementation,
             "device": str(weight.device),
             "mode": "" if prompt is None else prompt.mode,
             "question": "" if prompt is None else prompt.question,
             "prompt": "" if prompt is None else prompt.text,
             "generation": self._watch.settings,
-            "seed": self._seed,
+            "seed": self._origin.seed,
             "images": [] if prompt is None else [i.as_dict() for i in prompt.images],
-            "special_token_ids": sorted(special_ids(self._tokenizer)),
+            "special_token_ids": sorted(special_ids(self._origin.tokenizer)),
         }
 
 
@@ -282,17 +289,14 @@ def record(
         every=every,
     )
     prompts = (prompt,) if isinstance(prompt, Prompt) else getattr(prompt, "prompts", ())
-    return Recorder(
-        bare,
-        parts,
-        layout,
-        recorder,
-        tokenizer=model.tokenizer if is_vlm else tokenizer,
-        prompts=prompts,
-        name=model.name if is_vlm else "",
-        seed=seed,
-        whole_prompt=prompt_rows == "all",
+    name = model.name if is_vlm else ""
+    origin = Origin(
+        name or getattr(parts.generator.config, "_name_or_path", "") or type(bare).__name__,
+        model.tokenizer if is_vlm else tokenizer,
+        tuple(prompts),
+        seed,
     )
+    return Recorder(parts, recorder, origin, whole_prompt=prompt_rows == "all")
 
 
 def choose_layers(layers: Iterable[int] | None, count: int) -> list[int]:

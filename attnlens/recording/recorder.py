@@ -2,14 +2,14 @@
 
 At each decoding pass a layer's query (after rotary embedding) is copied into a queue, and the
 layer's newest keys are remembered. When the queue is full, and at the end, one batched product per
-layer turns the waiting queries and the keys into mass by segment. Keys are only ever
-appended to a cache, so the keys of an earlier step are the first part of the keys of a later one;
-the recorder checks that this holds.
+layer turns the waiting queries and the keys into mass by segment. A cache only ever grows at its
+end, so the keys of an earlier step are the first part of the keys of a later one; the recorder
+checks that this holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,14 +18,22 @@ import torch
 
 from attnlens.recording.layout import InsertedKeys, KeyLayout
 from attnlens.recording.masks import as_bias, check_padding, select_rows, stack_biases
-from attnlens.recording.mass import Mass, RecordedRows, attention_mass, join_rows, rows_before
+from attnlens.recording.mass import (
+    AttentionRows,
+    KeyColumns,
+    Part,
+    RecordedRows,
+    attention_mass,
+    join_rows,
+    rows_before,
+)
 from attnlens.recording.tap import Pass
 
 _ONLY_ROW = torch.zeros(1, dtype=torch.int64)
 
 
 @dataclass
-class _Pass:
+class _CurrentPass:
     """The forward pass that is under way."""
 
     positions: list[int]
@@ -35,9 +43,9 @@ class _Pass:
     waits: bool
     """Whether the queries wait in the queue; else mass is computed at once."""
     tokens: int
-    """Number of queries that every layer is to have."""
+    """Number of queries that every layer must have."""
     keys: int
-    """Number of keys that every layer is to have."""
+    """Number of keys that every layer must have."""
     seen: set[int] = field(default_factory=set)
     """Layers that have been seen."""
 
@@ -51,10 +59,6 @@ class _LayerQueue:
     masks: list[torch.Tensor | None] = field(default_factory=list)
     key: torch.Tensor | None = None
     scaling: float = 1.0
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self.queries, self.positions, self.masks, self.key = [], [], [], None
 
 
 class AttentionRecorder:
@@ -73,12 +77,11 @@ class AttentionRecorder:
     every
         How many decoding passes wait before mass is computed.
     map_heads
-        Heads, by layer, that the weight of each visual key is the mean over; all where a layer is
+        Heads, by layer, over which the weight of each visual key is averaged; all where a layer is
         not named.
+    checks_cache
+        Whether to compare the cache with the keys that were written into it.
     """
-
-    checks_cache = True
-    """Whether the cache is compared with the keys that were written into it."""
 
     def __init__(
         self,
@@ -89,27 +92,28 @@ class AttentionRecorder:
         prompt_positions: Sequence[int] = (),
         every: int = 32,
         map_heads: Mapping[int, Sequence[int]] | None = None,
+        checks_cache: bool = True,
     ) -> None:
         self.layout = layout
-        self.inserted = InsertedKeys()
-        self._map_heads = dict(map_heads or {})
         self.layers = tuple(layers)
+        self.inserted = InsertedKeys()
         self.ids: dict[int, torch.Tensor] = {}
         """Token ids [batch] fed in at a key slot, for response slots and the last prompt slot."""
         self._visual_map = visual_map
         self._prompt_positions = frozenset(prompt_positions)
         self._every = every
-        self._pass: _Pass | None = None
+        self._map_heads = dict(map_heads or {})
+        self._pass: _CurrentPass | None = None
         self._end: int | None = None
         """Key slot after the last token that was fed; None before the first pass."""
         self._whole: torch.Tensor | None = None
-        """Ids [batch, tokens] of the last pass, where that stood on no cache."""
+        """Ids [batch, tokens] of the last pass, where it had no cached tokens before it."""
         self._fed: torch.Tensor | None = None
         self._done: set[int] = set()
         self._queues: dict[int, _LayerQueue] = {}
-        self._results: dict[int, list[tuple[list[int], Mass]]] = {i: [] for i in self.layers}
-        self._written = WrittenKeys()
-        self._shared_columns: tuple[Any, Any] = (None, None)
+        self._results: dict[int, list[Part]] = {i: [] for i in self.layers}
+        self._written = _WrittenKeys() if checks_cache else None
+        self._columns_made: tuple[Any, Any] = (None, None)
 
     # Listener interface
 
@@ -121,7 +125,6 @@ class AttentionRecorder:
         """Choose the rows of the pass that are wanted; see ``Listener``."""
         tokens, past = begun.tokens, begun.past
         first_step = self.layout.prompt_length - 1
-        repeated = past == 0 and self._is_repeated()
         if past <= first_step < past + tokens:
             check_padding(self.layout.segments, begun.mask, first_step - past, own=begun.own_mask)
         wanted = [
@@ -129,7 +132,7 @@ class AttentionRecorder:
             for p in range(past, past + tokens)
             if (p >= first_step or p in self._prompt_positions) and p not in self.inserted
         ]
-        if repeated:  # as generation without a cache does
+        if past == 0 and self._is_repeated():  # as generation without a cache does
             wanted = [p for p in wanted if p not in self._done]
         else:
             self._check_follows(wanted, past)
@@ -139,7 +142,7 @@ class AttentionRecorder:
         if not waits or any(len(q.positions) == self._every for q in self._queues.values()):
             self.flush()
         rows = [p - past for p in wanted]
-        self._pass = _Pass(wanted, rows, waits, tokens, begun.keys)
+        self._pass = _CurrentPass(wanted, rows, waits, tokens, begun.keys)
         self._done.update(wanted)
         if self._fed is not None and self._fed.shape[1] in (tokens, past + tokens):
             start = past + tokens - self._fed.shape[1]
@@ -157,7 +160,7 @@ class AttentionRecorder:
         return before is not None and fed is not None and torch.equal(fed[:, :-1], before)
 
     def _check_follows(self, wanted: Sequence[int], past: int) -> None:
-        """Refuse a pass that does not go on where the last one ended."""
+        """Refuse a pass that does not continue where the last one ended."""
         if self._done.intersection(wanted):
             raise RuntimeError(
                 "a recording holds one generation, and this is a second one: "
@@ -202,22 +205,26 @@ class AttentionRecorder:
                 f"{self.layout.batch}: record the batch that is generated"
             )
         if current.waits:
-            slot = current.positions[0]
-            self._enqueue(layer, slot, query, key, mask, scaling)
-            if layer == self.layers[0] and self.checks_cache:
-                self._written.add(slot, key)
-        else:
-            rows = torch.tensor(current.rows)
+            queue = self._queues.setdefault(layer, _LayerQueue())
+            # a copy: compiled decoding writes the next step's query over this one
+            queue.queries.append(query.clone())
+            queue.positions += current.positions
+            queue.masks.append(select_rows(mask, _ONLY_ROW))
+            queue.key, queue.scaling = key, scaling
+            if layer == self.layers[0] and self._written is not None:
+                self._written.add(current.positions[0], key)
+            return
+        rows = torch.tensor(current.rows)
 
-            def bias(piece: slice) -> torch.Tensor | None:
-                selected = select_rows(mask, rows[piece])
-                return None if selected is None else as_bias(selected)
+        def bias(piece: slice) -> torch.Tensor | None:
+            selected = select_rows(mask, rows[piece])
+            return None if selected is None else as_bias(selected)
 
-            first, last = current.rows[0], current.rows[-1]
-            gapless = last - first + 1 == len(rows)
-            queries = query[:, :, first : last + 1] if gapless else query[:, :, rows]
-            (mass,) = self._masses_of([layer], current.positions, [queries], [key], bias, scaling)
-            self._results[layer].append((list(current.positions), mass))
+        first, last = current.rows[0], current.rows[-1]
+        gapless = last - first + 1 == len(rows)
+        queries = query[:, :, first : last + 1] if gapless else query[:, :, rows]
+        positions = torch.tensor(current.positions)
+        self._compute([layer], AttentionRows([queries], [key], positions, scaling, bias))
 
     def step_back(self, start: int, segments: Sequence[str | None]) -> None:
         """Forget what was recorded from a slot on; see ``Listener``."""
@@ -225,29 +232,44 @@ class AttentionRecorder:
         for layer, parts in self._results.items():
             self._results[layer] = rows_before(parts, start)
         self._done = {p for p in self._done if p < start}
-        self._written.forget(start)
+        if self._written is not None:
+            self._written.forget(start)
         self._end = start
         self.ids = {p: ids for p, ids in self.ids.items() if p < start}
         self.inserted.add(start, segments)
-        self._shared_columns = (None, None)
+        self._columns_made = (None, None)
 
-    def _enqueue(
-        self,
-        layer: int,
-        slot: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        mask: torch.Tensor | None,
-        scaling: float,
-    ) -> None:
-        queue = self._queues.get(layer)
-        if queue is None:
-            queue = self._queues[layer] = _LayerQueue()
-        # a copy: compiled decoding writes the next step's query over this one
-        queue.queries.append(query.clone())
-        queue.positions.append(slot)
-        queue.masks.append(select_rows(mask, _ONLY_ROW))
-        queue.key, queue.scaling = key, scaling
+    # The queue
+
+    @property
+    def waiting_slots(self) -> list[int]:
+        """Key slots of the queries that wait for their mass."""
+        queue = self._queues.get(self.layers[0])
+        return [] if queue is None else queue.positions
+
+    def waiting(self, layers: Sequence[int]) -> Iterator[tuple[list[int], AttentionRows]]:
+        """Group the waiting queries of layers: each group needs only one product."""
+        groups: dict[tuple, list[int]] = {}
+        for layer in layers:
+            queue = self._queues.get(layer)
+            if queue is not None and queue.key is not None:
+                masks = tuple(map(id, queue.masks))  # layers share the masks of a step
+                kind = (tuple(queue.positions), masks, queue.key.shape, queue.key.device)
+                groups.setdefault((*kind, queue.scaling), []).append(layer)
+        for group in groups.values():
+            queues = [self._queues[layer] for layer in group]
+            keys = [q.key for q in queues if q.key is not None]
+            queries = [
+                q.queries[0] if len(q.queries) == 1 else torch.cat(q.queries, dim=2) for q in queues
+            ]
+            one = queues[0]
+            bias = stack_biases(one.masks, keys[0].shape[2], keys[0].device)
+            positions = torch.tensor(one.positions)
+            yield group, AttentionRows(queries, keys, positions, one.scaling, bias)
+
+    def drop_waiting(self) -> None:
+        """Forget the waiting queries and their keys."""
+        self._queues.clear()
 
     @torch.no_grad()
     def flush(self) -> None:
@@ -258,95 +280,60 @@ class AttentionRecorder:
         RuntimeError
             If the cache no longer holds the keys of earlier steps.
         """
-        waiting = [layer for layer, queue in self._queues.items() if queue.key is not None]
         first = self._queues.get(self.layers[0])
-        if first is not None and first.key is not None:
+        if first is not None and first.key is not None and self._written is not None:
             self._written.check(first.key)
-        for layer, mass in self._waiting_masses(waiting).items():
-            queue = self._queues[layer]
-            self._results[layer].append((queue.positions, mass))
-            queue.clear()
+        for layers, attention in self.waiting(list(self._queues)):
+            self._compute(layers, attention)
+        self.drop_waiting()
 
-    def _waiting_masses(self, layers: Sequence[int]) -> dict[int, Mass]:
-        """Compute the masses of the waiting queries of layers, alike ones in one product."""
-        found: dict[int, Mass] = {}
-        for group in self._alike(layers):
-            queues = [self._queues[layer] for layer in group]
-            keys = [queue.key for queue in queues if queue.key is not None]
-            queries = [
-                q.queries[0] if len(q.queries) == 1 else torch.cat(q.queries, dim=2) for q in queues
-            ]
-            one = queues[0]
-            bias = stack_biases(one.masks, keys[0].shape[2], keys[0].device)
-            masses = self._masses_of(group, one.positions, queries, keys, bias, one.scaling)
-            found |= zip(group, masses, strict=True)
-        return found
+    # Mass
 
-    def _alike(self, layers: Sequence[int]) -> list[list[int]]:
-        """Group layers whose waiting queries one product can take."""
-        groups: dict[tuple, list[int]] = {}
-        for layer in layers:
-            queue = self._queues[layer]
-            assert queue.key is not None
-            masks = tuple(map(id, queue.masks))  # layers share the masks of a step
-            shape, device = queue.key.shape, queue.key.device
-            kind = (tuple(queue.positions), masks, shape, device, queue.scaling)
-            groups.setdefault(kind, []).append(layer)
-        return list(groups.values())
+    def _compute(self, layers: Sequence[int], attention: AttentionRows) -> None:
+        positions = attention.positions.tolist()
+        key, heads = attention.keys[0], self._map_heads
+        masses = attention_mass(
+            attention,
+            self._columns(key.shape[2], key.shape[0], key.device),
+            want_visual=self._visual_map,
+            # prompt rows come first
+            without_visual=sum(p < self.layout.prompt_length - 1 for p in positions),
+            visual_heads=[heads.get(layer) for layer in layers] if heads else None,
+        )
+        for layer, mass in zip(layers, masses, strict=True):
+            self._results[layer].append((positions, mass))
 
-    def _masses_of(
-        self,
-        layers: Sequence[int],
-        positions: list[int],
-        queries: Sequence[torch.Tensor],
-        keys: Sequence[torch.Tensor],
-        bias: torch.Tensor | Callable[[slice], torch.Tensor | None] | None,
-        scaling: float,
-    ) -> list[Mass]:
-        device = keys[0].device
-        columns, visual = self._columns(keys[0].shape[2], keys[0].shape[0], device)
-        prompt_rows = sum(p < self.layout.prompt_length - 1 for p in positions)  # the first ones
-        heads = self._map_heads
-        with torch.autocast(device.type, enabled=False):  # float32 whatever the model runs in
-            return attention_mass(
-                queries,
-                keys,
-                columns,
-                len(self.layout.names),
-                torch.tensor(positions),
-                scaling,
-                visual=visual,
-                bias=bias,
-                want_visual=self._visual_map,
-                without_visual=prompt_rows,
-                visual_heads=[heads.get(layer) for layer in layers] if heads else None,
-            )
-
-    def _columns(
-        self, length: int, batch: int, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Columns [batch, length] of the keys that there are now, and slots of the visual ones.
+    def _columns(self, length: int, batch: int, device: torch.device) -> KeyColumns:
+        """Columns of the keys that there are now, made once for all layers.
 
         In a chunked prefill the last visual keys may not be there yet: their slots become -1.
-        Layers share what is made here.
         """
-        if self._shared_columns[0] == (length, batch, device):
-            return self._shared_columns[1]
-        known = self.layout.columns[:, :length]
-        columns = np.full((len(known), length), self.layout.response_column, known.dtype)
+        if self._columns_made[0] == (length, batch, device):
+            return self._columns_made[1]
+        layout = self.layout
+        known = layout.columns[:, :length]
+        columns = np.full((len(known), length), layout.response_column, known.dtype)
         columns[:, : known.shape[1]] = known
         for slot, segment in self.inserted.items():
             if slot < length:
-                columns[:, slot] = self.layout.names.index(segment)
-        visual = np.where(self.layout.visual_slots < length, self.layout.visual_slots, -1)
-        repeats = batch // self.layout.batch
-        made = torch.from_numpy(columns).to(device), torch.from_numpy(visual)
-        if repeats > 1:
-            made = made[0].repeat_interleave(repeats, 0), made[1].repeat_interleave(repeats, 0)
-        self._shared_columns = ((length, batch, device), made)
+                columns[:, slot] = layout.names.index(segment)
+        visual = np.where(layout.visual_slots < length, layout.visual_slots, -1)
+        repeats = batch // layout.batch
+        made = KeyColumns(
+            torch.from_numpy(columns.repeat(repeats, axis=0)).to(device),
+            len(layout.names),
+            torch.from_numpy(visual.repeat(repeats, axis=0)),
+        )
+        self._columns_made = ((length, batch, device), made)
         return made
 
     # What was recorded
+
+    def take_computed(self) -> dict[int, list[Part]]:
+        """Hand over what was computed, by layer, and keep no copy."""
+        taken = self._results
+        self._results = {layer: [] for layer in self.layers}
+        return taken
 
     def rows(self) -> dict[int, RecordedRows]:
         """Everything recorded so far, by layer; passes that were interrupted are left out."""
@@ -359,8 +346,8 @@ class AttentionRecorder:
         }
 
 
-class WrittenKeys:
-    """One key of every step, as the step wrote it."""
+class _WrittenKeys:
+    """One key of every step, as the step wrote it, to see whether the cache still holds it."""
 
     def __init__(self) -> None:
         self._slots: list[int] = []
@@ -368,15 +355,7 @@ class WrittenKeys:
         self._new: list[torch.Tensor] = []  # of the others
 
     def add(self, slot: int, keys: torch.Tensor) -> None:
-        """Remember the first head's key [batch, dimension] of the slot that was just written.
-
-        Parameters
-        ----------
-        slot
-            The slot.
-        keys
-            [batch, key heads, keys, dimension] of one layer.
-        """
+        """Remember the first head's key of a slot; ``keys`` is the layer's whole cache."""
         self._slots.append(slot)
         self._new.append(keys[:, 0, slot].clone())
 
@@ -388,13 +367,7 @@ class WrittenKeys:
         self._joined = keys[:, kept] if keys is not None and kept else None
 
     def check(self, keys: torch.Tensor) -> None:
-        """Compare a layer's keys with what was remembered.
-
-        Raises
-        ------
-        RuntimeError
-            If they differ.
-        """
+        """Refuse a layer's keys that differ from what was remembered."""
         then = self._join()
         if then is None:
             return

@@ -1,17 +1,17 @@
 """The tap on the attention function of a model's text layers, scoped to a ``with`` block.
 
-A tap registers one function, and the mask function of the implementation that it stands for, under
-a name of its own in transformers' registries, and points the text model's configuration at that
-name. The function calls the implementation it stands for, shows queries, keys and mask to its
+A tap registers one function under a name of its own in transformers' registries, together with the
+mask function of the implementation that it stands for, and points the text model's configuration at
+that name. The function calls the implementation it stands for, shows queries, keys and mask to its
 listeners, and returns the output untouched. Vision blocks have a configuration of their own and
-are left alone. The model object gets a ``generate`` of its own that calls the real one and shows
-its arguments and result, and refuses continuous batching. When the last listener goes, all of this
-is taken back.
+are left alone. The model object gets a ``generate`` that calls the real one and shows its arguments
+and result, and refuses continuous batching. When the last listener leaves, all of this is undone.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -28,6 +28,7 @@ from attnlens.recording.generation import GenerateWatch, refuse_continuous_batch
 
 _numbers = itertools.count(1)
 _NO_CHANGE = nullcontext()
+_PREFIX = re.compile(r"^(attnlens_\d+_)+")
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,16 @@ class Pass:
     tokens
         Number of new tokens.
     past
-        Number of cached tokens that they stand on.
+        Number of cached tokens before them.
     keys
-        Number of keys that every layer is to see: all slots of a static cache, else ``past +
+        Number of keys that every layer must see: all slots of a static cache, else ``past +
         tokens``.
     offloaded
         Whether the cache leaves the device between passes.
     mask
         The attention mask of the call: [batch, keys], [batch, 1 or heads, tokens, keys], or None.
     own_mask
-        Whether the caller spelled the mask out by row and key, and may hide what is no padding.
+        Whether the caller spelled the mask out by row and key; it may then hide more than padding.
     """
 
     tokens: int
@@ -60,13 +61,13 @@ class Pass:
 
 
 class Listener(Protocol):
-    """What a tap shows each pass to."""
+    """Something that a tap shows every pass to."""
 
     def begin_pass(self, begun: Pass) -> None:
         """Start a forward pass."""
 
     def end_pass(self) -> None:
-        """See that the pass is over; attention that comes before the next one is none of a step."""
+        """End the pass; attention seen before the next one belongs to no step."""
 
     def attention(
         self,
@@ -86,15 +87,15 @@ class Listener(Protocol):
         """See the token ids that are fed into the pass that comes next: [batch, tokens]."""
 
     def step_back(self, start: int, segments: Sequence[str | None]) -> None:
-        """See that the cache is stepped back to a slot, and the segments of what is inserted there.
+        """See that the cache is about to be stepped back to a slot.
 
-        Called before it is done. None stands for a token of the response that was cached after the
-        slot and is fed again.
+        ``segments`` names what is inserted there; None stands for a response token that was cached
+        after the slot and is fed again.
         """
 
 
 class Editor(Protocol):
-    """What changes the attention of every pass; its changes are shown to the listeners."""
+    """What changes the attention of every pass; listeners see the changed attention."""
 
     def begin_pass(self, tokens: int, past: int) -> None:
         """Start a forward pass over ``tokens`` new tokens on top of ``past`` cached ones."""
@@ -111,80 +112,31 @@ class Editor(Protocol):
 
 
 class Tap:
-    """The tap of one model; listeners come and go in any order.
-
-    Parameters
-    ----------
-    parts
-        The model's parts.
-    """
+    """The tap of one model; listeners and editors come and go in any order."""
 
     def __init__(self, parts: Parts) -> None:
+        self.listeners: dict[Listener, GenerateWatch] = {}
+        self.editors: list[Editor] = []
+        self.counted: tuple[Any, int] = (None, 0)
+        """A cache, and how many keys it held after the last pass."""
         self._parts = parts
         self._layers = {id(module): i for i, module in enumerate(parts.attention)}
-        self._listeners: dict[Listener, GenerateWatch] = {}
-        self._editors: list[Editor] = []
         self._methods: dict[str, tuple[Any, Any]] = {}
         """Methods of the model object: ours, and what the object itself had under the name."""
         self._handles: list[Any] = []
-        self._counted: tuple[Any, int] = (None, 0)
-        self._name = ""
-        self.base = ""
+        self._base = self._name = ""
 
-    def add(self, listener: Listener, watch: GenerateWatch) -> None:
-        """Show every pass and call from now on to a listener; the first installs the tap."""
-        if self.idle:
-            self._install()
-        self._listeners[listener] = watch
-
-    def remove(self, listener: Listener) -> None:
-        """Take a listener away; the last one removes the tap."""
-        del self._listeners[listener]
-        if self.idle:
-            self._uninstall()
-
-    def add_editor(self, editor: Editor) -> None:
-        """Let an editor change every pass from now on; the first to come installs the tap."""
-        if self.idle:
-            self._install()
-        self._editors.append(editor)
-
-    def remove_editor(self, editor: Editor) -> None:
-        """Take an editor away; the last to go removes the tap."""
-        self._editors.remove(editor)
-        if self.idle:
-            self._uninstall()
-
-    def step_back(self, start: int, segments: Sequence[str | None]) -> None:
-        """Tell the listeners of an insertion; see ``Listener``."""
-        self._counted = (None, 0)
-        for listener in tuple(self._listeners):
-            listener.step_back(start, segments)
-
-    def new_keys(self) -> None:
-        """Forget how many keys there are, since some came without a pass."""
-        self._counted = (None, 0)
-
-    def response(self, ids: torch.Tensor) -> None:
-        """Note a response that was fed without ``generate``."""
-        for watch in self._listeners.values():
-            watch.sequences = ids
-
-    @property
-    def idle(self) -> bool:
-        """Whether nobody listens or edits, and so nothing is installed."""
-        return not self._listeners and not self._editors
-
-    def _install(self) -> None:
+    def install(self) -> None:
+        """Take the place of the model's attention function."""
         cache_parameter(self._parts.text)  # refused before anything is changed
         config = self._parts.text.config
-        self.base = config._attn_implementation or "eager"
+        self._base = config._attn_implementation or "eager"
         # the base's own name stays in ours: transformers looks for "flash" in it
-        self._name = f"attnlens_{next(_numbers)}_{self.base}"
-        AttentionInterface.register(self._name, self._function(_resolve(self._parts, self.base)))
+        self._name = f"attnlens_{next(_numbers)}_{self._base}"
+        AttentionInterface.register(self._name, self._function())
         masks = AttentionMaskInterface._global_mapping
-        if self.base in masks:
-            AttentionMaskInterface.register(self._name, masks[self.base])
+        if self._base in masks:
+            AttentionMaskInterface.register(self._name, masks[self._base])
         config._attn_implementation = self._name
         # compiled decoding must call back into Python here, not trace these
         begin = torch.compiler.disable(self._begin_pass)
@@ -205,14 +157,14 @@ class Tap:
         self._methods[name] = (method, own.get(name))
         own[name] = method
 
-    def _uninstall(self) -> None:
+    def uninstall(self) -> None:
+        """Leave the model as it was found."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
         config = self._parts.text.config
         # a setting that somebody else made inside the block is theirs: leave it
         if config._attn_implementation == self._name:
-            config._attn_implementation = self.base
+            config._attn_implementation = self._base
         AttentionInterface._global_mapping.pop(self._name, None)
         AttentionMaskInterface._global_mapping.pop(self._name, None)
         own = self._parts.generator.__dict__
@@ -221,11 +173,10 @@ class Tap:
                 del own[name]
                 if theirs is not None:
                     own[name] = theirs
-        self._methods = {}
 
     def _watched(self, generate: Callable) -> Callable:
         def watched(*args: Any, **options: Any) -> Any:
-            watches = tuple(self._listeners.values())
+            watches = tuple(self.listeners.values())
             for watch in watches:
                 watch.before(self._parts.generator, args, options)
             output = generate(*args, **options)
@@ -235,10 +186,13 @@ class Tap:
 
         return watched
 
-    def _function(self, base_function: Callable) -> Callable:
+    def _function(self) -> Callable:
+        module = self._parts.attention[0]
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        base_function = ALL_ATTENTION_FUNCTIONS.get_interface(self._base, eager)
         show = torch.compiler.disable(self._show)
         edited = torch.compiler.disable(self._edited)
-        name, base = self._name, self.base
+        name, base = self._name, self._base
         loads_by_name = "flash" in base
 
         def tapped(
@@ -274,7 +228,7 @@ class Tap:
         layer = self._layers.get(id(module))
         if layer is not None:
             factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-            for editor in self._editors:
+            for editor in self.editors:
                 mask = editor.edit(layer, query, key, mask, factor)
         return mask
 
@@ -291,7 +245,7 @@ class Tap:
             return
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         with torch.no_grad() if torch.is_grad_enabled() else _NO_CHANGE:
-            for listener in tuple(self._listeners):
+            for listener in tuple(self.listeners):
                 listener.attention(layer, query, key, mask, factor)
 
     def _begin_pass(self, _module: Any, args: tuple, options: dict) -> None:
@@ -302,8 +256,8 @@ class Tap:
             return
         cache = cache_of(self._parts.text, args, options)
         past, tokens = self._past(cache), fed.shape[1]
-        self._counted = (cache, past + tokens)
-        for editor in self._editors:
+        self.counted = (cache, past + tokens)
+        for editor in self.editors:
             editor.begin_pass(tokens, past)
         mask = options.get("attention_mask", args[1] if len(args) > 1 else None)
         own_mask = isinstance(mask, torch.Tensor) and mask.ndim == 4
@@ -317,11 +271,11 @@ class Tap:
             mask=mask,
             own_mask=own_mask,
         )
-        for listener in tuple(self._listeners):
+        for listener in tuple(self.listeners):
             listener.begin_pass(begun)
 
     def _end_pass(self, *_: Any) -> None:
-        for listener in tuple(self._listeners):
+        for listener in tuple(self.listeners):
             listener.end_pass()
 
     def _past(self, cache: Any) -> int:
@@ -332,85 +286,86 @@ class Tap:
         """
         length = 0 if cache is None else cache.get_seq_length()
         if isinstance(length, torch.Tensor):
-            counted_cache, counted = self._counted
+            counted_cache, counted = self.counted
             return counted if counted_cache is cache and counted else int(length)
         return int(length)
 
     def _see_tokens(self, _module: Any, args: tuple, options: dict) -> None:
         ids = options.get("input_ids", args[0] if args else None)
         if ids is not None:
-            for listener in tuple(self._listeners):
+            for listener in tuple(self.listeners):
                 listener.tokens(ids)
 
 
-def _resolve(parts: Parts, base: str) -> Callable:
-    """Find the function that an implementation's name stands for."""
-    module = parts.attention[0]
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)
-
-
 _taps: dict[int, Tap] = {}
+"""The taps that are installed at the moment, by the text model that they are on."""
 
 
-def attach(parts: Parts, listener: Listener, watch: GenerateWatch) -> Tap:
-    """Add a listener to the tap of a model, which is made where there is none.
-
-    The module-level table holds only taps that are installed at the moment.
-    """
-    tap = _taps.get(id(parts.text)) or Tap(parts)
-    tap.add(listener, watch)
-    _taps[id(parts.text)] = tap
+def _open(parts: Parts) -> Tap:
+    """Return the tap of a model, which is installed where there is none."""
+    tap = _taps.get(id(parts.text))
+    if tap is None:
+        tap = Tap(parts)
+        tap.install()
+        _taps[id(parts.text)] = tap
     return tap
+
+
+def _close(parts: Parts, tap: Tap) -> None:
+    """Uninstall a tap that nobody uses."""
+    if not tap.listeners and not tap.editors:
+        del _taps[id(parts.text)]
+        tap.uninstall()
+
+
+def attach(parts: Parts, listener: Listener, watch: GenerateWatch) -> None:
+    """Show every pass and every call of ``generate`` from now on to a listener."""
+    _open(parts).listeners[listener] = watch
 
 
 def detach(parts: Parts, listener: Listener) -> None:
-    """Take a listener off the tap of a model."""
+    """Take a listener off a model."""
     tap = _taps[id(parts.text)]
-    try:
-        tap.remove(listener)
-    finally:
-        _drop_idle(parts, tap)
+    del tap.listeners[listener]
+    _close(parts, tap)
 
 
-def attach_editor(parts: Parts, editor: Editor) -> Tap:
-    """Add an editor to the tap of a model, which is made where there is none."""
-    tap = _taps.get(id(parts.text)) or Tap(parts)
-    tap.add_editor(editor)
-    _taps[id(parts.text)] = tap
-    return tap
+def attach_editor(parts: Parts, editor: Editor) -> None:
+    """Let an editor change every pass from now on."""
+    _open(parts).editors.append(editor)
 
 
 def detach_editor(parts: Parts, editor: Editor) -> None:
-    """Take an editor off the tap of a model."""
+    """Take an editor off a model."""
     tap = _taps[id(parts.text)]
-    try:
-        tap.remove_editor(editor)
-    finally:
-        _drop_idle(parts, tap)
+    tap.editors.remove(editor)
+    _close(parts, tap)
 
 
-def tell_of_step_back(parts: Parts, start: int, segments: Sequence[str | None]) -> None:
-    """Tell whoever listens to a model that its cache is stepped back; see ``Listener``."""
+def attention_implementation(parts: Parts) -> str:
+    """Name of the attention implementation that a model runs, with or without a tap on it."""
+    return _PREFIX.sub("", parts.text.config._attn_implementation or "eager")
+
+
+def notify_step_back(parts: Parts, start: int, segments: Sequence[str | None]) -> None:
+    """Notify a model's listeners that its cache is about to be stepped back; see ``Listener``."""
     tap = _taps.get(id(parts.text))
     if tap is not None:
-        tap.step_back(start, segments)
+        tap.counted = (None, 0)
+        for listener in tuple(tap.listeners):
+            listener.step_back(start, segments)
 
 
-def tell_of_new_keys(parts: Parts) -> None:
-    """Tell the tap of a model that keys were put into the cache without a pass."""
+def notify_new_keys(parts: Parts) -> None:
+    """Notify a model's tap that keys entered the cache without a pass."""
     tap = _taps.get(id(parts.text))
     if tap is not None:
-        tap.new_keys()
+        tap.counted = (None, 0)
 
 
-def tell_of_response(parts: Parts, ids: torch.Tensor) -> None:
-    """Tell whoever listens to a model the response that it was fed, [batch, steps]."""
+def notify_response(parts: Parts, ids: torch.Tensor) -> None:
+    """Note a response [batch, steps] that the model was fed without ``generate``."""
     tap = _taps.get(id(parts.text))
     if tap is not None:
-        tap.response(ids)
-
-
-def _drop_idle(parts: Parts, tap: Tap) -> None:
-    if tap.idle:
-        _taps.pop(id(parts.text), None)
+        for watch in tap.listeners.values():
+            watch.sequences = ids
