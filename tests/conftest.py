@@ -14,8 +14,8 @@ from PIL import Image
 import attnlens
 from attnlens.models.families import FAMILIES
 from attnlens.models.load import VLM
-from attnlens.testbed.architecture import build_processor
-from attnlens.testbed.tokenizer import corpus, train_tokenizer
+from attnlens.testbed.model.architecture import build_processor
+from attnlens.testbed.model.tokenizer import corpus, train_tokenizer
 
 torch.set_num_threads(1)
 

@@ -13,9 +13,9 @@ import attnlens
 from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.interventions import At, Knockout
-from attnlens.testbed import heads, held_out_sample, knockouts, looking_again, mark_response
-from attnlens.testbed.forced import forced_pass
-from attnlens.testbed.hiding import states_fact, verification
+from attnlens.testbed import held_out_sample, mark_response
+from attnlens.testbed.studies import knockouts, looking_again
+from attnlens.testbed.studies.forced_pass import HIDDEN_FROM, forced_pass
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_every_way_acts_and_has_its_cost(testbed, table):
     rows = table["rows"]
     samples = [held_out_sample(7, i, "back") for i in range(2)]
     visual = np.mean([s.scene.rows * s.scene.columns for s in samples])
-    names = list(looking_again.ways("back", samples[0].scene.draw()))
+    names = list(looking_again.compared_interventions("back", samples[0].scene.draw()))
     assert list(rows) == ["untouched", *names]
     for name in names:
         assert rows[name]["mass"]["samples"] == 2, name
@@ -66,19 +66,16 @@ def test_marks_are_those_of_the_responses(testbed, table):
         assert row[name]["mean"] == pytest.approx(want)
 
 
-def test_the_printed_tables_say_over_how_many_scenes_a_mean_is(table, capsys):
-    from attnlens.cli.testbed import _print_hidden, _print_ways
-
+def test_the_printed_tables_say_over_how_many_scenes_a_mean_is(table):
     assert table["rows"]["COPY"]["verified"]["count"] == 2
-    _print_ways(table)
-    lines = capsys.readouterr().out.splitlines()
+    lines = looking_again.table_text(table).splitlines()
     assert not any("(" in line for line in lines[2:])
     uneven = copy.deepcopy(table)
     uneven["scenes"] = 3
     uneven["rows"]["COPY"]["answer"]["count"] = 3
     uneven["rows"]["COPY"]["mass"]["inserted_samples"] = 3
-    _print_ways(uneven)
-    (line,) = (row for row in capsys.readouterr().out.splitlines() if row.startswith("COPY  "))
+    lines = looking_again.table_text(uneven).splitlines()
+    (line,) = (row for row in lines if row.startswith("COPY  "))
     assert [cell.endswith(" (2)") for cell in re.split(r"\s{2,}", line)[1:]] == [
         *[True] * 3,  # rises and KL
         False,  # answer
@@ -87,8 +84,7 @@ def test_the_printed_tables_say_over_how_many_scenes_a_mean_is(table, capsys):
     ]
     found = {"mean": 0.5, "low": None, "high": None}
     rows = {"nothing": {"facts": found | {"count": 1}, "names": found | {"count": 3}}}
-    _print_hidden({"scenes": 3, "rows": rows})
-    last = capsys.readouterr().out.splitlines()[-1]
+    last = knockouts.table_text({"scenes": 3, "rows": rows}).splitlines()[-1]
     assert re.split(r"\s{2,}", last) == ["nothing", "50.0% (1)", "50.0%"]
 
 
@@ -111,22 +107,19 @@ def test_hiding_the_image_spoils_what_is_looked_up_there_and_nothing_else(testbe
             index,
             "back",
         )
-        passed = forced_pass(testbed, sample, hide=verification)
-        facts = [states_fact(t) for t in passed.truth]
+        passed = forced_pass(testbed, sample, hide=HIDDEN_FROM["throughout the verification"])
+        facts = [t.states_fact for t in passed.truth]
         if any(facts):
             shares.append(passed.right[facts].mean())
     assert found["in the verification"]["facts"]["mean"] == pytest.approx(np.mean(shares), abs=0.02)
 
 
 def test_heads_are_ranked_by_their_mass_on_the_object(testbed):
-    found = heads.looking_heads(testbed, 8, seed=7)
+    found = knockouts.looking_heads(testbed, 8, seed=7)
     samples = [held_out_sample(7, i, "back") for i in range(4)]
     passes = [forced_pass(testbed, s) for s in samples]
     masses = [
-        p.on_object[step]
-        for p in passes
-        for step, token in enumerate(p.truth)
-        if states_fact(token)
+        p.on_object[step] for p in passes for step, token in enumerate(p.truth) if token.states_fact
     ]
     assert found["facts"] == len(masses)
     assert np.allclose(found["on_object"], np.mean(masses, axis=0), atol=1e-4)
@@ -144,7 +137,7 @@ def test_heads_are_ranked_by_their_mass_on_the_object(testbed):
 
 
 def test_bad_requests_are_refused(testbed):
-    for make in (looking_again.looking_again, heads.looking_heads, knockouts.knock_outs):
+    for make in (looking_again.looking_again, knockouts.looking_heads, knockouts.knock_outs):
         with pytest.raises(InputError, match="'cot'"):
             make(testbed, 4, mode="cot")
         with pytest.raises(InputError, match="1 scenes"):
@@ -165,7 +158,7 @@ def test_the_command_writes_all_tables(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(looking_again, "looking_again", fake("ways"))
     monkeypatch.setattr(knockouts, "knock_outs", fake("hidden"))
-    monkeypatch.setattr(heads, "looking_heads", fake("heads"))
+    monkeypatch.setattr(knockouts, "looking_heads", fake("heads"))
     path = tmp_path / "out.json"
     assert main(["testbed", "recover", "--scenes", "5", "--seed", "3", "--json", str(path)]) == 0
     assert [c[0] for c in calls] == ["ways", "hidden", "heads"] * 2

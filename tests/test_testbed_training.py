@@ -16,27 +16,31 @@ from attnlens.models.family import ImagePiece
 from attnlens.models.modes import user_text
 from attnlens.models.qwen2_5_vl import multimodal_positions
 from attnlens.testbed import held_out_sample, make_sample
-from attnlens.testbed.answers import text_of
-from attnlens.testbed.architecture import build_model, embed, initialise
-from attnlens.testbed.batches import (
-    IGNORED,
+from attnlens.testbed.model.architecture import build_model, embed, initialise
+from attnlens.testbed.model.batches import IGNORED, Batches, collate
+from attnlens.testbed.model.curriculum import (
     INSERTION_SHARES,
+    KIND_SHARES,
     STAGES,
-    Batches,
     Example,
     Stage,
-    _with_insertion,
-    collate,
+    with_insertion,
 )
-from attnlens.testbed.muon import Muon, orthogonalise
-from attnlens.testbed.perception import KIND_SHARES
-from attnlens.testbed.questions import KINDS
-from attnlens.testbed.scenes import SIZES
-from attnlens.testbed.training import Plan, _loss, build_optimisers, train
+from attnlens.testbed.model.training import (
+    Muon,
+    Plan,
+    _loss,
+    build_optimisers,
+    orthogonalise,
+    train,
+)
+from attnlens.testbed.world.answers import text_of
+from attnlens.testbed.world.questions import KINDS
+from attnlens.testbed.world.scenes import SIZES
 
 
 def small_batches(monkeypatch, perception: int, answers: int, piece: int = 2):
-    from attnlens.testbed import batches
+    from attnlens.testbed.model import batches
 
     for name, size in {"PERCEPTION_BATCH": perception, "ANSWER_BATCH": answers}.items():
         monkeypatch.setattr(batches, name, dict.fromkeys(("small", "medium", "large"), size))
@@ -145,10 +149,10 @@ def test_inserted_images_are_what_transformers_makes_of_the_stitched_sequence(ti
         assert text == text_of(example.parts) + "<|im_end|>"
 
 
-def test_told_words_of_a_verification_are_written_without_a_view_of_the_image(tiny):
+def test_predictable_words_of_a_verification_are_written_without_a_view_of_the_image(tiny):
     """Against a pass in which eager attention is given the hidden rows by hand."""
     examples = [reflection_example(i) for i in range(3)]
-    batch = collate(tiny.processor, examples, hide="told words")
+    batch = collate(tiny.processor, examples, hidden_from="predictable words")
     tokenizer, image = tiny.tokenizer, tiny.processor.image_token_id
     by_hand = torch.zeros_like(batch["hidden"])
     for row, example in enumerate(examples):
@@ -197,8 +201,8 @@ def test_told_words_of_a_verification_are_written_without_a_view_of_the_image(ti
 
 def test_where_marks_are_looked_up_alone_sizes_see_no_image_and_are_not_learned(tiny):
     examples = [reflection_example(i) for i in range(3)]
-    told = collate(tiny.processor, examples, hide="told words")
-    both = collate(tiny.processor, examples, hide="told words and sizes")
+    told = collate(tiny.processor, examples, hidden_from="predictable words")
+    both = collate(tiny.processor, examples, hidden_from="predictable words and sizes")
     for row, example in enumerate(examples):
         words = tiny.tokenizer.convert_ids_to_tokens(both["input_ids"][row].tolist())
         looks = both["must_look"][row].tolist()
@@ -296,7 +300,7 @@ def test_training_does_not_replace_a_folder_of_something_else(tmp_path):
 
 def test_training_resumes_bit_for_bit(tmp_path, monkeypatch):
     torch.set_num_threads(1)
-    from attnlens.testbed import training
+    from attnlens.testbed.model import training
 
     small_batches(monkeypatch, 3, 2)
     miniature(tmp_path / "whole", checkpoint_every=2)
@@ -438,7 +442,7 @@ def test_images_are_inserted_as_often_as_is_said():
     for mode, shares in INSERTION_SHARES.items():
         sample = make_sample(rng, mode, grid="small")
         count = sample.scene.rows * sample.scene.columns
-        kept = [len(_with_insertion(rng, sample).kept) for _ in range(600)]
+        kept = [len(with_insertion(rng, sample).kept) for _ in range(600)]
         found = {
             "none": np.mean([k == 0 for k in kept]),
             "all": np.mean([k == count for k in kept]),

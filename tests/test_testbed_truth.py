@@ -20,10 +20,10 @@ from attnlens.testbed import (
     save_samples,
     token_truth,
 )
-from attnlens.testbed.answers import text_of, write_answer
-from attnlens.testbed.perception import perception_example
-from attnlens.testbed.questions import GROUPS, KINDS, MAX_STEPS, MAX_VALUE
-from attnlens.testbed.scenes import CELL, COLOURS, GRIDS, MARKS, MAX_OBJECTS, SHAPES, SIZES
+from attnlens.testbed.model.curriculum import perception_example
+from attnlens.testbed.world.answers import text_of, write_answer
+from attnlens.testbed.world.questions import GROUPS, KINDS, MAX_STEPS, MAX_VALUE
+from attnlens.testbed.world.scenes import CELL, COLOURS, GRIDS, MARKS, MAX_OBJECTS, SHAPES, SIZES
 
 seeds = st.integers(0, 2**32 - 1)
 modes = st.sampled_from(["normal", "cot", "back", "reflection"])
@@ -324,8 +324,8 @@ def test_no_group_of_a_chain_comes_again_before_all_have_come():
 @given(seed=seeds)
 def test_perception_questions_have_true_answers(seed):
     """Each against the scene, by the words of question and answer alone."""
-    scene, text, parts = perception_example(np.random.default_rng(seed))
-    answer = text_of(parts)
+    example = perception_example(np.random.default_rng(seed))
+    scene, text, answer = example.scene, example.text, text_of(example.parts)
     if text.startswith("Present or absent"):
         named = re.findall(r"(\w+ \w+)(?=[,.])", text.partition(": ")[2])
         assert 2 <= len(named) == len(set(named)) <= 8

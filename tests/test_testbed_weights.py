@@ -20,13 +20,13 @@ from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.models.modes import user_text
 from attnlens.testbed import held_out_sample, mark_response, respond, score
-from attnlens.testbed.batches import IGNORED, Example, collate
-from attnlens.testbed.forced import forced_pass
-from attnlens.testbed.hiding import HIDINGS, states_fact
-from attnlens.testbed.respond import picture
-from attnlens.testbed.scenes import MARKS
-from attnlens.testbed.study import hiding, looking, pointing, recorded_shares
-from attnlens.testbed.training import Plan
+from attnlens.testbed.model.batches import IGNORED, collate
+from attnlens.testbed.model.curriculum import Example
+from attnlens.testbed.model.training import Plan
+from attnlens.testbed.studies.forced_pass import HIDDEN_FROM, forced_pass
+from attnlens.testbed.studies.study import facts_without_image, looking, pointing, recorded_shares
+from attnlens.testbed.world.samples import picture
+from attnlens.testbed.world.scenes import MARKS
 
 
 def test_wrong_responses_are_marked_wrong():
@@ -186,19 +186,25 @@ def test_hiding_takes_the_image_from_the_chosen_steps_alone(testbed):
     sample = held_out_sample(7, 0, "back", objects=6)
     plain = forced_pass(testbed, sample)
     attention = testbed.model.model.language_model.config._attn_implementation
-    facts = np.array([states_fact(t) for t in plain.truth])
+    facts = np.array([t.states_fact for t in plain.truth])
     there = np.array([t.section == "verification" for t in plain.truth])
     for name, hidden in {
         "at the steps that state a fact": facts,
         "throughout the verification": there,
         "everywhere in the answer but there": ~there,
     }.items():
-        forced = forced_pass(testbed, sample, hide=HIDINGS[name])
+        forced = forced_pass(testbed, sample, hide=HIDDEN_FROM[name])
         assert (forced.mass[hidden] == 0).all()
         assert (forced.mass[~hidden] > 0).all()
-    assert np.array_equal(forced_pass(testbed, sample, hide=HIDINGS["nothing"]).mass, plain.mass)
-    own = forced_pass(testbed, sample, hide=HIDINGS["its object's visual token, at those steps"])
-    others = forced_pass(testbed, sample, hide=HIDINGS["all other visual tokens, at those steps"])
+    nothing, own, others = (
+        forced_pass(testbed, sample, hide=HIDDEN_FROM[name])
+        for name in (
+            "nothing",
+            "its object's visual token, at those steps",
+            "all other visual tokens, at those steps",
+        )
+    )
+    assert np.array_equal(nothing.mass, plain.mass)
     for step in np.nonzero(facts)[0]:
         (token,) = plain.truth[step].visual_tokens
         assert (own.peak[step] != token).all()
@@ -238,7 +244,7 @@ def test_must_look_words_are_told_apart_and_pointed_at(testbed, samples):
 
 
 def test_the_facts_are_looked_up_where_they_are_stated(testbed, samples):
-    table = hiding(testbed, samples[:12])
+    table = facts_without_image(testbed, samples[:12])
     right = {name: row["both"] for name, row in table["right"].items()}
     assert right["nothing"] >= 0.97
     assert right["all other visual tokens, at those steps"] >= 0.9

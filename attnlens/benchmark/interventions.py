@@ -27,7 +27,7 @@ from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 from attnlens.models.qwen2_5_vl import QWEN2_5_VL
 from attnlens.progress import progress
-from attnlens.testbed.tokenizer import load_tokenizer
+from attnlens.testbed.model.tokenizer import load_tokenizer
 
 THRESHOLD = 0.4
 """Of a trigger by visual share: about half of what random weights give 1,024 visual tokens."""

@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
         metavar="DIR",
         help="folder of runs of your own model: traces (*.zarr, untouched, at any depth) and, "
         "where you have them, dependence/*.nc, recovery.nc and routes.nc; see "
-        "attnlens.testbed.figure_runs",
+        "attnlens.testbed.studies.figure_runs",
     )
     parser.add_argument(
         "--scenes", type=int, metavar="N", help=f"held-out scenes to run, at least 2 ({SCENES})"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attnlens.cli.arguments import at_least, write_json
 from attnlens.errors import InputError
 from attnlens.models.modes import MODES
+
+if TYPE_CHECKING:
+    from attnlens.models.load import VLM
 
 
 def add_parser(commands: Any) -> None:
@@ -32,19 +35,19 @@ def _add_train(actions: Any) -> None:
     train = actions.add_parser(
         "train",
         help="train a model from generated scenes",
-        description="Train a testbed model. A run that was interrupted goes on from its last "
-        "checkpoint when the same command is given again.",
+        description="Train a testbed model. Given again after an interruption, the same command "
+        "resumes from the last checkpoint.",
     )
     train.add_argument("--out", required=True, metavar="DIR", help="folder of the new checkpoint")
-    train.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    _add_seed(train)
     train.add_argument("--steps", type=int, metavar="N", help="optimiser steps (5250)")
     train.add_argument(
         "--perception_steps",
         type=int,
         metavar="N",
-        help="how many of them come first with short perception questions (600)",
+        help="number of steps at the beginning with short perception questions (600)",
     )
-    train.add_argument("--start", metavar="DIR", help="go on from this testbed checkpoint")
+    train.add_argument("--start", metavar="DIR", help="start from this testbed checkpoint")
     train.add_argument("--peak_rate", type=float, metavar="R", help="highest learning rate")
     train.add_argument("--checkpoint_every", type=int, default=100, metavar="N", help="steps (100)")
     train.set_defaults(run=run_train)
@@ -59,12 +62,12 @@ def _add_sample(actions: Any) -> None:
     )
     sample.add_argument("--out", required=True, metavar="DIR", help="a new folder")
     sample.add_argument("--count", type=int, default=10, metavar="N", help="(10)")
-    sample.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    _add_seed(sample)
     sample.add_argument("--mode", default="back", choices=list(MODES), help="(back)")
-    sample.add_argument("--kind", metavar="KIND", help="kind of question (any)")
-    sample.add_argument("--steps", type=int, metavar="N", help="steps of a chain question (2 or 3)")
+    _add_kind(sample)
+    _add_steps(sample)
     sample.add_argument(
-        "--counts", type=int, metavar="N", help="times that the objects are counted (1, or drawn)"
+        "--counts", type=int, metavar="N", help="how often the objects are counted (1, or random)"
     )
     sample.add_argument(
         "--grid",
@@ -83,9 +86,9 @@ def _add_score(actions: Any) -> None:
         "print what fraction is right, by mode.",
     )
     _add_model_and_scenes(score)
-    score.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES), help="(all)")
-    score.add_argument("--kind", metavar="KIND", help="kind of question (all)")
-    score.add_argument("--steps", type=int, metavar="N", help="steps of chain questions (2 or 3)")
+    _add_modes(score, list(MODES), list(MODES))
+    _add_kind(score)
+    _add_steps(score)
     score.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     score.add_argument(
         "--image",
@@ -98,7 +101,7 @@ def _add_score(actions: Any) -> None:
         action="store_true",
         help="do not insert the visual tokens again before <REFLECTION> in mode reflection",
     )
-    score.add_argument("--json", metavar="FILE", help="write the table here too")
+    _add_json(score, required=False)
     score.set_defaults(run=run_score)
 
 
@@ -106,16 +109,14 @@ def _add_study(actions: Any) -> None:
     study = actions.add_parser(
         "study",
         help="compare attention with the truth on held-out scenes",
-        description="Visual share by section of the answer, mass at tokens that must be looked up "
-        "against told ones, pointing by layer and head, and what hiding the image from some steps "
-        "does to the facts of the verification. Written as JSON.",
+        description="Visual share by section of the answer, mass at tokens that take a look at the "
+        "image against those that the text determines, pointing by layer and head, and what "
+        "hiding the image from some steps does to the facts of the verification. Written as JSON.",
     )
-    study.add_argument("--json", required=True, metavar="FILE", help="write the tables here")
+    _add_json(study, required=True)
     _add_model_and_scenes(study)
-    study.add_argument(
-        "--modes", nargs="+", default=["cot", "back"], choices=list(MODES)[1:], help="(cot back)"
-    )
-    study.add_argument("--steps", type=int, metavar="N", help="ask chains of N steps only")
+    _add_modes(study, ["cot", "back"], list(MODES)[1:])
+    _add_steps(study)
     study.set_defaults(run=run_study)
 
 
@@ -123,55 +124,62 @@ def _add_recover(actions: Any) -> None:
     recover = actions.add_parser(
         "recover",
         help="compare all ways of looking again, with their controls, on held-out scenes",
-        description="COPY, ROUTE, boosts, knock-outs and their controls at the verification: what "
-        "each brings back in visual attention, answers and verified facts right, cost; and which "
+        description="COPY, ROUTE, boosts, knock-outs and their controls at the verification: how "
+        "much visual attention each recovers, answers and verified facts right, cost; and which "
         "heads look, with the first of them knocked out. Written as JSON.",
     )
-    recover.add_argument("--json", required=True, metavar="FILE", help="write the tables here")
+    _add_json(recover, required=True)
     _add_model_and_scenes(recover)
-    recover.add_argument(
-        "--modes",
-        nargs="+",
-        default=["back", "reflection"],
-        choices=("back", "reflection"),
-        help="(back reflection)",
-    )
+    _add_modes(recover, ["back", "reflection"], ["back", "reflection"])
     recover.set_defaults(run=run_recover)
 
 
 def _add_model_and_scenes(parser: Any) -> None:
-    """Add what it takes to ask a model about held-out scenes."""
     parser.add_argument("--model_path", default="testbed", metavar="NAME", help="(testbed)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--scenes", type=int, default=100, metavar="N", help="per mode (100)")
+    _add_seed(parser)
+
+
+def _add_modes(parser: Any, default: list[str], choices: list[str]) -> None:
+    names = "all" if default == list(MODES) else " ".join(default)
+    parser.add_argument("--modes", nargs="+", default=default, choices=choices, help=f"({names})")
+
+
+def _add_seed(parser: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+
+
+def _add_kind(parser: Any) -> None:
+    parser.add_argument("--kind", metavar="KIND", help="kind of question (any)")
+
+
+def _add_steps(parser: Any) -> None:
+    parser.add_argument("--steps", type=int, metavar="N", help="ask only chains of N steps")
+
+
+def _add_json(parser: Any, *, required: bool) -> None:
+    parser.add_argument("--json", required=required, metavar="FILE", help="write all numbers here")
 
 
 def run_train(options: argparse.Namespace) -> int:
     """Train a model."""
     import dataclasses
 
-    from attnlens.testbed.training import Plan, train
+    from attnlens.testbed.model.training import Plan, train
 
-    given = {
-        name: getattr(options, name)
-        for name in ("seed", "steps", "perception_steps", "peak_rate")
-        if getattr(options, name) is not None
-    }
-    plan = dataclasses.replace(Plan(), **given)
+    names = ("seed", "steps", "perception_steps", "peak_rate")
+    chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    plan = dataclasses.replace(Plan(), **chosen)
     at_least("seed", plan.seed, 0)
     at_least("steps", plan.steps, 1)
     at_least("perception_steps", plan.perception_steps, 0)
     at_least("checkpoint_every", options.checkpoint_every, 1)
     if not 0 < plan.peak_rate < 1:
         raise InputError(f"--peak_rate {plan.peak_rate}: give a number between 0 and 1")
-    record = train(
-        Path(options.out),
-        plan,
-        start=None if options.start is None else Path(options.start),
-        checkpoint_every=options.checkpoint_every,
-    )
-    last = record["log"][-1]
+    start = None if options.start is None else Path(options.start)
+    every = options.checkpoint_every
+    last = train(Path(options.out), plan, start=start, checkpoint_every=every)["log"][-1]
     print(
         f"step {last['step']}: loss {last['loss']}, must-look words right "
         f"{last['must_look_right']:.1%}; written to {options.out}"
@@ -185,17 +193,9 @@ def run_sample(options: argparse.Namespace) -> int:
 
     at_least("count", options.count, 1)
     at_least("seed", options.seed, 0)
+    asked = {name: getattr(options, name) for name in ("kind", "steps", "counts", "grid")}
     samples = [
-        held_out_sample(
-            options.seed,
-            i,
-            options.mode,
-            kind=options.kind,
-            steps=options.steps,
-            counts=options.counts,
-            grid=options.grid,
-        )
-        for i in range(options.count)
+        held_out_sample(options.seed, i, options.mode, **asked) for i in range(options.count)
     ]
     save_samples(samples, Path(options.out), load_tokenizer())
     print(f"{options.count} samples written to {options.out}")
@@ -204,35 +204,20 @@ def run_sample(options: argparse.Namespace) -> int:
 
 def run_score(options: argparse.Namespace) -> int:
     """Score a model and print a table."""
-    from attnlens.files import check_file
+    asked = {"kind": options.kind, "steps": options.steps}
+    shown = {"image": options.image, "copy": not options.no_copy}
+    vlm = _checked_model(options, 1, options.dtype, asked)
+    from attnlens.testbed.studies.scoring import score, table_text
 
-    at_least("scenes", options.scenes, 1)
-    if options.json is not None:
-        check_file(Path(options.json))
-    from attnlens.models.load import load
-    from attnlens.testbed import held_out_sample, score
-
-    what = {"kind": options.kind, "steps": options.steps}
-    held_out_sample(options.seed, 0, options.modes[0], **what)  # refuses what cannot be asked
-    vlm = load(options.model_path, device=options.device, dtype=options.dtype)
-    table = score(
-        vlm,
-        options.scenes,
-        options.seed,
-        modes=tuple(options.modes),
-        **what,
-        image=options.image,
-        copy=not options.no_copy,
-    )
-    _print_table(table)
+    table = score(vlm, options.scenes, options.seed, modes=options.modes, **asked, **shown)
+    print(table_text(table))
     if options.json is not None:
         record = {
             "model": options.model_path,
             "seed": options.seed,
             "dtype": str(vlm.model.dtype).removeprefix("torch."),
-            **what,
-            "image": options.image,
-            "copy": not options.no_copy,
+            **asked,
+            **shown,
             "modes": table,
         }
         write_json(options.json, record)
@@ -242,105 +227,46 @@ def run_score(options: argparse.Namespace) -> int:
 
 def run_study(options: argparse.Namespace) -> int:
     """Compare attention with the truth."""
-    from attnlens.files import check_file
+    vlm = _checked_model(options, 2, "float32", {"steps": options.steps})
+    from attnlens.testbed.studies.study import study
 
-    at_least("scenes", options.scenes, 2)
-    check_file(Path(options.json))
-    from attnlens.models.load import load
-    from attnlens.testbed import held_out_sample
-    from attnlens.testbed.study import study
-
-    held_out_sample(options.seed, 0, options.modes[0], steps=options.steps)
-    vlm = load(options.model_path, device=options.device, dtype="float32")
-    record = {
-        "model": options.model_path,
-        "modes": {
-            mode: study(vlm, options.scenes, options.seed, mode=mode, steps=options.steps)
-            for mode in options.modes
-        },
+    tables = {
+        mode: study(vlm, options.scenes, options.seed, mode=mode, steps=options.steps)
+        for mode in options.modes
     }
-    write_json(options.json, record)
+    write_json(options.json, {"model": options.model_path, "modes": tables})
     print(f"written to {options.json}")
     return 0
 
 
 def run_recover(options: argparse.Namespace) -> int:
     """Compare all ways of looking again."""
-    from attnlens.files import check_file
+    vlm = _checked_model(options, 4, "float32", {})
+    from attnlens.testbed.studies import knockouts, looking_again
 
-    at_least("scenes", options.scenes, 4)
-    check_file(Path(options.json))
-    from attnlens.models.load import load
-    from attnlens.testbed import held_out_sample
-    from attnlens.testbed.heads import looking_heads
-    from attnlens.testbed.knockouts import knock_outs
-    from attnlens.testbed.looking_again import looking_again
-
-    held_out_sample(options.seed, 0, options.modes[0])
-    vlm = load(options.model_path, device=options.device, dtype="float32")
     record: dict[str, Any] = {"model": options.model_path, "modes": {}}
     for mode in options.modes:
-        table = looking_again(vlm, options.scenes, options.seed, mode=mode)
-        _print_ways(table)
-        hidden = knock_outs(vlm, options.scenes, options.seed, mode=mode)
-        _print_hidden(hidden)
-        heads = looking_heads(vlm, options.scenes, options.seed, mode=mode)
+        table = looking_again.looking_again(vlm, options.scenes, options.seed, mode=mode)
+        print(looking_again.table_text(table))
+        hidden = knockouts.knock_outs(vlm, options.scenes, options.seed, mode=mode)
+        print(knockouts.table_text(hidden))
+        heads = knockouts.looking_heads(vlm, options.scenes, options.seed, mode=mode)
         record["modes"][mode] = {**table, "knockouts": hidden, "heads": heads}
-        write_json(options.json, record)  # what is there is kept if the next mode fails
+        write_json(options.json, record)  # after each mode, in case the next one fails
     print(f"written to {options.json}", file=sys.stderr)
     return 0
 
 
-def _print_ways(table: dict[str, Any]) -> None:
-    print(
-        f"{table['mode']}: {table['scenes']} held-out scenes; rise of visual mass over the "
-        "untouched twin, inserted tokens counted as image and not; (n): mean over n scenes, in "
-        "which it acted or which have such facts"
-    )
-    names = ("with copied", "visual", "KL (nats)", "answer", "verified", "inserted")
-    print(f"{'':36}" + "".join(f"{name:>13}" for name in names))
-    scenes = table["scenes"]
-    for run, row in table["rows"].items():
-        own, both = row.get("mass", {}), row.get("mass, with copied", {})
-        cells = [
-            _of(both.get("rise"), ".3f", both.get("rise_samples"), scenes),
-            _of(own.get("rise"), ".3f", own.get("rise_samples"), scenes),
-            _of(own.get("kl"), ".3f", own.get("kl_samples"), scenes),
-            _of(row["answer"]["mean"], ".1%", row["answer"]["count"], scenes),
-            _of(row["verified"]["mean"], ".1%", row["verified"]["count"], scenes),
-            _of(own.get("inserted"), ".0f", own.get("inserted_samples"), scenes),
-        ]
-        print(f"{run:36}" + "".join(f"{cell:>13}" for cell in cells))
+def _checked_model(
+    options: argparse.Namespace, least: int, dtype: str, asked: dict[str, Any]
+) -> VLM:
+    """Refuse what cannot be asked or written, then load the model."""
+    from attnlens.files import check_file
+    from attnlens.models.load import load
+    from attnlens.testbed import held_out_sample
 
-
-def _print_hidden(table: dict[str, Any]) -> None:
-    print(
-        "words of the true answer that stay the most likely, with the image hidden; (n): mean over "
-        "n scenes, which have such words"
-    )
-    names = list(table["rows"]["nothing"])
-    print(f"{'':36}" + "".join(f"{name:>13}" for name in names))
-    for span, row in table["rows"].items():
-        cells = (_of(row[n]["mean"], ".1%", row[n]["count"], table["scenes"]) for n in names)
-        print(f"{span:36}" + "".join(f"{cell:>13}" for cell in cells))
-
-
-def _of(value: float | None, layout: str, count: int | None, scenes: int) -> str:
-    """Show a mean, with the number of scenes behind it where that is not the number of all."""
-    if value is None:
-        return "-"
-    return format(value, layout) + (f" ({count})" if count != scenes else "")
-
-
-def _print_table(table: dict[str, dict[str, Any]]) -> None:
-    columns = ("answer", "chance", "format", "described", "verified")
-    print(f"{'mode':10}" + "".join(f"{name:>11}" for name in (*columns, "steps")))
-    for mode, row in table.items():
-        values = [row["chance"]["answer"] if c == "chance" else row[c] for c in columns]
-        cells = "".join(f"{'-' if v is None else format(v, '.1%'):>11}" for v in values)
-        print(f"{mode:10}{cells}{row['steps']:>11.1f}")
-    for mode, row in table.items():
-        kinds = ", ".join(
-            f"{kind} {of['answer']:.1%} of {of['scenes']}" for kind, of in row["by_kind"].items()
-        )
-        print(f"{mode}: {kinds}")
+    at_least("scenes", options.scenes, least)
+    if options.json is not None:
+        check_file(Path(options.json))
+    held_out_sample(options.seed, 0, options.modes[0], **asked)
+    return load(options.model_path, device=options.device, dtype=dtype)

@@ -1,6 +1,6 @@
 """What ``attnlens figures`` draws from: a folder of runs, checked and read.
 
-The layout is described in ``attnlens.testbed.figure_runs``.
+The layout is described in ``attnlens.testbed.studies.figure_runs``.
 """
 
 from __future__ import annotations

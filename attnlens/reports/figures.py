@@ -42,8 +42,8 @@ def run_figures(
         ``NAME.csv`` (the data, and more in ``NAME_*.csv``). Those of a figure that is left out this
         time are removed; nothing else in the folder is touched.
     traces
-        Folder of runs, in the layout of ``attnlens.testbed.figure_runs``. Without it, runs are
-        made.
+        Folder of runs, in the layout of ``attnlens.testbed.studies.figure_runs``. Without it, runs
+        are made.
     scenes, seed
         How many held-out scenes the testbed answers, and which.
     width
@@ -65,7 +65,7 @@ def run_figures(
     check_writable(folder)
     if traces is not None:
         return draw_figures(read_runs(traces), folder, width)
-    from attnlens.testbed.figure_runs import check_scenes, make_runs
+    from attnlens.testbed.studies.figure_runs import check_scenes, make_runs
 
     check_scenes(scenes, seed)
     with tempfile.TemporaryDirectory() as temporary:

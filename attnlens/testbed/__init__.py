@@ -1,18 +1,23 @@
 """The testbed: a small trained vision-language model and the generator of its scenes.
 
-``attnlens.load("testbed")`` loads the model. The scenes are ours, so the truth is known: which
-object each word of an answer speaks of, and which visual token it stands on.
+``attnlens.load("testbed")`` loads the model. Since the scenes are generated, the truth is known:
+which object each word of an answer is about, and which visual token shows it.
 """
 
 from __future__ import annotations
 
-from attnlens.testbed.questions import KINDS, Question
-from attnlens.testbed.respond import respond
-from attnlens.testbed.samples import Sample, held_out_sample, make_sample, save_samples
-from attnlens.testbed.scenes import Scene, SceneObject, random_scene
-from attnlens.testbed.scoring import mark_response, score
-from attnlens.testbed.tokenizer import load_tokenizer
-from attnlens.testbed.truth import TokenTruth, token_truth
+from attnlens.testbed.model.tokenizer import load_tokenizer
+from attnlens.testbed.studies.scoring import mark_response, respond, score
+from attnlens.testbed.world.questions import KINDS, Question
+from attnlens.testbed.world.samples import (
+    Sample,
+    TokenTruth,
+    held_out_sample,
+    make_sample,
+    save_samples,
+    token_truth,
+)
+from attnlens.testbed.world.scenes import Scene, SceneObject, random_scene
 
 __all__ = [
     "KINDS",

@@ -1,27 +1,28 @@
 """Scenes of coloured shapes: what is where, and how it is drawn.
 
-Every object stands in its own cell of a grid, and a cell covers exactly one visual token
-(28 x 28 pixels: patches of 14 pixels, merged two by two). No two objects of a scene share both
-colour and shape, so that "the red circle" names one object. Colour and shape are what a
-description says; size and mark are what only a second look tells. Faint strokes in empty cells
-are clutter: they are no objects.
+Every object has a cell of a grid to itself, and a cell is exactly one visual token (28 x 28 pixels:
+patches of 14 pixels, merged two by two). No two objects of a scene share both colour and shape, so
+"the red circle" names one object. A description gives colours and shapes; sizes and marks take a
+second look. Faint strokes in some empty cells are clutter, not objects.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from attnlens.errors import InputError
-from attnlens.testbed.draws import pick, pick_by_share
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+T = TypeVar("T")
+
 CELL = 28
-"""Side of a cell, in pixels: one visual token."""
+"""Side of a cell in pixels."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (205, 40, 40),
@@ -31,23 +32,23 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "orange": (225, 125, 20),
     "gray": (95, 95, 100),
 }
-"""Dark enough, all of them, for a white mark to stand out."""
+"""All dark enough for a white mark to stand out."""
 SHAPES = ("circle", "square", "triangle", "diamond")
 MARKS = ("cross", "dot", "bar", "ring")
 SIZES: dict[str, tuple[float, float]] = {"small": (9.4, 10.2), "large": (12.4, 13.2)}
-"""Range of the radius, in pixels."""
+"""Range of the radius in pixels."""
 JITTER = 1.5
-"""Furthest that an object's middle stands from its cell's, in pixels, across and down."""
+"""Largest offset of an object from the middle of its cell, in pixels, across and down."""
 
 GRIDS: dict[str, tuple[tuple[int, int], ...]] = {
     "small": ((6, 6), (4, 9), (9, 4), (5, 8), (8, 5), (6, 7), (7, 6), (6, 8), (8, 6), (7, 7)),
     "medium": ((6, 10), (10, 6), (8, 8), (7, 9), (9, 7), (8, 10), (10, 8)),
     "large": ((10, 10), (9, 12), (12, 9), (9, 16), (16, 9), (12, 12)),
 }
-"""Scene sizes (rows, columns) that the generator draws from: 36 to 144 visual tokens."""
+"""Grids (rows, columns) by size class: 36 to 144 visual tokens."""
 
 GRID_SHARES = {"small": 0.6, "medium": 0.25, "large": 0.15}
-"""How often a scene is of each size class."""
+"""How often each size class is drawn."""
 
 MAX_OBJECTS = 12
 
@@ -59,7 +60,7 @@ class SceneObject:
     Attributes
     ----------
     colour, shape, size, mark
-        Names out of ``COLOURS``, ``SHAPES``, ``SIZES`` and ``MARKS``.
+        Names from ``COLOURS``, ``SHAPES``, ``SIZES`` and ``MARKS``.
     row, column
         The cell, counted from 0 at the top left.
     centre
@@ -79,12 +80,12 @@ class SceneObject:
 
     @property
     def name(self) -> str:
-        """Colour and shape, which name the object uniquely within its scene."""
+        """Colour and shape, which no other object of the scene shares."""
         return f"{self.colour} {self.shape}"
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """Pixel box (left, top, right, bottom) that holds the drawn object."""
+        """Pixel box (left, top, right, bottom) around the drawn object."""
         x, y = self.centre
         r = self.radius
         return (x - r, y - r, x + r, y + r)
@@ -97,13 +98,13 @@ class Scene:
     Attributes
     ----------
     rows, columns
-        The grid.
+        Size of the grid.
     objects
-        What the picture shows.
+        The objects.
     background
-        Colour of the ground.
+        RGB colour of the background.
     clutter
-        Faint strokes, each (left, top, right, bottom) in pixels, in cells without an object.
+        Faint strokes in empty cells, each (left, top, right, bottom) in pixels.
     """
 
     rows: int
@@ -122,15 +123,21 @@ class Scene:
         """The objects by colour and shape."""
         return {o.name: o for o in self.objects}
 
+    @property
+    def absent_names(self) -> list[str]:
+        """Colours and shapes that no object of the scene has together."""
+        names = (f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
+        return [name for name in names if name not in self.by_name]
+
     def visual_token(self, o: SceneObject) -> int:
-        """Index of the visual token that an object stands on, in reading order."""
+        """Index, in reading order, of the visual token that shows an object."""
         return o.row * self.columns + o.column
 
     def draw(self) -> Image.Image:
         """Draw the scene as an RGB picture of ``size`` pixels."""
         from PIL import Image, ImageDraw
 
-        scale = 2  # drawn at twice the size and reduced: smooth edges
+        scale = 2  # drawn twice as large and then reduced, for smooth edges
         width, height = self.size
         image = Image.new("RGB", (width * scale, height * scale), self.background)
         pen = ImageDraw.Draw(image)
@@ -142,7 +149,7 @@ class Scene:
         return image.reduce(scale)
 
 
-def _draw_object(pen, o: SceneObject, scale: int) -> None:  # type: ignore[no-untyped-def]
+def _draw_object(pen: Any, o: SceneObject, scale: int) -> None:
     x, y = (c * scale for c in o.centre)
     r = o.radius * scale
     fill = COLOURS[o.colour]
@@ -157,11 +164,11 @@ def _draw_object(pen, o: SceneObject, scale: int) -> None:  # type: ignore[no-un
     _draw_mark(pen, o, scale)
 
 
-def _draw_mark(pen, o: SceneObject, scale: int) -> None:  # type: ignore[no-untyped-def]
-    """Draw the mark in white: one ink for all, since two would hide it from a small model."""
+def _draw_mark(pen: Any, o: SceneObject, scale: int) -> None:
+    """Draw the mark, always in white: a small model does not learn marks of two inks."""
     x, y = (c * scale for c in o.centre)
     r = o.radius * scale
-    in_triangle = o.shape == "triangle"  # its wide part is below the middle
+    in_triangle = o.shape == "triangle"  # wide below its middle
     y += 0.25 * r if in_triangle else 0
     m = (0.5 if in_triangle else 0.6) * r
     ink, thick = (255, 255, 255), round(0.32 * r)
@@ -176,28 +183,38 @@ def _draw_mark(pen, o: SceneObject, scale: int) -> None:  # type: ignore[no-unty
         pen.ellipse((x - m, y - m, x + m, y + m), outline=ink, width=round(0.2 * r))
 
 
+def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    """Choose one of the options, each with the same probability."""
+    return options[int(rng.integers(len(options)))]
+
+
+def pick_by_share(rng: np.random.Generator, shares: Mapping[str, float]) -> str:
+    """Choose a key with the probability that is its value."""
+    return str(rng.choice(list(shares), p=list(shares.values())))
+
+
 def random_scene(
     rng: np.random.Generator,
     *,
     objects: int | None = None,
     grid: tuple[int, int] | str | None = None,
 ) -> Scene:
-    """Draw a scene from the generator's distribution.
+    """Draw a random scene.
 
     Parameters
     ----------
     rng
         Source of randomness; the same state gives the same scene.
     objects
-        How many objects, 0 to ``MAX_OBJECTS``. When not given: none in 2 of 100 scenes, 1 or 2
-        in 8, 3 to 9 in 75, 10 to ``MAX_OBJECTS`` in 15.
+        Number of objects, 0 to ``MAX_OBJECTS``. By default none in 2% of scenes, 1 or 2 in 8%,
+        3 to 9 in 75%, 10 to ``MAX_OBJECTS`` in 15%.
     grid
-        (rows, columns), or a size class of ``GRIDS``; drawn when not given.
+        (rows, columns), or a size class of ``GRIDS``; random by default.
 
     Raises
     ------
     InputError
-        If the number of objects is out of range or the size class unknown.
+        If the number of objects is out of range, or the size class is unknown.
     """
     if objects is not None and not 0 <= objects <= MAX_OBJECTS:
         raise InputError(f"a scene of {objects} objects: give 0 to {MAX_OBJECTS}")

@@ -1,4 +1,4 @@
-"""Does the testbed look where it must? Attention against the truth, on held-out scenes."""
+"""Does the testbed look where it must? Attention compared with the truth, on held-out scenes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from attnlens.measures import decay, refocus, visual_share
 from attnlens.measures.inputs import owned_token
 from attnlens.measures.statistics import with_interval
 from attnlens.progress import progress
-from attnlens.testbed.forced import Forced, forced_pass
-from attnlens.testbed.hiding import HIDINGS, states_fact
-from attnlens.testbed.respond import picture
-from attnlens.testbed.samples import Sample, held_out_sample
-from attnlens.testbed.scenes import MARKS, SIZES
-from attnlens.testbed.scoring import CHANCE
-from attnlens.testbed.truth import token_truth
+from attnlens.testbed.studies.forced_pass import (
+    HIDDEN_FROM,
+    ForcedPass,
+    forced_pass,
+    states_size,
+)
+from attnlens.testbed.studies.scoring import CHANCE, CHANCE_OF_BOTH
+from attnlens.testbed.world.samples import Sample, held_out_sample, picture, token_truth
+from attnlens.testbed.world.scenes import MARKS, SIZES
 
 if TYPE_CHECKING:
     from attnlens.models.load import VLM
@@ -46,14 +48,14 @@ def study(
     mode
         ``cot``, ``back`` or ``reflection`` (nothing is inserted).
     steps
-        Ask chains of so many steps, for long reasoning; questions of all kinds when not given.
+        Ask only chains of so many steps, for long reasoning; by default questions of all kinds.
 
     Returns
     -------
     dict
-        ``sections``, ``decay``, ``refocus``: from recorded greedy generations
-        (``recorded_shares``); ``looking``, ``pointing``, ``hiding``: from passes over the true
-        answers (see the functions of those names).
+        ``responses_true``, ``sections``, ``decay``, ``refocus``: from recorded greedy generations;
+        see ``recorded_shares``. ``looking``, ``pointing``, ``hiding``: from passes over the true
+        answers; see ``looking``, ``pointing``, ``facts_without_image``.
 
     Raises
     ------
@@ -81,7 +83,7 @@ def study(
         },
     }
     if mode != "cot":
-        table["hiding"] = hiding(vlm, samples)
+        table["hiding"] = facts_without_image(vlm, samples)
     return table
 
 
@@ -92,12 +94,11 @@ def recorded_shares(vlm: VLM, samples: list[Sample]) -> dict[str, Any]:
     -------
     dict
         ``sections``: by definition and section, the mean over scenes of the mean visual share over
-        the section's steps, with a 95% interval over scenes. A step belongs to the
-        section of its query token or of its predicted token, as the definition has it.
-        ``decay``: within the first ``<think>`` (not in mode ``reflection``). ``refocus``: rise
-        inside the first verification.
-        ``responses_true``: how many responses are the true answer, word for word; the others are
-        left out, since the sections of their steps are not known.
+        the section's steps, with a 95% interval over scenes. A step belongs to the section of its
+        query token or of its predicted token, depending on the definition. ``decay``: within the
+        first ``<think>`` (not in mode ``reflection``). ``refocus``: rise inside the first
+        verification. ``responses_true``: number of responses that are the true answer word for
+        word. Others are left out, since the sections of their steps are not known.
     """
     traces, kept = [], []
     for sample in progress(samples, description="recording"):
@@ -127,7 +128,7 @@ def recorded_shares(vlm: VLM, samples: list[Sample]) -> dict[str, Any]:
 
 
 def _brief(found: Any) -> dict[str, Any]:
-    """Return a group's result without the lists that hold one entry per trace."""
+    """Return a result without its lists, which have one entry per trace."""
     return {k: v for k, v in found.as_dict().items() if not isinstance(v, list)}
 
 
@@ -142,44 +143,49 @@ def _by_section(trace: Trace, sample: Sample, definition: str) -> dict[str, floa
     return {name: float(np.mean(v)) for name, v in found.items()}
 
 
-def looking(passes: list[Forced], section: str = "all") -> dict[str, Any] | None:
-    """Compare visual mass at tokens that must be looked up with that at told ones.
+def looking(passes: list[ForcedPass], section: str = "all") -> dict[str, Any] | None:
+    """Compare visual mass at tokens that take a look at the image with that at predictable ones.
 
-    Over the whole answer the two differ by where they stand, too: early tokens have fewer keys to
-    share with. Inside one section that is not so.
+    Over the whole answer, the two also differ in position: early tokens have fewer keys to divide
+    the mass between. Within one section that hardly matters.
 
     Parameters
     ----------
     passes
         Passes over true answers.
     section
-        Use only the tokens of this section; ``all`` uses every one.
+        Use only the tokens of this section, or ``all``.
 
     Returns
     -------
     dict
-        ``must_look``, ``told``: mass on visual tokens, mean over layers, heads and steps, then over
-        scenes, with 95% intervals over scenes. ``auc``: probability that a must-look
-        step has more mass than a told one (ties count half), of the mean over layers and heads;
-        ``auc_by_head`` [layer][head]; ``best``: the head with the highest (chosen on these very
-        scenes). None where no answer has tokens of both sorts there.
+        ``must_look``, ``told`` (predictable): mass on visual tokens, mean over layers, heads and
+        steps, then over scenes, with 95% intervals over scenes. ``steps``: number of each.
+        ``auc``: probability that a must-look step has more mass than a predictable one (ties count
+        half), of the mean over layers and heads; ``auc_by_head`` [layer][head]; ``best``: the head
+        with the highest, chosen on these same scenes. None if no answer has tokens of both kinds.
     """
     from scipy.stats import rankdata
 
-    kept = [np.array([section in ("all", t.section) for t in p.truth]) for p in passes]
-    must = [np.array([t.must_look for t in p.truth])[k] for p, k in zip(passes, kept, strict=True)]
-    mass = [p.mass[k] for p, k in zip(passes, kept, strict=True)]
-    both = [i for i, m in enumerate(must) if m.any() and not m.all()]
-    if not both:
+    must, mass = [], []
+    for p in passes:
+        steps = [i for i, t in enumerate(p.truth) if section in ("all", t.section)]
+        looks = np.array([p.truth[i].must_look for i in steps], dtype=bool)
+        if looks.any() and not looks.all():
+            must.append(looks)
+            mass.append(p.mass[steps])
+    if not must:
         return None
-    mean = [mass[i].mean((1, 2)) for i in both]
-    labels = np.concatenate([must[i] for i in both])
-    masses = np.concatenate([mass[i] for i in both])
+    labels, masses = np.concatenate(must), np.concatenate(mass)
 
     def auc(values: np.ndarray) -> float:
         positive, negative = int(labels.sum()), int((~labels).sum())
         ranks = rankdata(values)[labels].sum()
         return float((ranks - positive * (positive + 1) / 2) / (positive * negative))
+
+    def mean_mass(chosen: list[np.ndarray]) -> Any:
+        means = [m.mean((1, 2))[c].mean() for m, c in zip(mass, chosen, strict=True)]
+        return with_interval([float(mean) for mean in means])
 
     by_head = np.array(
         [[auc(masses[:, k, h]) for h in range(masses.shape[2])] for k in range(masses.shape[1])]
@@ -187,10 +193,8 @@ def looking(passes: list[Forced], section: str = "all") -> dict[str, Any] | None
     layer, head = np.unravel_index(by_head.argmax(), by_head.shape)
     return {
         "steps": {"must_look": int(labels.sum()), "told": int((~labels).sum())},
-        "must_look": with_interval(
-            [float(v[must[i]].mean()) for v, i in zip(mean, both, strict=True)]
-        ),
-        "told": with_interval([float(v[~must[i]].mean()) for v, i in zip(mean, both, strict=True)]),
+        "must_look": mean_mass(must),
+        "told": mean_mass([~looks for looks in must]),
         "auc": auc(masses.mean((1, 2))),
         "auc_by_head": by_head.round(4).tolist(),
         "best": {"layer": int(layer), "head": int(head), "auc": float(by_head.max())},
@@ -198,30 +202,30 @@ def looking(passes: list[Forced], section: str = "all") -> dict[str, Any] | None
 
 
 def pointing(
-    passes: list[Forced], section: str, words: Sequence[str] | None = None
+    passes: list[ForcedPass], section: str, words: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Count how often the most attended visual token holds the object that a token speaks of.
+    """Count how often the most attended visual token shows the object that a token is about.
 
     Parameters
     ----------
     passes
         Passes over true answers.
     section
-        Section of the answer; its must-look tokens that speak of an object are counted.
+        Section of the answer, whose must-look tokens about an object are counted.
     words
-        Only those that are one of these words.
+        Count only these words.
 
     Returns
     -------
     dict
         ``hit`` [layer][head]: fraction of steps; ``chance``: the mean of 1 / visual tokens;
-        ``best``: layer and head with the highest fraction (chosen on these very scenes); ``steps``.
+        ``best``: layer and head with the highest fraction, chosen on these same scenes; ``steps``.
     """
     hits, chances = [], []
     for p in passes:
         for step, token in enumerate(p.truth):
-            asked = words is None or token.text.strip() in words
-            if asked and token.must_look and token.section == section and token.visual_tokens:
+            counted = words is None or token.text.strip() in words
+            if counted and token.must_look and token.section == section and token.visual_tokens:
                 hits.append(np.isin(p.peak[step], token.visual_tokens))
                 chances.append(len(token.visual_tokens) / p.visual_tokens)
     if not hits:
@@ -236,39 +240,31 @@ def pointing(
     }
 
 
-def hiding(vlm: VLM, samples: list[Sample]) -> dict[str, Any]:
-    """Fraction of verified facts that are right with the image hidden from some steps, or another.
+def facts_without_image(vlm: VLM, samples: list[Sample]) -> dict[str, Any]:
+    """Count verified facts that are right with the image hidden from some steps, or with another.
 
     Returns
     -------
     dict
-        By condition (the names of ``hiding.HIDINGS``, and the pictures ``blank`` and ``other``):
-        ``size``, ``mark`` and ``both`` as fractions; ``chance`` likewise; ``facts``: how many.
+        ``right``: by condition (the names of ``HIDDEN_FROM``, and two other pictures), ``size``,
+        ``mark`` and ``both`` as fractions; ``chance`` likewise; ``facts``: their number.
     """
     conditions: dict[str, dict[str, Any]] = {
-        **{name: {"hide": hide} for name, hide in HIDINGS.items()},
+        **{name: {"hide": hide} for name, hide in HIDDEN_FROM.items()},
         "blank image": {"image": "blank"},
         "image of another scene": {"image": "other"},
     }
     result: dict[str, Any] = {}
-    facts = 0
     for name in progress(list(conditions), description="hiding"):
         right: dict[str, list[bool]] = {"size": [], "mark": []}
         for sample in samples:
             p = forced_pass(vlm, sample, **conditions[name])
             for token, is_right in zip(p.truth, p.right.tolist(), strict=True):
-                if states_fact(token):
-                    kind = "size" if token.text.strip() in SIZES else "mark"
-                    right[kind].append(is_right)
+                if token.states_fact:
+                    right["size" if states_size(token) else "mark"].append(is_right)
         both = [*right["size"], *right["mark"]]
-        facts = len(both)
         result[name] = {
-            **{kind: _mean(values) for kind, values in right.items()},
-            "both": _mean(both),
+            kind: float(np.mean(values)) if values else None
+            for kind, values in (right | {"both": both}).items()
         }
-    chance = {**CHANCE, "both": float(np.mean(list(CHANCE.values())))}
-    return {"facts": facts, "right": result, "chance": chance}
-
-
-def _mean(values: list[bool]) -> float | None:
-    return float(np.mean(values)) if values else None
+    return {"facts": len(both), "right": result, "chance": {**CHANCE, "both": CHANCE_OF_BOTH}}

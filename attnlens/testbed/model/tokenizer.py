@@ -1,7 +1,7 @@
 """The testbed's tokenizer: byte-level BPE trained on the testbed's own corpus.
 
-It has Qwen's special tokens and chat layout. ``<``, ``back`` and ``>`` are ordinary text, as they
-are for Qwen2.5-VL, so that a tag is several tokens here too.
+It has Qwen's special tokens and chat layout. ``<``, ``back`` and ``>`` are ordinary text, so a tag
+is several tokens, as it is for Qwen2.5-VL.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SPECIAL_TOKENS = (
 )
 VOCABULARY_SIZE = 1024
 
-# numbers below 100 whole, tags cut at their brackets, words with the space before them
+# numbers of up to two digits in one piece, tags split at their brackets, words with their space
 _PIECES = r" ?</?|>| ?\p{N}{1,2}| ?\p{L}+| ?[^\s\p{L}\p{N}<>]+|\s+"
 
 CHAT_TEMPLATE = """\
@@ -57,14 +57,14 @@ def load_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def corpus(seed: int, scenes: int) -> Iterator[str]:
-    """Texts that the tokenizer is trained on: prompts and answers of generated scenes."""
+    """Yield the texts that the tokenizer is trained on: prompts and answers of random scenes."""
     import numpy as np
 
     from attnlens.models.modes import DEFAULT_SYSTEM, MODES, user_text
-    from attnlens.testbed.answers import text_of
-    from attnlens.testbed.perception import perception_example
-    from attnlens.testbed.questions import MAX_STEPS
-    from attnlens.testbed.samples import make_sample
+    from attnlens.testbed.model.curriculum import perception_example
+    from attnlens.testbed.world.answers import text_of
+    from attnlens.testbed.world.questions import MAX_STEPS
+    from attnlens.testbed.world.samples import make_sample
 
     yield DEFAULT_SYSTEM
     yield "system\nuser\nassistant\n"
@@ -74,25 +74,16 @@ def corpus(seed: int, scenes: int) -> Iterator[str]:
             sample = make_sample(rng, mode)
             yield user_text(sample.question.text, mode)
             yield sample.answer
-        _, text, parts = perception_example(rng)
-        yield text + "\n" + text_of(parts)
-        for number in range(MAX_STEPS + 1):  # each a token of its own, with and without a space
+        short = perception_example(rng)
+        yield short.text + "\n" + text_of(short.parts)
+        for number in range(MAX_STEPS + 1):  # makes each a token, with and without a space
             yield f"#{number} {number}"
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Train byte-level BPE on texts.
+    """Train byte-level BPE with at most ``VOCABULARY_SIZE`` tokens, the special ones first.
 
-    Parameters
-    ----------
-    texts
-        The corpus.
-
-    Returns
-    -------
-    PreTrainedTokenizerFast
-        At most ``VOCABULARY_SIZE`` tokens, the special ones first; pads on the left, as
-        generation needs it.
+    The tokenizer pads on the left, as generation needs it.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -1,8 +1,8 @@
-"""Written answers in the formats of the papers, with the truth of each part.
+"""True answers in the formats of the papers, with the truth of each part.
 
-An answer is built from parts. A part knows which object it speaks of and whether the text before
-it determines it ("told") or only the image does ("must look"). What determines is words: the rules
-by which scenes are drawn (at most twelve objects, no two of one name) count for nothing here.
+An answer is built from parts. A part knows which object it is about, and whether the words before
+it determine it or the model must look at the image. Only words count as determining it, not the
+rules by which scenes are drawn (at most twelve objects, no two with the same name).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from attnlens.errors import InputError
-from attnlens.testbed.questions import GROUPS, Question, members
-from attnlens.testbed.scenes import Scene, SceneObject
+from attnlens.testbed.world.questions import GROUPS, Question, members
+from attnlens.testbed.world.scenes import Scene, SceneObject
 
 VERIFICATION_TAGS = ("<back>", "<REFLECTION>")
-"""What opens a verification."""
+"""Tags that open a verification."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Part:
     text
         The words.
     speaks_of
-        Index of the object (in reading order) that the words speak of, or None.
+        Index (in reading order) of the object that the words are about, or None.
     must_look
-        True where neither the question nor the text before determines the words.
+        True if neither the question nor the text before determines the words.
     section
         ``summary`` (of the task), ``description``, ``reasoning``, ``verification`` or
         ``conclusion``. A tag belongs to the section that it opens or closes.
@@ -41,28 +41,28 @@ class Part:
     section: str = ""
 
 
-def listing(scene: Scene, named: int = -1) -> list[Part]:
-    """List the objects by number, in reading order: what they are must be looked up.
+def listing(scene: Scene, named: int | None = None) -> list[Part]:
+    """List the objects by number, in reading order: what they are takes a look at the image.
 
     Parameters
     ----------
     scene
         The scene.
     named
-        Index of an object that the question says is there: until it has come, that there is
-        another object is told.
+        Index of an object that the question says is there, if it does. Until it has been listed,
+        the question itself tells that the list goes on.
     """
     if not scene.objects:
         return [Part(" There", must_look=True), Part(" are no objects.")]
-    parts = [Part(" I", must_look=named < 0), Part(" see")]
+    parts = [Part(" I", must_look=named is None), Part(" see")]
     for i, o in enumerate(scene.objects):
-        # that there is a first object is told by the words before; that there is another is not
+        # " I see" tells that there is a first object; that there is another takes a look
         parts += [
-            Part(" #", None, i > max(0, named)),
+            Part(" #", must_look=i > (named or 0)),
             Part(f"{i + 1}"),
             Part(f" {o.name}", i, True),
         ]
-    parts.append(Part(".", must_look=True))  # that there is no further object
+    parts.append(Part(".", must_look=True))  # no further object
     return parts
 
 
@@ -81,18 +81,18 @@ def facts(
     order: Sequence[int] | None = None,
     named: bool = True,
 ) -> list[Part]:
-    """State attributes of objects, which colour and shape do not tell.
+    """State attributes of objects.
 
     Parameters
     ----------
     scene
         The scene.
     attributes
-        Which attributes.
+        ``size``, ``mark`` or both.
     order
-        Indices of the objects; all of them in reading order when not given.
+        Indices of the objects; by default all of them, in reading order.
     named
-        Whether the text before names the objects; otherwise they must be looked up too.
+        Whether the text before names the objects; if not, they take a look at the image too.
     """
     if not scene.objects:
         return [Part(" no objects.", must_look=not named)]
@@ -109,7 +109,7 @@ def facts(
 
 
 def presence(scene: Scene, names: Sequence[str]) -> list[Part]:
-    """State of each name whether such an object is there: all of it must be looked up."""
+    """State for each name whether such an object is there, which takes a look at the image."""
     there = {o.name: i for i, o in enumerate(scene.objects)}
     parts: list[Part] = []
     for name in names:
@@ -132,10 +132,10 @@ def working(scene: Scene, question: Question, *, looked: bool = False) -> list[P
     Parameters
     ----------
     scene, question
-        What is asked of which scene.
+        The scene and a question about it.
     looked
-        Whether the image may be looked at for a size or a mark. Where it may not, because a
-        verification follows, the part that asks for one says that it must be checked.
+        Whether a size or a mark is stated here. If not, because a verification follows, the text
+        says that it must be checked.
     """
     if question.kind in ("subtraction", "chain"):
         return [Part(_calculation(question))]
@@ -146,8 +146,8 @@ def working(scene: Scene, question: Question, *, looked: bool = False) -> list[P
         a, b = (len(members(scene, group)) for group in question.subjects)
         first, second = question.subjects
         than = "exceeds" if a > b else "is below" if a < b else "equals"
-        # the task's words first, as they stand in the summary; what was asked once more, beside
-        # the conclusion, in words that the relation does not use
+        # first the words of the task, as in the summary; beside the conclusion once more what was
+        # asked, which the words of the relation do not repeat
         text = (
             f" {question.asked} {first} than {second}? {first} {a}, {second} {b}: {a} {than} {b}, "
             f"asked for {question.asked}, so {question.answer}."
@@ -156,7 +156,7 @@ def working(scene: Scene, question: Question, *, looked: bool = False) -> list[P
     if not looked:
         name = Part(f" {question.subjects[0]}", _subject(scene, question))
         return [Part(f" The {question.asked} of the"), name, Part(" must be checked.")]
-    return asked_fact(scene, question, must_look=True)
+    return _asked_fact(scene, question, must_look=True)
 
 
 def _calculation(question: Question) -> str:
@@ -170,10 +170,10 @@ def _calculation(question: Question) -> str:
     return ",".join(lines) + "."
 
 
-def asked_fact(scene: Scene, question: Question, *, must_look: bool) -> list[Part]:
-    """State size and mark of the object that an ``attribute`` question asks about."""
+def _asked_fact(scene: Scene, question: Question, *, must_look: bool) -> list[Part]:
+    """State size and mark of the object that an ``attribute`` question is about."""
     index = _subject(scene, question)
-    assert index is not None  # attributes are asked of objects that are there
+    assert index is not None  # such questions are about objects that are there
     o = scene.objects[index]
     return [
         Part(f" {o.name}", index),
@@ -186,19 +186,12 @@ def asked_fact(scene: Scene, question: Question, *, must_look: bool) -> list[Par
 
 
 def _subject(scene: Scene, question: Question) -> int | None:
-    """Index of the object that the question names, where it names one that is there."""
+    """Index of the object that the question names, or None if it is not there."""
     names = [o.name for o in scene.objects]
     return names.index(question.subjects[0]) if question.subjects[0] in names else None
 
 
-def _named(scene: Scene, question: Question) -> int:
-    """Index of an object that the question takes for granted; -1 where it takes none."""
-    index = _subject(scene, question) if question.kind == "attribute" else None
-    return -1 if index is None else index
-
-
 def _think(scene: Scene, question: Question, *, looked: bool) -> list[Part]:
-    """Return total, tally and working: told by the listing, but for an attribute looked up."""
     parts: list[Part] = []
     for i in range(1, question.counts + 1):
         if question.counts > 1:
@@ -209,7 +202,7 @@ def _think(scene: Scene, question: Question, *, looked: bool) -> list[Part]:
 
 def _conclusion(scene: Scene, question: Question) -> list[Part]:
     if question.kind == "attribute":
-        return asked_fact(scene, question, must_look=False)
+        return _asked_fact(scene, question, must_look=False)
     return [Part(f" The answer is {question.answer}.")]
 
 
@@ -243,19 +236,19 @@ def write_answer(scene: Scene, question: Question, mode: str) -> list[Part]:
     mode
         ``normal`` (the boxed answer), ``cot`` (``<think>``, which begins with a summary of the
         task), ``back`` (``<think>``, then a verification inside ``<back>``, then ``<think>``
-        again; with ``question.looks == 2`` the sizes first and the marks in a second
-        verification) or ``reflection`` (``<SUMMARY>``, ``<CAPTION>``, ``<REASONING>``,
-        ``<REFLECTION>``, ``<CONCLUSION>``).
+        again; with ``question.looks == 2`` one verification of the sizes and another of the
+        marks) or ``reflection`` (``<SUMMARY>``, ``<CAPTION>``, ``<REASONING>``, ``<REFLECTION>``,
+        ``<CONCLUSION>``).
 
     Raises
     ------
     InputError
-        If the mode is none of the four.
+        If the mode is none of these.
     """
     if mode == "normal":
         return _as("conclusion", _boxed(scene, question, must_look=True))
     closing = _as("conclusion", [Part("\n"), *_boxed(scene, question)])
-    listed = listing(scene, _named(scene, question))
+    listed = listing(scene, _subject(scene, question) if question.kind == "attribute" else None)
     task = _summary(scene, question)
     described = [
         *_as("summary", [Part("<think>"), *task]),

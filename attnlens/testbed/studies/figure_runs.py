@@ -1,25 +1,25 @@
-"""Runs of the testbed from which ``attnlens figures`` draws.
+"""Runs of the testbed that ``attnlens figures`` draws.
 
-The layout of a folder of runs, which any model can fill (``attnlens figures --traces DIR``)::
+Any model can fill a folder of runs of this layout (``attnlens figures --traces DIR``)::
 
     DIR/
       <mode>/0000.zarr     Trace.save of an untouched run, recorded with visual_map=True for the
-                           overlays. Folder names are free: the trace itself notes its mode
-      <mode>/0000.png      the image, where the one that the trace notes is not there any more
-      <mode>/0000.json     the truth of the answer, where it is known: Sample.truth(tokens)
-      long/0000.zarr       Trace.save of long answers, in which the number of keys grows much
-      cot_twins/0000/      traces of one answer, forced with nothing and with more and more visual
-                           tokens inserted: nothing.zarr, ROUTE 25%.zarr, ... (of any mode; as
-                           attnlens dilution --insertion leaves them in dilution_runs)
-      cot_answers/0000/    what attnlens.dependence returns of answers sampled to one question:
-                           0.nc, 1.nc, ... (of any mode; as attnlens dilution --samples leaves them)
-      dependence/0000.nc   what attnlens.dependence returns, by to_netcdf(path, engine="scipy")
-      recovery.nc          Recovery.save of what attnlens.recover returns; or, where there is none,
-                           NAME_recovery/recovery.nc, as attnlens recover leaves one
-      routes.nc            the same, of Route(percent=...) with several percentages, named as
+                           overlays. Any folder name will do: the trace knows its mode
+      <mode>/0000.png      the image, if the file that the trace names is gone
+      <mode>/0000.json     the truth of the answer, if it is known: Sample.truth(tokens)
+      long/0000.zarr       Trace.save of long answers, in which the number of keys grows a lot
+      cot_twins/0000/      traces of one answer, forced without and with more and more inserted
+                           visual tokens: nothing.zarr, ROUTE 25%.zarr, ... (of any mode; as in the
+                           dilution_runs of attnlens dilution --insertion)
+      cot_answers/0000/    results of attnlens.dependence for answers sampled for one question:
+                           0.nc, 1.nc, ... (of any mode; as from attnlens dilution --samples)
+      dependence/0000.nc   a result of attnlens.dependence: to_netcdf(path, engine="scipy")
+      recovery.nc          Recovery.save of a result of attnlens.recover, or, if there is none,
+                           NAME_recovery/recovery.nc, as from attnlens recover
+      routes.nc            the same for Route(percent=...) with several percentages, named as
                            attnlens names them (route:25) or as here (ROUTE 25%)
 
-Whatever is missing, the figures that need it are left out.
+Figures whose runs are missing are left out.
 """
 
 from __future__ import annotations
@@ -41,41 +41,41 @@ from attnlens.interventions import At, Copy, Inject, Intervention, Route
 from attnlens.netcdf import write_netcdf
 from attnlens.progress import progress
 from attnlens.recording.trace import Trace
-from attnlens.testbed.samples import Sample, held_out_sample, save_samples
+from attnlens.testbed.world.samples import Sample, held_out_sample, save_samples
 
 if TYPE_CHECKING:
     from attnlens.models.load import VLM
 
 MODES = ("cot", "back")
-MOST_DEPENDENCE = 10
-"""Runs whose dependence on the image is measured."""
 MAX_NEW_TOKENS = 700
 """Longer than any true answer."""
+MOST_DEPENDENCE = 10
+"""Largest number of runs whose dependence on the image is measured."""
 MOST_LONG = 20
-"""Long answers that are recorded."""
+"""Largest number of long answers."""
 LONG: dict[str, Any] = {"steps": 60, "counts": 8, "grid": "small"}
-"""What is asked for a long answer: 1,250 steps, in which the keys grow to more than five times."""
+"""Options of a long answer: 1,250 steps, over which the keys grow more than fivefold."""
 MOST_TWINS = 20
-"""Answers that are forced with insertions."""
+"""Largest number of answers that are forced with insertions."""
 MOST_SAMPLED = 20
-"""Questions to which answers are sampled."""
+"""Largest number of questions for which answers are sampled."""
 SAMPLED = 2
-"""Answers to each."""
+"""Sampled answers per question."""
 OTHERS = 8
-"""Other images that each is measured against."""
+"""Other images that each sampled answer is measured against."""
 PERCENTS = (12.5, 25, 50, 75, 100)
-"""Percentages of ROUTE that are compared."""
+"""Percentages of ROUTE."""
 
 
 def check_scenes(scenes: int, seed: int) -> None:
-    """Refuse too few scenes, and a seed out of range."""
+    """Refuse fewer than two scenes, and a seed out of range."""
     if scenes < 2:
         raise InputError(f"{scenes} scenes have no interval: give at least 2")
     held_out_sample(seed, 0, MODES[0])
 
 
-def ways() -> dict[str, Intervention]:
-    """Return COPY and ROUTE with their controls, by name; they act at the first ``<back>``."""
+def recovery_interventions() -> dict[str, Intervention]:
+    """Return COPY and ROUTE with their controls, by name, acting at the first ``<back>``."""
     at = At("<back>", times=1)
     return {
         "COPY": Copy(when=at),
@@ -87,21 +87,21 @@ def ways() -> dict[str, Intervention]:
     }
 
 
-def routes() -> dict[str, Intervention]:
-    """Return ROUTE with several percentages, by name; it acts at the first ``<back>``."""
+def route_interventions() -> dict[str, Intervention]:
+    """Return ROUTE with several percentages, by name, acting at the first ``<back>``."""
     at = At("<back>", times=1)
     return {f"ROUTE {p:g}%": Route(when=at, percent=p) for p in PERCENTS}
 
 
 def make_runs(vlm: VLM, folder: Path, scenes: int, seed: int = 0) -> None:
-    """Run a testbed model on held-out scenes and write a folder, whole or not at all.
+    """Run a testbed model on held-out scenes and write a folder of runs, all or nothing.
 
     Parameters
     ----------
     vlm
         A testbed model.
     folder
-        Where to; must not exist or be empty.
+        Must not exist, or be empty.
     scenes
         Number of held-out scenes, at least 2; the same ones in each mode.
     seed
@@ -137,7 +137,7 @@ def _record(vlm: VLM, samples: dict[str, list[Sample]], folder: Path) -> None:
 
 
 def _long(vlm: VLM, scenes: int, seed: int, folder: Path) -> None:
-    """Record true answers to long questions: forced, since the model gets lost in its own."""
+    """Record true answers to long questions, forced, since the model's own answers go astray."""
     for i in progress(range(scenes), description="long answers"):
         sample = held_out_sample(seed, i, "cot", **LONG)
         prompt = vlm.prompt(sample.scene.draw(), sample.question.text, "cot")
@@ -148,8 +148,8 @@ def _long(vlm: VLM, scenes: int, seed: int, folder: Path) -> None:
 def _insert(vlm: VLM, samples: list[Sample], folder: Path) -> None:
     for i, sample in enumerate(progress(samples, description="insertions")):
         prompt = vlm.prompt(sample.scene.draw(), sample.question.text, "cot")
-        said = Trace.load(folder / "cot" / f"{i:04d}.zarr")
-        for name, twin in twins(vlm, prompt, said).items():
+        trace = Trace.load(folder / "cot" / f"{i:04d}.zarr")
+        for name, twin in twins(vlm, prompt, trace).items():
             twin.save(folder / "cot_twins" / f"{i:04d}" / f"{name}.zarr")
 
 
@@ -161,30 +161,33 @@ def _sample(vlm: VLM, samples: list[Sample], seed: int, folder: Path) -> None:
         found = sampled_dependence(
             vlm, prompt, SAMPLED, others, max_new_tokens=MAX_NEW_TOKENS, seed=seed
         )
-        for j, one in enumerate(found):
-            one.attrs["versions"] = versions()
-            write_netcdf(one, folder / "cot_answers" / f"{i:04d}" / f"{j}.nc")
+        for j, data in enumerate(found):
+            data.attrs["versions"] = versions()
+            write_netcdf(data, folder / "cot_answers" / f"{i:04d}" / f"{j}.nc")
 
 
 def _compare(vlm: VLM, samples: list[Sample], folder: Path) -> None:
-    """Compare all interventions in one go, since they share runs, and write them by figure."""
+    """Compare all interventions at once, since they share runs, and write them by figure."""
     from attnlens.experiments.recovery import Recovery
     from attnlens.experiments.recovery_tables import UNTOUCHED
 
     found = recover(
         vlm,
         [vlm.prompt(s.scene.draw(), s.question.text, "back") for s in samples],
-        ways() | routes(),
+        recovery_interventions() | route_interventions(),
         MAX_NEW_TOKENS,
         expected=[s.question.answer for s in samples],
         detail="step",
         reuse=True,
     ).data.assign_attrs(versions=versions())
-    for name, chosen in (("recovery.nc", ways()), ("routes.nc", routes())):
+    for name, chosen in (
+        ("recovery.nc", recovery_interventions()),
+        ("routes.nc", route_interventions()),
+    ):
         Recovery(found.sel(run=[UNTOUCHED, *chosen])).save(folder / name)
 
 
 def versions() -> str:
-    """Name the versions that decide what a run says."""
+    """Name the versions that determine the results of a run."""
     others = (f"{name} {version(name)}" for name in ("torch", "transformers"))
     return ", ".join([f"attnlens {__version__}", *others])

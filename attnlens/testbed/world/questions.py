@@ -7,28 +7,27 @@ from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import TYPE_CHECKING
 
-from attnlens.testbed.draws import pick
-from attnlens.testbed.scenes import COLOURS, SHAPES, Scene, SceneObject
+from attnlens.testbed.world.scenes import COLOURS, SHAPES, Scene, SceneObject, pick
 
 if TYPE_CHECKING:
     import numpy as np
 
 GROUPS = (*COLOURS, *SHAPES)
-"""What can be counted: objects of one colour, or of one shape."""
+"""What can be counted: the objects of one colour or one shape."""
 
 MAX_STEPS = 70
-"""Most steps of a chained question."""
+"""Longest chain."""
 
 MAX_COUNTS = 8
-"""Most times that a question asks for the objects to be counted."""
+"""Largest number of counts that a question asks for."""
 
 MAX_VALUE = 20
-"""Largest number that a chained question reaches on its way."""
+"""Largest number reached within a chain."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a calculation: a group of objects is subtracted or added.
+    """One step of a calculation, which subtracts or adds a group of objects.
 
     Attributes
     ----------
@@ -37,9 +36,9 @@ class Step:
     group
         One of ``GROUPS``.
     count
-        How many objects of the scene belong to the group.
+        Number of objects in the group.
     before, after
-        The number before and after the step.
+        The value before and after the step.
     """
 
     operation: str
@@ -50,32 +49,33 @@ class Step:
 
     @property
     def words(self) -> str:
-        """What is done: "reds subtracted", "circles added"."""
+        """The step in words: "reds subtracted", "circles added"."""
         return f"{self.group}s {'added' if self.operation == 'add' else 'subtracted'}"
 
 
 @dataclass(frozen=True)
 class Question:
-    r"""A question with what is needed to answer it.
+    r"""A question and its true answer.
 
     Attributes
     ----------
     kind
         A key of ``KINDS``.
     text
-        The words.
+        The question in words.
     answer
-        The true answer, as it stands inside ``\boxed{}``.
+        The true answer, as written inside ``\boxed{}``.
     subjects
-        What is asked about: groups ("red", "circle"), or one object's name ("red circle").
+        What it is about: groups ("red", "circle"), or the name of one object ("red circle").
     asked
-        ``comparison``: ``more`` or ``fewer``. ``attribute``: ``mark`` or ``size``. Else empty.
+        ``more`` or ``fewer`` in a ``comparison``, ``mark`` or ``size`` in an ``attribute``
+        question, otherwise empty.
     steps
-        The calculation of ``subtraction`` and ``chain``.
+        The calculation, for ``subtraction`` and ``chain``.
     looks
-        How many verifications a ``back`` answer makes; 2 where the text asks for them.
+        Number of verifications in a ``back`` answer: 1, or 2 if the text asks for it.
     counts
-        How many times the reasoning counts the objects; more than once where the text asks for it.
+        How often the reasoning counts the objects: once, or as often as the text asks for.
     """
 
     kind: str
@@ -88,11 +88,11 @@ class Question:
     counts: int = 1
 
     def look_twice(self) -> Question:
-        """Return the same question with the wish that the image be looked at again twice."""
+        """Return the question with a request to look at the image again twice."""
         return replace(self, text=f"{self.text} Look twice.", looks=2)
 
     def count_times(self, counts: int) -> Question:
-        """Return the same question with the wish that the objects be counted several times."""
+        """Return the question with a request to count the objects several times."""
         return replace(self, text=f"{self.text} Count {counts} times.", counts=counts)
 
 
@@ -120,7 +120,7 @@ _CHAIN = (
 
 
 def article(name: str) -> str:
-    """Return "a" or "an", as the name needs it."""
+    """Return "a" or "an" to go before a name."""
     return "an" if name[0] in "aeiou" else "a"
 
 
@@ -141,7 +141,7 @@ def _step(scene: Scene, operation: str, group: str, before: int) -> Step:
 
 
 def subtraction(scene: Scene, rng: np.random.Generator) -> Question:
-    """Take a colour or a shape away and count the rest, in the manner of CLEVR-Math."""
+    """Remove a colour or a shape and count the rest, as in CLEVR-Math."""
     group = pick(rng, GROUPS)
     step = _step(scene, "subtract", group, len(scene.objects))
     return Question(
@@ -154,12 +154,11 @@ def subtraction(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def existence(scene: Scene, rng: np.random.Generator) -> Question:
-    """Ask whether an object is there; half of the time it is."""
+    """Ask whether an object is there; in half of the questions it is."""
     if scene.objects and rng.random() < 0.5:
-        name = scene.objects[int(rng.integers(len(scene.objects)))].name
+        name = pick(rng, scene.objects).name
     else:
-        absent = [f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" not in scene.by_name]
-        name = pick(rng, tuple(absent))
+        name = pick(rng, scene.absent_names)
     return Question(
         kind="existence",
         text=pick(rng, _EXISTENCE).format(s=f"{article(name)} {name}"),
@@ -169,10 +168,10 @@ def existence(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def attribute(scene: Scene, rng: np.random.Generator) -> Question:
-    """Ask for the mark or the size of an object that is there; ``existence`` where none is."""
+    """Ask for the mark or the size of an object; in an empty scene, ask for existence."""
     if not scene.objects:
         return existence(scene, rng)
-    o = scene.objects[int(rng.integers(len(scene.objects)))]
+    o = pick(rng, scene.objects)
     asked = pick(rng, ("mark", "size"))
     return Question(
         kind="attribute",
@@ -186,8 +185,8 @@ def attribute(scene: Scene, rng: np.random.Generator) -> Question:
 def comparison(scene: Scene, rng: np.random.Generator) -> Question:
     """Ask whether one group has more, or fewer, objects than another.
 
-    Half of the answers are "yes"; half of the others are of equal numbers, where the scene has two
-    groups of one number that is not 0.
+    Half of the answers are "yes". Half of the rest compare equal numbers, if the scene has two
+    non-empty groups of the same size.
     """
     counts = {group: len(members(scene, group)) for group in GROUPS}
     asked = pick(rng, ("more", "fewer"))
@@ -212,15 +211,15 @@ def _relation(counts: dict[str, int], first: str, second: str) -> int:
 
 
 def chain(scene: Scene, rng: np.random.Generator, length: int | None = None) -> Question:
-    """Subtract and add groups one after the other, 1 to ``MAX_STEPS`` steps.
+    """Subtract and add groups one after the other in ``length`` steps, by default two or three.
 
-    Two or three steps unless ``length`` says how many. No group comes again before all have
-    come. No step leads below 0 or above ``MAX_VALUE``.
+    A group is repeated only after all the others have had their turn. The value stays between 0
+    and ``MAX_VALUE``.
     """
     value = len(scene.objects)
     steps: list[Step] = []
     for i in range(int(rng.integers(2, 4)) if length is None else length):
-        if i % len(GROUPS) == 0:  # each group once before one comes again
+        if i % len(GROUPS) == 0:
             order = rng.permutation(len(GROUPS))
         group = GROUPS[int(order[i % len(GROUPS)])]
         step = _step(scene, pick(rng, ("subtract", "add")), group, value)
@@ -246,11 +245,11 @@ KINDS: dict[str, Callable[[Scene, np.random.Generator], Question]] = {
     "comparison": comparison,
     "chain": chain,
 }
-"""Kinds of question: each maps (scene, rng) to a question with its true answer."""
+"""Functions that make a question of each kind."""
 
 
 def draw_question(
     scene: Scene, rng: np.random.Generator, kind: str, steps: int | None = None
 ) -> Question:
-    """Ask a question of a kind; a ``chain`` of so many steps."""
+    """Make a question of a kind; ``steps`` is the length of a ``chain``."""
     return chain(scene, rng, steps) if kind == "chain" else KINDS[kind](scene, rng)

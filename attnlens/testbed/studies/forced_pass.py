@@ -1,4 +1,10 @@
-"""One forward pass over a true answer, with its attention, and with visual keys hidden at will."""
+"""One forward pass over a true answer, in which visual keys can be hidden from single steps.
+
+A recorded run, or an answer forced token by token, gives attention masses only, and a knock-out
+there begins and ends at a trigger. Here the true answer goes through the model in one pass with
+eager attention, which returns every weight and takes a mask of its own for each row. Masses agree
+with those of a recorded run to 1e-5, as a test checks.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +17,49 @@ import numpy as np
 
 from attnlens.errors import InputError
 from attnlens.recording.response import token_texts
-from attnlens.testbed.architecture import embed
-from attnlens.testbed.respond import picture
-from attnlens.testbed.samples import Sample
-from attnlens.testbed.truth import TokenTruth, token_truth
+from attnlens.testbed.model.architecture import embed
+from attnlens.testbed.world.samples import Sample, TokenTruth, picture, token_truth
+from attnlens.testbed.world.scenes import SIZES
 
 if TYPE_CHECKING:
     from attnlens.models.load import VLM
 
-Hide = Callable[["list[TokenTruth]", int, int], np.ndarray]
-"""(truth of the answer's tokens, prompt length, visual tokens) -> bool [rows, visual tokens]: True
-where the row of a query may not see a visual token. Rows are those of the whole sequence."""
+HiddenTokens = Callable[[TokenTruth, int], bool | np.ndarray]
+"""(truth of an answer's token, number of visual tokens) -> which visual tokens are hidden from the
+step that predicts the token: bool [visual tokens], or one bool for all."""
+
+
+def states_size(token: TokenTruth) -> bool:
+    """Whether a token states a size inside a verification."""
+    return token.states_fact and token.text.strip() in SIZES
+
+
+def _of_object(token: TokenTruth, visual_tokens: int) -> np.ndarray:
+    return np.isin(np.arange(visual_tokens), token.visual_tokens)
+
+
+HIDDEN_FROM: dict[str, HiddenTokens] = {
+    "nothing": lambda token, _: False,
+    "at the steps that state a fact": lambda token, _: token.states_fact,
+    "at the steps that state a size": lambda token, _: states_size(token),
+    # a mark often comes right after the size
+    "at the steps that state a mark": lambda t, _: t.states_fact and not states_size(t),
+    "its object's visual token, at those steps": lambda t, n: t.states_fact & _of_object(t, n),
+    "all other visual tokens, at those steps": lambda t, n: t.states_fact & ~_of_object(t, n),
+    "throughout the verification": lambda token, _: token.section == "verification",
+    "everywhere in the answer but there": lambda token, _: token.section != "verification",
+}
+"""What is hidden where, to find out where a verified fact is looked up."""
 
 
 @dataclass(frozen=True)
-class Forced:
-    """What one pass over prompt and true answer shows.
+class ForcedPass:
+    """Result of one pass over prompt and true answer.
 
     Attributes
     ----------
     truth
-        Truth of each answer token; step t predicts token t.
+        Truth of each answer token. Step t predicts token t.
     right
         bool [step]: whether the most likely token is the true one.
     mass
@@ -40,9 +68,9 @@ class Forced:
         int [step, layer, head]: the visual token with the largest weight.
     on_object
         float32 [step, layer, head]: fraction of attention mass on the visual tokens of the object
-        that the step's token speaks of; 0 where it speaks of none.
+        that the step's token is about; 0 if there is none.
     visual_tokens
-        How many visual tokens the image has.
+        Number of visual tokens of the image.
     """
 
     truth: list[TokenTruth]
@@ -54,12 +82,9 @@ class Forced:
 
 
 def forced_pass(
-    vlm: VLM, sample: Sample, *, image: str = "true", hide: Hide | None = None
-) -> Forced:
-    """Feed the true answer and look at what each step would have said, and where it looked.
-
-    Eager attention, whose matrices transformers hands out, in place of a recorded generation: the
-    two agree to 1e-5 (that is tested), and this way keys can be hidden from some rows only.
+    vlm: VLM, sample: Sample, *, image: str = "true", hide: HiddenTokens | None = None
+) -> ForcedPass:
+    """Feed the true answer, and return what each step predicts and where it looks.
 
     Parameters
     ----------
@@ -68,15 +93,14 @@ def forced_pass(
     sample
         What is asked, with its true answer.
     image
-        What is shown; see ``respond.picture``.
+        What is shown; see ``picture``.
     hide
-        Which visual tokens are hidden from which rows, in all layers and heads.
+        Which visual tokens are hidden at which steps, in all layers and heads.
 
     Raises
     ------
     InputError
-        If the picture shown is resized by the processor, so that boxes and visual tokens do not
-        fit the scene.
+        If the processor resizes the picture, so that the scene's boxes and visual tokens are wrong.
     """
     import torch
 
@@ -96,10 +120,11 @@ def forced_pass(
             f"{visual_tokens} visual tokens: use the testbed's own processor and limits of pixels"
         )
     prompt_length, length = inputs["input_ids"].shape[1], ids.shape[1]
+    rows = slice(prompt_length - 1, length - 1)  # those that predict the answer
     seen = torch.ones((length, length), dtype=torch.bool, device=device).tril()
     if hide is not None:
-        hidden = torch.from_numpy(hide(truth, prompt_length, visual_tokens)).to(device)
-        seen[:, is_visual] &= ~hidden
+        hidden = [np.broadcast_to(hide(token, visual_tokens), visual_tokens) for token in truth]
+        seen[rows, is_visual] &= ~torch.from_numpy(np.array(hidden)).to(device)
     mask = torch.zeros((1, 1, length, length), dtype=vlm.model.dtype, device=device)
     mask.masked_fill_(~seen, torch.finfo(vlm.model.dtype).min)
     with torch.no_grad(), _eager(vlm.model) as text_model:
@@ -111,7 +136,6 @@ def forced_pass(
             use_cache=False,
         )
         logits = vlm.model.lm_head(out.last_hidden_state)
-    rows = slice(prompt_length - 1, length - 1)
     right = (logits[0, rows].argmax(-1) == answer[0]).cpu().numpy()
     weights = torch.stack([a[0][:, rows][:, :, is_visual] for a in out.attentions]).float()
     mass = weights.sum(-1).permute(2, 0, 1).cpu().numpy()
@@ -120,12 +144,12 @@ def forced_pass(
     for step, token in enumerate(truth):
         own[step, list(token.visual_tokens)] = 1.0
     on_object = (weights * own).sum(-1).permute(2, 0, 1).cpu().numpy()
-    return Forced(truth, right, mass, peak, on_object, visual_tokens)
+    return ForcedPass(truth, right, mass, peak, on_object, visual_tokens)
 
 
 @contextmanager
 def _eager(model: Any) -> Iterator[Any]:
-    """Give the text layers eager attention for the time of a block."""
+    """Use eager attention in the text layers within the block."""
     text_model = model.model.language_model
     before = text_model.config._attn_implementation
     model.set_attn_implementation({"text_config": "eager"})

@@ -1,14 +1,12 @@
-"""Every way of looking again, and its controls, on held-out scenes with known truth.
+"""All ways of looking again, with their controls, on held-out scenes with known truth.
 
-The testbed's own counterpart of Tables 4 to 6 of Qwen-LookAgain (arXiv 2505.23558): what each way
-brings back in visual attention, what it does to answers and verified facts, and what it costs.
+The testbed's counterpart of Tables 4 to 6 of Qwen-LookAgain (arXiv 2505.23558): how much visual
+attention each way recovers, what it does to answers and verified facts, and what it costs.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from attnlens.errors import InputError
 from attnlens.experiments.recover import recover
@@ -24,9 +22,8 @@ from attnlens.interventions import (
 )
 from attnlens.measures.results import plain_rows
 from attnlens.measures.statistics import with_interval
-from attnlens.testbed.respond import picture
-from attnlens.testbed.samples import Sample, held_out_sample
-from attnlens.testbed.scoring import CHANCE, mark_response
+from attnlens.testbed.studies.scoring import CHANCE, CHANCE_OF_BOTH, mark_response
+from attnlens.testbed.world.samples import Sample, held_out_sample, picture
 
 if TYPE_CHECKING:
     from attnlens.experiments.recovery import Recovery
@@ -36,28 +33,23 @@ TAGS = {"back": ("<back>", " </back>"), "reflection": ("<REFLECTION>", " </REFLE
 """Tags around a verification, by mode."""
 
 REASONING = At(" Total", times=1) | At(" Count", times=1)
-"""Where the reasoning begins: with the total, or with the first of several counts."""
+"""The beginning of the reasoning: the total, or the first of several counts."""
 
 DEFINITIONS = ("mass", "look-back")
 
 
 def check_request(mode: str, scenes: int, least: int) -> None:
-    """Refuse a mode without a verification, and too few scenes."""
+    """Refuse a mode without a verification, and fewer scenes than ``least``."""
     if mode not in TAGS or scenes < least:
         raise InputError(
             f"{scenes} scenes in mode {mode!r}: give at least {least}, in {' or '.join(TAGS)}"
         )
 
 
-def ways(mode: str, other: Any) -> dict[str, Intervention]:
-    """Return the interventions that are compared, with their controls, by name.
+def compared_interventions(mode: str, other: Any) -> dict[str, Intervention]:
+    """Return the interventions and their controls, by name; ``other`` is another scene's picture.
 
-    Parameters
-    ----------
-    mode
-        ``back`` or ``reflection``; they act at the tag that opens the verification.
-    other
-        Another scene's picture.
+    They act at the tag that opens the verification of the mode.
     """
     opening, closing = TAGS[mode]
     at = At(opening, times=1)
@@ -79,7 +71,7 @@ def ways(mode: str, other: Any) -> dict[str, Intervention]:
 
 
 def looking_again(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -> dict[str, Any]:
-    """Measure all ``ways`` over held-out scenes.
+    """Measure all ``compared_interventions`` over held-out scenes.
 
     Parameters
     ----------
@@ -95,17 +87,17 @@ def looking_again(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
     Returns
     -------
     dict
-        ``rows``: for ``untouched`` and each way, ``answer``, ``verified``, ``size``, ``mark`` and
-        ``described`` (facts right: mean over the ``count`` scenes that have such facts, with 95%
-        intervals over scenes), and, by definition, the columns of ``Recovery.table`` with
-        inserted tokens counted as image and not (``seconds_ratio`` over the scenes where the free
-        run was run, see ``reuse`` of ``attnlens.recover``). ``chance``: of sizes, marks and both at
-        random.
+        ``rows``: for ``untouched`` and each intervention, ``answer``, ``verified``, ``size``,
+        ``mark`` and ``described`` (fraction right: mean over the ``count`` scenes that have such
+        facts, with 95% intervals over scenes), and, by definition, the columns of
+        ``Recovery.table`` with inserted tokens counted as image and not (``seconds_ratio`` over the
+        scenes with a free run of their own, see ``reuse`` of ``attnlens.recover``). ``chance``: of
+        guessing sizes, marks and both.
 
     Raises
     ------
     InputError
-        If the mode has no verification, or fewer than two scenes are asked for.
+        If the mode has no verification, or there are fewer than two scenes.
     """
     check_request(mode, scenes, 2)
     samples = [held_out_sample(seed, i, mode) for i in range(scenes)]
@@ -115,7 +107,7 @@ def looking_again(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
     result = recover(
         vlm,
         prompts,
-        lambda i: ways(mode, others[i]),
+        lambda i: compared_interventions(mode, others[i]),
         max(map(len, lengths)) + 50,
         expected=[s.question.answer for s in samples],
         detail="step",
@@ -125,7 +117,7 @@ def looking_again(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
         "mode": mode,
         "scenes": scenes,
         "seed": seed,
-        "chance": {**CHANCE, "verified": float(np.mean(list(CHANCE.values())))},
+        "chance": {**CHANCE, "verified": CHANCE_OF_BOTH},
         "rows": _rows(result, samples),
     }
 
@@ -151,16 +143,47 @@ def _rows(result: Recovery, samples: list[Sample]) -> dict[str, dict[str, Any]]:
 
 
 def _marks(samples: list[Sample], texts: list[str]) -> dict[str, dict[str, Any]]:
-    """Score responses: means over scenes with intervals; a scene without facts is left out."""
-    values: dict[str, list[float]] = {
-        name: [] for name in ("answer", "described", "size", "mark", "verified")
+    """Score responses: means over the scenes with such facts, with intervals."""
+    marks = [mark_response(sample, text) for sample, text in zip(samples, texts, strict=True)]
+    counted: dict[str, list[tuple[int, int]]] = {
+        "answer": [(m.answer, 1) for m in marks],
+        "described": [m.described for m in marks],
+        "size": [m.size for m in marks],
+        "mark": [m.mark for m in marks],
+        "verified": [m.facts for m in marks],
     }
-    for sample, text in zip(samples, texts, strict=True):
-        marks = mark_response(sample, text)
-        values["answer"].append(float(marks.answer))
-        both = (marks.size[0] + marks.mark[0], marks.size[1] + marks.mark[1])
-        pairs = {"described": marks.described, "size": marks.size, "mark": marks.mark}
-        for name, (right, due) in (pairs | {"verified": both}).items():
-            if due:
-                values[name].append(right / due)
-    return {name: with_interval(found, proportion=True) for name, found in values.items()}
+    return {
+        name: with_interval([right / due for right, due in pairs if due], proportion=True)
+        for name, pairs in counted.items()
+    }
+
+
+def table_text(table: dict[str, Any]) -> str:
+    """Write what ``looking_again`` returns as a table with a line per intervention."""
+    names = ("with copied", "visual", "KL (nats)", "answer", "verified", "inserted")
+    lines = [
+        f"{table['mode']}: {table['scenes']} held-out scenes; rise of visual mass over the "
+        "untouched twin, inserted tokens counted as image and not; (n): mean over n scenes, in "
+        "which it acted or which have such facts",
+        f"{'':36}" + "".join(f"{name:>13}" for name in names),
+    ]
+    scenes = table["scenes"]
+    for run, row in table["rows"].items():
+        own, both = row.get("mass", {}), row.get("mass, with copied", {})
+        cells = [
+            mean_text(both.get("rise"), ".3f", both.get("rise_samples"), scenes),
+            mean_text(own.get("rise"), ".3f", own.get("rise_samples"), scenes),
+            mean_text(own.get("kl"), ".3f", own.get("kl_samples"), scenes),
+            mean_text(row["answer"]["mean"], ".1%", row["answer"]["count"], scenes),
+            mean_text(row["verified"]["mean"], ".1%", row["verified"]["count"], scenes),
+            mean_text(own.get("inserted"), ".0f", own.get("inserted_samples"), scenes),
+        ]
+        lines.append(f"{run:36}" + "".join(f"{cell:>13}" for cell in cells))
+    return "\n".join(lines)
+
+
+def mean_text(value: float | None, layout: str, count: int | None, scenes: int) -> str:
+    """Write a mean, and how many scenes it is over if those are not all scenes."""
+    if value is None:
+        return "-"
+    return format(value, layout) + (f" ({count})" if count != scenes else "")

@@ -1,7 +1,7 @@
-"""The testbed's model: a small real ``Qwen2_5_VLForConditionalGeneration`` and its first weights.
+"""The testbed's model, a small real ``Qwen2_5_VLForConditionalGeneration``, and its first weights.
 
-Multimodal rotary positions, grouped-query attention and a windowed vision tower, as in the
-published checkpoints; four text layers of width 128.
+As in the published checkpoints: multimodal rotary positions, grouped-query attention, a windowed
+vision tower. Four text layers of width 128.
 """
 
 from __future__ import annotations
@@ -24,13 +24,7 @@ VISION_DEPTH = 2
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
-    """Build the model with transformers' own initial weights.
-
-    Parameters
-    ----------
-    tokenizer
-        Gives the vocabulary's size and the special tokens' ids.
-    """
+    """Build the model, with the initial weights of transformers, for a tokenizer."""
     from transformers import (
         GenerationConfig,
         Qwen2_5_VLConfig,
@@ -85,11 +79,11 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalG
 
 
 def initialise(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Set first weights by fan-in, in place.
+    """Set the first weights by fan-in, in place, with torch's global generator.
 
-    With the default range of 0.02 a model of this width learns colours and never shapes. Standard
-    deviation 1 / sqrt(fan-in); the outputs of attention and MLP blocks divided by
-    sqrt(2 x blocks) of their tower; token embeddings 0.08; biases 0. Uses torch's global generator.
+    With the usual standard deviation of 0.02, a model of this width learns colours but never
+    shapes. Here it is 1 / sqrt(fan-in), for the outputs of attention and MLP blocks divided by
+    sqrt(2 x blocks of the tower), and 0.08 for token embeddings; biases are 0.
     """
     import torch
     from torch import nn
@@ -126,10 +120,10 @@ def embed(
     ids
         int64 [batch, length].
     images
-        The images, each once, as the image processor gives them.
+        The output of the image processor, with each image once.
     visual_index
-        Which of the features stands at each image token of the batch, in reading order; when not
-        given, each in its turn.
+        Which feature goes to each image token of the batch, in reading order; by default one after
+        the other.
 
     Returns
     -------
@@ -140,24 +134,23 @@ def embed(
 
     features = QWEN2_5_VL.image_features(model, images)
     if visual_index is not None:
-        features = features.index_select(0, visual_index)  # its backward adds in a fixed order
+        features = features.index_select(0, visual_index)  # its gradient adds in fixed order
     embedded = model.get_input_embeddings()(ids)
     is_image = ids == model.config.image_token_id
     return embedded.index_put((is_image,), features.to(embedded.dtype))
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> ImageTextProcessor:
-    """Build the testbed's processor: Qwen2-VL image processing at 28 pixels a visual token.
+    """Build the testbed's processor: Qwen2-VL image processing, 28 pixels per visual token.
 
-    Pictures of fewer than 36 visual tokens are enlarged, of more than 144 reduced: the model has
-    seen no other sizes.
+    It resizes pictures to 36 to 144 visual tokens, the sizes that the model has seen.
     """
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
         Qwen2VLImageProcessorPil,
     )
 
     from attnlens.models.qwen2_5_vl import ImageTextProcessor
-    from attnlens.testbed.scenes import CELL
+    from attnlens.testbed.world.scenes import CELL
 
     image_processor = Qwen2VLImageProcessorPil(
         size={"shortest_edge": 36 * CELL**2, "longest_edge": 144 * CELL**2}

@@ -1,0 +1,1 @@
+"""What is measured on the testbed, where the truth is known."""

@@ -1,0 +1,248 @@
+"""What a true answer loses when the image is hidden from a part of it, or from some heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from attnlens.errors import InputError
+from attnlens.interventions import At, AtStep, Intervention, Knockout
+from attnlens.interventions.base import Nothing
+from attnlens.interventions.teacher_forcing import ForcedSession
+from attnlens.measures.statistics import with_interval
+from attnlens.progress import progress
+from attnlens.recording.response import token_texts
+from attnlens.testbed.studies.forced_pass import forced_pass
+from attnlens.testbed.studies.looking_again import REASONING, TAGS, check_request, mean_text
+from attnlens.testbed.world.samples import Sample, TokenTruth, held_out_sample, token_truth
+
+if TYPE_CHECKING:
+    from attnlens.models.load import VLM
+
+GROUPS = {
+    "listed": "words of the description that take a look at the image",
+    "reasoned": "words of the reasoning that the text before determines",
+    "facts": "facts of the verification, which take a look at the image",
+    "names": "words of the verification that the text before determines",
+    "restated": "words after the verification that the text before determines",
+}
+"""Groups of an answer's words, by name."""
+
+
+HEAD_COUNTS = (1, 2, 4, 8)
+"""Numbers of heads that are knocked out together."""
+RANDOM_CHOICES = 5
+"""How often as many other heads are chosen at random."""
+
+Head = tuple[int, int]
+"""Layer and head."""
+
+
+def spans(mode: str) -> dict[str, Intervention]:
+    """Return the parts of an answer that the image is hidden from, by name."""
+    opening, closing = TAGS[mode]
+    return {
+        "nothing": Nothing(),
+        "in summary and description": Knockout(when=AtStep(1), until=REASONING),
+        "in the reasoning": Knockout(when=REASONING, until=At(opening, times=1)),
+        "in the verification": Knockout(when=At(opening), until=At(closing)),
+        "from the verification on": Knockout(when=At(opening, times=1)),
+    }
+
+
+def knock_outs(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -> dict[str, Any]:
+    """Hide the image from a part of true answers, and count the words that stay the most likely.
+
+    The true answer is fed in each time, so the words compared are always the same.
+
+    Parameters
+    ----------
+    vlm
+        A testbed model.
+    scenes
+        Number of held-out scenes.
+    seed
+        Which ones.
+    mode
+        ``back`` or ``reflection`` (nothing is inserted).
+
+    Returns
+    -------
+    dict
+        ``rows``: for each of ``spans``, the fraction of each of ``GROUPS`` that is right: mean over
+        the scenes with such words, with 95% score intervals over scenes. ``scenes``.
+
+    Raises
+    ------
+    InputError
+        If the mode has no verification, or there are fewer than two scenes.
+    """
+    check_request(mode, scenes, 2)
+    found: dict[str, dict[str, list[float]]] = {
+        span: {group: [] for group in GROUPS} for span in spans(mode)
+    }
+    for index in progress(range(scenes), description=f"hiding the image, {mode}"):
+        sample = held_out_sample(seed, index, mode)
+        named = spans(mode)
+        truth, rights = words_right(vlm, sample, list(named.values()))
+        group_of = np.array([_group(token) for token in truth])
+        for group in set(GROUPS).intersection(group_of.tolist()):
+            for span, right in zip(named, rights, strict=True):
+                found[span][group].append(float(right[group_of == group].mean()))
+    rows = {
+        span: {group: with_interval(values, proportion=True) for group, values in groups.items()}
+        for span, groups in found.items()
+    }
+    return {"scenes": scenes, "rows": rows}
+
+
+def words_right(
+    vlm: VLM, sample: Sample, interventions: Sequence[Intervention]
+) -> tuple[list[TokenTruth], list[np.ndarray]]:
+    """Feed a true answer under each intervention, and check which words are the most likely.
+
+    Returns
+    -------
+    list of TokenTruth, list of bool [tokens]
+        Truth of the answer's tokens; for each intervention, which of them are right.
+    """
+    prompt = vlm.prompt(sample.scene.draw(), sample.question.text, sample.mode)
+    ids = vlm.tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
+    truth = token_truth(sample, token_texts(vlm.tokenizer, ids))
+    rights = []
+    for intervention in interventions:
+        with ForcedSession(vlm, prompt, intervention) as session:
+            rights.append(session.force(ids).argmax(-1).numpy() == np.array(ids))
+    return truth, rights
+
+
+def _group(token: TokenTruth) -> str:
+    if token.must_look:
+        return {"verification": "facts", "description": "listed"}.get(token.section, "")
+    groups = {"reasoning": "reasoned", "verification": "names", "conclusion": "restated"}
+    return groups.get(token.section, "")
+
+
+def table_text(table: dict[str, Any]) -> str:
+    """Write what ``knock_outs`` returns as a table with a line per part of the answer."""
+    names = list(table["rows"]["nothing"])
+    lines = [
+        "words of the true answer that stay the most likely, with the image hidden; (n): mean over "
+        "n scenes, which have such words",
+        f"{'':36}" + "".join(f"{name:>13}" for name in names),
+    ]
+    for span, row in table["rows"].items():
+        cells = (mean_text(row[n]["mean"], ".1%", row[n]["count"], table["scenes"]) for n in names)
+        lines.append(f"{span:36}" + "".join(f"{cell:>13}" for cell in cells))
+    return "\n".join(lines)
+
+
+def looking_heads(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -> dict[str, Any]:
+    """Rank heads by how they look at verified facts, and knock out the first of them.
+
+    Heads are ranked on the first half of the scenes and knocked out on the second.
+
+    Parameters
+    ----------
+    vlm
+        A testbed model.
+    scenes
+        Number of held-out scenes.
+    seed
+        Which ones.
+    mode
+        ``back`` or ``reflection`` (nothing is inserted).
+
+    Returns
+    -------
+    dict
+        ``hit`` [layer][head]: fraction of fact steps at which the most attended visual token is
+        the object's own; ``on_object`` [layer][head]: fraction of attention mass on it, mean over
+        fact steps; ``ranking``: heads (layer, head) by ``on_object``; ``facts``: number of fact
+        steps. ``knockouts``: for each number of heads, facts right (mean over scenes, with 95%
+        score intervals) with the image hidden, from the verification on, from the first heads of
+        the ranking (``top``) and from as many others (``random``: mean over random choices, with
+        the mean of each in ``draws``); ``untouched`` likewise.
+
+    Raises
+    ------
+    InputError
+        If the mode has no verification, or there are fewer than four scenes.
+    """
+    check_request(mode, scenes, 4)
+    samples = [held_out_sample(seed, i, mode) for i in range(scenes)]
+    half = scenes // 2
+    table = rank(vlm, samples[:half])
+    ranking: list[Head] = [tuple(pair) for pair in table["ranking"]]
+    rng = np.random.default_rng(seed)
+    tested = [s for s in samples[half:] if s.scene.objects]
+    counts = [c for c in HEAD_COUNTS if 2 * c <= len(ranking)]
+    chosen: dict[tuple[int, int], list[Head]] = {(0, 0): []}
+    for count in counts:
+        chosen[count, 0] = ranking[:count]
+        for choice in range(1, RANDOM_CHOICES + 1):
+            others = rng.permutation(len(ranking) - count)[:count] + count
+            chosen[count, choice] = [ranking[i] for i in others]
+    found: dict[tuple[int, int], list[float]] = {key: [] for key in chosen}
+    for sample in progress(tested, description=f"knocking heads out, {mode}"):
+        fractions = facts_right(vlm, sample, list(chosen.values()))
+        for key, fraction in zip(chosen, fractions, strict=True):
+            found[key].append(fraction)
+    by_count: dict[int, dict[str, Any]] = {}
+    for count in counts:
+        shares = [found[count, choice] for choice in range(1, RANDOM_CHOICES + 1)]
+        means = np.mean(shares, axis=0).tolist()
+        by_count[count] = {
+            "heads": [list(head) for head in chosen[count, 0]],
+            "top": with_interval(found[count, 0], proportion=True),
+            "random": {
+                **with_interval(means, proportion=True),
+                "draws": [float(np.mean(share)) for share in shares],
+            },
+        }
+    table["knockouts"] = {
+        "scenes": len(tested),
+        "untouched": with_interval(found[0, 0], proportion=True),
+        "by_count": by_count,
+    }
+    return table
+
+
+def rank(vlm: VLM, samples: list[Sample]) -> dict[str, Any]:
+    """Rank heads by their attention mass on the object's own visual token at verified facts."""
+    hits, masses, chances = [], [], []
+    for sample in progress(samples, description="ranking heads"):
+        forced = forced_pass(vlm, sample)
+        for step, token in enumerate(forced.truth):
+            if token.states_fact:
+                hits.append(np.isin(forced.peak[step], token.visual_tokens))
+                masses.append(forced.on_object[step])
+                chances.append(len(token.visual_tokens) / forced.visual_tokens)
+    if not hits:
+        raise InputError(f"{len(samples)} scenes hold no object: give more scenes")
+    hit, on_object = np.mean(hits, axis=0), np.mean(masses, axis=0)
+    order = np.argsort(-on_object, axis=None, kind="stable")
+    ranking = [[int(i) for i in np.unravel_index(place, on_object.shape)] for place in order]
+    return {
+        "scenes": len(samples),
+        "facts": len(hits),
+        "hit": hit.round(4).tolist(),
+        "on_object": on_object.round(4).tolist(),
+        "chance": float(np.mean(chances)),
+        "ranking": ranking,
+    }
+
+
+def facts_right(vlm: VLM, sample: Sample, choices: list[list[Head]]) -> list[float]:
+    """Return the fraction of verified facts that stay right, with each choice of heads knocked out.
+
+    The image is hidden from the heads from the verification on; without heads, nothing is hidden.
+    The sample must have at least one object.
+    """
+    when = At(TAGS[sample.mode][0], times=1)
+    knocked = [Knockout(when=when, heads=heads) if heads else Nothing() for heads in choices]
+    truth, rights = words_right(vlm, sample, knocked)
+    facts = np.array([token.states_fact for token in truth])
+    return [float(right[facts].mean()) for right in rights]

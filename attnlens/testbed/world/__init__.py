@@ -1,0 +1,1 @@
+"""The testbed's scenes, the questions about them, and their true answers."""
