@@ -145,8 +145,8 @@ def test_limits_of_pixels_reach_the_trace(scene):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--min_pixels", "0"], "--min_pixels 0: give a number of pixels of at least 1"),
-        (["--min_pixels", "9", "--max_pixels", "8"], "--min_pixels 9 is more than --max_pixels 8"),
+        (["--min_pixels", "0"], "min_pixels=0: give a whole number of pixels of at least 1"),
+        (["--min_pixels", "9", "--max_pixels", "8"], "min_pixels=9 is more than max_pixels=8"),
         (["--max_pixels", "700"], "max_pixels=700: a visual token takes 784"),
         (["--min_pixels", "9000000"], "which one is the checkpoint's: give both"),
     ],

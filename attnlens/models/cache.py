@@ -1,7 +1,7 @@
-"""How a forward pass carries its key-value cache: the one place that knows.
+"""How a forward pass carries its key-value cache.
 
 transformers' modules take and return it as ``past_key_values`` up to version 5.23, and as ``cache``
-from 5.24 on.
+from 5.24 on. No other file knows this.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from packaging.version import Version
 from attnlens.errors import InputError
 
 NAMES = ("cache", "past_key_values")
-"""Names that transformers has for it, the newest first."""
+"""transformers' names for it, the newest first."""
 
 
 @remembered
 def _parameters(forward: Any) -> tuple[str, ...]:
-    """Names of what the forward of a class takes, in order."""
+    """Return the parameter names of a class's forward, in order."""
     return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def _taken_by(module: Any) -> tuple[str, ...]:
-    """Names of what a module takes, looked up inside torch's wrappers, which take anything."""
+    """Return a module's parameter names; torch's wrappers take anything, so look inside them."""
     while not set(NAMES).intersection(_parameters(type(module).forward)):
         children = module._modules
         inner = children.get("_orig_mod") or children.get("module")  # compiled, or distributed
@@ -36,12 +36,12 @@ def _taken_by(module: Any) -> tuple[str, ...]:
 
 
 def cache_parameter(module: Any) -> str:
-    """Return the name under which a module takes its cache.
+    """Return the name of the parameter by which a module takes its cache.
 
     Raises
     ------
     InputError
-        If it takes none under a name that is known.
+        If it has none with a known name.
     """
     parameters = _taken_by(module)
     for name in NAMES:
@@ -57,20 +57,13 @@ def cache_parameter(module: Any) -> str:
 
 
 def cache_of(module: Any, args: tuple, options: dict[str, Any]) -> Any:
-    """Return the cache that a call of a module was given; None where there is none.
-
-    Parameters
-    ----------
-    module
-        The module that is called.
-    args, options
-        What its forward is called with.
+    """Return the cache that a module's forward was called with; None where there is none.
 
     Raises
     ------
     InputError
-        If the cache comes under a name that is not known, under two at once, or is something else
-        than a ``transformers.Cache``, such as the pages of continuous batching.
+        If the cache has an unknown name or two names at once, or is no ``transformers.Cache`` (the
+        pages of continuous batching are none).
     """
     from transformers import Cache
 
@@ -97,7 +90,7 @@ def with_cache(module: Any, cache: Any) -> dict[str, Any]:
 def returned_cache(output: Any) -> Any:
     """Return the cache in the output of a module or of ``generate``; None where there is none."""
     for name in NAMES:
-        # a name of another version may be an alias that warns: look at the fields alone
+        # another version's name may be an alias that warns: look only at the fields
         if name in output and output[name] is not None:
             return output[name]
     return None

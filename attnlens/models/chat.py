@@ -1,4 +1,4 @@
-"""Chat messages in the form of Hugging Face: what is said, and which pictures are shown."""
+"""Chat messages in Hugging Face's form: built around a question, or read from the user's own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attnlens.text import shortened
 
 ROLES = ("system", "user", "assistant")
 SOURCES = ("image", "url", "path", "base64")
-"""Under which names a part of a message may hold its picture."""
+"""Names under which a part of a message may hold its picture."""
 FORM = (
     '[{"role": "user", "content": '
     '[{"type": "image", "image": ...}, {"type": "text", "text": ...}]}]'
@@ -21,16 +21,16 @@ FORM = (
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation that the model is to go on with.
+    """A conversation for the model to continue.
 
     Attributes
     ----------
     messages
-        As the chat template takes them, images without their pictures.
+        As the chat template takes them; images without their pictures.
     texts
-        Everything that is said.
+        All texts in them.
     images
-        What was given for each image, in order.
+        The source of each image, in order.
     question
         Text of the last message.
     """
@@ -42,7 +42,7 @@ class Chat:
 
 
 def is_chat(given: Any) -> bool:
-    """Whether something is meant as chat messages."""
+    """Whether a value is meant as chat messages."""
     if isinstance(given, Mapping):
         return True
     is_list = isinstance(given, Sequence) and not isinstance(given, str | bytes)
@@ -55,8 +55,8 @@ def read_chat(given: Any) -> Chat:
     Raises
     ------
     InputError
-        If they are in another form, hold something else than text and images, or do not end with
-        the user's turn.
+        If they are in another form, hold anything but text and images, or do not end with the
+        user's turn.
     """
     if isinstance(given, Mapping):
         raise InputError(f"one message was given: give a list of them, {FORM}")
@@ -72,30 +72,30 @@ def read_chat(given: Any) -> Chat:
             raise InputError(f"{where} has the role {_short(role)}: use one of {', '.join(ROLES)}")
         if role == "system" and number:
             raise InputError(f"{where} is the system's: give it as the first one")
-        said: list[str] = []
+        own_texts: list[str] = []
         parts: Any = content
         if isinstance(content, str):
-            said.append(content)
+            own_texts.append(content)
         elif isinstance(content, Sequence):
             parts = []
             for part in content:
                 kind, value = _part(part, where)
                 parts.append({"type": "image"} if kind == "image" else {"type": kind, kind: value})
-                (images if kind == "image" else said).append(value)
+                (images if kind == "image" else own_texts).append(value)
         else:
             raise InputError(f"{where} has the content {_short(content)}: give a text or a list")
         messages.append({"role": role, "content": parts})
-        texts += said
+        texts += own_texts
     if messages[-1]["role"] != "user":
         raise InputError(
             f"the last message is the {messages[-1]['role']}'s: end with one of the user's, which "
             "the model answers"
         )
-    return Chat(messages, texts, images, "\n".join(said).strip())
+    return Chat(messages, texts, images, "\n".join(own_texts).strip())
 
 
 def _part(part: Any, where: str) -> tuple[str, Any]:
-    """Kind of a part of a message, ``text`` or ``image``, and what it holds."""
+    """Return the kind of a message's part, ``text`` or ``image``, and what it holds."""
     given = _known(part) if isinstance(part, Mapping) else {}
     kind = given.pop("type", None)
     if kind == "text" and set(given) == {"text"} and isinstance(given["text"], str):
@@ -116,7 +116,7 @@ def _part(part: Any, where: str) -> tuple[str, Any]:
 
 
 def _known(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what is None: rows of a data set have the keys of all others."""
+    """Leave out values of None: rows of a data set have the keys of all other rows."""
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -125,17 +125,7 @@ def _short(value: Any) -> str:
 
 
 def messages(text: str, images: int, system: str | None = None) -> list[dict]:
-    """Chat messages of one turn: system text, then the images, then the user's text.
-
-    Parameters
-    ----------
-    text
-        The user's text, instruction included.
-    images
-        How many images stand before the text.
-    system
-        System prompt; ``DEFAULT_SYSTEM`` when not given.
-    """
+    """Chat messages of one turn: system text, then so many images, then the user's text."""
     content: list[dict] = [{"type": "image"} for _ in range(images)]
     content.append({"type": "text", "text": text})
     system_text = DEFAULT_SYSTEM if system is None else system

@@ -1,4 +1,4 @@
-"""The families that are supported, and how a model's is found."""
+"""The supported families, and which of them a model belongs to."""
 
 from __future__ import annotations
 
@@ -16,12 +16,7 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN2_5_
 def family_of(config: Any, given: str) -> Family:
     """Return the family of a configuration.
 
-    Parameters
-    ----------
-    config
-        A transformers configuration.
-    given
-        What the user named, for the message.
+    ``given`` is what the user asked for, for the message.
 
     Raises
     ------

@@ -36,7 +36,7 @@ class ImagePiece:
     rows, columns
         Grid of the whole image, in visual tokens.
     kept
-        Indices of the visual tokens that stand in the sequence, in reading order; all when None.
+        Indices of the visual tokens in the sequence, in reading order; all when None.
     """
 
     rows: int
@@ -57,7 +57,7 @@ class Parts:
     vision
         The vision tower.
     text
-        The text model: one call is one forward pass over the key-value cache.
+        The text model; each call is one forward pass over the key-value cache.
     attention
         The text layers' attention modules, by layer index.
     """
@@ -111,28 +111,16 @@ class Family(ABC):
 
     @abstractmethod
     def load_processor(self, folder: str | Path, **hub: Any) -> Any:
-        """Load the processor of a checkpoint.
+        """Load the processor of a checkpoint, a folder or a Hub name.
 
-        Parameters
-        ----------
-        folder
-            A folder or a Hub name.
-        hub
-            Passed on to ``from_pretrained`` (revision, token, cache folder).
+        ``hub`` is passed on to ``from_pretrained`` (revision, token, cache folder).
         """
 
     @abstractmethod
     def pixel_limits(
         self, processor: Any, min_pixels: int | None = None, max_pixels: int | None = None
     ) -> PixelLimits:
-        """Limits of an image's area after resizing.
-
-        Parameters
-        ----------
-        processor
-            The processor, whose own limits stand where none is given.
-        min_pixels, max_pixels
-            The limits asked for, in pixels.
+        """Limits of an image's area after resizing; the processor's own where none is given.
 
         Raises
         ------
@@ -142,7 +130,7 @@ class Family(ABC):
 
     @abstractmethod
     def set_pixel_limits(self, processor: Any, limits: PixelLimits) -> None:
-        """Make limits the processor's own."""
+        """Set the processor's own limits."""
 
     # The model
 
@@ -156,17 +144,12 @@ class Family(ABC):
 
     @abstractmethod
     def layer_kinds(self, config: Any) -> tuple[str, ...]:
-        """Tell how each text layer attends: ``full``, ``window`` or ``none``."""
+        """How each text layer attends: ``full``, ``window`` or ``none``."""
 
     def check_layers(self, config: Any, given: str = "the model") -> None:
-        """Refuse layers that keep no key for every token.
+        """Refuse layers that do not keep a key for every token.
 
-        Parameters
-        ----------
-        config
-            Configuration of the model or of its text model.
-        given
-            What messages call it.
+        ``config`` is that of the model or of its text model; messages call it ``given``.
 
         Raises
         ------
@@ -205,18 +188,9 @@ class Family(ABC):
     def encode(
         self, processor: Any, text: str, pictures: Sequence[Image.Image], limits: PixelLimits | None
     ) -> Inputs:
-        """Turn a text with a placeholder for each picture into inputs.
+        """Turn a text with a placeholder for each RGB picture into inputs.
 
-        Parameters
-        ----------
-        processor
-            The processor.
-        text
-            The whole text, as the chat template writes it.
-        pictures
-            The pictures, RGB.
-        limits
-            Limits of pixels; the processor's own where None.
+        The text is what the chat template writes; ``limits`` are the processor's own where None.
         """
 
     @abstractmethod
@@ -231,23 +205,14 @@ class Family(ABC):
     def append(
         self, config: Any, inputs: Inputs, ids: Sequence[int], images: Inputs | None = None
     ) -> Inputs:
-        """Let tokens follow a prompt.
+        """Add tokens after the prompt of one sequence.
 
-        Parameters
-        ----------
-        config
-            The model's configuration.
-        inputs
-            The prompt's, of one sequence.
-        ids
-            The tokens.
-        images
-            Inputs whose images stand at the placeholders among the tokens; none by default.
+        ``images`` are inputs whose images stand at the placeholders among the tokens.
         """
 
     @abstractmethod
     def pixels(self, inputs: Inputs) -> torch.Tensor:
-        """Return what the vision tower is given of all images."""
+        """Return the pixels of all images, as the vision tower takes them."""
 
     # Features and positions
 
@@ -257,7 +222,7 @@ class Family(ABC):
 
     @abstractmethod
     def features_in(self, output: Any) -> torch.Tensor:
-        """Return the same from what a pass of the vision tower returned."""
+        """Return the same from the output of the vision tower."""
 
     @abstractmethod
     def rotary_positions(self, generator: Any, inputs: Inputs) -> torch.Tensor:
@@ -267,31 +232,18 @@ class Family(ABC):
     def positions_from(
         self, start: int, pieces: Sequence[int | ImagePiece]
     ) -> tuple[np.ndarray, int]:
-        """Rotary positions of text and images that stand one after the other.
+        """Rotary positions of consecutive text and images, and the position of what follows.
 
-        Parameters
-        ----------
-        start
-            Position of the first token.
-        pieces
-            Number of text tokens, or an image, in the order of the sequence.
-
-        Returns
-        -------
-        int64 [axes, tokens] and int
-            The positions, and the position of what follows.
+        ``pieces`` are numbers of text tokens, or images, in the order of the sequence; the first
+        token is at ``start``. The positions are int64 [axes, tokens].
         """
 
     @abstractmethod
     def position_ids(self, slots: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
-        """Put together what the text model takes as ``position_ids``.
+        """Make what the text model takes as ``position_ids``.
 
-        Parameters
-        ----------
-        slots
-            int64 [keys]: places in the cache.
-        rotary
-            int64 [axes, keys] or [axes, 1, keys]: rotary positions.
+        ``slots`` are places in the cache, int64 [keys]; ``rotary`` are rotary positions, int64
+        [axes, keys] or [axes, 1, keys].
         """
 
     @abstractmethod
@@ -300,4 +252,4 @@ class Family(ABC):
 
     @abstractmethod
     def moved(self, position_ids: torch.Tensor, slots: int, rotary: int) -> torch.Tensor:
-        """Position ids further back: by slots of the cache, and by rotary positions."""
+        """Move position ids back by a number of cache slots and of rotary positions."""

@@ -1,4 +1,4 @@
-"""Opening pictures, with one clear error for what cannot be used."""
+"""Opening pictures, with one clear error for each that cannot be used."""
 
 from __future__ import annotations
 
@@ -21,26 +21,45 @@ from attnlens.text import LONGEST_PATH, one_line, quoted, shortened
 MAX_ASPECT_RATIO = 200
 """Qwen2-VL's image processor refuses anything longer and thinner."""
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
-"""Tags of a TIFF, and the value of the second in which 0 is white."""
+"""Tags of a TIFF, and the value of the second under which 0 is white."""
+
+
+def check_pixel_limits(min_pixels: int | None, max_pixels: int | None) -> None:
+    """Refuse limits of an image's area that no checkpoint could hold.
+
+    Raises
+    ------
+    InputError
+        If one is not a whole number of at least 1, or the smaller one is larger.
+    """
+    for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if value is not None and (not whole or value < 1):
+            raise InputError(f"{name}={value!r}: give a whole number of pixels of at least 1")
+    if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
+        raise InputError(
+            f"min_pixels={min_pixels} is more than max_pixels={max_pixels}: give both, the smaller "
+            "first"
+        )
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What is known of an image of a prompt.
+    """Facts about an image of a prompt.
 
     Attributes
     ----------
     path
-        Where it was read from; None for an image that was given as an object or as bytes.
+        Where it was read from; None for an image given as an object or as bytes.
     sha256
         Hash of the file's bytes, or of the RGB pixels where there is no file.
     width, height
         Size in pixels, before the processor resizes it.
     rows, columns
-        Its grid of visual tokens. The processor has resized it to this many times the pixels of a
+        Its grid of visual tokens. The processor resized it to this many times the pixels of a
         visual token (28 each way in Qwen2.5-VL).
     min_pixels, max_pixels
-        The limits of its area in which it was resized; None where that is not known.
+        The limits of its area at resizing; None where they are not known.
     """
 
     path: str | None
@@ -74,17 +93,17 @@ class ImageInfo:
 def open_image(source: Any) -> tuple[Image.Image, ImageInfo]:
     """Open a picture and make it RGB of 8 bits.
 
-    A picture is turned as its EXIF block says. Of an animation the first frame is taken, or the one
-    at which an opened picture stands. What is white follows from the kind of file or array alone,
-    never from the values in it:
+    A picture is turned as its EXIF block says. An animation gives its first frame, or the current
+    frame of an opened picture. What is white follows from the kind of file or array alone, never
+    from the values in it:
 
     - 8 bits (and 1, palettes, CMYK, YCbCr, LAB, HSV): as Pillow converts them, without colour
       profiles;
     - greys of 16 bits (modes ``I;16...``, uint16 arrays): 65,535 is white, so that value v becomes
       v / 257, rounded (in a TIFF of 12 bits, 4,095 is white);
-    - whole numbers of 32 bits and floats (modes ``I`` and ``F``) have no white of their own. They
-      are taken as they are where all are whole numbers from 0 to 255 (of floats, one above 1), and
-      refused otherwise;
+    - whole numbers of 32 bits and floats (modes ``I`` and ``F``) define no white. They are taken
+      as they are where all are whole numbers from 0 to 255 (of floats, one above 1), and refused
+      otherwise;
     - transparent parts are laid on white: colour x opacity + 255 x (1 - opacity).
 
     Parameters
@@ -123,7 +142,7 @@ def open_image(source: Any) -> tuple[Image.Image, ImageInfo]:
 
 
 def _content(source: Any) -> tuple[str | None, bytes, str]:
-    """Path (where there is one) and bytes of a picture's file, and what messages call it."""
+    """Return path (where there is one) and bytes of a picture's file, and its name in messages."""
     if isinstance(source, bytes | bytearray | memoryview):
         return None, bytes(source), f"the image of {len(source):,} bytes"
     if hasattr(source, "read"):
@@ -159,7 +178,7 @@ def _content(source: Any) -> tuple[str | None, bytes, str]:
 
 
 def _data(rest: str) -> bytes:
-    """Bytes of what follows ``data:`` in a URL (RFC 2397)."""
+    """Decode what follows ``data:`` in a URL (RFC 2397)."""
     header, comma, body = rest.partition(",")
     try:
         if not comma:
@@ -215,7 +234,7 @@ def _from_array(values: np.ndarray) -> Image.Image:
 
 
 def _upright(image: Image.Image, named: str) -> Image.Image:
-    """Decode a picture, and turn it as its EXIF block says, as a viewer shows it."""
+    """Decode a picture and turn it as its EXIF block says."""
     try:
         image.load()
         return ImageOps.exif_transpose(image)
@@ -229,7 +248,7 @@ def _unreadable(named: str, error: Exception) -> InputError:
 
 
 def _black_and_white(image: Image.Image) -> tuple[int, int] | None:
-    """Return the values of black and white that the kind of a picture sets; None where none is."""
+    """Return the values of black and white that the kind of picture implies, where it does."""
     if image.mode.startswith("I;16"):
         tags = getattr(image, "tag_v2", {})  # of a TIFF
         bits = tags.get(BITS_PER_SAMPLE, 16)
@@ -258,13 +277,13 @@ def _as_rgb(image: Image.Image, ends: tuple[int, int] | None, named: str) -> Ima
 
 
 def _grey(image: Image.Image, ends: tuple[int, int] | None, named: str) -> Image.Image:
-    """Bring greys of more than 8 bits to 8, where Pillow's own conversion cuts all above 255."""
+    """Scale greys of more than 8 bits to 8; Pillow's own conversion would cut them off at 255."""
     values = np.asarray(image)
     if ends is not None:
         black, white = ends
         scaled = (values.astype(np.float32) - black) / (white - black) * 255
         grey = np.round(scaled.clip(0, 255)).astype(np.uint8)
-        if "transparency" in image.info:  # one grey, which is as if it were not there
+        if "transparency" in image.info:  # one grey that is transparent
             grey[values == image.info["transparency"]] = 255
         return Image.fromarray(grey)
     if values.size:

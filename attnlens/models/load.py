@@ -20,7 +20,7 @@ from attnlens.text import printable, shortened
 
 TESTBED = Path(__file__).parent.parent / "testbed" / "weights"
 HUB = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
-"""Options of ``from_pretrained`` that say where the files are."""
+"""Options of ``from_pretrained`` about where the files are."""
 OPTIONS = (
     *HUB,
     "attn_implementation",
@@ -45,7 +45,7 @@ PARTS = {
         "tokenizer.json (or vocab.json and merges.txt) and tokenizer_config.json",
     ),
 }
-"""Parts of a checkpoint beside its weights: files that may hold them, and what to copy."""
+"""Parts of a checkpoint other than its weights: files that may hold them, and what to copy."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -98,9 +98,9 @@ class VLM:
             ``assistant``, and as content a text or a list of ``{"type": "text", "text": ...}`` and
             ``{"type": "image", "image": ...}`` (or ``url``, ``path``, ``base64``). The last message
             is the user's. They hold their own instruction: ``mode`` stays ``normal`` or None, and
-            ``prompt.mode`` is ``messages``. Of the keys, all before the first image are ``system``,
-            whoever says them, and all text after it is ``query``, earlier answers of the assistant
-            included: they are part of the prompt, ``response`` is what is generated.
+            ``prompt.mode`` is ``messages``. All keys before the first image are ``system``, whoever
+            says them, and all text after it is ``query``, including earlier answers of the
+            assistant: they are part of the prompt, and ``response`` is only what is generated.
         question
             The question.
         mode
@@ -114,13 +114,13 @@ class VLM:
         system
             System prompt; the mode's ("You are a helpful assistant.") when not given.
         template
-            Your own user text in place of the mode's, with ``{question}`` in it.
+            Your own user text instead of the mode's, with ``{question}`` in it.
         min_pixels, max_pixels
             Limits of an image's area after resizing, in pixels; those of ``load``, else the
             checkpoint's, when not given. The image processor keeps the shape and rounds sides to
             visual tokens (28 pixels in Qwen2.5-VL). Look-Back's evaluation uses 262,144 and
-            1,000,000, but resizes twice, to that area and then to whole visual tokens, so that its
-            grid often differs by a row or a column; resize a picture before for that very grid.
+            1,000,000, but resizes twice, to that area and then to whole visual tokens; its grid
+            often differs by a row or a column. For that very grid, resize the picture yourself.
 
         Returns
         -------
@@ -180,7 +180,7 @@ def load(
         Limits of an image's area after resizing, in pixels, for all prompts; the checkpoint's own
         when not given. See ``VLM.prompt``.
     options
-        Passed on to ``from_pretrained`` as they are: those of ``OPTIONS`` (``attn_implementation``,
+        Passed on to ``from_pretrained`` unchanged: those of ``OPTIONS`` (``attn_implementation``,
         ``revision``, ``quantization_config``, ...). No attention implementation is chosen for you.
 
     Raises
@@ -251,7 +251,7 @@ def _check_options(options: dict[str, Any], name: str | Path) -> None:
 
 
 def _check_folder(folder: Path, given: str) -> None:
-    """Refuse a folder without a model of its own."""
+    """Refuse a folder that holds an adapter or no model."""
     if (folder / "adapter_config.json").is_file():
         raise InputError(
             f"{given!r} holds an adapter (adapter_config.json), which would be left out: load its "
@@ -265,7 +265,7 @@ def _check_folder(folder: Path, given: str) -> None:
 
 
 def _check_parts(folder: Path, given: str) -> None:
-    """Refuse a folder that lacks what stands beside the weights, and say what would help."""
+    """Refuse a folder that lacks a part other than the weights."""
     for what, (names, advice) in PARTS.items():
         if not any((folder / name).is_file() for name in names):
             raise InputError(
@@ -275,11 +275,11 @@ def _check_parts(folder: Path, given: str) -> None:
 
 
 def _missing_weights(model: Any, report: dict[str, Any]) -> list[str]:
-    """Names of weights that the checkpoint lacks, in order.
+    """Name the weights that the checkpoint lacks, in order.
 
     A quantised checkpoint stores a layer's weight under other names (``qweight``,
-    ``weight_packed``, scales): there, a layer counts as found once any of its tensors but the bias
-    is in the checkpoint.
+    ``weight_packed``, scales): there a layer counts as found if any of its tensors, except the
+    bias, is in the checkpoint.
     """
     missing = set(report["missing_keys"])
     if missing and getattr(model.config, "quantization_config", None):
@@ -296,7 +296,7 @@ def _module(name: str) -> str:
 
 def _config(source: str | Path, given: str, hub: dict[str, Any]) -> Any:
     try:
-        # without a word about it, transformers asks at the keyboard whether to run code
+        # by default transformers asks at the keyboard whether to run code
         return AutoConfig.from_pretrained(source, trust_remote_code=False, **hub)
     except Exception as error:  # configurations are checked by code of each model type
         if isinstance(source, Path):
@@ -310,7 +310,7 @@ def _config(source: str | Path, given: str, hub: dict[str, Any]) -> Any:
 
 
 def find_device(device: str) -> torch.device:
-    """Turn a name into a device that is there; ``auto`` is the first GPU, or the CPU.
+    """Return the device of a name; ``auto`` is the first GPU, or the CPU.
 
     Raises
     ------

@@ -1,22 +1,21 @@
-r"""What each mode asks of the model: the instruction that is put around a question.
+r"""The modes: the instruction that each puts around a question.
 
 The instruction belongs to the prompt, not to the model. The formats of ``MODES`` are those of
 Look-Back (arXiv 2507.03019: verification inside ``<back>``) and Qwen-LookAgain (arXiv 2505.23558:
 five parts, with ``<REFLECTION>``); the words are ours.
 
-``LOOK_BACK`` asks in Look-Back's own words, character by character, since a checkpoint should be
+``LOOK_BACK`` has Look-Back's own words, character by character, since a checkpoint should be
 asked as it was trained. Source: https://github.com/ruiz-nju/Look-Back. They come in two forms:
 
 - of its evaluation (``eval/utils/processing.py``, with the words of ``eval/scripts/*.sh`` and of
   ``eval/main.py``). Its version ``back``, which the scripts of both checkpoints use, has the
   instruction after the question in the user's turn: ``semantic-back`` and ``solution-back`` for the
   checkpoints of that name, ``look-back-cot`` for the default words, without ``<back>``. With the
-  ending ``-grpo`` the instruction is the system text, and with ``-hint`` it stands before the
-  question.
+  ending ``-grpo`` the instruction is the system text; with ``-hint`` it comes before the question.
 - of its trend script (``vis_demo/att_trend_viz.py``): ``trend-back``, ``trend-cot`` and
-  ``trend-normal``. There, too, the instruction follows the question, on a line of its own between
-  spaces. Its ``back`` says ``\b`` in a Python string, so that the model reads a backspace and
-  "oxed{}"; that is kept.
+  ``trend-normal``. Here, too, the instruction follows the question, on a separate line between
+  spaces. Its ``back`` says ``\b`` in a Python string, and the model reads a backspace and
+  "oxed{}"; we keep that.
 
 For other words give ``template=`` and ``system=`` to ``vlm.prompt``.
 """
@@ -48,22 +47,14 @@ MODES: dict[str, str] = {
         "<REFLECTION> </REFLECTION>, and the final answer inside <CONCLUSION> </CONCLUSION>."
     ),
 }
-"""Template of each mode; ``{question}`` stands where the question goes."""
+"""Template of each mode; the question replaces ``{question}``."""
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 
 
 @dataclass(frozen=True)
 class Mode:
-    """A prompt around a question.
-
-    Attributes
-    ----------
-    template
-        The user's text; ``{question}`` stands where the question goes.
-    system
-        The system prompt.
-    """
+    """The user's text, in which the question replaces ``{question}``, and the system prompt."""
 
     template: str
     system: str = DEFAULT_SYSTEM
@@ -95,7 +86,7 @@ _TREND = "{question} \n"  # between the question and the words of the trend scri
 _TREND_END = "\n        "
 
 LOOK_BACK: dict[str, Mode] = {}
-"""Look-Back's own prompts by name, of its evaluation and of its trend script."""
+"""Look-Back's own prompts by name."""
 for _name, _words in (
     ("semantic-back", _SEMANTIC),
     ("solution-back", _SOLUTION),
@@ -111,26 +102,20 @@ LOOK_BACK["trend-normal"] = Mode("{question} ")
 MODE_NAMES = (*MODES, *LOOK_BACK)
 """Names of all modes."""
 MESSAGES = "messages"
-"""Stands for a mode where chat messages were given, which hold their own instruction."""
+"""The mode of prompts made from chat messages, which hold their own instruction."""
 MODES_HELP = (
     f"{', '.join(MODES)}, in words of our own; or Look-Back's, as its evaluation asks "
     "(semantic-back, solution-back, look-back-cot: the instruction after the question; with the "
     "ending -grpo as system text, with -hint before the question) or as its att_trend_viz.py does "
     "(trend-back, trend-cot, trend-normal)"
 )
-"""What the commands say of their modes."""
+"""The commands' help on modes."""
 VERIFICATIONS = {"<back>": "back", "<REFLECTION>": "reflection"}
 """Tags that open a verification, and the regions that they begin."""
 
 
 def mode_of(name: str) -> Mode:
-    """Return a mode by its name.
-
-    Raises
-    ------
-    InputError
-        If there is none.
-    """
+    """Return a mode by its name, or raise ``InputError``."""
     if name in MODES:
         return Mode(MODES[name])
     if name not in LOOK_BACK:
@@ -139,7 +124,7 @@ def mode_of(name: str) -> Mode:
 
 
 def asked_words(mode: str, template: str | None = None, system: str | None = None) -> str:
-    """Everything that a mode says around a question, where parts of it may be the user's own."""
+    """Return all the words around a question; ``template`` and ``system`` replace the mode's."""
     own = mode_of(mode)
     words = (
         own.system if system is None else system,
@@ -149,18 +134,12 @@ def asked_words(mode: str, template: str | None = None, system: str | None = Non
 
 
 def verification_tag(words: str) -> str | None:
-    """Tag of the verification that a prompt's words ask for; None where they ask for none."""
+    """Return the tag of the verification that words ask for; None where they ask for none."""
     return next((tag for tag in VERIFICATIONS if tag in words), None)
 
 
 def check_template(template: str) -> None:
-    """Refuse a template without a place for the question.
-
-    Raises
-    ------
-    InputError
-        If ``{question}`` is not in it.
-    """
+    """Raise ``InputError`` for a template without a place for the question."""
     if "{question}" not in template:
         raise InputError(
             f"the template {shortened(template, 80)!r} has no place for the question: "
@@ -169,16 +148,7 @@ def check_template(template: str) -> None:
 
 
 def user_text(question: str | None, mode: str, template: str | None = None) -> str:
-    """Put the instruction of a mode around a question.
-
-    Parameters
-    ----------
-    question
-        The user's question; not empty.
-    mode
-        One of ``MODE_NAMES``.
-    template
-        The user's own text with ``{question}`` where the question goes, in place of the mode's.
+    """Put the instruction of a mode, or a template of the user's own, around a question.
 
     Raises
     ------

@@ -22,24 +22,20 @@ if TYPE_CHECKING:
     from attnlens.models.family import Family
 
 
-class Loaded(Protocol):
-    """What prompts are built with; see ``attnlens.VLM``."""
+class _VLM(Protocol):
+    """What prompts are built with: ``attnlens.VLM``, whose file imports this one."""
 
     @property
-    def model(self) -> Any:
-        """The model."""
+    def model(self) -> Any: ...
 
     @property
-    def processor(self) -> Any:
-        """The processor."""
+    def processor(self) -> Any: ...
 
     @property
-    def tokenizer(self) -> Any:
-        """The processor's tokenizer."""
+    def tokenizer(self) -> Any: ...
 
     @property
-    def family(self) -> Family:
-        """The model's family."""
+    def family(self) -> Family: ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ class Prompt:
     image_of_key
         int [keys]: which image (from 0) a visual key belongs to; -1 for other keys.
     images
-        What is known of each image: path, hash, size in pixels, grid of visual tokens.
+        For each image: path, hash, size in pixels, grid of visual tokens.
     mode, question, text
         The mode (``messages`` for chat messages), the bare question (the text of the last
         message), and the whole prompt text with its placeholders.
@@ -111,7 +107,7 @@ class PromptBatch:
 
 
 def build_prompt(
-    vlm: Loaded,
+    vlm: _VLM,
     image: Any,
     question: str | None,
     mode: str | None,
@@ -158,17 +154,17 @@ def _own_chat(
     return read_chat(given)
 
 
-def _special_tokens(vlm: Loaded) -> set[str]:
+def _special_tokens(vlm: _VLM) -> set[str]:
     tokenizer = vlm.processor.tokenizer
     special = {vlm.processor.image_token, *tokenizer.all_special_tokens}
     return special | {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
 
 
-def _check_texts(vlm: Loaded, texts: Sequence[str], allowed: set[str], own: bool) -> None:
+def _check_texts(vlm: _VLM, texts: Sequence[str], allowed: set[str], own: bool) -> None:
     """Refuse texts with special tokens, which a chat template would take for its own.
 
-    A fine-tuned model may have the tags of a mode as special tokens, which its words may hold, and
-    the user's own words.
+    In a fine-tuned model a mode's tags may be special tokens: its instruction may hold them, and
+    so may the user's own words.
     """
     for token in sorted(_special_tokens(vlm)):
         fine = token in allowed or (own and not token.startswith("<|"))
@@ -179,7 +175,7 @@ def _check_texts(vlm: Loaded, texts: Sequence[str], allowed: set[str], own: bool
 
 
 def encode_prompt(
-    vlm: Loaded,
+    vlm: _VLM,
     text: str,
     opened: Sequence[tuple[Image.Image, ImageInfo]],
     limits: tuple[int | None, int | None],
@@ -196,17 +192,17 @@ def encode_prompt(
     text
         The whole text, as the chat template writes it.
     opened
-        The images, as ``open_image`` gives them.
+        The images, as ``open_image`` returns them.
     limits
         ``min_pixels`` and ``max_pixels``; the processor's own where they are None.
     mode, question
-        For the record.
+        What the prompt says about itself.
 
     Raises
     ------
     InputError
-        If the text has another number of placeholders than there are images, the limits cannot
-        hold, or the processor refuses the prompt.
+        If the placeholders are not as many as the images, the limits cannot hold, or the
+        processor refuses the prompt.
     """
     pictures = [picture for picture, _ in opened]
     placeholders = text.count(vlm.processor.image_token)
@@ -245,22 +241,11 @@ def encode_prompt(
     )
 
 
-def with_pictures(vlm: Loaded, prompt: Prompt, pictures: Sequence[Any]) -> Prompt:
+def with_pictures(vlm: _VLM, prompt: Prompt, pictures: Sequence[Any]) -> Prompt:
     """Ask the same about other images: as many, or none.
 
-    Parameters
-    ----------
-    vlm
-        The model.
-    prompt
-        A prompt with images.
-    pictures
-        One for each image, or none: then the images and the tokens around them are left out.
-
-    Raises
-    ------
-    InputError
-        As ``encode_prompt``.
+    Without ``pictures`` the images are left out with the tokens around them. Raises as
+    ``encode_prompt``.
     """
     text = prompt.text
     if not pictures:
@@ -321,7 +306,7 @@ def label_segments(
     Returns
     -------
     numpy.ndarray
-        str [keys]. What stands between two images counts as ``query``.
+        str [keys]. Anything between two images counts as ``query``.
     """
     visible = np.ones(len(ids), dtype=bool) if mask is None else np.asarray(mask).astype(bool)
     visual = np.isin(ids, visual_ids) & visible

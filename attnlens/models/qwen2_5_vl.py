@@ -1,8 +1,7 @@
-"""Qwen2.5-VL: where its layers and visual tokens are, what it is given, and its positions.
+"""Qwen2.5-VL: where its layers and visual tokens are, its inputs, and its positions.
 
-Its stock processor insists on a video processor, and that on torchvision. ``ImageTextProcessor``
-is the stock processor without videos: it reads the same folders and Hub layouts, and needs Pillow
-alone.
+Its stock processor needs a video processor, which needs torchvision. ``ImageTextProcessor`` is the
+stock processor without videos: it reads the same folders and Hub layouts, and needs only Pillow.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from transformers.utils import is_torchvision_available
 
 from attnlens.errors import InputError
 from attnlens.models.family import Family, ImagePiece, Inputs, Parts, PixelLimits, SpecialTokens
+from attnlens.models.images import check_pixel_limits
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -66,7 +66,7 @@ class ImageTextProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **_: Any) -> str:
-        """Spell the placeholder of one image out, one token for each visual token."""
+        """Repeat the placeholder of one image for each of its visual tokens."""
         visual = image_inputs["image_grid_thw"][image_idx].prod()
         return self.image_token * int(visual // self.image_processor.merge_size**2)
 
@@ -116,11 +116,8 @@ class Qwen2_5_VL(Family):
         self, processor: Any, min_pixels: int | None = None, max_pixels: int | None = None
     ) -> PixelLimits:
         """See ``Family``."""
+        check_pixel_limits(min_pixels, max_pixels)
         images = processor.image_processor
-        for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
-            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            if value is not None and (not whole or value < 1):
-                raise InputError(f"{name}={value!r}: give a whole number of pixels of at least 1")
         least = images.size["shortest_edge"] if min_pixels is None else min_pixels
         most = images.size["longest_edge"] if max_pixels is None else max_pixels
         token = (images.patch_size * images.merge_size) ** 2
@@ -129,12 +126,9 @@ class Qwen2_5_VL(Family):
                 f"max_pixels={most}: a visual token takes {token} pixels, so give at least {token}"
             )
         if least > most:
-            own = (
-                "" if None not in (min_pixels, max_pixels) else ", of which one is the checkpoint's"
-            )
             raise InputError(
-                f"min_pixels={least} is more than max_pixels={most}{own}: give both, the smaller "
-                "first"
+                f"min_pixels={least} is more than max_pixels={most}, of which one is the "
+                "checkpoint's: give both, the smaller first"
             )
         return int(least), int(most)
 
@@ -274,20 +268,12 @@ class Qwen2_5_VL(Family):
 def multimodal_positions(pieces: Sequence[int | ImagePiece]) -> np.ndarray:
     """Positions in time, height and width of every token.
 
-    Text counts on by one in all three. A visual token stands at (start, start + row,
+    Text advances by one in all three. A visual token stands at (start, start + row,
     start + column), and what follows its image continues at start + max(rows, columns), whether
     or not all of the image's tokens are there: a token that was chosen keeps its place in the grid.
     This is the rule of Qwen2-VL (arXiv 2409.12191, section 2.1) for pictures.
 
-    Parameters
-    ----------
-    pieces
-        Number of text tokens, or an image, in the order of the sequence.
-
-    Returns
-    -------
-    ndarray of int64, [3, length]
-        Time, height, width.
+    Returns int64 [3, length]: time, height, width.
     """
     start, parts = 0, []
     for piece in pieces:
@@ -304,12 +290,12 @@ def multimodal_positions(pieces: Sequence[int | ImagePiece]) -> np.ndarray:
 
 
 def _size(limits: PixelLimits) -> dict[str, int]:
-    """Write limits as the image processors name them: areas, despite the names."""
+    """Name limits as the image processors do: they are areas, despite the names."""
     return {"shortest_edge": limits[0], "longest_edge": limits[1]}
 
 
 def _images(rows: Sequence[Inputs]) -> Inputs:
-    """Put the images of several inputs in a row."""
+    """Join the images of several inputs."""
     return {
         name: torch.cat([row[name] for row in rows if name in row])
         for name in ("pixel_values", "image_grid_thw")

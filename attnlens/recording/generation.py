@@ -1,6 +1,6 @@
-"""What is noted of a call of ``model.generate`` inside a recording: its settings and its tokens.
+"""What a recording learns from a call of ``model.generate``: its settings and its tokens.
 
-The last generated token is never fed back to the model, so attention alone cannot tell it.
+The last generated token is never fed back to the model, so attention alone does not show it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ POSITIONAL = (
     "stopping_criteria",
     "prefix_allowed_tokens_fn",
 )
-"""What ``generate`` takes without a name, in order."""
+"""Parameters of ``generate`` that may be given by position, in order."""
 PLAIN_SAMPLING: dict[str, Any] = {
     "temperature": 1.0,
     "top_k": 0,
@@ -52,37 +52,37 @@ PLAIN_SAMPLING: dict[str, Any] = {
     "custom_generate": None,
     PROCESSORS: None,
 }
-"""Settings of sampled generation that draw each token from the model's own distribution."""
+"""Settings under which sampling draws each token from the model's own distribution."""
 TOP_K = 50
-"""What transformers takes for ``top_k`` where nobody sets it."""
+"""transformers' default for ``top_k``."""
 
 
 def altered_by(settings: Mapping[str, Any]) -> list[str]:
-    """Say which settings kept a response from being drawn from the model's own distribution.
+    """List the settings that kept a response from following the model's own distribution.
 
     Parameters
     ----------
     settings
-        The settings in force, as a trace notes them.
+        The settings in force, as a trace records them.
 
     Returns
     -------
     list of str
         Each with its value, such as ``top_k=50``; empty where tokens were sampled at temperature 1
-        with nothing cut.
+        with nothing cut off.
     """
     if not settings.get("do_sample"):
         return ["do_sample=False"]
     found = []
     for name, plain in PLAIN_SAMPLING.items():
         value = settings.get(name, TOP_K if name == "top_k" else plain)
-        if value != plain and (value or plain):  # False, 0 and [] switch off what is off by default
+        if value != plain and (value or plain):  # False, 0 and [] also mean: off
             found.append(f"{name}={value}")
     return found
 
 
 class GenerateWatch:
-    """Notes one call of ``generate``, and refuses what cannot be recorded before it starts.
+    """Watches one call of ``generate``, and refuses what cannot be recorded before it starts.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ class GenerateWatch:
         """Ids that fill up the shorter responses of a batch."""
 
     def before(self, model: Any, args: tuple, options: dict[str, Any]) -> None:
-        """See the arguments of a call that is about to start.
+        """Check and note the arguments of a call that is about to start.
 
         Raises
         ------
@@ -119,12 +119,11 @@ class GenerateWatch:
             If it is the second call.
         """
         options = dict(zip(POSITIONAL, args, strict=False)) | options
-        given = options.get("generation_config")
         # what the caller's configuration leaves open comes from the model's own
-        configs = (model.generation_config, given)
+        configs = (model.generation_config, options.get("generation_config"))
         settings = [c.to_diff_dict() for c in configs if c is not None]
         in_force = {k: v for part in settings for k, v in part.items() if v is not None}
-        # an option that is None takes the setting away: eos_token_id=None goes on past the end
+        # an option that is None removes the setting: eos_token_id=None continues past the end
         in_force = {k: _number(v) for k, v in (in_force | options).items() if v is not None}
         self._refuse(in_force)
         if in_force.get("use_cache", True) and not generates_with_cache(model):
@@ -155,7 +154,7 @@ class GenerateWatch:
         self._called = True
         self._given_ids = ids is not None
         self.settings = {k: v for k, v in in_force.items() if _is_plain(v)}
-        # what JSON cannot hold is noted by its name, where it alters what is sampled
+        # a setting that JSON cannot hold is noted by its type, where it alters what is sampled
         for name in PLAIN_SAMPLING:
             value = in_force.get(name)
             if value is not None and not _is_plain(value):
@@ -165,7 +164,7 @@ class GenerateWatch:
         self.pad_ids = _ids(in_force.get("pad_token_id"))
 
     def after(self, output: Any) -> None:
-        """See what the call returned."""
+        """Note what the call returned."""
         sequences = getattr(output, "sequences", output)
         self.sequences = sequences[:, self._prompt_length if self._given_ids else 0 :].cpu()
 
@@ -206,7 +205,7 @@ def refuse_continuous_batching(*_: Any, **__: Any) -> None:
 
 
 def _ids(value: Any) -> frozenset[int]:
-    """Token ids given as a number, a list or a tensor."""
+    """Return token ids that came as a number, a list or a tensor."""
     if value is None:
         return frozenset()
     plain = value.tolist() if isinstance(value, torch.Tensor) else value
@@ -214,12 +213,12 @@ def _ids(value: Any) -> frozenset[int]:
 
 
 def _number(value: Any) -> Any:
-    """Return the plain number of a scalar of NumPy, and anything else as it is."""
+    """Turn NumPy scalars into plain numbers."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a setting can be written as JSON; tensors, caches and processors cannot."""
+    """Whether a setting can be written as JSON."""
     try:
         json.dumps(value)
     except (TypeError, ValueError):

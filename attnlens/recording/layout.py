@@ -1,4 +1,4 @@
-"""Which key belongs to which segment, as numbers that a tensor product can use."""
+"""Which key belongs to which segment: the keys of the prompt, and those inserted later."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attnlens.segments import PADDING, PROMPT_SEGMENTS, SEGMENTS
 class KeyLayout:
     """The columns that attention mass is summed into.
 
-    A column is a segment, except that every image has a visual column of its own.
+    A column is a segment, except that every image has a visual column to itself.
 
     Attributes
     ----------
@@ -63,11 +63,11 @@ def key_layout(segments: Any, image: np.ndarray | None = None) -> KeyLayout:
     Parameters
     ----------
     segments
-        Names out of ``attnlens.segments.PROMPT_SEGMENTS``: a sequence for one prompt, or a list of
+        Names from ``attnlens.segments.PROMPT_SEGMENTS``: a sequence for one prompt, or a list of
         equally long sequences for a batch, with ``padding`` for the keys that pad on the left.
     image
-        int [batch, keys]: which image each visual key belongs to; found from runs of visual keys
-        when not given.
+        int [batch, keys]: which image each visual key belongs to; by default every run of visual
+        keys is an image.
 
     Raises
     ------
@@ -97,35 +97,30 @@ def key_layout(segments: Any, image: np.ndarray | None = None) -> KeyLayout:
         starts = visual & ~np.pad(visual, ((0, 0), (1, 0)))[:, :-1]
         image = np.where(visual, np.cumsum(starts, axis=1) - 1, -1)
     images = int(image.max()) + 1 if visual.any() else 0
-    column_names: list[str] = []
-    column_image: list[int] = []
-    for segment in SEGMENTS:
-        if segment == "visual":
-            column_names += ["visual"] * images
-            column_image += list(range(images))
-        else:
-            column_names.append(segment)
-            column_image.append(-1)
+    all_columns = [
+        (segment, index)
+        for segment in SEGMENTS
+        for index in (range(images) if segment == "visual" else (-1,))
+    ]
     columns = np.full(names.shape, -1, dtype=np.int64)
-    for column, (segment, index) in enumerate(zip(column_names, column_image, strict=True)):
+    for column, (segment, index) in enumerate(all_columns):
         columns[(names == segment) & (image == index)] = column
-    most = int(visual.sum(axis=1).max())
-    slots = np.full((names.shape[0], most), -1, dtype=np.int64)
-    for row in range(names.shape[0]):
-        found = np.flatnonzero(visual[row])
+    slots = np.full((len(names), int(visual.sum(axis=1).max())), -1, dtype=np.int64)
+    for row, is_visual in enumerate(visual):
+        found = np.flatnonzero(is_visual)
         slots[row, : len(found)] = found
     return KeyLayout(
         segments=names,
         image=image,
         columns=columns,
-        names=tuple(column_names),
-        column_image=tuple(column_image),
+        names=tuple(segment for segment, _ in all_columns),
+        column_image=tuple(index for _, index in all_columns),
         visual_slots=slots,
     )
 
 
 class InsertedKeys:
-    """Which slots of the cache hold inserted keys, and their segments.
+    """Which slots of the cache hold keys inserted during a generation, and their segments.
 
     They belong to no response token: they are no queries of steps, and the response's tokens are
     counted without them.
@@ -133,10 +128,6 @@ class InsertedKeys:
 
     def __init__(self) -> None:
         self._segments: dict[int, str] = {}
-
-    def __bool__(self) -> bool:
-        """Whether anything was inserted."""
-        return bool(self._segments)
 
     def __contains__(self, slot: int) -> bool:
         """Whether a slot holds an inserted key."""
@@ -157,14 +148,6 @@ class InsertedKeys:
         return sorted(self._segments.items())
 
     def before(self, slots: np.ndarray, segment: str | None = None) -> np.ndarray:
-        """Count the inserted keys before each slot: int64, as many as slots.
-
-        Parameters
-        ----------
-        slots
-            int64 [n].
-        segment
-            Of this segment alone; all when not given.
-        """
+        """Count the inserted keys (of one segment) before each slot: int64, as many as slots."""
         chosen = [s for s, name in self.items() if segment in (None, name)]
         return np.searchsorted(np.array(chosen, dtype=np.int64), slots).astype(np.int64)

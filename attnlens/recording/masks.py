@@ -48,7 +48,7 @@ def stack_biases(
     Parameters
     ----------
     masks
-        For each row a mask of ``select_rows``, over the keys that there were at its step.
+        For each row a mask from ``select_rows``, over the keys that existed at its step.
     length
         Number of keys now; keys that came later are hidden.
 

@@ -219,9 +219,9 @@ def record(
 ) -> Recorder:
     """Record the attention of one generation, or of one forward pass.
 
-    The attention function of the text layers goes on as it is, and tokens are those of a run
-    without recording. Cost: one copy of a query per layer and step, and one matrix product per
-    layer every ``every`` steps; what is kept is layers x heads x segments x 4 bytes a step.
+    The text layers keep their attention function, and tokens are those of a run without
+    recording. Cost: one copy of a query per layer and step, and one matrix product per layer every
+    ``every`` steps. Memory: layers x heads x segments x 4 bytes a step.
 
     Parameters
     ----------
@@ -231,18 +231,18 @@ def record(
         What ``vlm.prompt`` or ``vlm.batch`` returns; for a bare model one segment name per prompt
         key (``attnlens.segments``), or a list of them for a left-padded batch.
     layers
-        Indices of the layers to record (negative ones count from the last); all when not given.
+        Indices of the layers to record (negative ones count from the end); all when not given.
     visual_map
-        Keep the weight of each visual token too, mean over heads, by step and layer.
+        Also keep the weight of each visual token, mean over heads, by step and layer.
     prompt_rows
-        Which prompt rows are recorded: ``"last"`` (step 0 alone), ``"query"`` (those of the user's
-        text, too) or ``"all"``.
+        Which prompt rows are recorded: ``"last"`` (step 0 alone), ``"query"`` (also those of the
+        user's text) or ``"all"``.
     every
         How many steps wait before their mass is computed.
     tokenizer
         For a bare model: gives the tokens their text.
     seed
-        Noted in the trace; attnlens.run sets it for you.
+        Noted in the trace; ``attnlens.run`` sets it for you.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The response as text: its tokens, and the regions that tags enclose in it."""
+"""The response as text: the tokens of its steps, and the regions that tags enclose in it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,68 @@ import numpy as np
 
 from attnlens.answers import boxed_spans
 from attnlens.segments import REGIONS
+
+UNKNOWN = -1
+"""Token id of a token that the recorder could not see."""
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """The token ids around each step of one generation.
+
+    Attributes
+    ----------
+    query, predicted
+        int64 [steps]: the token fed in at each step and the one it predicts; ``UNKNOWN`` where
+        they were not seen.
+    """
+
+    query: np.ndarray
+    predicted: np.ndarray
+
+
+def token_stream(
+    positions: np.ndarray,
+    fed: dict[int, int],
+    generated: Sequence[int] | None,
+    prompt_length: int,
+    end_ids: frozenset[int],
+    pad_ids: frozenset[int] = frozenset(),
+) -> TokenStream:
+    """Find each step's tokens, cut after the first one that ends the response.
+
+    Parameters
+    ----------
+    positions
+        int64 [steps]: key slots of the steps' queries.
+    fed
+        Token ids by the key slot that they were fed in at.
+    generated
+        Ids that ``generate`` returned, in full; None where it was not seen.
+    prompt_length
+        Number of prompt keys.
+    end_ids
+        Ids that end a response.
+    pad_ids
+        Ids that fill up the shorter responses of a batch. A response without an end token (a stop
+        string ended it) is cut before the run of them at its end.
+    """
+
+    def at(slot: int) -> int:
+        index = slot - prompt_length
+        if generated is not None and 0 <= index < len(generated):
+            return int(generated[index])
+        return fed.get(slot, UNKNOWN)
+
+    query = np.array([at(int(p)) for p in positions], dtype=np.int64)
+    predicted = np.array([at(int(p) + 1) for p in positions], dtype=np.int64)
+    ends = np.flatnonzero(np.isin(predicted, list(end_ids)))
+    if len(ends):
+        stop = int(ends[0]) + 1
+    else:
+        kept = np.flatnonzero(~np.isin(predicted, list(pad_ids)))
+        stop = int(kept[-1]) + 1 if len(kept) else len(predicted)
+    return TokenStream(query[:stop], predicted[:stop])
 
 
 @cache
@@ -102,6 +164,8 @@ class Region:
 def find_regions(texts: Sequence[str]) -> list[Region]:
     """Find the regions of a response.
 
+    Tags are searched in the joined text, so it does not matter how tokens cut them.
+
     Parameters
     ----------
     texts
@@ -139,23 +203,15 @@ def find_regions(texts: Sequence[str]) -> list[Region]:
             end_open(index + 1, match.start())
             found.append((name, open_tags.pop()[1], match.end(), True))
     end_open(0, len(text))
-    found += _boxed_spans(text)
+    for box in boxed_spans(text):
+        next_tag = None if box.closed else _TAG.search(text, box.inside)
+        stop = next_tag.start() if next_tag else box.stop
+        found.append(("answer", box.start, stop, box.closed))
     # ordered by character, since regions that lie in the same tokens can still be nested
     return [
         Region(name, bisect_right(ends, start), bisect_right(ends, stop - 1) + 1, closed)
         for name, start, stop, closed in sorted(found, key=lambda span: (span[1], -span[2]))
     ]
-
-
-def _boxed_spans(text: str) -> list[tuple[str, int, int, bool]]:
-    r"""Character spans of ``\boxed{...}``; one that is not closed ends at the next tag."""
-    spans = []
-    for box in boxed_spans(text):
-        stop = box.stop
-        if not box.closed and (tag := _TAG.search(text, box.inside)):
-            stop = tag.start()
-        spans.append(("answer", box.start, stop, box.closed))
-    return spans
 
 
 def region_of_steps(regions: Sequence[Region], steps: int) -> list[str]:
@@ -165,66 +221,3 @@ def region_of_steps(regions: Sequence[Region], steps: int) -> list[str]:
         for step in range(region.start, min(region.stop, steps)):
             names[step] = region.name
     return names
-
-
-UNKNOWN = -1
-"""Token id of a token that the recorder could not see."""
-
-
-@dataclass(frozen=True)
-class TokenStream:
-    """The token ids around each step of one generation.
-
-    Attributes
-    ----------
-    query, predicted
-        int64 [steps]: the token fed in at each step and the one it predicts; ``UNKNOWN`` where
-        they were not seen.
-    """
-
-    query: np.ndarray
-    predicted: np.ndarray
-
-
-def token_stream(
-    positions: np.ndarray,
-    fed: dict[int, int],
-    generated: Sequence[int] | None,
-    prompt_length: int,
-    end_ids: frozenset[int],
-    pad_ids: frozenset[int] = frozenset(),
-) -> TokenStream:
-    """Find each step's tokens, cut after the first one that ends the response.
-
-    Parameters
-    ----------
-    positions
-        int64 [steps]: key slots of the steps' queries.
-    fed
-        Token ids by the key slot that they were fed in at.
-    generated
-        Ids that ``generate`` returned, in full; None where it was not seen.
-    prompt_length
-        Number of prompt keys.
-    end_ids
-        Ids that end a response.
-    pad_ids
-        Ids that fill up the shorter responses of a batch: a response that something else ended
-        (a stop string) is cut before the run of them at its end.
-    """
-
-    def at(slot: int) -> int:
-        index = slot - prompt_length
-        if generated is not None and 0 <= index < len(generated):
-            return int(generated[index])
-        return fed.get(slot, UNKNOWN)
-
-    query = np.array([at(int(p)) for p in positions], dtype=np.int64)
-    predicted = np.array([at(int(p) + 1) for p in positions], dtype=np.int64)
-    ends = np.flatnonzero(np.isin(predicted, list(end_ids)))
-    if len(ends):
-        stop = int(ends[0]) + 1
-    else:
-        kept = np.flatnonzero(~np.isin(predicted, list(pad_ids)))
-        stop = int(kept[-1]) + 1 if len(kept) else len(predicted)
-    return TokenStream(query[:stop], predicted[:stop])

@@ -1,7 +1,6 @@
-"""Traces on disk: a Zarr folder with a manifest that tells whether it is whole.
+"""Traces on disk: a Zarr folder with a manifest that shows whether it is whole.
 
-Zarr reads a missing chunk as fill values without a word, so the manifest lists every file with
-its hash.
+Zarr silently reads a missing chunk as fill values, so the manifest lists every file with its hash.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def save_trace(data: xr.Dataset, path: Path, *, replace: bool) -> None:
     attrs, data = data.attrs, data.copy()
     data.attrs = {"attnlens": _attributes_as_json(attrs)}
     for name in list(data.variables):
-        # by way of objects, texts may differ in length; an empty array of objects has no type
+        # as objects, texts may differ in length; an empty array of objects has no type
         if data[name].dtype.kind == "U" and data[name].size:
             data[name] = data[name].astype(object)
     with write_folder(path, replace=replace) as temporary:
@@ -83,7 +82,7 @@ def load_trace(path: Path) -> xr.Dataset:
         data.attrs["hidden_keys_counted"] = False
     for name in list(data.variables):
         if data[name].dtype.kind in "OT":
-            # NumPy casts its variable-length texts to fixed ones only by way of objects
+            # NumPy casts variable-length texts to fixed ones only through objects
             data[name] = data[name].astype(object).astype(str)
     return data
 
@@ -132,7 +131,7 @@ def _check_codecs(path: Path, files: list[str]) -> None:
 
 
 def _codec_names(meta: Any) -> list[str]:
-    """Names of all compressors and filters in Zarr metadata."""
+    """List all compressors and filters in Zarr metadata."""
     if isinstance(meta, list):
         return [name for item in meta for name in _codec_names(item)]
     if not isinstance(meta, dict):
@@ -142,7 +141,7 @@ def _codec_names(meta: Any) -> list[str]:
 
 
 def _files(path: Path) -> list[str]:
-    """Every file below a folder but the manifest, relative and in order."""
+    """List every file below a folder except the manifest, relative and in order."""
     found = (p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
     return sorted(name for name in found if name != MANIFEST)
 

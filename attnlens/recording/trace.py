@@ -38,7 +38,7 @@ class Trace:
             fraction of attention mass on the keys of a segment; adds up to 1 over segments.
         ``keys[step, segment]``
             number of keys in each segment, up to the step's own. All layers and heads see them,
-            but for those that ``hidden`` counts.
+            except those that ``hidden`` counts.
         ``hidden[step, layer, head, segment]`` (where a mask hid some: ``Knockout``, or your own)
             number of these keys that the head does not see; measures count the others.
         ``visual_nonzero[step, layer]``
@@ -102,8 +102,8 @@ class Trace:
     def cut_off(self) -> bool | None:
         """Whether generation stopped at its longest length, before the answer had ended.
 
-        None where that is not known: of forced responses, and of generation without an end token
-        or a longest length of its own.
+        None where that is not known: for forced responses, and for generation without an end token
+        or without a longest length.
         """
         settings = self.attrs.get("generation") or {}
         ends, longest = settings.get("eos_token_id"), settings.get("max_new_tokens")
@@ -124,16 +124,15 @@ class Trace:
         Parameters
         ----------
         path
-            The folder, by custom ``<name>.zarr``.
+            The folder, usually ``<name>.zarr``.
         replace
-            Whether a trace that is there gives way.
+            Whether to write over a trace that is already there.
 
         Raises
         ------
         InputError
-            If the folder exists, is not empty, and ``replace`` is not set or it holds something
-            else than a trace; nothing can be written there; or an attribute is nothing that JSON
-            can hold.
+            If the folder is not empty and ``replace`` is not set or it holds something other than
+            a trace; nothing can be written there; or JSON cannot hold an attribute.
         """
         from attnlens.recording.store import save_trace
 
@@ -185,7 +184,7 @@ class Trace:
 
     def __repr__(self) -> str:
         """Show model, sizes, visual mass, regions and the response."""
-        # attributes come from files too: what they hold must not steer a terminal
+        # attributes may come from a file: no terminal may obey what they hold
         lines = [
             f"  {name}: {value!r}" if name == "response" else f"  {name}: {one_line(value)}"
             for name, value in self._summary().items()

@@ -47,19 +47,12 @@ class Asking:
             If the mode is unknown, the template has no place for a question, limits of pixels
             cannot hold, or the folder cannot be written.
         """
+        from attnlens.models.images import check_pixel_limits
+
         mode_of(self.mode)
         if self.template is not None:
             check_template(self.template)
-        for name in ("min_pixels", "max_pixels"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name} {value}: give a number of pixels of at least 1")
-        least, most = self.min_pixels, self.max_pixels
-        if least is not None and most is not None and least > most:
-            raise InputError(
-                f"--min_pixels {least} is more than --max_pixels {most}: give the smaller one as "
-                "--min_pixels"
-            )
+        check_pixel_limits(self.min_pixels, self.max_pixels)
         check_writable(Path(self.save_folder))
 
     def load(self) -> VLM:
