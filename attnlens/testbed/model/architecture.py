@@ -115,10 +115,8 @@ def embed(
 
     Parameters
     ----------
-    model
-        The model.
-    ids
-        int64 [batch, length].
+    model, ids
+        The model, and int64 [batch, length].
     images
         The output of the image processor, with each image once.
     visual_index
@@ -128,7 +126,7 @@ def embed(
     Returns
     -------
     torch.Tensor, [batch, length, width]
-        What the text layers take as ``inputs_embeds``.
+        The ``inputs_embeds`` of the text layers.
     """
     from attnlens.models.qwen2_5_vl import QWEN2_5_VL
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,41 +51,23 @@ may learn either. If the name sees no image, only the step itself can look the f
 """
 
 
+@dataclass(eq=False)
 class Batches(Dataset):
     """Batches by step number.
 
-    Parameters
-    ----------
-    processor
-        The testbed's processor.
-    seed
-        Seed of the run, below ``HELD_OUT``.
-    steps
-        Total number of steps.
-    perception_steps
-        How many steps at the beginning have short perception questions only.
-    stages
-        See ``Stage``.
-    first
-        The step to start from, when a run is resumed.
+    The first ``perception_steps`` of all ``steps`` have short questions only. ``first`` is the step
+    to start from when a run is resumed.
     """
 
-    def __init__(
-        self,
-        processor: Any,
-        seed: int,
-        steps: int,
-        perception_steps: int,
-        stages: Sequence[Stage] = (STAGES[0],),
-        first: int = 0,
-    ) -> None:
-        assert 0 <= seed < HELD_OUT
-        self.processor = processor
-        self.seed = seed
-        self.steps = steps
-        self.perception_steps = perception_steps
-        self.stages = tuple(stages)
-        self.first = first
+    processor: Any
+    seed: int
+    steps: int
+    perception_steps: int
+    stages: Sequence[Stage] = (STAGES[0],)
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.seed < HELD_OUT
 
     def __len__(self) -> int:
         """Return the number of steps left."""
@@ -144,10 +127,8 @@ def collate(
 
     Parameters
     ----------
-    processor
-        The testbed's processor.
-    examples
-        The rows.
+    processor, examples
+        The testbed's processor, and the rows.
     decision_weight
         Weight of ``DECISIONS``; see ``Stage``.
     hidden_from
@@ -166,28 +147,27 @@ def collate(
     """
     images = [example.scene.draw() for example in examples]
     vision = processor.image_processor(images, do_resize=False, return_tensors="pt")
-    rows, first = [], 0
-    for example in examples:
-        rows.append(_encode(processor, example, first))
-        first += example.scene.rows * example.scene.columns
-    length = max(len(row.ids) for row in rows)
-    shape = (len(rows), length)
+    counts = [example.scene.rows * example.scene.columns for example in examples]
+    firsts = [0, *accumulate(counts)]
+    rows = [
+        _encode(processor, example, first) for example, first in zip(examples, firsts, strict=False)
+    ]
+    shape = (len(rows), max(len(tokens) for tokens, _, _ in rows))
     ids = torch.full(shape, processor.tokenizer.pad_token_id)
     labels = torch.full(shape, IGNORED)
     must_look = torch.zeros(shape, dtype=torch.bool)
     hidden, unlearned = torch.zeros((2, *shape), dtype=torch.bool)
     positions = torch.zeros((3, *shape), dtype=torch.long)
-    for i, row in enumerate(rows):
-        n = len(row.ids)
-        ids[i, :n] = torch.tensor(row.ids)
-        labels[i, :n] = torch.tensor(row.labels)
-        must_look[i, :n] = torch.tensor(row.must_look)
+    for i, (tokens, row_positions, _) in enumerate(rows):
+        n = len(tokens)
+        columns = (torch.tensor(column) for column in zip(*tokens, strict=True))
+        ids[i, :n], labels[i, :n], must_look[i, :n], predictable, sizes = columns
         if hidden_from:
-            hidden[i, : n - 1] = torch.tensor(row.predictable[1:])
+            hidden[i, : n - 1] = predictable[1:]
         if hidden_from == "predictable words and sizes":
-            hidden[i, : n - 1] |= torch.tensor(row.sizes[1:])
-            unlearned[i, :n] = torch.tensor(row.sizes)
-        positions[:, i, :n] = torch.from_numpy(row.positions)
+            hidden[i, : n - 1] |= sizes[1:]
+            unlearned[i, :n] = sizes
+        positions[:, i, :n] = torch.from_numpy(row_positions)
     weights = torch.ones(shape)
     decisions = [t for t in processor.tokenizer.get_vocab() if t.lstrip("\u0120") in DECISIONS]
     decision_ids = torch.tensor(processor.tokenizer.convert_tokens_to_ids(sorted(decisions)))
@@ -201,53 +181,40 @@ def collate(
         "hidden": hidden,
         "position_ids": positions,
         **vision,
-        "visual_index": torch.tensor([v for row in rows for v in row.visual_index]),
+        "visual_index": torch.tensor([v for *_, visual_index in rows for v in visual_index]),
     }
 
 
-@dataclass
-class _Row:
-    visual_index: list[int]
-    ids: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    must_look: list[bool] = field(default_factory=list)
-    predictable: list[bool] = field(default_factory=list)
+class _Token(NamedTuple):
+    id: int
+    label: int = IGNORED
+    must_look: bool = False
+    predictable: bool = False
     """Inside a verification, like the token before it, and determined by the text before."""
-    sizes: list[bool] = field(default_factory=list)
+    size: bool = False
     """States a size inside a verification."""
-    positions: np.ndarray = field(init=False)
-
-    def add(
-        self,
-        token: int,
-        label: int = IGNORED,
-        *,
-        must_look: bool = False,
-        predictable: bool = False,
-        size: bool = False,
-    ) -> None:
-        self.ids.append(token)
-        self.labels.append(label)
-        self.must_look.append(must_look)
-        self.predictable.append(predictable)
-        self.sizes.append(size)
 
 
-def _encode(processor: Any, example: Example, first: int) -> _Row:
-    """Encode prompt and answer with the insertions; ``first`` is the image's first visual token."""
+def _encode(
+    processor: Any, example: Example, first: int
+) -> tuple[list[_Token], np.ndarray, list[int]]:
+    """Return the tokens of prompt and answer with the insertions, their positions, visual indices.
+
+    ``first`` is the index of the image's first visual token.
+    """
     tokenizer, image = processor.tokenizer, processor.image_token
     grid = (example.scene.rows, example.scene.columns)
     count = grid[0] * grid[1]
     prompt = tokenizer.apply_chat_template(
         messages(example.text, images=1), tokenize=False, add_generation_prompt=True
     )
-    prompt_ids = tokenizer(prompt.replace(image, image * count), add_special_tokens=False)
-    row = _Row(visual_index=list(range(first, first + count)))
-    for token in prompt_ids["input_ids"]:
-        row.add(token)
-    before_image = row.ids.index(processor.image_token_id)
+    prompt = prompt.replace(image, image * count)
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    before_image = prompt_ids.index(processor.image_token_id)
     pieces: list[int | ImagePiece] = [before_image, ImagePiece(*grid)]
-    text_tokens = len(row.ids) - before_image - count
+    text_tokens = len(prompt_ids) - before_image - count
+    tokens = [_Token(token) for token in prompt_ids]
+    visual_index = list(range(first, first + count))
 
     answer = text_of(example.parts)
     coded = tokenizer(
@@ -265,22 +232,15 @@ def _encode(processor: Any, example: Example, first: int) -> _Row:
         ["<|vision_start|>", "<|vision_end|>"]
     )
     inserted = [vision_start, *[processor.image_token_id] * len(example.kept), vision_end]
-    for token, (a, b) in zip(coded["input_ids"], coded["offset_mapping"], strict=True):
+    for answer_token, (a, b) in zip(coded["input_ids"], coded["offset_mapping"], strict=True):
         if a in insertions:
-            for inserted_token in inserted:
-                row.add(inserted_token)
+            tokens += [_Token(token) for token in inserted]
             pieces += [text_tokens + 1, ImagePiece(*grid, example.kept)]
             text_tokens = 1
-            row.visual_index += [first + j for j in example.kept]
+            visual_index += [first + j for j in example.kept]
         looks = bool(must_look[a:b].any())
         verified = a > 0 and bool(verifies[a - 1] and verifies[a])
-        row.add(
-            token,
-            token,
-            must_look=looks,
-            predictable=verified and not looks,
-            size=verified and looks and answer[a:b].strip() in SIZES,
-        )
+        size = verified and looks and answer[a:b].strip() in SIZES
+        tokens.append(_Token(answer_token, answer_token, looks, verified and not looks, size))
         text_tokens += 1
-    row.positions = multimodal_positions([*pieces, text_tokens])
-    return row
+    return tokens, multimodal_positions([*pieces, text_tokens]), visual_index

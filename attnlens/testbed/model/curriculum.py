@@ -108,14 +108,7 @@ def perception_example(
 ) -> Example:
     """Ask a short question about a random scene, which teaches the model to see.
 
-    Parameters
-    ----------
-    rng
-        Source of randomness.
-    grid
-        Size class of the scene; see ``random_scene``.
-    kinds
-        How often each kind of question is asked, if it is one of those.
+    ``grid`` is as in ``random_scene``, ``kinds`` how often each kind of question is asked.
     """
     scene = random_scene(rng, objects=_few_or_many(rng), grid=grid)
     choice = rng.random()

@@ -216,18 +216,9 @@ MUON_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 def orthogonalise(matrices: torch.Tensor, iterations: int = 5) -> torch.Tensor:
     """Bring the singular values of matrices close to 1 and keep their singular vectors.
 
-    Parameters
-    ----------
-    matrices
-        float32 [matrices, rows, columns].
-    iterations
-        Newton-Schulz iterations. Five leave singular values of about 0.7 to 1.2.
-
-    Returns
-    -------
-    torch.Tensor, same shape
-        ``U S V^T`` with all of ``S`` close to 1, for matrices ``U D V^T``. See Jordan et al. 2024,
-        "Muon: An optimizer for hidden layers in neural networks".
+    Returns ``U S V^T`` with all of ``S`` close to 1 (about 0.7 to 1.2 after five Newton-Schulz
+    iterations) for float32 ``U D V^T`` [matrices, rows, columns]. See Jordan et al. 2024, "Muon: An
+    optimizer for hidden layers in neural networks".
     """
     a, b, c = MUON_COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
@@ -243,19 +234,8 @@ class Muon(torch.optim.Optimizer):
     """Muon in float32, with Nesterov momentum and AdamW's step size.
 
     An update is the orthogonalised matrix times ``0.2 sqrt(max(rows, columns))``, which gives it
-    the root mean square that is typical of AdamW (arXiv 2502.16982, section 2.2). Weight decay is
-    decoupled.
-
-    Parameters
-    ----------
-    parameters
-        Matrices, or groups of them.
-    lr
-        Learning rate.
-    momentum
-        Share of the old average in the new one.
-    weight_decay
-        Share of a weight that is removed per step, relative to the learning rate.
+    the root mean square that is typical of AdamW (arXiv 2502.16982, section 2.2). ``momentum`` is
+    the share of the old average in the new one. Weight decay is decoupled.
     """
 
     # torch.optim.Muon comes with torch 2.9, but this package runs with 2.6. It also computes in

@@ -41,6 +41,7 @@ from attnlens.interventions import At, Copy, Inject, Intervention, Route
 from attnlens.netcdf import write_netcdf
 from attnlens.progress import progress
 from attnlens.recording.trace import Trace
+from attnlens.testbed.studies.scoring import prompt_of
 from attnlens.testbed.world.samples import Sample, held_out_sample, save_samples
 
 if TYPE_CHECKING:
@@ -98,14 +99,10 @@ def make_runs(vlm: VLM, folder: Path, scenes: int, seed: int = 0) -> None:
 
     Parameters
     ----------
-    vlm
-        A testbed model.
-    folder
-        Must not exist, or be empty.
-    scenes
-        Number of held-out scenes, at least 2; the same ones in each mode.
-    seed
-        Which ones.
+    vlm, folder
+        A testbed model, and a folder that is empty or does not exist.
+    scenes, seed
+        How many held-out scenes, at least 2, and which. They are the same in each mode.
 
     Raises
     ------
@@ -127,7 +124,7 @@ def make_runs(vlm: VLM, folder: Path, scenes: int, seed: int = 0) -> None:
 def _record(vlm: VLM, samples: dict[str, list[Sample]], folder: Path) -> None:
     listed = [(mode, i, one) for mode in MODES for i, one in enumerate(samples[mode])]
     for mode, i, sample in progress(listed, description="runs"):
-        prompt = vlm.prompt(sample.scene.draw(), sample.question.text, mode)
+        prompt = prompt_of(vlm, sample)
         trace = run(vlm, prompt, MAX_NEW_TOKENS, visual_map=True, do_sample=False)
         trace.save(folder / mode / f"{i:04d}.zarr")
         if mode == "back" and i < MOST_DEPENDENCE:
@@ -140,26 +137,23 @@ def _long(vlm: VLM, scenes: int, seed: int, folder: Path) -> None:
     """Record true answers to long questions, forced, since the model's own answers go astray."""
     for i in progress(range(scenes), description="long answers"):
         sample = held_out_sample(seed, i, "cot", **LONG)
-        prompt = vlm.prompt(sample.scene.draw(), sample.question.text, "cot")
         ids = vlm.tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
-        force(vlm, prompt, ids).save(folder / "long" / f"{i:04d}.zarr")
+        force(vlm, prompt_of(vlm, sample), ids).save(folder / "long" / f"{i:04d}.zarr")
 
 
 def _insert(vlm: VLM, samples: list[Sample], folder: Path) -> None:
     for i, sample in enumerate(progress(samples, description="insertions")):
-        prompt = vlm.prompt(sample.scene.draw(), sample.question.text, "cot")
         trace = Trace.load(folder / "cot" / f"{i:04d}.zarr")
-        for name, twin in twins(vlm, prompt, trace).items():
+        for name, twin in twins(vlm, prompt_of(vlm, sample), trace).items():
             twin.save(folder / "cot_twins" / f"{i:04d}" / f"{name}.zarr")
 
 
 def _sample(vlm: VLM, samples: list[Sample], seed: int, folder: Path) -> None:
     pictures = [sample.scene.draw() for sample in samples]
     for i, sample in enumerate(progress(samples[:MOST_SAMPLED], description="sampled answers")):
-        prompt = vlm.prompt(pictures[i], sample.question.text, "cot")
         others = [*pictures[i + 1 :], *pictures[:i]][:OTHERS]
         found = sampled_dependence(
-            vlm, prompt, SAMPLED, others, max_new_tokens=MAX_NEW_TOKENS, seed=seed
+            vlm, prompt_of(vlm, sample), SAMPLED, others, max_new_tokens=MAX_NEW_TOKENS, seed=seed
         )
         for j, data in enumerate(found):
             data.attrs["versions"] = versions()
@@ -173,7 +167,7 @@ def _compare(vlm: VLM, samples: list[Sample], folder: Path) -> None:
 
     found = recover(
         vlm,
-        [vlm.prompt(s.scene.draw(), s.question.text, "back") for s in samples],
+        [prompt_of(vlm, sample) for sample in samples],
         recovery_interventions() | route_interventions(),
         MAX_NEW_TOKENS,
         expected=[s.question.answer for s in samples],

@@ -18,7 +18,8 @@ import numpy as np
 from attnlens.errors import InputError
 from attnlens.recording.response import token_texts
 from attnlens.testbed.model.architecture import embed
-from attnlens.testbed.world.samples import Sample, TokenTruth, picture, token_truth
+from attnlens.testbed.studies.scoring import prompt_of
+from attnlens.testbed.world.samples import Sample, TokenTruth, token_truth
 from attnlens.testbed.world.scenes import SIZES
 
 if TYPE_CHECKING:
@@ -88,10 +89,8 @@ def forced_pass(
 
     Parameters
     ----------
-    vlm
-        A testbed model.
-    sample
-        What is asked, with its true answer.
+    vlm, sample
+        A testbed model, and what is asked with its true answer.
     image
         What is shown; see ``picture``.
     hide
@@ -104,8 +103,7 @@ def forced_pass(
     """
     import torch
 
-    prompt = vlm.prompt(picture(sample, image), sample.question.text, sample.mode)
-    inputs = prompt.inputs
+    inputs = prompt_of(vlm, sample, image).inputs
     answer_ids = vlm.tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
     truth = token_truth(sample, token_texts(vlm.tokenizer, answer_ids))
     device = inputs["input_ids"].device

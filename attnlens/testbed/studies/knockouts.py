@@ -16,6 +16,8 @@ from attnlens.progress import progress
 from attnlens.recording.response import token_texts
 from attnlens.testbed.studies.forced_pass import forced_pass
 from attnlens.testbed.studies.looking_again import REASONING, TAGS, check_request, mean_text
+from attnlens.testbed.studies.scoring import prompt_of
+from attnlens.testbed.studies.study import pointing
 from attnlens.testbed.world.samples import Sample, TokenTruth, held_out_sample, token_truth
 
 if TYPE_CHECKING:
@@ -59,12 +61,8 @@ def knock_outs(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -> d
 
     Parameters
     ----------
-    vlm
-        A testbed model.
-    scenes
-        Number of held-out scenes.
-    seed
-        Which ones.
+    vlm, scenes, seed
+        A testbed model; how many and which held-out scenes.
     mode
         ``back`` or ``reflection`` (nothing is inserted).
 
@@ -108,7 +106,7 @@ def words_right(
     list of TokenTruth, list of bool [tokens]
         Truth of the answer's tokens; for each intervention, which of them are right.
     """
-    prompt = vlm.prompt(sample.scene.draw(), sample.question.text, sample.mode)
+    prompt = prompt_of(vlm, sample)
     ids = vlm.tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
     truth = token_truth(sample, token_texts(vlm.tokenizer, ids))
     rights = []
@@ -146,12 +144,8 @@ def looking_heads(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
 
     Parameters
     ----------
-    vlm
-        A testbed model.
-    scenes
-        Number of held-out scenes.
-    seed
-        Which ones.
+    vlm, scenes, seed
+        A testbed model; how many and which held-out scenes.
     mode
         ``back`` or ``reflection`` (nothing is inserted).
 
@@ -212,25 +206,20 @@ def looking_heads(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
 
 def rank(vlm: VLM, samples: list[Sample]) -> dict[str, Any]:
     """Rank heads by their attention mass on the object's own visual token at verified facts."""
-    hits, masses, chances = [], [], []
-    for sample in progress(samples, description="ranking heads"):
-        forced = forced_pass(vlm, sample)
-        for step, token in enumerate(forced.truth):
-            if token.states_fact:
-                hits.append(np.isin(forced.peak[step], token.visual_tokens))
-                masses.append(forced.on_object[step])
-                chances.append(len(token.visual_tokens) / forced.visual_tokens)
-    if not hits:
+    passes = [forced_pass(vlm, s) for s in progress(samples, description="ranking heads")]
+    masses = [m for p in passes for m, t in zip(p.on_object, p.truth, strict=True) if t.states_fact]
+    if not masses:
         raise InputError(f"{len(samples)} scenes hold no object: give more scenes")
-    hit, on_object = np.mean(hits, axis=0), np.mean(masses, axis=0)
+    on_object = np.mean(masses, axis=0)
+    pointed = pointing(passes, "verification")
     order = np.argsort(-on_object, axis=None, kind="stable")
     ranking = [[int(i) for i in np.unravel_index(place, on_object.shape)] for place in order]
     return {
         "scenes": len(samples),
-        "facts": len(hits),
-        "hit": hit.round(4).tolist(),
+        "facts": len(masses),
+        "hit": pointed["hit"],
         "on_object": on_object.round(4).tolist(),
-        "chance": float(np.mean(chances)),
+        "chance": pointed["chance"],
         "ranking": ranking,
     }
 

@@ -22,7 +22,7 @@ from attnlens.interventions import (
 )
 from attnlens.measures.results import plain_rows
 from attnlens.measures.statistics import with_interval
-from attnlens.testbed.studies.scoring import CHANCE, CHANCE_OF_BOTH, mark_response
+from attnlens.testbed.studies.scoring import CHANCE, CHANCE_OF_BOTH, mark_response, prompt_of
 from attnlens.testbed.world.samples import Sample, held_out_sample, picture
 
 if TYPE_CHECKING:
@@ -75,12 +75,8 @@ def looking_again(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
 
     Parameters
     ----------
-    vlm
-        A testbed model.
-    scenes
-        Number of held-out scenes, of all kinds of question.
-    seed
-        Which ones.
+    vlm, scenes, seed
+        A testbed model; how many and which held-out scenes.
     mode
         ``back`` or ``reflection``.
 
@@ -101,7 +97,7 @@ def looking_again(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
     """
     check_request(mode, scenes, 2)
     samples = [held_out_sample(seed, i, mode) for i in range(scenes)]
-    prompts = [vlm.prompt(s.scene.draw(), s.question.text, mode) for s in samples]
+    prompts = [prompt_of(vlm, sample) for sample in samples]
     others = [picture(s, "other") for s in samples]
     lengths = vlm.tokenizer([s.answer for s in samples], add_special_tokens=False)["input_ids"]
     result = recover(

@@ -40,6 +40,11 @@ _TAG = r"</?(?:think|back|SUMMARY|CAPTION|REASONING|REFLECTION|CONCLUSION)>"
 _INSIDE = rf"(?:(?!{_TAG}|\\boxed).)"
 
 
+def prompt_of(vlm: VLM, sample: Sample, image: str = "true") -> Prompt:
+    """Return the prompt for a sample; see ``picture`` for ``image``."""
+    return vlm.prompt(picture(sample, image), sample.question.text, sample.mode)
+
+
 def respond(
     vlm: VLM,
     samples: list[Sample],
@@ -72,11 +77,7 @@ def respond(
     """
     import torch
 
-    pictures = [picture(sample, image) for sample in samples]
-    prompts = [
-        vlm.prompt(shown, sample.question.text, sample.mode)
-        for shown, sample in zip(pictures, samples, strict=True)
-    ]
+    prompts = [prompt_of(vlm, sample, image) for sample in samples]
     batch = vlm.batch(prompts)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
     if copy:
@@ -235,10 +236,8 @@ def score(
     ----------
     vlm
         The model.
-    scenes
-        Number of scenes per mode.
-    seed
-        Which held-out scenes.
+    scenes, seed
+        How many held-out scenes per mode, and which.
     modes
         The modes to score.
     image

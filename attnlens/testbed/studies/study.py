@@ -20,8 +20,8 @@ from attnlens.testbed.studies.forced_pass import (
     forced_pass,
     states_size,
 )
-from attnlens.testbed.studies.scoring import CHANCE, CHANCE_OF_BOTH
-from attnlens.testbed.world.samples import Sample, held_out_sample, picture, token_truth
+from attnlens.testbed.studies.scoring import CHANCE, CHANCE_OF_BOTH, prompt_of
+from attnlens.testbed.world.samples import Sample, held_out_sample, token_truth
 from attnlens.testbed.world.scenes import MARKS, SIZES
 
 if TYPE_CHECKING:
@@ -39,12 +39,8 @@ def study(
 
     Parameters
     ----------
-    vlm
-        A testbed model.
-    scenes
-        Number of held-out scenes.
-    seed
-        Which ones.
+    vlm, scenes, seed
+        A testbed model; how many and which held-out scenes.
     mode
         ``cot``, ``back`` or ``reflection`` (nothing is inserted).
     steps
@@ -102,8 +98,7 @@ def recorded_shares(vlm: VLM, samples: list[Sample]) -> dict[str, Any]:
     """
     traces, kept = [], []
     for sample in progress(samples, description="recording"):
-        prompt = vlm.prompt(picture(sample), sample.question.text, sample.mode)
-        trace = run(vlm, prompt, len(sample.answer))
+        trace = run(vlm, prompt_of(vlm, sample), len(sample.answer))
         if trace.text == sample.answer:
             traces.append(trace)
             kept.append(sample)
@@ -149,12 +144,7 @@ def looking(passes: list[ForcedPass], section: str = "all") -> dict[str, Any] | 
     Over the whole answer, the two also differ in position: early tokens have fewer keys to divide
     the mass between. Within one section that hardly matters.
 
-    Parameters
-    ----------
-    passes
-        Passes over true answers.
-    section
-        Use only the tokens of this section, or ``all``.
+    Only the tokens of a section are used, or ``all``.
 
     Returns
     -------
@@ -206,14 +196,7 @@ def pointing(
 ) -> dict[str, Any]:
     """Count how often the most attended visual token shows the object that a token is about.
 
-    Parameters
-    ----------
-    passes
-        Passes over true answers.
-    section
-        Section of the answer, whose must-look tokens about an object are counted.
-    words
-        Count only these words.
+    Only must-look tokens about an object are counted, in the section, and out of these words.
 
     Returns
     -------

@@ -44,13 +44,8 @@ class Part:
 def listing(scene: Scene, named: int | None = None) -> list[Part]:
     """List the objects by number, in reading order: what they are takes a look at the image.
 
-    Parameters
-    ----------
-    scene
-        The scene.
-    named
-        Index of an object that the question says is there, if it does. Until it has been listed,
-        the question itself tells that the list goes on.
+    ``named`` is the index of an object that the question says is there. Until it has been listed,
+    the question itself tells that the list goes on.
     """
     if not scene.objects:
         return [Part(" There", must_look=True), Part(" are no objects.")]
@@ -81,18 +76,9 @@ def facts(
     order: Sequence[int] | None = None,
     named: bool = True,
 ) -> list[Part]:
-    """State attributes of objects.
+    """State attributes of objects: all of them in reading order, or those of ``order``.
 
-    Parameters
-    ----------
-    scene
-        The scene.
-    attributes
-        ``size``, ``mark`` or both.
-    order
-        Indices of the objects; by default all of them, in reading order.
-    named
-        Whether the text before names the objects; if not, they take a look at the image too.
+    Unless the text before has named the objects, their names take a look at the image too.
     """
     if not scene.objects:
         return [Part(" no objects.", must_look=not named)]
@@ -129,13 +115,8 @@ def _stated(o: SceneObject, index: int, attributes: tuple[str, ...]) -> list[Par
 def working(scene: Scene, question: Question, *, looked: bool = False) -> list[Part]:
     """Work out the answer from the counts.
 
-    Parameters
-    ----------
-    scene, question
-        The scene and a question about it.
-    looked
-        Whether a size or a mark is stated here. If not, because a verification follows, the text
-        says that it must be checked.
+    Unless ``looked``, because a verification follows, the text says of a size or a mark that it
+    must be checked.
     """
     if question.kind in ("subtraction", "chain"):
         return [Part(_calculation(question))]
