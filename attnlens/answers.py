@@ -1,25 +1,24 @@
-r"""When an answer is right: the one rule by which answers are compared.
+r"""What the answer in a response is, and when it is right: one rule compares all answers.
 
-An answer and the truth are brought into one form, and are the same if those forms are equal. The
-rule never guesses: what it does not know to be the same is wrong.
+An answer and the truth are brought into one form, and the answer is right if the forms are equal.
+The rule never guesses: an answer that it does not know to be the same is wrong.
 
-1. Around the whole text these are taken off, in any order and nesting: white space, one full stop
+1. Around the whole text these are removed, in any order and nesting: white space, one full stop
    at the end, ``$...$``, ``$$...$$``, ``\(...\)``, ``\[...\]``, ``**...**``, ``\boxed{...}``, and
-   commands of font (``\text{...}``, ``\mathrm{...}`` and the like). White space inside counts as
-   one space. Full-width characters count as their ASCII forms, and U+2212 as a minus.
+   font commands (``\text{...}``, ``\mathrm{...}`` and the like). White space inside counts as one
+   space. Full-width characters count as their ASCII forms, and U+2212 as a minus.
 2. A single letter may stand in brackets or before one, or before a colon: ``(B)``, ``[B]``, ``B)``,
    ``B:`` are ``B``.
 3. Numbers are compared by value, exactly: integers, decimals (``.5``, ``0.50``), fractions of
    integers (``1/2``, ``\frac{1}{2}``, also ``\dfrac``, ``\tfrac``, ``\cfrac``, ``\frac12``), with a
-   sign and with commas (``{,}``, ``\,``) between groups of three digits, as English has them. So
-   ``0.333`` is not ``1/3``. What begins with a needless zero (``007``), mixed numbers
-   (``1 1/2``), scientific notation and numbers with a unit are texts.
-4. A percentage equals percentages only: ``50%`` is ``50.0 \%``, and neither ``50`` nor ``0.5``,
+   sign and with commas (``{,}``, ``\,``) between groups of three digits, as in English. So
+   ``0.333`` is not ``1/3``. Numbers with a leading zero (``007``), mixed numbers (``1 1/2``),
+   scientific notation and numbers with a unit are texts.
+4. A percentage equals only percentages: ``50%`` is ``50.0 \%``, and neither ``50`` nor ``0.5``,
    since a truth without the sign does not say which of them it means.
-5. Texts are compared character by character. Case is ignored where there are only words, so that
-   ``b`` is ``B`` and ``Red circle`` is ``red circle``, and counts beside digits and signs
-   (``5 mW``).
-6. No answer, or nothing within the wrapping, is never right. Texts of more than 1,000 characters
+5. Texts are compared character by character. Case is ignored in texts of words only (``b`` is
+   ``B``, ``Red circle`` is ``red circle``); next to digits and signs it counts (``5 mW``).
+6. No answer, or nothing inside the wrapping, is never right. Texts of more than 1,000 characters
    are compared as they are, without white space around them.
 """
 
@@ -38,7 +37,7 @@ from attnlens.text import shortened
 _OPENING = re.compile(r"\\boxed\s*\{")
 _BRACE = re.compile(r"[{}]")
 LONGEST = 1000
-"""Longest answer that is read, in characters: the time that reading takes stays in milliseconds."""
+"""Longest answer that is read, in characters, to keep reading within milliseconds."""
 
 _PAIRS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
 _COMMAND = re.compile(
@@ -82,18 +81,7 @@ class Boxed(NamedTuple):
 
 
 def closing_braces(text: str) -> dict[int, int]:
-    """Find the closing brace of each opening one.
-
-    Parameters
-    ----------
-    text
-        Any text; the time taken grows with its length, however braces stand in it.
-
-    Returns
-    -------
-    dict
-        Places of both; an opening brace without a closing one is left out.
-    """
+    """Map each opening brace to its closing one, in linear time; unclosed ones are left out."""
     found, opened = {}, []
     for brace in _BRACE.finditer(text):
         if brace.group() == "{":
@@ -106,15 +94,7 @@ def closing_braces(text: str) -> dict[int, int]:
 def boxed_spans(text: str) -> list[Boxed]:
     r"""Find every ``\boxed{...}``, inner braces counted; space before the brace is allowed.
 
-    Parameters
-    ----------
-    text
-        A response.
-
-    Returns
-    -------
-    list of Boxed
-        In order of their start. One inside another is listed after it.
+    They are in order of their start; one inside another is listed after it.
     """
     closing = closing_braces(text)
     spans = []
@@ -128,35 +108,16 @@ def boxed_spans(text: str) -> list[Boxed]:
 
 
 def boxed_answer(text: str) -> str | None:
-    r"""Return what stands in the last closed ``\boxed{...}`` of a text.
-
-    Parameters
-    ----------
-    text
-        A response.
-
-    Returns
-    -------
-    str or None
-        With inner braces kept and outer spaces removed; None where there is no closed one.
-    """
+    r"""Return the content of the last closed ``\boxed{...}``, stripped; None without one."""
     closed = [box for box in boxed_spans(text) if box.closed]
     return text[closed[-1].inside : closed[-1].stop - 1].strip() if closed else None
 
 
 def final_answer(text: str) -> str | None:
-    r"""Return the boxed answer; without one, what stands inside the last ``<CONCLUSION>``.
+    r"""Return the boxed answer, else the content of the last ``<CONCLUSION>``, else None.
 
-    Parameters
-    ----------
-    text
-        A response. The five parts of Qwen-LookAgain (arXiv 2505.23558) end in a conclusion, and
-        nothing in them asks for a box.
-
-    Returns
-    -------
-    str or None
-        None where there is neither.
+    The five parts of Qwen-LookAgain (arXiv 2505.23558) end in a conclusion, and nothing in them
+    asks for a box.
     """
     boxed = boxed_answer(text)
     if boxed is not None:
@@ -166,7 +127,7 @@ def final_answer(text: str) -> str | None:
 
 
 def is_changed(answer: str | None, before: str | None) -> bool:
-    """Whether an answer differs from one before, by the same rule; none is an answer, too."""
+    """Whether an answer differs from an earlier one, by the same rule; None is an answer, too."""
     return (answer or "") != (before or "") and not is_right(answer, before or "")
 
 
@@ -176,7 +137,7 @@ def is_right(answer: str | None, truth: str) -> bool:
     Parameters
     ----------
     answer
-        What ``attnlens.answers.final_answer`` found, say; None where there is no answer.
+        From ``final_answer``, say; None where there is no answer.
     truth
         The true answer. The rule is the same both ways round.
     """
@@ -192,13 +153,13 @@ def true_answer(value: Any) -> str:
     Parameters
     ----------
     value
-        A text or a finite number; a number stands for its decimal digits, a fraction
-        (``fractions.Fraction``) for itself.
+        A text or a finite number; a number stands for its decimal digits, a
+        ``fractions.Fraction`` for itself.
 
     Raises
     ------
     InputError
-        If it is something else, or a text with which no answer can be right.
+        If it is something else, or a text that no answer can equal.
     """
     if isinstance(value, str):
         if _form(value) == "":
@@ -222,7 +183,7 @@ def true_answer(value: Any) -> str:
 
 
 def _form(text: str) -> str | tuple[Fraction, bool]:
-    """Return what is compared: a number, with whether it is a percentage, or a text."""
+    """Return the form to compare: a number, with whether it is a percentage, or a text."""
     if len(text) > LONGEST:
         return text.strip()
     bare = _bare(unicodedata.normalize("NFC", text).translate(_SAME))
@@ -234,7 +195,7 @@ def _form(text: str) -> str | tuple[Fraction, bool]:
 
 
 def _bare(text: str) -> str:
-    """Take off what only wraps the whole text."""
+    """Remove what only wraps the whole text."""
     while True:
         before = text
         text = " ".join(text.split())

@@ -25,7 +25,7 @@ from attnlens.models.cache import (
 from attnlens.recording.layout import key_layout
 from attnlens.recording.masks import check_padding
 from attnlens.recording.recorder import AttentionRecorder
-from attnlens.recording.tap import Pass
+from attnlens.recording.tap import LayerAttention, Pass
 
 NEW = 12
 
@@ -312,10 +312,10 @@ def test_every_layer_has_the_queries_and_keys_of_its_pass(queries, keys):
     recorder = AttentionRecorder(layout, [0, 1])
     recorder.begin_pass(Pass(tokens=6, past=0, keys=6))
     query, key = torch.randn(1, 2, 6, 4), torch.randn(1, 1, 6, 4)
-    recorder.attention(0, query, key, None, 1.0)
+    recorder.attention(LayerAttention(0, query, key, None, 1.0))
     wrong_query, wrong_key = torch.randn(1, 2, queries, 4), torch.randn(1, 1, keys, 4)
     with pytest.raises(RuntimeError, match=f"layer 1 attends with {queries} queries to {keys}"):
-        recorder.attention(1, wrong_query, wrong_key, None, 1.0)
+        recorder.attention(LayerAttention(1, wrong_query, wrong_key, None, 1.0))
 
 
 # Padding
@@ -434,7 +434,8 @@ def test_a_layer_is_seen_once_in_a_pass_and_not_after_it():
             if which == "end":
                 recorder.end_pass()
             else:
-                recorder.attention(layer, {"first": first, "again": again}[which], key, None, 1.0)
+                query = {"first": first, "again": again}[which]
+                recorder.attention(LayerAttention(layer, query, key, None, 1.0))
         return recorder.rows()
 
     once = masses((0, "first"), (1, "first"))

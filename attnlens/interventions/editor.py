@@ -10,6 +10,7 @@ import torch
 
 from attnlens.recording.masks import as_bias
 from attnlens.recording.mass import attention_scores
+from attnlens.recording.tap import LayerAttention
 
 if TYPE_CHECKING:
     from attnlens.interventions.base import Edit
@@ -87,24 +88,18 @@ class ScoreEditor:
         self._past = past
 
     @torch.no_grad()
-    def edit(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        mask: torch.Tensor | None,
-        scaling: float,
-    ) -> torch.Tensor | None:
+    def edit(self, seen: LayerAttention) -> torch.Tensor | None:
         """See ``attnlens.recording.tap.Editor``."""
+        query, key, mask = seen.query, seen.key, seen.mask
         end = self._past + query.shape[2]
         for reach in self.reaches:
-            heads = reach.heads.get(layer)
+            heads = reach.heads.get(seen.layer)
             first = max(reach.start, self._past) - self._past
             last = (end if reach.stop is None else min(reach.stop, end)) - self._past
             if heads is None or first >= last:
                 continue
             columns = reach.columns = reach.columns.to(query.device)
-            scores = attention_scores(query[:, :, first:last], key[:, :, columns], scaling)
+            scores = attention_scores(query[:, :, first:last], key[:, :, columns], seen.scaling)
             bias = torch.zeros_like(scores)
             chosen = list(heads)
             bias[:, chosen] = reach.edit.bias(scores[:, chosen])

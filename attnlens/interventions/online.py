@@ -12,7 +12,7 @@ import torch
 from attnlens.recording.layout import KeyLayout
 from attnlens.recording.mass import mass_on_sets
 from attnlens.recording.recorder import AttentionRecorder
-from attnlens.recording.tap import Pass
+from attnlens.recording.tap import LayerAttention, Pass
 
 GROUPS = 4
 """Where the layers that sufficed before do not, this fraction (1 / GROUPS) of all is added."""
@@ -90,16 +90,9 @@ class ShareRecorder:
         """See ``Listener``."""
         self._recorder.end_pass()
 
-    def attention(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        mask: torch.Tensor | None,
-        scaling: float,
-    ) -> None:
+    def attention(self, seen: LayerAttention) -> None:
         """See ``Listener``."""
-        self._recorder.attention(layer, query, key, mask, scaling)
+        self._recorder.attention(seen)
 
     def step_back(self, start: int, segments: Sequence[str | None]) -> None:
         """See ``Listener``."""

@@ -27,7 +27,7 @@ from attnlens.recording.mass import (
     join_rows,
     rows_before,
 )
-from attnlens.recording.tap import Pass
+from attnlens.recording.tap import LayerAttention, Pass
 
 _ONLY_ROW = torch.zeros(1, dtype=torch.int64)
 
@@ -177,16 +177,9 @@ class AttentionRecorder:
             "record one greedy or sampled generation with a dynamic or static cache"
         )
 
-    def attention(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        mask: torch.Tensor | None,
-        scaling: float,
-    ) -> None:
+    def attention(self, seen: LayerAttention) -> None:
         """Keep or compute what is wanted of one layer's attention; see ``Listener``."""
-        current = self._pass
+        current, layer, query, key = self._pass, seen.layer, seen.query, seen.key
         if current is None or layer not in self._results or layer in current.seen:
             return  # outside any pass, or computed again for a backward pass
         current.seen.add(layer)
@@ -209,22 +202,22 @@ class AttentionRecorder:
             # a copy: compiled decoding writes the next step's query over this one
             queue.queries.append(query.clone())
             queue.positions += current.positions
-            queue.masks.append(select_rows(mask, _ONLY_ROW))
-            queue.key, queue.scaling = key, scaling
+            queue.masks.append(select_rows(seen.mask, _ONLY_ROW))
+            queue.key, queue.scaling = key, seen.scaling
             if layer == self.layers[0] and self._written is not None:
                 self._written.add(current.positions[0], key)
             return
         rows = torch.tensor(current.rows)
 
         def bias(piece: slice) -> torch.Tensor | None:
-            selected = select_rows(mask, rows[piece])
+            selected = select_rows(seen.mask, rows[piece])
             return None if selected is None else as_bias(selected)
 
         first, last = current.rows[0], current.rows[-1]
         gapless = last - first + 1 == len(rows)
         queries = query[:, :, first : last + 1] if gapless else query[:, :, rows]
         positions = torch.tensor(current.positions)
-        self._compute([layer], AttentionRows([queries], [key], positions, scaling, bias))
+        self._compute([layer], AttentionRows([queries], [key], positions, seen.scaling, bias))
 
     def step_back(self, start: int, segments: Sequence[str | None]) -> None:
         """Forget what was recorded from a slot on; see ``Listener``."""

@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -60,6 +60,31 @@ class Pass:
     own_mask: bool = False
 
 
+@dataclass(frozen=True)
+class LayerAttention:
+    """What one layer attends with in the current pass.
+
+    Attributes
+    ----------
+    layer
+        Its index.
+    query
+        [batch, heads, tokens, dimension], after rotary embedding.
+    key
+        [batch, key heads, keys, dimension], after rotary embedding: the whole cache.
+    mask
+        The layer's attention mask.
+    scaling
+        Factor on the dot products.
+    """
+
+    layer: int
+    query: torch.Tensor
+    key: torch.Tensor
+    mask: torch.Tensor | None
+    scaling: float
+
+
 class Listener(Protocol):
     """Something that a tap shows every pass to."""
 
@@ -69,19 +94,8 @@ class Listener(Protocol):
     def end_pass(self) -> None:
         """End the pass; attention seen before the next one belongs to no step."""
 
-    def attention(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        mask: torch.Tensor | None,
-        scaling: float,
-    ) -> None:
-        """See one layer's attention of the current pass.
-
-        ``query`` is [batch, heads, tokens, dimension] and ``key`` [batch, key heads, keys,
-        dimension], both after rotary embedding; ``key`` is the whole cache.
-        """
+    def attention(self, seen: LayerAttention) -> None:
+        """See one layer's attention of the current pass."""
 
     def tokens(self, input_ids: torch.Tensor) -> None:
         """See the token ids that are fed into the pass that comes next: [batch, tokens]."""
@@ -100,15 +114,8 @@ class Editor(Protocol):
     def begin_pass(self, tokens: int, past: int) -> None:
         """Start a forward pass over ``tokens`` new tokens on top of ``past`` cached ones."""
 
-    def edit(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        mask: torch.Tensor | None,
-        scaling: float,
-    ) -> torch.Tensor | None:
-        """Return the mask that one layer's attention is computed with; see ``Listener``."""
+    def edit(self, seen: LayerAttention) -> torch.Tensor | None:
+        """Return the mask that one layer's attention is computed with."""
 
 
 class Tap:
@@ -217,36 +224,34 @@ class Tap:
 
         return tapped
 
-    def _edited(
+    def _layer_attention(
         self,
         module: torch.nn.Module,
         query: torch.Tensor,
         key: torch.Tensor,
         mask: torch.Tensor | None,
         scaling: float | None,
-    ) -> torch.Tensor | None:
+    ) -> LayerAttention | None:
+        """Return what is shown; None for another model that shares this configuration object."""
         layer = self._layers.get(id(module))
-        if layer is not None:
-            factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-            for editor in self.editors:
-                mask = editor.edit(layer, query, key, mask, factor)
-        return mask
-
-    def _show(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        mask: torch.Tensor | None,
-        scaling: float | None,
-    ) -> None:
-        layer = self._layers.get(id(module))
-        if layer is None:  # another model that shares this configuration object
-            return
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-        with torch.no_grad() if torch.is_grad_enabled() else _NO_CHANGE:
-            for listener in tuple(self.listeners):
-                listener.attention(layer, query, key, mask, factor)
+        return None if layer is None else LayerAttention(layer, query, key, mask, factor)
+
+    def _edited(self, *call: Any) -> torch.Tensor | None:
+        """Return the mask after all edits."""
+        seen = self._layer_attention(*call)
+        if seen is None:
+            return call[3]
+        for editor in self.editors:
+            seen = replace(seen, mask=editor.edit(seen))
+        return seen.mask
+
+    def _show(self, *call: Any) -> None:
+        seen = self._layer_attention(*call)
+        if seen is not None:
+            with torch.no_grad() if torch.is_grad_enabled() else _NO_CHANGE:
+                for listener in tuple(self.listeners):
+                    listener.attention(seen)
 
     def _begin_pass(self, _module: Any, args: tuple, options: dict) -> None:
         fed = options.get("inputs_embeds")
