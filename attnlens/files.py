@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -133,6 +134,32 @@ def write_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def clear_leftover_folders(folder: Path) -> None:
+    """Clear away what a killed process left of ``write_folder``.
+
+    The old folder is set aside only once the new one is complete, which is then put in its place.
+    """
+    if not folder.parent.is_dir():
+        return
+    names = re.compile(rf"\.{re.escape(folder.name)}-[a-z0-9_]{{8}}(-old)?")
+    left = [p for p in folder.parent.iterdir() if names.fullmatch(p.name) and p.is_dir()]
+    for path in sorted(left, reverse=True):
+        if path.name.endswith("-old") and not folder.exists():
+            new = path.with_name(path.name.removesuffix("-old"))
+            os.replace(new if new.is_dir() else path, folder)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def clear_leftover_files(path: Path) -> None:
+    """Clear away what a killed process left of ``write_file``."""
+    stem, suffix = re.escape(path.stem), re.escape(path.suffix)
+    names = re.compile(rf"\.{stem}-[a-z0-9_]{{8}}{suffix}")
+    for left in list(path.parent.iterdir()):
+        if names.fullmatch(left.name) and left.is_file():
+            left.unlink()
 
 
 def _umask() -> int:

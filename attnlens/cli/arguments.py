@@ -1,4 +1,4 @@
-"""What several subcommands do with their options."""
+"""Options that several subcommands share, each declared once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import json
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attnlens.errors import InputError
 from attnlens.files import write_file
-from attnlens.locking import only_process
 from attnlens.models.modes import MODE_NAMES, MODES_HELP, check_template
+
+if TYPE_CHECKING:
+    from attnlens.runs.dataset import Question
+
+RESUMED = "given again after an interruption, the command goes on where it stopped"
 
 
 def at_least(name: str, value: int, least: int) -> None:
@@ -40,15 +44,40 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def add_question_options(parser: argparse.ArgumentParser, mode: str, data_help: str) -> None:
+    """Add the options that say what is asked: one question, or those of a file.
+
+    Parameters
+    ----------
+    parser
+        The parser.
+    mode
+        Default of ``--mode``.
+    data_help
+        What comes of the questions of a file.
+    """
+    group = parser.add_argument_group("what to ask")
+    group.add_argument("--image_path", metavar="FILE", help="the picture")
+    group.add_argument("--question", help="the question")
+    group.add_argument(
+        "--data",
+        "--batch",
+        metavar="FILE.jsonl",
+        help='many questions instead of one: a line each, {"image": ..., "question": ...} and, '
+        'if it is known, "answer"; image paths are relative to the file. ' + data_help,
+    )
+    add_prompt_options(group, mode)
+
+
 def add_prompt_options(group: Any, mode: str) -> None:
-    """Add the options that say in what words a question is asked.
+    """Add the options that say in what words, and at what picture size, a question is asked.
 
     Parameters
     ----------
     group
-        A parser, or a group of options.
+        A group of options.
     mode
-        What ``--mode`` is when it is not given.
+        Default of ``--mode``.
     """
     group.add_argument(
         "--mode",
@@ -69,10 +98,6 @@ def add_prompt_options(group: Any, mode: str) -> None:
         metavar="TEXT",
         help="your own system prompt, in place of the mode's (You are a helpful assistant.)",
     )
-
-
-def add_pixel_options(group: Any) -> None:
-    """Add the options that limit the size of pictures."""
     for name, which in (("min", "smallest"), ("max", "largest")):
         group.add_argument(
             f"--{name}_pixels",
@@ -83,8 +108,58 @@ def add_pixel_options(group: Any) -> None:
         )
 
 
-def asking_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what model is asked in what words, as the settings of a run name it.
+def add_model_options(group: Any, *, sampling: bool) -> None:
+    """Add the options that say which model generates, and how.
+
+    Parameters
+    ----------
+    group
+        A group of options.
+    sampling
+        Whether answers may be sampled.
+    """
+    group.add_argument(
+        "--model_path",
+        default="testbed",
+        metavar="NAME",
+        help="testbed (ships with attnlens), a folder, or a Hub name of a Qwen2.5-VL or Qwen2-VL "
+        "checkpoint (testbed)",
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="auto: the checkpoint's own",
+    )
+    group.add_argument(
+        "--max_new_tokens", type=int, default=2048, metavar="N", help="longest answer (2048)"
+    )
+    if sampling:
+        group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling (0)")
+        group.add_argument(
+            "--temperature",
+            type=float,
+            default=0.0,
+            metavar="T",
+            help="0 decodes greedily (the default); above 0 samples",
+        )
+
+
+def add_output_options(group: Any) -> None:
+    """Add the options that say where, and in what formats, results are written."""
+    group.add_argument("--save_folder", default="results", metavar="DIR", help="(results)")
+    group.add_argument(
+        "--format",
+        nargs="+",
+        default=["png"],
+        choices=("png", "pdf", "svg"),
+        help="formats of the pictures (png)",
+    )
+
+
+def ask_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return which model is asked, and in what words: fields of ``AskSettings``.
 
     Raises
     ------
@@ -101,8 +176,47 @@ def asking_options(options: argparse.Namespace) -> dict[str, Any]:
         "device": options.device,
         "dtype": options.dtype,
         "max_new_tokens": options.max_new_tokens,
-        "save_folder": options.save_folder,
     }
+
+
+def recording_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of ``RecordingSettings``; raises as ``ask_options``."""
+    return {
+        **ask_options(options),
+        "seed": options.seed,
+        "temperature": options.temperature,
+        "layers": parse_layers(options.layers),
+    }
+
+
+def output_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return where, and in what formats, results are written."""
+    return {
+        "save_folder": options.save_folder,
+        "formats": tuple(dict.fromkeys(options.format)),
+    }
+
+
+def parse_layers(text: str | None) -> list[int] | None:
+    """Read ``0,2,-1`` or ``4-7`` into layer indices.
+
+    Raises
+    ------
+    InputError
+        If the text is neither.
+    """
+    if text is None:
+        return None
+    layers: list[int] = []
+    for piece in text.split(","):
+        first, dash, last = (
+            piece.strip().partition("-") if piece.strip()[:1] != "-" else (piece.strip(), "", "")
+        )
+        try:
+            layers += range(int(first), int(last) + 1) if dash else [int(first)]
+        except ValueError as error:
+            raise InputError(f"--layers {text!r}: give indices such as 0,2,-1 or 4-7") from error
+    return layers
 
 
 def _read_template(path: str) -> str:
@@ -114,7 +228,7 @@ def _read_template(path: str) -> str:
             f"--template {path!r} cannot be read ({reason}): give a text file with {{question}} "
             "in it"
         ) from error
-    text = text.removesuffix("\n")  # editors end a file so
+    text = text.removesuffix("\n")  # editors end a file with one
     try:
         check_template(text)
     except InputError as error:
@@ -122,15 +236,31 @@ def _read_template(path: str) -> str:
     return text
 
 
+def questions_of(options: argparse.Namespace) -> list[Question]:
+    """Read the questions from the options ``image_path``, ``question`` and ``data``."""
+    from attnlens.runs.dataset import Question, read_questions
+
+    if options.data is not None:
+        if options.image_path is not None or options.question is not None:
+            raise InputError("--data brings its own images and questions: leave the others out")
+        return read_questions(options.data)
+    for name in ("image_path", "question"):
+        if getattr(options, name) is None:
+            raise InputError(f"--{name} is missing: give an image and a question, or --data")
+    return [Question(image=options.image_path, text=options.question)]
+
+
 def one_process(options: argparse.Namespace) -> AbstractContextManager[None]:
-    """Keep other processes out of ``--save_folder`` while the questions of a file are asked."""
-    if options.data is None:
+    """Keep other processes out of ``--save_folder``, except for a single question's results."""
+    from attnlens.runs.cache import only_process
+
+    if options.data is None and getattr(options, "traces", None) is None:
         return nullcontext()
     return only_process(Path(options.save_folder))
 
 
 def exit_status(command: str, skipped: int, failed: int) -> int:
-    """Return 1 where lines of a file were left out, and say how many; else 0.
+    """Return 1 where lines of a file were left out, and print how many; else 0.
 
     Parameters
     ----------

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from attnlens.cli.arguments import (
-    add_pixel_options,
+    RESUMED,
+    add_model_options,
+    add_output_options,
     add_prompt_options,
     at_least,
     exit_status,
+    one_process,
+    output_options,
+    recording_options,
 )
-from attnlens.cli.trend import generation_options, parse_layers
 from attnlens.errors import InputError
-from attnlens.locking import only_process
 
 
 def add_parser(commands: Any) -> None:
@@ -38,20 +41,11 @@ def add_parser(commands: Any) -> None:
         "--data",
         metavar="FILE.jsonl",
         help='or questions to ask: a line each, {"image": ..., "question": ...}; image paths are '
-        "relative to the file. Runs go into SAVE_FOLDER/dilution_runs/; given again after an "
-        "interruption, the command goes on where it stopped",
+        f"relative to the file. Runs go into SAVE_FOLDER/dilution_runs/; {RESUMED}",
     )
     run = parser.add_argument_group("with --data")
     add_prompt_options(run, "cot")
-    add_pixel_options(run)
-    run.add_argument("--model_path", default="testbed", metavar="NAME", help="(testbed)")
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
-    run.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    run.add_argument("--max_new_tokens", type=int, default=2048, metavar="N", help="(2048)")
-    run.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling (0)")
-    run.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="0 decodes greedily (0)"
-    )
+    add_model_options(run, sampling=True)
     run.add_argument(
         "--insertion",
         action="store_true",
@@ -85,8 +79,7 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="count visual tokens that were inserted again as visual",
     )
-    measure.add_argument("--save_folder", default="results", metavar="DIR", help="(results)")
-    measure.add_argument("--format", nargs="+", default=["png"], choices=("png", "pdf", "svg"))
+    add_output_options(measure)
     parser.set_defaults(run=run_dilution)
 
 
@@ -122,8 +115,8 @@ def parse_window(text: str) -> Any:
     return start, stop
 
 
-def say_unasked(mode: str, words: str, windows: tuple[Any, Any]) -> None:
-    """Say which regions a prompt does not ask for: a checkpoint may write them all the same."""
+def warn_unasked(mode: str, words: str, windows: tuple[Any, Any]) -> None:
+    """Warn of regions that the prompt does not ask for; a checkpoint may write them anyway."""
     tags = words.lower()
     for name in dict.fromkeys(window for window in windows if isinstance(window, str)):
         if f"<{name}>" not in tags and name != "answer":
@@ -137,36 +130,47 @@ def say_unasked(mode: str, words: str, windows: tuple[Any, Any]) -> None:
 def run_dilution(options: argparse.Namespace) -> int:
     """Check everything that can be checked, then load, measure, draw and write."""
     before, after = (parse_window(text) for text in options.between)
-    layers = parse_layers(options.layers)
-    layers = None if layers is None else list(dict.fromkeys(layers))
     if (options.traces is None) == (options.data is None):
         raise InputError("give either --traces DIR or --data FILE.jsonl")
     at_least("samples", options.samples, 0)
     if options.traces is not None and (options.insertion or options.samples):
         raise InputError("--insertion and --samples need a model to run: give --data FILE.jsonl")
-    from attnlens.reports.dilution import DilutionSettings, report_questions, report_traces
+    asked = recording_options(options)
+    if asked["layers"] is not None:
+        asked["layers"] = list(dict.fromkeys(asked["layers"]))
+    from attnlens.reports import dilution as report
 
-    settings = DilutionSettings(
+    output = report.DilutionOutput(
+        **output_options(options),
         between=(before, after),
-        layers=layers,
+        layers=asked["layers"],
         include_copied=options.include_copied,
-        insertion=options.insertion,
-        samples=options.samples,
-        save_folder=options.save_folder,
-        formats=tuple(dict.fromkeys(options.format)),
     )
     if options.traces is not None:
-        with only_process(Path(options.save_folder)):
-            report_traces(options.traces, settings)
+        with one_process(options):
+            report.report_traces(options.traces, output)
         return 0
-    from attnlens.reports.asking import TrendSettings
-    from attnlens.reports.jobs import check_jobs, read_jobs
+    from attnlens.runs.dataset import check_questions, read_questions
+    from attnlens.runs.settings import RecordingSettings
 
     at_least("max_new_tokens", options.max_new_tokens, 3)
-    asked = TrendSettings(**generation_options(options), layers=layers)
-    asked.check()
-    say_unasked(asked.mode, asked.words, (before, after))
-    jobs, skipped = check_jobs(read_jobs(options.data))
-    with only_process(Path(options.save_folder)):
-        failed = report_questions(jobs, asked, settings)
-    return exit_status("dilution", skipped, failed)
+    settings = RecordingSettings(**asked)
+    settings.check()
+    output.check()
+    warn_unasked(settings.mode, settings.words, (before, after))
+    questions, skipped = check_questions(read_questions(options.data))
+    with one_process(options):
+        from attnlens.runs import recordings
+        from attnlens.runs.dilution import run_questions
+
+        root = Path(output.save_folder) / "dilution_runs"
+        runs = run_questions(
+            recordings.load_for(settings),
+            questions,
+            settings,
+            root,
+            insertion=options.insertion,
+            samples=options.samples,
+        )
+        report.report_runs(runs, root, output)
+    return exit_status("dilution", skipped, runs.failed)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from attnlens.cli.arguments import (
-    add_pixel_options,
-    add_prompt_options,
-    asking_options,
+    RESUMED,
+    add_model_options,
+    add_output_options,
+    add_question_options,
+    ask_options,
     at_least,
     exit_status,
     one_process,
+    output_options,
+    questions_of,
 )
-from attnlens.cli.trend import questions_of
 from attnlens.errors import InputError
 from attnlens.models.modes import asked_words, verification_tag
 
@@ -26,24 +30,16 @@ def add_parser(commands: Any) -> None:
         description="Generate an answer untouched and under each intervention, freely and with the "
         "untouched answer's tokens forced, and write into SAVE_FOLDER/<image name>_recovery/ a "
         "table of recoveries with intervals (table.csv; by layer or head in layers.csv or "
-        "heads.csv; by step in steps.parquet), every number (recovery.nc), a figure and "
+        "heads.csv; by step in steps.parquet), every number (recovery.zarr), a figure and "
         "summary.json. Options are spelled "
         "with _ or -.",
     )
-    what = parser.add_argument_group("what to ask")
-    what.add_argument("--image_path", metavar="FILE", help="the picture")
-    what.add_argument("--question", help="the question")
-    what.add_argument(
-        "--data",
-        "--batch",
-        metavar="FILE.jsonl",
-        help='many questions, measured together: a line each, {"image": ..., "question": ...} '
-        'and, where the true answer is known, "answer". Results go into '
-        "SAVE_FOLDER/batch_recovery/, runs into batch_recovery_runs/{mode}/; given again after an "
-        "interruption, the command goes on where it stopped",
+    add_question_options(
+        parser,
+        "back",
+        "They are measured together: results go into SAVE_FOLDER/batch_recovery/, runs into "
+        f"batch_recovery_runs/{{mode}}/; {RESUMED}",
     )
-    add_prompt_options(what, "back")
-    add_pixel_options(what)
     do = parser.add_argument_group("what to do")
     do.add_argument(
         "--intervention",
@@ -65,35 +61,28 @@ def add_parser(commands: Any) -> None:
         choices=("fresh", "original", "frozen-cache"),
         help="where inserted visual tokens stand (fresh)",
     )
-    model = parser.add_argument_group("model")
-    model.add_argument("--model_path", default="testbed", metavar="NAME", help="(testbed)")
-    model.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
-    model.add_argument(
-        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16")
-    )
-    out = parser.add_argument_group("generation, measure and output")
-    out.add_argument("--max_new_tokens", type=int, default=2048, metavar="N", help="(2048)")
+    add_model_options(parser.add_argument_group("model and generation"), sampling=False)
+    out = parser.add_argument_group("measure and output")
     out.add_argument("--definition", default="mass", help="definition of attention (mass)")
     out.add_argument(
         "--detail",
         default="layer",
         choices=("head", "layer", "step"),
-        help="how finely recovery.nc keeps rises, with a table heads.csv by head, which takes much "
-        "room, or layers.csv (layer)",
+        help="how finely recovery.zarr keeps rises, with a table layers.csv (layer) or heads.csv "
+        "(head), which takes much room",
     )
-    out.add_argument("--save_folder", default="results", metavar="DIR", help="(results)")
-    out.add_argument("--format", nargs="+", default=["png"], choices=("png", "pdf", "svg"))
+    add_output_options(out)
     parser.set_defaults(run=run_recover)
 
 
 def run_recover(options: argparse.Namespace) -> int:
     """Check everything that can be checked, then load, run, measure, draw and write."""
-    from attnlens.reports.asking import RecoverySettings
-    from attnlens.reports.jobs import check_jobs
-    from attnlens.reports.recovery import run_recovery
+    from attnlens.reports import recovery as report
+    from attnlens.runs.dataset import check_questions
+    from attnlens.runs.settings import RecoverySettings
 
     at_least("max_new_tokens", options.max_new_tokens, 2)
-    asked = asking_options(options)
+    asked = ask_options(options)
     words = asked_words(options.mode, asked["template"], options.system)
     when = options.when or verification_tag(words)
     if not when:
@@ -106,12 +95,22 @@ def run_recover(options: argparse.Namespace) -> int:
         interventions=tuple(options.intervention),
         when=when,
         positions=options.positions,
-        definition=options.definition,
         detail=options.detail,
-        formats=tuple(dict.fromkeys(options.format)),
     )
+    output = report.RecoveryOutput(**output_options(options), definition=options.definition)
     settings.check()
-    jobs, skipped = check_jobs(questions_of(options))
+    output.check()
+    questions, skipped = check_questions(questions_of(options))
     with one_process(options):
-        failed = run_recovery(jobs, settings)
-    return exit_status("recover", skipped, failed)
+        folder = report.check_folder(questions, output)
+        from attnlens.runs import recoveries
+
+        vlm = settings.load()
+        if options.data is None:
+            there = questions
+            result = recoveries.recover_one(vlm, questions[0], settings)
+        else:
+            root = Path(output.save_folder) / "batch_recovery_runs"
+            result, there = recoveries.recover_each(vlm, questions, settings, root)
+        report.report_recovery(result, there, settings, output, folder)
+    return exit_status("recover", skipped, len(questions) - len(there))

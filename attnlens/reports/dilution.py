@@ -1,75 +1,70 @@
-"""What ``attnlens dilution`` writes: the check of the theorem over saved traces."""
+"""What ``attnlens dilution`` writes: the check of the theorems over traces."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attnlens
 from attnlens.errors import InputError
-from attnlens.files import check_results, write_folder
+from attnlens.files import check_results, clear_leftover_folders, write_folder
 from attnlens.measures.inputs import find_region
 from attnlens.measures.theorems.change import WHOLE_RUN
 from attnlens.progress import progress
-from attnlens.reports.jobs import Job
-from attnlens.reports.many import find_runs, remove_leftovers
-from attnlens.reports.notes import NOTE, made_again
-from attnlens.reports.trend_files import note_of_trace
+from attnlens.runs.cache import Entry
+from attnlens.runs.dataset import Question
+from attnlens.runs.recordings import TRACE, find_runs
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
     from attnlens.measures import Information, Insertion
     from attnlens.recording.trace import Trace
-    from attnlens.reports.asking import TrendSettings
-    from attnlens.reports.dilution_runs import Runs
+    from attnlens.runs.dilution import DilutionRuns
 
 _Read = TypeVar("_Read")
 
 
-@dataclass(frozen=True)
-class DilutionSettings:
-    """How traces are measured and what is written; options of ``attnlens dilution``."""
+@dataclass(frozen=True, kw_only=True)
+class DilutionOutput:
+    """How traces are measured, and where results are written."""
 
     between: Any = WHOLE_RUN
     layers: list[int] | None = None
     include_copied: bool = False
-    insertion: bool = False
-    samples: int = 0
     save_folder: str = "results"
     formats: tuple[str, ...] = ("png",)
 
     @property
     def folder(self) -> Path:
-        """Where results go."""
+        """Folder of the results."""
         return Path(self.save_folder) / "dilution"
 
+    def check(self) -> None:
+        """Refuse a folder that cannot be written, or holds something else."""
+        check_results(self.folder, "dilution.json", "dilution")
 
-def report_traces(traces: str | Path, settings: DilutionSettings) -> Path:
+
+def report_traces(traces: str | Path, output: DilutionOutput) -> None:
     """Measure the traces of a folder, print what was found, and write a folder whole or not at all.
 
     Parameters
     ----------
     traces
         Folder that holds traces (``*.zarr``) at any depth.
-    settings
-        How.
-
-    Returns
-    -------
-    pathlib.Path
-        The folder.
+    output
+        How they are measured, and where results are written.
 
     Raises
     ------
     InputError
         If there is no trace, one cannot be read, or they cannot be measured together. A trace
         without one of the regions, of fewer than three steps, or made under an intervention is
-        reported and left out; forced twins and what a killed process left are not looked at.
+        reported and left out; forced twins are ignored.
     """
     root = Path(traces)
     if not root.is_dir():
@@ -79,76 +74,53 @@ def report_traces(traces: str | Path, settings: DilutionSettings) -> Path:
         raise InputError(
             f"{str(root)!r} holds no trace (*.zarr): make some with attnlens trend or Trace.save"
         )
-    check_results(settings.folder, "dilution.json", "dilution")
-    return _report({path: None for path in paths}, root, settings)
+    output.check()
+    _report({path: None for path in paths}, root, output)
 
 
-def report_questions(jobs: list[Job], asked: TrendSettings, settings: DilutionSettings) -> int:
-    """Ask the questions of a file, each kept when it is done, and report on all of them.
+def report_runs(runs: DilutionRuns, root: Path, output: DilutionOutput) -> None:
+    """Measure the runs of the questions of a file; as ``report_traces``.
 
     Parameters
     ----------
-    jobs
-        The questions.
-    asked
-        How they are asked; runs go into the folder ``dilution_runs``.
-    settings
-        How they are measured.
-
-    Returns
-    -------
-    int
-        How many questions could not be run, or not in all that was asked for.
-
-    Raises
-    ------
-    InputError
-        If no question could be run, and as in ``report_traces``.
+    runs
+        From ``attnlens.runs.dilution.run_questions``.
+    root
+        Their folder.
+    output
+        How they are measured, and where results are written.
     """
-    from attnlens.reports.dilution_runs import run_questions
-
-    check_results(settings.folder, "dilution.json", "dilution")
-    remove_leftovers(settings.folder)
-    root = Path(settings.save_folder) / "dilution_runs"
-    vlm = asked.load()
-    runs = run_questions(
-        vlm,
-        jobs,
-        replace(asked, save_folder=str(root)),
-        insertion=settings.insertion,
-        samples=settings.samples,
-    )
-    _report(dict(zip(runs.traces, runs.jobs, strict=True)), root, settings, runs)
-    return len(jobs) - len(runs.whole)
+    traces = {entry.folder / TRACE: (one, entry) for one, entry in runs.recorded.items()}
+    _report(traces, root, output, runs)
 
 
 def _report(
-    paths: Mapping[Path, Job | None],
+    paths: Mapping[Path, tuple[Question, Entry] | None],
     root: Path,
-    settings: DilutionSettings,
-    runs: Runs | None = None,
-) -> Path:
+    output: DilutionOutput,
+    runs: DilutionRuns | None = None,
+) -> None:
     from attnlens import measures, plots
     from attnlens.reports.dilution_table import tidy
     from attnlens.reports.dilution_text import as_text
-    from attnlens.reports.table import say_cut_off, steps_table, write_parquet
+    from attnlens.reports.table import print_cut_off, steps_table, write_parquet
 
     used: list[Path] = []
     models: set[str] = set()
     cut_off: dict[Path, int] = {}
-    names = [window for window in settings.between if isinstance(window, str)]
+    names = [window for window in output.between if isinstance(window, str)]
     loaded = _load(paths, names, used, models, cut_off)
     try:
         found = measures.dilution(
             loaded,
-            between=settings.between,
-            layers=settings.layers,
-            include_copied=settings.include_copied,
+            between=output.between,
+            layers=output.layers,
+            include_copied=output.include_copied,
         )
     except InputError as error:
         named = any(str(path) in str(error) for path in paths)
         raise InputError(f"{used[-1]}: {error}" if used and not named else str(error)) from error
-    inserted, shared = _further(runs, settings)
+    inserted, shared = _further(runs, output.layers)
     record: dict[str, Any] = {
         **found.as_dict(),
         "insertion": None if inserted is None else inserted.as_dict(),
@@ -163,7 +135,8 @@ def _report(
         figures["insertion"] = plots.insertion(inserted)
     if shared is not None:
         figures["information"] = plots.information(shared)
-    folder = settings.folder
+    folder = output.folder
+    clear_leftover_folders(folder)
     with write_folder(folder, replace=True) as temporary:
         text = json.dumps(record, indent=2, ensure_ascii=False)
         (temporary / "dilution.json").write_text(text + "\n", encoding="utf-8")
@@ -171,62 +144,69 @@ def _report(
         found.by_head.to_csv(temporary / "by_head.csv", index=False)
         found.curves.to_csv(temporary / "curves.csv", index=False)
         write_parquet(temporary / "dilution.parquet", [tidy(found, inserted, shared)])
-        steps = (steps_table(attnlens.Trace.load(path), paths[path]) for path in used)
+        steps = (
+            steps_table(attnlens.Trace.load(path), source[0] if (source := paths[path]) else None)
+            for path in used
+        )
         write_parquet(temporary / "steps.parquet", steps)
         for name, figure in figures.items():
-            for suffix in settings.formats:
+            for suffix in output.formats:
                 plots.save(figure, temporary / f"{name}.{suffix}")
     print(f"{as_text(found, inserted, shared)}\n")
-    said = found.verdict()
-    said += [] if inserted is None else inserted.verdict()
-    said += [] if shared is None else shared.verdict()
-    for sentence in said:
+    verdict = found.verdict()
+    verdict += [] if inserted is None else inserted.verdict()
+    verdict += [] if shared is None else shared.verdict()
+    for sentence in verdict:
         print(one_line(sentence))
-    say_cut_off("dilution", list(cut_off.values()), len(used))
+    print_cut_off("dilution", list(cut_off.values()), len(used))
     print(one_line(f"written to {folder}"))
-    return folder
 
 
 def _further(
-    runs: Runs | None, settings: DilutionSettings
+    runs: DilutionRuns | None, layers: list[int] | None
 ) -> tuple[Insertion | None, Information | None]:
     """Measure what only a model at hand can give, where it was asked for."""
     from attnlens import measures
 
     if runs is None:
         return None, None
-    from attnlens.reports.figure_inputs import read_dependence
+    from attnlens.experiments.dependence import load_dependence
 
     inserted = shared = None
     if runs.twins:
         groups = (
-            {name: _read(path, attnlens.Trace.load) for name, path in twins.items()}
-            for twins in progress(runs.twins, description="insertions")
+            _read(entry, entry.settings["insertions"], attnlens.Trace.load)
+            for entry in progress(runs.twins.values(), description="insertions")
         )
-        inserted = measures.insertion(groups, layers=settings.layers)
+        inserted = measures.insertion(groups, layers=layers)
     if runs.answers:
+        numbers = [str(i) for i in range(runs.samples)]
         shared = measures.mutual_information(
-            [[_read(path, read_dependence) for path in paths] for paths in runs.answers]
+            [
+                list(_read(entry, numbers, load_dependence).values())
+                for entry in runs.answers.values()
+            ]
         )
     return inserted, shared
 
 
-def _read(path: Path, reader: Callable[[Path], _Read]) -> _Read:
-    with made_again(path.with_name(NOTE)):
-        return reader(path)
+def _read(entry: Entry, names: Iterable[str], reader: Callable[[Path], _Read]) -> dict[str, _Read]:
+    """Read the results ``NAME.zarr`` of an entry."""
+    with entry.reading() as folder:
+        return {name: reader(folder / f"{name}.zarr") for name in names}
 
 
 def _load(
-    paths: Mapping[Path, Job | None],
+    paths: Mapping[Path, tuple[Question, Entry] | None],
     names: list[str],
     used: list[Path],
     models: set[str],
     cut_off: dict[Path, int],
 ) -> Iterator[Trace]:
-    """Load one trace after the other; what lacks a region, or is too short, is said and skipped."""
+    """Load one trace after the other; those that cannot be measured are reported and skipped."""
     last: InputError | None = None
-    for path, job in progress(paths.items(), total=len(paths), description="traces"):
-        with nullcontext() if job is None else made_again(note_of_trace(path)):
+    for path, source in progress(paths.items(), total=len(paths), description="traces"):
+        with nullcontext() if source is None else source[1].reading():
             trace = attnlens.Trace.load(path)
         try:
             for name in names:

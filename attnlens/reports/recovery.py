@@ -5,90 +5,109 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
+
 import attnlens
 from attnlens.errors import InputError
-from attnlens.files import check_results, write_folder
-from attnlens.reports.asking import RecoverySettings
-from attnlens.reports.jobs import Job
+from attnlens.files import check_results, check_writable, clear_leftover_folders, write_folder
+from attnlens.measures.definitions import get_definition
+from attnlens.reports.table import print_cut_off, write_parquet
+from attnlens.runs.dataset import Question
 from attnlens.text import one_line, shortened
 
 if TYPE_CHECKING:
     from attnlens.experiments.recovery import Recovery
+    from attnlens.runs.settings import RecoverySettings
 
 
 NAME_WIDTH = 40
 """Longest name in a printed table, in characters."""
 
 
-def run_recovery(jobs: list[Job], settings: RecoverySettings) -> int:
-    """Run all questions, print the table, and write the folder whole or not at all.
+@dataclass(frozen=True, kw_only=True)
+class RecoveryOutput:
+    """What is shown of a recovery, and where it is written."""
 
-    Returns
-    -------
-    int
-        How many questions could not be run.
+    save_folder: str = "results"
+    formats: tuple[str, ...] = ("png",)
+    definition: str = "mass"
+
+    def check(self) -> None:
+        """Refuse an unknown definition, and a folder that cannot be written."""
+        get_definition(self.definition)
+        check_writable(Path(self.save_folder))
+
+
+def check_folder(questions: list[Question], output: RecoveryOutput) -> Path:
+    """Return the folder for the results of a question, or of those of a file together.
 
     Raises
     ------
     InputError
-        If the model cannot be loaded, or an intervention does not fit a prompt, before anything
-        is generated.
+        If it cannot be written, or holds something else.
     """
-    import numpy as np
-
-    from attnlens.reports.many import remove_leftovers
-    from attnlens.reports.recovery_runs import run_lines, run_one, write_steps
-    from attnlens.reports.table import say_cut_off
-
-    lines, asked = jobs[0].line is not None, len(jobs)
-    root = Path(settings.save_folder)
-    folder = root / f"{'batch' if lines else jobs[0].folder}_recovery"
+    name = "batch" if questions[0].line is not None else questions[0].folder
+    folder = Path(output.save_folder) / f"{name}_recovery"
     check_results(folder, "summary.json", "a recovery")
-    vlm = settings.load()
-    if lines:
-        remove_leftovers(folder)
-        result, jobs = run_lines(vlm, jobs, settings, root / "batch_recovery_runs" / settings.mode)
-    else:
-        result = run_one(vlm, jobs[0], settings)
-    table = result.table(settings.definition)
+    return folder
+
+
+def report_recovery(
+    result: Recovery,
+    questions: list[Question],
+    settings: RecoverySettings,
+    output: RecoveryOutput,
+    folder: Path,
+) -> None:
+    """Print the table, and write the folder whole or not at all.
+
+    Parameters
+    ----------
+    result, questions
+        The recovery of these questions together.
+    settings, output
+        What was run, and what is shown of it.
+    folder
+        From ``check_folder``.
+    """
+    table = result.table(output.definition)
+    clear_leftover_folders(folder)
     with write_folder(folder, replace=True) as temporary:
         table.to_csv(temporary / "table.csv", index=False)
-        _write_places(result, temporary, settings)
-        write_steps(result, jobs, temporary / "steps.parquet")
-        try:
-            result.save(temporary / "recovery.nc")
-        except InputError as error:  # too large for the format: keep everything else
-            print(f"attnlens recover: no recovery.nc: {error}", file=sys.stderr)
-        text = json.dumps(_summary(result, jobs, settings), indent=2, ensure_ascii=False)
+        _write_places(result, temporary, settings.detail, output.definition)
+        write_parquet(temporary / "steps.parquet", _steps(result, questions))
+        result.save(temporary / "recovery.zarr")
+        text = json.dumps(
+            _summary(result, questions, settings, output), indent=2, ensure_ascii=False
+        )
         (temporary / "summary.json").write_text(text + "\n", encoding="utf-8")
-        _draw(result, temporary, settings)
-    print(as_text(result, settings.definition))
-    for run in result.summary(settings.definition)["never_fired"]:
+        _draw(result, temporary, output)
+    print(as_text(result, output.definition))
+    for run in result.summary(output.definition)["never_fired"]:
         print(one_line(f"{run}: the trigger {settings.when!r} never fired"))
     lengths = result.data["steps"].where(result.data["cut_off"] == 1).max("run").values
     cut_off = lengths[~np.isnan(lengths)].astype(int).tolist()
-    say_cut_off("recover", cut_off, len(jobs), "questions have an answer that")
+    print_cut_off("recover", cut_off, len(questions), "questions have an answer that")
     print(one_line(f"written to {folder}"))
-    return asked - len(jobs)
 
 
-def _write_places(result: Recovery, folder: Path, settings: RecoverySettings) -> None:
+def _write_places(result: Recovery, folder: Path, detail: str, definition: str) -> None:
     """Write rises by layer, or by layer and head, of every intervention."""
-    import pandas as pd
-
-    if settings.detail == "step":
+    if detail == "step":
         return
     tables = []
     for run in result.interventions:
         try:
-            by = result.by_head if settings.detail == "head" else result.by_layer
-            tables.append(by(run, settings.definition).assign(intervention=run))
+            by = result.by_head if detail == "head" else result.by_layer
+            tables.append(by(run, definition).assign(intervention=run))
         except InputError:  # a definition that reduces heads itself
-            tables.append(result.by_layer(run, settings.definition).assign(intervention=run))
+            tables.append(result.by_layer(run, definition).assign(intervention=run))
     table = pd.concat(tables, ignore_index=True)
     table.insert(0, "intervention", table.pop("intervention"))
     name = "heads.csv" if "head" in table else "layers.csv"
@@ -97,7 +116,6 @@ def _write_places(result: Recovery, folder: Path, settings: RecoverySettings) ->
 
 def as_text(result: Recovery, definition: str) -> str:
     """Lay the table out for a terminal; a mean over fewer prompts than all says over how many."""
-    from attnlens.measures.definitions import get_definition
     from attnlens.measures.statistics import LEAST_FOR_MEANS, LEAST_FOR_PROPORTIONS
 
     own = result.table(definition).to_dict("records")
@@ -153,25 +171,27 @@ def _cell(row: dict[Any, Any], name: str, layout: str, samples: int) -> str:
     return format(value, layout) + (f" ({behind})" if behind < samples else "")
 
 
-def _summary(result: Recovery, jobs: list[Job], settings: RecoverySettings) -> dict[str, Any]:
+def _summary(
+    result: Recovery, questions: list[Question], settings: RecoverySettings, output: RecoveryOutput
+) -> dict[str, Any]:
     from importlib.metadata import version
 
     data = result.data
     return {
-        **result.summary(settings.definition),
+        **result.summary(output.definition),
         "questions": [
             {
-                "image": job.image,
-                "question": job.question,
-                "expected": job.answer,
+                "image": question.image,
+                "question": question.text,
+                "expected": question.answer,
                 "answers": {
                     str(run): str(data["answer"].values[i, j])
                     for j, run in enumerate(data["run"].values)
                 },
             }
-            for i, job in enumerate(jobs)
+            for i, question in enumerate(questions)
         ],
-        "settings": asdict(settings),
+        "settings": {**asdict(settings), **asdict(output)},
         "versions": {
             "attnlens": attnlens.__version__,
             **{name: version(name) for name in ("torch", "transformers")},
@@ -179,13 +199,36 @@ def _summary(result: Recovery, jobs: list[Job], settings: RecoverySettings) -> d
     }
 
 
-def _draw(result: Recovery, folder: Path, settings: RecoverySettings) -> None:
+def _draw(result: Recovery, folder: Path, output: RecoveryOutput) -> None:
     from attnlens import plots
 
     try:
-        figure = plots.recovery(result, settings.definition)
+        figure = plots.recovery(result, output.definition)
     except InputError as error:  # nothing acted: the tables say so
         print(f"attnlens recover: no figure: {error}", file=sys.stderr)
         return
-    for suffix in settings.formats:
+    for suffix in output.formats:
         plots.save(figure, folder / f"recovery.{suffix}")
+
+
+def _steps(result: Recovery, questions: list[Question]) -> Iterator[pd.DataFrame]:
+    """Tidy tables with a row for each run and step of the forced twins, a table a run."""
+    data = result.data
+    for place, question in enumerate(questions):
+        for run in data["run"].values.tolist():
+            one = data.isel(sample=place).sel(run=run)
+            known = one["share"].notnull().any("definition").values
+            steps = int(known.nonzero()[0][-1]) + 1 if known.any() else 0
+            table = pd.DataFrame({"step": data["step"].values[:steps]})
+            table.insert(0, "line", pd.Series([question.line] * steps, dtype="Int64"))
+            table.insert(1, "image", pd.Series([question.image] * steps, dtype="string"))
+            table.insert(2, "run", pd.Series([run] * steps, dtype="string"))
+            first = float(one["first_step"])
+            table["since_trigger"] = table["step"] - first  # missing where it never fired
+            for name in ("kl", "hellinger"):
+                table[name] = one[name].values[:steps]
+            for definition in data["definition"].values.tolist():
+                for kind in ("share", "share_with_copied", "rise", "rise_with_copied"):
+                    column = f"{definition}_{kind}"
+                    table[column] = one[kind].sel(definition=definition).values[:steps]
+            yield table

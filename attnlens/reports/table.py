@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnlens.files import write_file
-from attnlens.reports.jobs import Job
+from attnlens.runs.dataset import Question
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,15 +21,15 @@ OF_A_FILE = ("line", "expected", "right")
 """Columns that only questions of a file have."""
 
 
-def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
+def steps_table(trace: Trace, question: Question | None = None) -> pd.DataFrame:
     """One row for each step of a run.
 
     Parameters
     ----------
     trace
         The run.
-    job
-        What was asked; when not given, what the trace notes of it.
+    question
+        What was asked; taken from the trace when not given.
 
     Returns
     -------
@@ -56,20 +56,20 @@ def steps_table(trace: Trace, job: Job | None = None) -> pd.DataFrame:
 
     data = trace.data
     steps = data.sizes["step"]
-    if job is None:
+    if question is None:
         images = trace.attrs.get("images") or [{}]
-        job = Job(str(images[0].get("path") or ""), str(trace.attrs.get("question", "")))
+        question = Question(str(images[0].get("path") or ""), str(trace.attrs.get("question", "")))
     answer = final_answer(trace.text)
-    right = None if job.answer is None else is_right(answer, job.answer)
+    right = None if question.answer is None else is_right(answer, question.answer)
     table = pd.DataFrame(
         {
-            "line": pd.Series([job.line] * steps, dtype="Int64"),
+            "line": pd.Series([question.line] * steps, dtype="Int64"),
             **_texts(
                 steps,
-                image=job.image,
-                question=job.question,
+                image=question.image,
+                question=question.text,
                 mode=str(trace.attrs.get("mode", "")),
-                expected=job.answer,
+                expected=question.answer,
                 answer=answer,
             ),
             "right": pd.Series([right] * steps, dtype="boolean"),
@@ -107,17 +107,17 @@ def _texts(steps: int, **values: str | None) -> dict[str, pd.Series]:
     return {name: pd.Series([text] * steps, dtype="string") for name, text in values.items()}
 
 
-def say_cut_off(command: str, cut_off: Sequence[int], total: int, of: str = "answers") -> None:
-    """Say on standard error how many answers had not ended, where some had not.
+def print_cut_off(command: str, cut_off: Sequence[int], total: int, of: str = "answers") -> None:
+    """Print on standard error how many answers had not ended, if any.
 
     Parameters
     ----------
     command
-        Who says it.
+        Name of the command.
     cut_off
-        Lengths of the answers that had not ended, in tokens.
+        Lengths of these answers, in tokens.
     total, of
-        Among how many of what.
+        How many there are in all, and of what.
     """
     if cut_off:
         what = "the answer" if total == 1 else f"{len(cut_off)} of {total} {of}"
@@ -126,7 +126,7 @@ def say_cut_off(command: str, cut_off: Sequence[int], total: int, of: str = "ans
         print(
             f"attnlens {command}: {what} had not ended at the longest length, {tokens} "
             f"token{'' if most == 1 else 's'} (--max_new_tokens); "
-            "what is said of it is said of the part that is there",
+            "results are about the part that is there",
             file=sys.stderr,
         )
 

@@ -1,224 +1,246 @@
-"""The trend of visual attention over one answer: generated, recorded, measured, drawn, written."""
+"""What ``attnlens trend`` writes of recorded answers: pictures, tables, summaries."""
 
 from __future__ import annotations
 
+import functools
+import json
 import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attnlens.answers import final_answer
 from attnlens.errors import InputError
-from attnlens.files import check_writable
+from attnlens.files import check_writable, clear_leftover_files, write_file
+from attnlens.measures.definitions import get_definition
+from attnlens.models.modes import VERIFICATIONS, verification_tag
 from attnlens.progress import progress
-from attnlens.reports.asking import TrendSettings
-from attnlens.reports.jobs import Job
-from attnlens.reports.many import refuse_other_questions, remove_leftover_files, run_each
-from attnlens.reports.notes import made_again, model_note, note_of, read_note
-from attnlens.reports.table import say_cut_off, steps_table, write_parquet
-from attnlens.reports.trend_files import SUMMARY, note_of_trace, write_run
+from attnlens.reports.table import print_cut_off, steps_table, write_csv, write_parquet
+from attnlens.runs.cache import Entry, make_each
+from attnlens.runs.dataset import Question
+from attnlens.runs.recordings import TRACE, read_trace
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import pandas as pd
 
-    from attnlens.models.load import VLM
     from attnlens.recording.trace import Trace
+    from attnlens.runs.settings import RecordingSettings
 
-SHOWN = ("save_folder", "formats", "definition")
-"""Settings that an answer does not follow from, but what is shown of it."""
-
-
-def run_jobs(jobs: list[Job], settings: TrendSettings) -> int:
-    """Run the questions one after the other; how many failed.
-
-    Questions of a file are resumed: see ``attnlens.reports.many``. When all have been asked, one
-    table of all steps is written beside their folders.
-    """
-    root = Path(settings.save_folder)
-    for job in jobs:
-        check_writable(root / job.folder)
-    if jobs[0].line is None:
-        check_replaced(jobs[0], root / jobs[0].folder, settings.mode)
-    vlm = settings.load()
-    check_layers(settings.layers, vlm)
-    if jobs[0].line is None:
-        print(one_line(f"written to {run_job(vlm, jobs[0], settings, show=True)}"))
-        return 0
-    there = record_each(vlm, jobs, settings, command="trend")
-    if there:
-        path = root / f"{settings.mode}_steps.parquet"
-        remove_leftover_files(path)
-        table = write_table(there, root, path, settings.mode)
-        print(one_line(f"written to {table}"))
-    return len(jobs) - len(there)
+SUMMARY = "summary.json"
+"""Name of the file that holds the question, the answer and the measures."""
+ALL_TOKENS = "Step_attention_all_tokens"
+"""Name of the picture that is the same in every mode, as the reference script names it."""
 
 
-def check_replaced(job: Job, folder: Path, mode: str) -> None:
-    """Refuse a folder of another picture of that name, and say when another answer is replaced.
+@dataclass(frozen=True, kw_only=True)
+class TrendOutput:
+    """What is shown of answers, and where it is written."""
+
+    save_folder: str = "results"
+    formats: tuple[str, ...] = ("png",)
+    definition: str = "look-back"
+
+    def check(self, max_new_tokens: int) -> None:
+        """Refuse what can be refused before anything is run.
+
+        Raises
+        ------
+        InputError
+            If the definition is unknown or has no step in so few tokens, or the folder cannot be
+            written.
+        """
+        if max_new_tokens <= get_definition(self.definition).first_step:
+            raise InputError(
+                f"--max_new_tokens {max_new_tokens}: {self.definition} leaves the first step "
+                "out, so give at least 2"
+            )
+        check_writable(Path(self.save_folder))
+
+
+def check_folder(question: Question, mode: str, output: TrendOutput) -> Path:
+    """Return the folder of a question from the command line.
 
     Raises
     ------
     InputError
-        If the summary in the folder is of another picture.
+        If it cannot be written, or holds the summary of another picture. That another question's
+        answer will be replaced is said on standard error.
     """
-    before = read_note(folder / SUMMARY)
-    if before.get("image_sha256", job.image_sha256) != job.image_sha256:
+    folder = Path(output.save_folder) / question.folder
+    check_writable(folder)
+    try:
+        before = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return folder
+    if not isinstance(before, dict):
+        return folder
+    if before.get("image_sha256", question.image_sha256) != question.image_sha256:
         raise InputError(
-            f"{str(folder)!r} holds what was found for another picture ({before.get('image')!r}) "
-            f"than {job.image!r}: give another --save_folder, or move it away"
+            f"{str(folder)!r} holds the results of another picture ({before.get('image')!r}) "
+            f"than {question.image!r}: give another --save_folder, or move it away"
         )
-    if before.get("question", job.question) != job.question:
+    if before.get("question", question.text) != question.text:
         text = (
             f"attnlens trend: {str(folder)!r} holds the answer to another question "
             f"({before['question']!r}); what was written there in mode {mode} is replaced"
         )
         print(one_line(text), file=sys.stderr)
-
-
-def record_each(
-    vlm: VLM, jobs: list[Job], settings: TrendSettings, *, command: str, pictures: bool = True
-) -> list[Job]:
-    """Ask the questions of a file that have not been asked yet; those whose folders are there."""
-    root, name = Path(settings.save_folder), f"{settings.mode}_settings.json"
-    model = model_note(vlm)
-    shown: dict[str, Any] = {"definition": settings.definition, "pictures": ["none"]}
-    if pictures:
-        shown["pictures"] = list(settings.formats)
-    refuse_other_questions(jobs, root, name)
-
-    def note_of_job(job: Job) -> dict[str, Any]:
-        asked = note_of(job, settings, leaving_out=SHOWN)
-        return {**asked, "model": model, "shown": {**shown, "answer": job.answer}}
-
-    def work(job: Job, note: dict[str, Any]) -> None:
-        folder, trace = root / job.folder, None
-        asked = {**read_note(folder / name), "shown": note["shown"]}
-        if asked == note:  # only what is shown is another
-            trace = load_trace(folder / f"{settings.mode}_trace.zarr")
-        run_job(vlm, job, settings, show=False, pictures=pictures, note=note, trace=trace)
-
-    return run_each(
-        jobs,
-        lambda job: root / job.folder,
-        note_of_job,
-        work,
-        command=command,
-        name=name,
-    )
-
-
-def load_trace(path: Path) -> Trace | None:
-    """Load a trace; None where it is not there or cannot be read."""
-    from attnlens.recording.trace import Trace
-
-    try:
-        return Trace.load(path)
-    except InputError:
-        return None
-
-
-def write_table(jobs: list[Job], root: Path, path: Path, mode: str) -> Path:
-    """Write one row for each step of all questions; see ``attnlens.reports.table``."""
-    from attnlens.recording.trace import Trace
-
-    cut_off: list[int] = []
-
-    def tables() -> Iterator[pd.DataFrame]:
-        for job in progress(jobs, description="table"):
-            path = root / job.folder / f"{mode}_trace.zarr"
-            with made_again(note_of_trace(path)):
-                trace = Trace.load(path)
-            if trace.cut_off:
-                cut_off.append(trace.data.sizes["step"])
-            yield steps_table(trace, job)
-
-    write_parquet(path, tables())
-    say_cut_off("trend", cut_off, len(jobs))
-    return path
-
-
-def check_layers(layers: list[int] | None, vlm: VLM) -> None:
-    """Refuse layers that the model lacks, before the first question is asked."""
-    from attnlens.recording.record import choose_layers
-
-    choose_layers(layers, len(vlm.family.parts(vlm.model).attention))
-
-
-def run_job(
-    vlm: VLM,
-    job: Job,
-    settings: TrendSettings,
-    *,
-    show: bool,
-    pictures: bool = True,
-    note: dict[str, Any] | None = None,
-    trace: Trace | None = None,
-) -> Path:
-    """Ask one question and write its folder.
-
-    Parameters
-    ----------
-    vlm
-        The model.
-    job, settings
-        What to ask and how.
-    show
-        Whether the answer is printed as it is generated.
-    pictures
-        Whether figures are drawn.
-    note
-        What the results follow from, written beside them; see ``attnlens.reports.notes``.
-    trace
-        The answer, where it has been recorded before.
-
-    Returns
-    -------
-    pathlib.Path
-        The folder. What is not this run's stays (traces and trends of other modes); it appears
-        whole or not at all.
-    """
-    if trace is None:
-        prompt = settings.prompt(vlm, job)
-        trace = _generate(vlm, prompt, settings, show)
-    folder = Path(settings.save_folder) / job.folder
-    try:
-        left_out = write_run(folder, trace, job, settings, pictures, note)
-    except (Exception, KeyboardInterrupt):
-        if not pictures:
-            raise
-        # the generation may have taken an hour: keep it, whatever keeps a picture from being drawn
-        kept = None if note is None else {**note, "shown": "no pictures"}
-        write_run(folder, trace, job, settings, False, kept)
-        print(f"attnlens trend: no pictures; trace and summary are in {folder}", file=sys.stderr)
-        raise
-    if job.line is None:  # of a file they are counted, when all have been asked
-        say_cut_off("trend", [trace.data.sizes["step"]] if trace.cut_off else [], 1)
-    if left_out:
-        print(f"attnlens trend: left out {one_line(left_out)}", file=sys.stderr)
     return folder
 
 
-def _generate(vlm: VLM, prompt: Any, settings: TrendSettings, show: bool) -> Trace:
-    from attnlens.experiments.run import run
-    from attnlens.reports.stream import PrintedAnswer
+def report_one(
+    trace: Trace, question: Question, settings: RecordingSettings, output: TrendOutput, folder: Path
+) -> None:
+    """Write trace, table, summary and pictures of a question from the command line.
 
-    options: dict[str, Any] = {"do_sample": False}
-    if settings.temperature > 0:
-        # a checkpoint's own top_k or top_p would cut what the temperature spreads
-        options = {
-            "do_sample": True,
-            "temperature": settings.temperature,
-            "top_k": 0,
-            "top_p": 1.0,
-        }
-    if show:
-        options["streamer"] = PrintedAnswer(vlm.tokenizer)
-    return run(
-        vlm,
-        prompt,
-        settings.max_new_tokens,
-        seed=settings.seed,
-        layers=settings.layers,
-        **options,
-    )
+    The results of other modes in the folder stay. The trace is written first: an answer that took
+    an hour is kept, whatever goes wrong with a picture.
+    """
+    mode = settings.mode
+    pictures = (f"{mode}_step_attention", f"{mode}_step_attention_with_tokens", ALL_TOKENS)
+    for name in pictures:
+        for suffix in ("png", "pdf", "svg"):
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+    (folder / SUMMARY).unlink(missing_ok=True)
+    trace.save(folder / f"{mode}_{TRACE}", replace=True)
+    write_csv(folder / f"{mode}_steps.csv", steps_table(trace, question))
+    _write_summary(trace, question, settings, output, folder)
+    try:
+        _draw(trace, mode, output, folder)
+    except (Exception, KeyboardInterrupt):
+        print(f"attnlens trend: no pictures; trace and summary are in {folder}", file=sys.stderr)
+        raise
+    print_cut_off("trend", [trace.data.sizes["step"]] if trace.cut_off else [], 1)
+
+
+def report_each(
+    recorded: Mapping[Question, Entry], settings: RecordingSettings, output: TrendOutput
+) -> list[Question]:
+    """Write summary and pictures of each answer, and one table of all steps.
+
+    Pictures that are there already, of the same answer, definition and formats, are left alone.
+
+    Parameters
+    ----------
+    recorded
+        Entries of the traces, by question.
+    settings, output
+        How the questions were asked, and what is shown of the answers.
+
+    Returns
+    -------
+    list of Question
+        Those whose pictures are there now.
+    """
+    root, mode = Path(output.save_folder), settings.mode
+    entries = {
+        question: Entry(
+            root / "trend" / mode / question.folder,
+            {
+                "question": question.text,
+                "answer": question.answer,
+                "run": run.identity,
+                "definition": output.definition,
+                "pictures": list(output.formats),
+            },
+        )
+        for question, run in recorded.items()
+    }
+
+    def make(question: Question, folder: Path) -> None:
+        trace = read_trace(recorded[question])
+        _write_summary(trace, question, settings, output, folder)
+        _draw(trace, mode, output, folder)
+
+    there = make_each(entries, make, command="trend (pictures)")
+    path = root / f"{mode}_steps.parquet"
+    clear_leftover_files(path)
+    _write_table(recorded, path)
+    print(one_line(f"written to {path}"))
+    return there
+
+
+def _write_table(recorded: Mapping[Question, Entry], path: Path) -> None:
+    """Write one row for each step of all questions."""
+    cut_off: list[int] = []
+
+    def tables() -> Iterator[pd.DataFrame]:
+        for question, entry in progress(recorded.items(), total=len(recorded), description="table"):
+            trace = read_trace(entry)
+            if trace.cut_off:
+                cut_off.append(trace.data.sizes["step"])
+            yield steps_table(trace, question)
+
+    write_parquet(path, tables())
+    print_cut_off("trend", cut_off, len(recorded))
+
+
+def _draw(trace: Trace, mode: str, output: TrendOutput, folder: Path) -> None:
+    """Draw the three pictures; those that the answer is too short for are reported."""
+    from attnlens import plots
+
+    definition = output.definition
+    figures = {
+        f"{mode}_step_attention": lambda: plots.trend(trace, definition),
+        f"{mode}_step_attention_with_tokens": lambda: plots.trend(trace, definition, tokens=True),
+        ALL_TOKENS: lambda: plots.tokens(trace, definition),
+    }
+    missing: dict[str, str] = {}
+    for name, draw in progress(figures.items(), total=len(figures), description="drawing"):
+        try:
+            figure = draw()
+        except InputError as error:  # an answer of one token has no step under some definitions
+            missing[name] = str(error)
+            continue
+        for suffix in output.formats:
+            plots.save(figure, folder / f"{name}.{suffix}")
+    if missing:
+        text = f"{', '.join(missing)}: {next(iter(missing.values()))}"
+        print(f"attnlens trend: left out {one_line(text)}", file=sys.stderr)
+
+
+def _write_summary(
+    trace: Trace, question: Question, settings: RecordingSettings, output: TrendOutput, folder: Path
+) -> None:
+    text = json.dumps(summary(trace, question, settings, output), indent=2, ensure_ascii=False)
+    with write_file(folder / SUMMARY) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def summary(
+    trace: Trace, question: Question, settings: RecordingSettings, output: TrendOutput
+) -> dict[str, Any]:
+    """Return answer, regions, decay, refocus, settings and versions as plain JSON-able values."""
+    from attnlens import measures
+
+    definition = output.definition
+    values: dict[str, Any] = {
+        "image": question.image,
+        "image_sha256": question.image_sha256,
+        "question": question.text,
+        "mode": settings.mode,
+        "response": trace.text,
+        "answer": final_answer(trace.text),
+        "expected": question.answer,
+        "cut_off": trace.cut_off,
+        "steps": int(trace.data.sizes["step"]),
+        "definition": definition,
+        "regions": [asdict(region) for region in trace.regions],
+        "settings": {**asdict(settings), **asdict(output)},
+        "provenance": {k: v for k, v in trace.attrs.items() if k != "special_token_ids"},
+        "versions": trace.attrs["versions"],
+    }
+    table = measures.region_summary(trace, definition=definition)
+    values["region_summary"] = json.loads(table.to_json(orient="records"))
+    region = VERIFICATIONS[verification_tag(settings.words) or "<back>"]
+    for name, compute in (
+        ("decay", measures.decay),
+        ("refocus", functools.partial(measures.refocus, region=region)),
+    ):
+        try:
+            values[name] = compute(trace, definition=definition).as_dict()
+        except InputError as error:  # too short, or no <back>: the summary says so
+            values[name] = {"not_available": str(error)}
+    return values

@@ -1,25 +1,23 @@
-"""What is asked of which model, in what words: the settings of the commands."""
+"""What is asked of which model, and how: the settings that results follow from."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnlens.errors import InputError
-from attnlens.files import check_writable
 from attnlens.models.modes import asked_words, check_template, mode_of
 
 if TYPE_CHECKING:
     from attnlens.interventions.base import Intervention
     from attnlens.models.load import VLM
     from attnlens.models.prompt import Prompt
-    from attnlens.reports.jobs import Job
+    from attnlens.runs.dataset import Question
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
-    """The options that ``attnlens trend``, ``recover`` and ``dilution`` share."""
+class AskSettings:
+    """Which model is asked, and in what words."""
 
     mode: str
     model: str = "testbed"
@@ -30,12 +28,10 @@ class Asking:
     min_pixels: int | None = None
     max_pixels: int | None = None
     max_new_tokens: int = 2048
-    save_folder: str = "results"
-    formats: tuple[str, ...] = ("png",)
 
     @property
     def words(self) -> str:
-        """What is said around a question."""
+        """The text around a question."""
         return asked_words(self.mode, self.template, self.system)
 
     def check(self) -> None:
@@ -44,8 +40,8 @@ class Asking:
         Raises
         ------
         InputError
-            If the mode is unknown, the template has no place for a question, limits of pixels
-            cannot hold, or the folder cannot be written.
+            If the mode is unknown, the template has no place for a question, or the limits of
+            pixels cannot hold.
         """
         from attnlens.models.images import check_pixel_limits
 
@@ -53,7 +49,6 @@ class Asking:
         if self.template is not None:
             check_template(self.template)
         check_pixel_limits(self.min_pixels, self.max_pixels)
-        check_writable(Path(self.save_folder))
 
     def load(self) -> VLM:
         """Load the model."""
@@ -67,20 +62,19 @@ class Asking:
             max_pixels=self.max_pixels,
         )
 
-    def prompt(self, vlm: VLM, job: Job) -> Prompt:
+    def prompt(self, vlm: VLM, question: Question) -> Prompt:
         """Build the prompt of a question."""
         return vlm.prompt(
-            job.image, job.question, self.mode, system=self.system, template=self.template
+            question.image, question.text, self.mode, system=self.system, template=self.template
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrendSettings(Asking):
-    """How the questions are asked and what is written; the options of ``attnlens trend``."""
+class RecordingSettings(AskSettings):
+    """How answers are generated, and which layers are recorded."""
 
     seed: int = 0
     temperature: float = 0.0
-    definition: str = "look-back"
     layers: list[int] | None = None
 
     def check(self) -> None:
@@ -89,18 +83,10 @@ class TrendSettings(Asking):
         Raises
         ------
         InputError
-            If a number is out of range, the definition is unknown, or as ``Asking.check``.
+            If a number is out of range, or as ``AskSettings.check``.
         """
-        from attnlens.measures.definitions import get_definition
-
-        get_definition(self.definition)
         if self.max_new_tokens < 1:
             raise InputError(f"--max_new_tokens {self.max_new_tokens}: give at least 1")
-        if self.max_new_tokens <= get_definition(self.definition).first_step:
-            raise InputError(
-                f"--max_new_tokens {self.max_new_tokens}: {self.definition} leaves the first step "
-                "out, so give at least 2"
-            )
         if not 0 <= self.temperature < float("inf"):
             raise InputError(f"--temperature {self.temperature}: give 0 (greedy) or more")
         if not 0 <= self.seed < 2**63:
@@ -109,13 +95,12 @@ class TrendSettings(Asking):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecoverySettings(Asking):
-    """The options of ``attnlens recover``."""
+class RecoverySettings(AskSettings):
+    """Which interventions are compared with the untouched answer."""
 
     interventions: tuple[str, ...]
     when: str = "<back>"
     positions: str = "fresh"
-    definition: str = "mass"
     detail: str = "layer"
 
     def check(self) -> None:
@@ -124,13 +109,11 @@ class RecoverySettings(Asking):
         Raises
         ------
         InputError
-            If an intervention, its picture, the trigger or the definition cannot be read, or as
-            ``Asking.check``.
+            If an intervention, its picture or the trigger cannot be read, an intervention is given
+            twice, or as ``AskSettings.check``.
         """
-        from attnlens.measures.definitions import get_definition
         from attnlens.models.images import open_image
 
-        get_definition(self.definition)
         for name in self.pictures():
             open_image(name)
         names = [one.name for one in self.parsed()]
@@ -140,7 +123,7 @@ class RecoverySettings(Asking):
         super().check()
 
     def pictures(self) -> list[str]:
-        """Return the files that are shown in an image's place."""
+        """Return the files that interventions show in place of an image."""
         parts = [part for one in self.parsed() for part in one.parts]
         sources = (getattr(part, "source", None) for part in parts)
         return sorted({str(name) for name in sources if name not in (None, "blank", "text")})

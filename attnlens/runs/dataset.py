@@ -21,25 +21,25 @@ LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
-class Job:
+class Question:
     """One question about one image.
 
     Attributes
     ----------
-    image, question
-        What is asked of which file.
+    image, text
+        Path of the image, and what is asked about it.
     answer
         The right answer, where it is known.
     line
-        Line of the file it came from, counted from 1; None from the command line.
+        Line of the file, counted from 1; None for a question from the command line.
     problem
         Why the line cannot be used; empty where it can.
     image_sha256
-        Of the image's file; empty until ``check_jobs`` has opened it.
+        Hash of the image's file; empty until ``check_questions`` has opened it.
     """
 
     image: str
-    question: str
+    text: str
     answer: str | None = None
     line: int | None = None
     problem: str = ""
@@ -47,12 +47,12 @@ class Job:
 
     @property
     def folder(self) -> str:
-        """Name of the folder that the results go into."""
+        """Name of the folder for the results."""
         stem = Path(self.image).stem
         return stem if self.line is None else f"{self.line:05d}_{stem}"
 
 
-def read_jobs(path: str | Path) -> list[Job]:
+def read_questions(path: str | Path) -> list[Question]:
     """Read a JSON Lines file of ``{"image": ..., "question": ..., "answer": ...}``.
 
     Parameters
@@ -62,7 +62,7 @@ def read_jobs(path: str | Path) -> list[Job]:
 
     Returns
     -------
-    list of Job
+    list of Question
         One per line that is not empty; a line that is no such object has a ``problem``.
 
     Raises
@@ -79,13 +79,13 @@ def read_jobs(path: str | Path) -> list[Job]:
         ) from error
     # JSON strings may hold the other line separators that splitlines() knows
     lines = read.removeprefix(codecs.BOM_UTF8).split(b"\n")
-    jobs = [_job(n, line, path.parent) for n, line in enumerate(lines, 1) if line.strip()]
-    if not jobs:
+    questions = [_question(n, line, path.parent) for n, line in enumerate(lines, 1) if line.strip()]
+    if not questions:
         raise InputError(f'{str(path)!r} is empty: give lines of {{"image": ..., "question": ...}}')
-    return jobs
+    return questions
 
 
-def _job(number: int, line: bytes, folder: Path) -> Job:
+def _question(number: int, line: bytes, folder: Path) -> Question:
     try:
         value = json.loads(line.decode())
     except UnicodeDecodeError as error:
@@ -110,68 +110,68 @@ def _job(number: int, line: bytes, folder: Path) -> Job:
         given = shortened(repr(answer), 80)
         return _bad(number, f"'answer' is {given}: give a text or a number")
     image = value["image"]
-    return Job(
+    return Question(
         image=image if IS_URL.match(image) else str(folder / image),
-        question=value["question"],
+        text=value["question"],
         answer=truth,
         line=number,
     )
 
 
-def _bad(number: int, problem: str) -> Job:
-    return Job("", "", line=number, problem=problem)
+def _bad(number: int, problem: str) -> Question:
+    return Question("", "", line=number, problem=problem)
 
 
-def _check_folder_name(job: Job) -> None:
-    """Refuse an image whose name gives no folder of its own inside the folder for results."""
-    if job.image.lower().startswith("data:"):
+def _check_folder_name(question: Question) -> None:
+    """Refuse an image whose name cannot be that of a folder of results."""
+    if question.image.lower().startswith("data:"):
         raise InputError(
-            f"the image is given in the text itself ({shortened(job.image, 40)!r}), and results go "
-            "into a folder named after its file: save it as a file and give its path"
+            f"the image is given in the text itself ({shortened(question.image, 40)!r}), and results "
+            "go into a folder named after its file: save it as a file and give its path"
         )
-    name = job.folder
+    name = question.folder
     if name in ("", ".", "..") or len(name.encode()) > LONGEST_NAME:
         raise InputError(
-            f"the results of {quoted(job.image)} would go into a folder named {quoted(name)}: "
+            f"the results of {quoted(question.image)} would go into a folder named {quoted(name)}: "
             f"give the image a name of 1 to {LONGEST_NAME} bytes other than '.' and '..'"
         )
 
 
-def check_jobs(jobs: list[Job]) -> tuple[list[Job], int]:
+def check_questions(questions: list[Question]) -> tuple[list[Question], int]:
     """Open every image before any long work starts.
 
     Returns
     -------
     tuple
-        The jobs that can be run, and how many lines of a file were skipped; each of those is
-        reported on standard error with its number.
+        The questions that can be asked, and how many lines of the file were skipped; each of
+        these is reported on standard error with its number.
 
     Raises
     ------
     InputError
-        If no job is left, or the only one, from the command line, cannot be run.
+        If no question is left, or the only one, from the command line, cannot be asked.
     """
     from attnlens.models.images import open_image
 
-    good: list[Job] = []
+    good: list[Question] = []
     problems = []
     # large pictures take long to decode
-    for job in progress(jobs, description="images") if len(jobs) > 1 else jobs:
-        problem = job.problem
+    for question in progress(questions, description="images") if len(questions) > 1 else questions:
+        problem = question.problem
         if not problem:
             try:
-                if not job.question.strip():
+                if not question.text.strip():
                     raise InputError("the question is empty: give the text of a question")
-                _check_folder_name(job)
-                digest = open_image(job.image)[1].sha256
+                _check_folder_name(question)
+                digest = open_image(question.image)[1].sha256
             except InputError as error:
-                if job.line is None:
+                if question.line is None:
                     raise
                 problem = str(error)
         if problem:
-            problems.append(f"line {job.line}: {problem}")
+            problems.append(f"line {question.line}: {problem}")
         else:
-            good.append(replace(job, image_sha256=digest))
+            good.append(replace(question, image_sha256=digest))
     if not good:
         raise InputError(f"no line can be used; {problems[0]}")
     for text in problems:

@@ -11,7 +11,7 @@ from attnlens.text import printable
 
 
 class PrintedAnswer(TextStreamer):
-    """Prints new text as it comes, with control characters shown as escapes.
+    """Prints an answer while it is generated, with control characters shown as escapes.
 
     Parameters
     ----------

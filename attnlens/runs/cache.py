@@ -1,0 +1,254 @@
+"""Results of questions, each kept in a folder of its own as soon as it is made.
+
+An entry's folder holds the results and a file ``settings.json`` with everything that they follow
+from, the hash of that (the key), and the sizes of the files. A command that is given again finds
+the entries whose key and files are right, and makes only the others. Each entry is written to a
+temporary folder and renamed, so that a killed process leaves no half entry behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TextIO
+
+from filelock import FileLock, Timeout
+
+from attnlens.errors import InputError
+from attnlens.files import clear_leftover_folders, write_folder
+from attnlens.progress import progress
+from attnlens.runs.dataset import Question
+from attnlens.runs.provenance import canonical, differences
+from attnlens.text import one_line
+
+SETTINGS = "settings.json"
+"""Name of the file that says what an entry follows from."""
+LOCK = ".attnlens-lock"
+"""Name of the file that a process locks while it writes into a folder."""
+MOST_DIFFERENCES = 3
+"""How many kinds of changed settings are printed."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A folder of results, and what they must follow from.
+
+    Attributes
+    ----------
+    folder
+        The folder.
+    settings
+        Everything that the results follow from, as plain values; ``question`` is the question.
+    needs
+        Names of results that must be there, where an entry may hold fewer or more.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    needs: tuple[str, ...] = ()
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of the settings."""
+        return hashlib.sha256(canonical(self.settings).encode()).hexdigest()
+
+    def note(self) -> dict[str, Any]:
+        """Read ``settings.json``; empty where there is none."""
+        try:
+            found = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def identity(self) -> str:
+        """Name of these very results: another one once they are made again."""
+        return str(self.note().get("id", ""))
+
+    def has_key(self) -> bool:
+        """Whether the folder holds results of these settings, with no file missing or cut."""
+        note = self.note()
+        sizes = note.get("files")
+        if note.get("key") != self.key or not isinstance(sizes, dict):
+            return False
+        try:
+            return all((self.folder / n).stat().st_size == size for n, size in sizes.items())
+        except OSError:
+            return False
+
+    def is_there(self) -> bool:
+        """Whether nothing is left to make."""
+        return self.has_key() and all((self.folder / name).exists() for name in self.needs)
+
+    @contextmanager
+    def write(self) -> Iterator[Path]:
+        """Give a temporary folder that becomes the entry when the block ends without error."""
+        with write_folder(self.folder, replace=True) as temporary:
+            yield temporary
+            files = (path for path in sorted(temporary.rglob("*")) if path.is_file())
+            note = {
+                "key": self.key,
+                "id": uuid.uuid4().hex,
+                "settings": self.settings,
+                "files": {p.relative_to(temporary).as_posix(): p.stat().st_size for p in files},
+            }
+            text = json.dumps(note, indent=2, ensure_ascii=False)
+            (temporary / SETTINGS).write_text(text + "\n", encoding="utf-8")
+
+    @contextmanager
+    def reading(self) -> Iterator[Path]:
+        """Give the folder; if its results turn out to be unreadable, they are made again next time.
+
+        Raises
+        ------
+        InputError
+            As inside the block, with this advice.
+        """
+        try:
+            yield self.folder
+        except InputError as error:
+            (self.folder / SETTINGS).unlink(missing_ok=True)
+            raise InputError(f"{error}. Give the same command again to make it anew") from error
+
+
+@contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Keep other processes of attnlens out of a folder for the time of a block.
+
+    Parameters
+    ----------
+    folder
+        Where results go; made where it is missing, and removed again if it stays empty.
+
+    Raises
+    ------
+    InputError
+        If another process is writing there.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"another attnlens is at work in {str(folder)!r}: wait for it to end, or give "
+            "another --save_folder"
+        ) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is still ours
+        lock.release()
+        if made:
+            with suppress(OSError):  # it holds results
+                folder.rmdir()
+
+
+def make_each(
+    entries: Mapping[Question, Entry],
+    make: Callable[[Question, Path], object],
+    *,
+    command: str,
+) -> list[Question]:
+    """Make the entries that are not there yet; a question that fails is reported and passed over.
+
+    Parameters
+    ----------
+    entries
+        Where each question's results go, and what they follow from.
+    make
+        Writes a question's results into the folder that it is given.
+    command
+        Name of the command, for messages.
+
+    Returns
+    -------
+    list of Question
+        Those whose results are there now.
+
+    Raises
+    ------
+    InputError
+        If a folder holds the answer to another question, before anything is made.
+    """
+    # as JSON reads them back, so that they compare equal
+    entries = {
+        question: Entry(one.folder, json.loads(canonical(one.settings)), one.needs)
+        for question, one in entries.items()
+    }
+    for question, entry in entries.items():
+        clear_leftover_folders(entry.folder)
+        _refuse_another_question(question, entry)
+    waiting = _waiting(entries, command)
+    failed: set[int | None] = set()
+    done = len(entries) - len(waiting)
+    bar = progress(waiting, total=len(entries), initial=done, description="questions")
+    for question in bar:
+        entry = entries[question]
+        try:
+            with entry.write() as folder:
+                make(question, folder)
+        except Exception as error:  # the other questions can still be run
+            _print(bar, f"attnlens {command}: line {question.line} failed: {error}", sys.stderr)
+            failed.add(question.line)
+        else:
+            _print(bar, f"written to {entry.folder}", sys.stdout)
+    return [question for question in entries if question.line not in failed]
+
+
+def _refuse_another_question(question: Question, entry: Entry) -> None:
+    before = entry.note().get("settings")
+    asked = before.get("question") if isinstance(before, dict) else None
+    if asked is not None and asked != question.text:
+        raise InputError(
+            f"{str(entry.folder)!r} holds the answer to another question ({asked!r}) than "
+            f"line {question.line}: give another --save_folder, or move it away"
+        )
+
+
+def _waiting(entries: Mapping[Question, Entry], command: str) -> list[Question]:
+    """Find the questions whose results have to be made, and print how many there are, and why."""
+    waiting: list[Question] = []
+    changed: Counter[str] = Counter()
+    damaged = 0
+    for question, entry in entries.items():
+        if entry.is_there():
+            continue
+        waiting.append(question)
+        note = entry.note()
+        if note and note.get("key") != entry.key:
+            changed[", ".join(differences(note.get("settings") or {}, entry.settings))] += 1
+        elif entry.folder.exists() and not entry.has_key():
+            damaged += 1
+    here = f"attnlens {command}: {{}} of {len(entries)} questions"
+    done = len(entries) - len(waiting)
+    if done:
+        print(f"{here.format(done)} were done before", file=sys.stderr)
+    if damaged:
+        print(
+            f"{here.format(damaged)} are there in part or damaged, and made again", file=sys.stderr
+        )
+    if changed:
+        kinds = "; ".join(text for text, _ in changed.most_common(MOST_DIFFERENCES))
+        more = "; ..." if len(changed) > MOST_DIFFERENCES else ""
+        text = (
+            f"{here.format(changed.total())} were done with other settings and are made again: "
+            f"{kinds}{more}"
+        )
+        print(one_line(text), file=sys.stderr)
+    return waiting
+
+
+def _print(bar: Any, text: str, stream: TextIO) -> None:
+    """Print a line above the progress bar."""
+    bar.write(one_line(text), file=stream)

@@ -1,0 +1,118 @@
+"""What results follow from: question, settings, model and library versions, as plain values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attnlens
+from attnlens.runs.dataset import Question
+
+if TYPE_CHECKING:
+    from attnlens.models.load import VLM
+    from attnlens.runs.settings import AskSettings
+
+WEIGHTS = (".safetensors", ".bin")
+"""Suffixes of a checkpoint's weights."""
+CHECKPOINT_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+    "vocab.json",
+)
+"""The other files of a checkpoint that results follow from."""
+MOST_HASHED = 64 * 2**20
+"""Weights larger than this, in bytes, are identified by size and modification time."""
+LONGEST_DIFFERENCE = 60
+"""Longest pair of values shown where a setting has changed, in characters."""
+
+
+def provenance(
+    question: Question, settings: AskSettings, model: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return everything that the results of a question follow from.
+
+    Parameters
+    ----------
+    question, settings
+        What is asked, and how.
+    model
+        From ``model_provenance``.
+    """
+    return {
+        "attnlens": attnlens.__version__,
+        "image_sha256": question.image_sha256,
+        "question": question.text,
+        "settings": asdict(settings),
+        "model": dict(model),
+    }
+
+
+def model_provenance(vlm: VLM) -> dict[str, Any]:
+    """Return what identifies a model and the libraries that run it.
+
+    A checkpoint folder's configuration, processor and tokenizer files are hashed, and so are small
+    weights. Large weights are identified by size and modification time, which cost nothing to read.
+    """
+    from attnlens.models.load import TESTBED
+
+    parameter = next(vlm.model.parameters())
+    folder = TESTBED if vlm.name == "testbed" else Path(vlm.name)
+    paths = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
+    files = {}
+    for path in paths:
+        status = path.stat()
+        small = path.suffix in WEIGHTS and status.st_size <= MOST_HASHED
+        if path.name in CHECKPOINT_FILES or small:
+            files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        elif path.suffix in WEIGHTS:
+            files[path.name] = f"{status.st_size} bytes, changed at {status.st_mtime_ns} ns"
+    return {
+        "name": vlm.name,
+        "revision": getattr(vlm.model.config, "_commit_hash", None),
+        "files": files,
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "device": parameter.device.type,
+        **{name: version(name) for name in ("torch", "transformers")},
+    }
+
+
+def canonical(settings: Mapping[str, Any]) -> str:
+    """Return settings as JSON: the same text for the same settings, whatever their order."""
+    return json.dumps(settings, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Name the settings that changed, each with both values where these are short."""
+    old, new = _flat(before), _flat(now)
+    changed = []
+    for name in sorted({*old, *new}):
+        if old.get(name) != new.get(name):
+            values = f"{old.get(name)!r}, now {new.get(name)!r}"
+            changed.append(f"{name} ({values})" if len(values) <= LONGEST_DIFFERENCE else name)
+    return changed
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings; ``model.dtype`` is ``dtype`` in the mapping ``model``."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

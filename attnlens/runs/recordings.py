@@ -1,0 +1,149 @@
+"""Recorded answers: of one question, or of every line of a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnlens.models.modes import MODE_NAMES
+from attnlens.recording.store import DEPENDENCE, RECOVERY, stored_kind
+from attnlens.recording.trace import Trace
+from attnlens.runs.cache import Entry, make_each
+from attnlens.runs.dataset import Question
+from attnlens.runs.provenance import model_provenance, provenance
+
+if TYPE_CHECKING:
+    from attnlens.models.load import VLM
+    from attnlens.runs.settings import RecordingSettings
+
+TRACE = "trace.zarr"
+"""Name of the trace in an entry."""
+TWINS, ANSWERS, LONG = "_twins", "_answers", "long"
+"""Folders of traces that are not runs to be averaged: the endings of the names of those of forced
+twins and of sampled answers, and the name of that of long answers."""
+
+
+def load_for(settings: RecordingSettings) -> VLM:
+    """Load the model, and refuse layers that it lacks before the first question is asked."""
+    from attnlens.recording.record import choose_layers
+
+    vlm = settings.load()
+    choose_layers(settings.layers, len(vlm.family.parts(vlm.model).attention))
+    return vlm
+
+
+def record_one(
+    vlm: VLM, question: Question, settings: RecordingSettings, *, show: bool = False
+) -> Trace:
+    """Ask one question and record the answer.
+
+    Parameters
+    ----------
+    vlm, question, settings
+        The model, what is asked, and how.
+    show
+        Whether the answer is printed while it is generated.
+    """
+    from attnlens.experiments.run import run
+
+    options: dict[str, Any] = {"do_sample": False}
+    if settings.temperature > 0:
+        # a checkpoint's own top_k or top_p would cut what the temperature spreads
+        options = {
+            "do_sample": True,
+            "temperature": settings.temperature,
+            "top_k": 0,
+            "top_p": 1.0,
+        }
+    if show:
+        from attnlens.runs.printed_answer import PrintedAnswer
+
+        options["streamer"] = PrintedAnswer(vlm.tokenizer)
+    return run(
+        vlm,
+        settings.prompt(vlm, question),
+        settings.max_new_tokens,
+        seed=settings.seed,
+        layers=settings.layers,
+        **options,
+    )
+
+
+def record_each(
+    vlm: VLM,
+    questions: list[Question],
+    settings: RecordingSettings,
+    root: Path,
+    *,
+    command: str,
+) -> dict[Question, Entry]:
+    """Record the answers to the questions of a file that are not there yet.
+
+    Parameters
+    ----------
+    vlm, questions, settings
+        The model, what is asked, and how.
+    root
+        Each trace goes into ``MODE/LINE_IMAGE/trace.zarr`` there.
+    command
+        Name of the command, for messages.
+
+    Returns
+    -------
+    dict
+        For each question that could be answered, the entry that holds its trace.
+    """
+    model = model_provenance(vlm)
+    entries = {
+        question: Entry(
+            root / settings.mode / question.folder, provenance(question, settings, model)
+        )
+        for question in questions
+    }
+
+    def make(question: Question, folder: Path) -> None:
+        record_one(vlm, question, settings).save(folder / TRACE)
+
+    there = make_each(entries, make, command=command)
+    return {question: entries[question] for question in there}
+
+
+def read_trace(entry: Entry) -> Trace:
+    """Load the trace of an entry.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    with entry.reading() as folder:
+        return Trace.load(folder / TRACE)
+
+
+def find_runs(root: Path) -> list[Path]:
+    """Return the traces (``*.zarr``) at any depth of a folder that are runs to be averaged, sorted.
+
+    Recoveries, dependences, folders of twins, sampled and long answers, and hidden folders, which a
+    killed process may leave, are left out. A trace that a command has named after a mode is a run
+    in any folder.
+    """
+    found = []
+    for path in root.rglob("*.zarr"):
+        above = path.relative_to(root).parts[:-1]
+        hidden = any(part.startswith(".") for part in (*above, path.name))
+        apart = not is_run(path.name) and any(map(_is_apart, above))
+        if not path.is_dir() or hidden or apart:
+            continue
+        if stored_kind(path) not in (RECOVERY.format, DEPENDENCE.format):
+            found.append(path)
+    return sorted(found)
+
+
+def is_run(name: str) -> bool:
+    """Whether ``attnlens trend`` gives this name to the trace of a mode."""
+    return any(name == f"{mode}_{TRACE}" for mode in MODE_NAMES)
+
+
+def _is_apart(name: str) -> bool:
+    """Whether a folder of this name holds traces that belong to runs."""
+    return name == LONG or any(name in (mode + TWINS, mode + ANSWERS) for mode in MODE_NAMES)
