@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from attnlens.cli.arguments import at_least
 from attnlens.errors import InputError
+from attnlens.files import check_writable
 from attnlens.text import one_line
 
 SCENES = 40
@@ -55,15 +59,31 @@ def run_figures(options: argparse.Namespace) -> int:
                 raise InputError(f"--{name} with --traces: nothing is run then; leave one out")
     scenes = SCENES if options.scenes is None else options.scenes
     at_least("scenes", scenes, 2)
-    from attnlens.reports import figures
+    from attnlens.reports.figures import draw_figures
 
-    drawn = figures.run_figures(
-        options.out,
-        traces=options.traces,
-        scenes=scenes,
-        seed=options.seed or 0,
-        width=options.width,
-        keep_runs=options.keep_runs,
-    )
-    print(one_line(f"{len(drawn)} figures written to {options.out}: {', '.join(drawn)}"))
+    folder = Path(options.out)
+    check_writable(folder)
+    with ExitStack() as stack:
+        if options.traces is not None:
+            place = Path(options.traces)
+        else:
+            temporary = stack.enter_context(tempfile.TemporaryDirectory())
+            place = Path(options.keep_runs or Path(temporary) / "runs")
+            _make_runs(place, scenes, options.seed or 0)
+        from attnlens.reports.figure_inputs import read_runs
+
+        drawn = draw_figures(read_runs(place), folder, options.width)
+    print(one_line(f"{len(drawn)} figures written to {folder}: {', '.join(drawn)}"))
     return 0
+
+
+def _make_runs(place: Path, scenes: int, seed: int) -> None:
+    """Run the testbed on held-out scenes, in a new folder."""
+    import attnlens
+    from attnlens.testbed.studies.figure_runs import check_scenes, make_runs
+
+    check_scenes(scenes, seed)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise InputError(f"--keep_runs {str(place)!r} exists already: give a new folder")
+    check_writable(place)
+    make_runs(attnlens.load("testbed"), place, scenes, seed)

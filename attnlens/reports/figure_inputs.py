@@ -17,8 +17,8 @@ from attnlens.measures.inputs import regions_of
 from attnlens.models.modes import MODE_NAMES
 from attnlens.netcdf import read_netcdf
 from attnlens.progress import progress
-from attnlens.reports.many import ANSWERS, LONG, TWINS, find_runs, is_run
-from attnlens.reports.table import say_cut_off
+from attnlens.reports.table import print_cut_off
+from attnlens.runs.recordings import ANSWERS, LONG, TWINS, find_runs, is_run
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def read_runs(folder: str | Path) -> Runs:
         _add_trace(runs, path, root)
     traces = [one.trace for listed in runs.modes.values() for one in listed]
     cut_off = [trace.data.sizes["step"] for trace in traces if trace.cut_off]
-    say_cut_off("figures", cut_off, len(traces))
+    print_cut_off("figures", cut_off, len(traces))
     long = [path for path in sorted((root / LONG).glob("*.zarr")) if not is_run(path.name)]
     runs.long = [attnlens.Trace.load(path) for path in long]
     runs.models |= {str(trace.attrs.get("model", "")) for trace in runs.long}

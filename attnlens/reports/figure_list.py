@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -12,10 +13,10 @@ from attnlens import measures, plots
 from attnlens.errors import InputError
 from attnlens.plots.style import WIDTHS
 from attnlens.recording.trace import Trace
-from attnlens.reports.figure_drawn import Drawn, count_runs, either, versions_of
 from attnlens.reports.figure_inputs import VERIFICATIONS, Runs
 from attnlens.reports.figure_tables import (
     agreement_tables,
+    change_table,
     dependence_table,
     head_table,
     layer_table,
@@ -23,17 +24,68 @@ from attnlens.reports.figure_tables import (
     rise_table,
     share_table,
 )
-from attnlens.reports.figure_theorems import dilution, information, insertion, long_answers
 
 if TYPE_CHECKING:
     from attnlens.experiments.recovery import Recovery
+    from attnlens.plots.figure import Figure
 
 ROUTE_NAME = re.compile(r"route\W*(\d+(?:\.\d+)?)%?", re.IGNORECASE)
 """Names of ROUTE without a control: route:25, ROUTE 25%."""
-
-
 BINS = {"before": 20, "inside": 10, "after": 4, "whole": 20}
 """Bins by section: about six steps of a testbed run in each."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure with everything that is written beside it.
+
+    Attributes
+    ----------
+    name
+        Of its files.
+    title
+        What it shows, in one sentence.
+    figure
+        The figure.
+    tables
+        Its data, by the suffix of the file's name; the first one has none.
+    samples
+        What it is made of, with numbers.
+    versions
+        Of what made the runs.
+    note
+        What its own caption does not say.
+    """
+
+    name: str
+    title: str
+    figure: Figure
+    tables: dict[str, pd.DataFrame]
+    samples: str
+    versions: str
+    note: str = ""
+
+
+def versions_of(traces: Iterable[Trace]) -> str:
+    """Versions of attnlens, torch and transformers that traces note, each text once."""
+    found = []
+    for trace in traces:
+        noted = trace.attrs.get("versions") or {}
+        names = (n for n in ("attnlens", "torch", "transformers") if n in noted)
+        found.append(", ".join(f"{name} {noted[name]}" for name in names))
+    return either(found)
+
+
+def either(texts: Iterable[str]) -> str:
+    """Name each text once, in order, the empty one left out."""
+    return " or ".join(sorted(set(texts) - {""}))
+
+
+def count_runs(traces: Sequence[Trace], mode: str) -> str:
+    """Say how many runs of a mode, and how many of them had not ended."""
+    count, cut_off = len(traces), sum(bool(trace.cut_off) for trace in traces)
+    said = f"{count} run{'' if count == 1 else 's'} of mode {mode}"
+    return f"{said} ({cut_off} cut off at the longest length)" if cut_off else said
 
 
 def decay_and_refocus(runs: Runs, width: str) -> Iterator[Drawn]:
@@ -203,6 +255,79 @@ def dependence(runs: Runs, width: str) -> Iterator[Drawn]:
         {"": dependence_table(runs.dependence)},
         f"{count} run{'' if count == 1 else 's'}",
         either(str(one.attrs.get("versions", "")) for one in runs.dependence),
+    )
+
+
+def dilution(runs: Runs, width: str) -> Iterator[Drawn]:
+    """Check the theorem, and split the change into counts and preference."""
+    mode = runs.preferred("cot")
+    traces = runs.traces(mode)
+    found = measures.dilution(traces)
+    yield Drawn(
+        "07_dilution",
+        "Is the decay of attention to the image the growth of the number of keys?",
+        plots.dilution(found, width=width),
+        {"": change_table(found), "steps": found.curves},
+        count_runs(traces, mode),
+        versions_of(traces),
+        " ".join(found.verdict()),
+    )
+
+
+def long_answers(runs: Runs, width: str) -> Iterator[Drawn]:
+    """Check the theorem where the number of keys grows much."""
+    if not runs.long:
+        raise InputError("there is no long/*.zarr (traces of long answers)")
+    found = measures.dilution(runs.long)
+    yield Drawn(
+        "10_long_answers",
+        "Attention to the image over long answers",
+        plots.dilution(found, width=width),
+        {"": change_table(found), "steps": found.curves},
+        f"{len(runs.long)} long answers (of the testbed: true ones, their tokens forced) of "
+        f"{min(found.steps)} to {max(found.steps)} steps",
+        versions_of(runs.long),
+        " ".join(found.verdict()),
+    )
+
+
+def insertion(runs: Runs, width: str) -> Iterator[Drawn]:
+    """Theorem 3.2: more visual keys, on the same forced answers."""
+    if not runs.twins:
+        raise InputError("there is no *_twins/ (forced twins with visual tokens inserted)")
+    versions = []
+
+    def groups() -> Iterator[dict[str, Trace]]:
+        for paths in runs.twins:
+            group = {name: Trace.load(path) for name, path in paths.items()}
+            versions.append(versions_of([group["nothing"]]))
+            yield group
+
+    found = measures.insertion(groups())
+    yield Drawn(
+        "11_insertion",
+        "Does inserting visual tokens bring the attention that the theorem promises?",
+        plots.insertion(found, width=width),
+        {"": found.table},
+        f"{len(runs.twins)} prompts",
+        either(versions),
+        " ".join(found.verdict()),
+    )
+
+
+def information(runs: Runs, width: str) -> Iterator[Drawn]:
+    """Bounds of the mutual information of answer and image."""
+    if not runs.answers:
+        raise InputError("there is no *_answers/ (dependence of sampled answers)")
+    found = measures.mutual_information(runs.answers)
+    yield Drawn(
+        "12_information",
+        "What an answer owes to the image, part by part, beside the shape of the theorem's bound",
+        plots.information(found, width=width),
+        {"": found.curve},
+        f"{found.answers} sampled answers to {found.prompts} prompts",
+        either(str(one.attrs.get("versions", "")) for group in runs.answers for one in group),
+        " ".join(found.verdict()),
     )
 
 

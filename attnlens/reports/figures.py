@@ -4,88 +4,38 @@ from __future__ import annotations
 
 import csv
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attnlens
 from attnlens.errors import InputError
-from attnlens.files import check_writable, write_file
+from attnlens.files import write_file
 from attnlens.progress import progress
-from attnlens.reports.figure_inputs import Runs, read_runs
+from attnlens.reports.figure_inputs import Runs
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
-    from attnlens.reports.figure_drawn import Drawn
+    from attnlens.reports.figure_list import Drawn
 
 FORMATS = ("pdf", "png")
 DIGITS = 6
 """Digits of the numbers in the data: fewer than those that rounding reaches."""
 
 
-def run_figures(
-    out: str | Path,
-    *,
-    traces: str | Path | None = None,
-    scenes: int = 40,
-    seed: int = 0,
-    width: str = "two-column",
-    keep_runs: str | Path | None = None,
-) -> list[str]:
-    """Make runs with the testbed, or read those of a folder, and draw every figure.
-
-    Parameters
-    ----------
-    out
-        Folder of the figures: for each, ``NAME.pdf``, ``NAME.png``, ``NAME.txt`` (the caption) and
-        ``NAME.csv`` (the data, and more in ``NAME_*.csv``). Those of a figure that is left out this
-        time are removed; nothing else in the folder is touched.
-    traces
-        Folder of runs, in the layout of ``attnlens.testbed.studies.figure_runs``. Without it, runs
-        are made.
-    scenes, seed
-        How many held-out scenes the testbed answers, and which.
-    width
-        "one-column" or "two-column".
-    keep_runs
-        Folder to keep the runs that were made in; must not exist or be empty.
-
-    Returns
-    -------
-    list of str
-        Names of the figures that were drawn.
-
-    Raises
-    ------
-    InputError
-        If a folder cannot be used, a number is out of range, or nothing can be drawn.
-    """
-    folder = Path(out)
-    check_writable(folder)
-    if traces is not None:
-        return draw_figures(read_runs(traces), folder, width)
-    from attnlens.testbed.studies.figure_runs import check_scenes, make_runs
-
-    check_scenes(scenes, seed)
-    with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary) / "runs" if keep_runs is None else Path(keep_runs)
-        if place.exists() and (not place.is_dir() or any(place.iterdir())):
-            raise InputError(f"--keep_runs {str(place)!r} exists already: give a new folder")
-        check_writable(place)
-        make_runs(attnlens.load("testbed"), place, scenes, seed)
-        return draw_figures(read_runs(place), folder, width)
-
-
 def draw_figures(runs: Runs, folder: Path, width: str) -> list[str]:
-    """Draw what can be drawn, say what is left out, and write it.
+    """Draw what can be drawn, report what is left out, and write the files.
 
     Parameters
     ----------
     runs
         From ``read_runs``.
-    folder, width
-        As in ``run_figures``.
+    folder
+        Folder of the figures: for each, ``NAME.pdf``, ``NAME.png``, ``NAME.txt`` (the caption) and
+        ``NAME.csv`` (the data, and more in ``NAME_*.csv``). Those of a figure that is left out this
+        time are removed; nothing else in the folder is touched.
+    width
+        "one-column" or "two-column".
 
     Returns
     -------

@@ -126,8 +126,8 @@ def _check_folder_name(question: Question) -> None:
     """Refuse an image whose name cannot be that of a folder of results."""
     if question.image.lower().startswith("data:"):
         raise InputError(
-            f"the image is given in the text itself ({shortened(question.image, 40)!r}), and results "
-            "go into a folder named after its file: save it as a file and give its path"
+            f"the image is given in the text itself ({shortened(question.image, 40)!r}), and its "
+            "results go into a folder named after its file: save it as a file and give its path"
         )
     name = question.folder
     if name in ("", ".", "..") or len(name.encode()) > LONGEST_NAME:

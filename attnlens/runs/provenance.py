@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import attnlens
+from attnlens._version import __version__
 from attnlens.runs.dataset import Question
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def provenance(
         From ``model_provenance``.
     """
     return {
-        "attnlens": attnlens.__version__,
+        "attnlens": __version__,
         "image_sha256": question.image_sha256,
         "question": question.text,
         "settings": asdict(settings),

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attnlens.answers import is_changed, is_right
 from attnlens.errors import InputError
 from attnlens.experiments.recover import compare_runs, named_interventions, recover, warm_up
 from attnlens.experiments.recovery import Recovery
 from attnlens.experiments.recovery_data import to_dataset
-from attnlens.answers import is_changed, is_right
 from attnlens.interventions.session import intervene
 from attnlens.models.images import open_image
 from attnlens.progress import progress
