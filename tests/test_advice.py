@@ -543,8 +543,8 @@ CASES = {
     ),
     "a file that is no recovery": (
         lambda it: Recovery.load(it.folder / "a.png"),
-        "give a file that attnlens has written",
-        lambda it: Recovery.load(saved(it, "r.nc", it.recovery)),
+        "give a folder that Recovery.save has written",
+        lambda it: Recovery.load(saved(it, "r.zarr", it.recovery)),
     ),
     # the command
     "layers of the command": (

@@ -125,11 +125,16 @@ def test_batch_of_questions(tmp_path, scene, capsys):
     assert "line 3: there is no image" in err
     assert "line 6: has no 'question'; it has 'image'" in err
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "00001_scene",
-        "00005_scene",
+        "trend",
+        "trend_runs",
         "cot_steps.parquet",
     }
-    summary = json.loads((tmp_path / "out" / "00001_scene" / "summary.json").read_text())
+    for folder in ("trend", "trend_runs"):
+        shown = tmp_path / "out" / folder / "cot"
+        assert {p.name for p in shown.iterdir()} == {"00001_scene", "00005_scene"}
+    summary = json.loads(
+        (shown.parents[1] / "trend" / "cot" / "00001_scene" / "summary.json").read_text()
+    )
     assert summary["expected"] == "3"
 
 
@@ -191,12 +196,12 @@ def test_results_of_another_picture_of_that_name_stay(tmp_path, scene, capsys):
 
 def test_an_answer_of_one_token_is_kept(tmp_path, scene, monkeypatch, capsys):
     """Under look-back it has no step to draw, and under mass it has one."""
-    from attnlens.reports import trend as report
+    from attnlens.runs import recordings
 
-    def one_token(vlm, prompt, settings, show):
-        return attnlens.run(vlm, prompt, 1)
+    def one_token(vlm, question, settings, show):
+        return attnlens.run(vlm, settings.prompt(vlm, question), 1)
 
-    monkeypatch.setattr(report, "_generate", one_token)
+    monkeypatch.setattr(recordings, "record_one", one_token)
     assert trend(image=scene, folder=tmp_path / "none") == 0
     captured = capsys.readouterr()
     written = {p.name for p in (tmp_path / "none" / "scene").iterdir()}
@@ -216,7 +221,7 @@ def test_an_answer_of_one_token_is_kept(tmp_path, scene, monkeypatch, capsys):
 
 
 def test_checking_many_images_shows_how_far_it_is(scene, monkeypatch):
-    from attnlens.reports import jobs
+    from attnlens.runs import dataset
 
     bars = []
 
@@ -224,13 +229,13 @@ def test_checking_many_images_shows_how_far_it_is(scene, monkeypatch):
         bars.append((list(items), description))
         return items
 
-    monkeypatch.setattr(jobs, "progress", bar)
-    many = [jobs.Job(str(scene), "How many?", line=n) for n in (1, 2, 3)]
+    monkeypatch.setattr(dataset, "progress", bar)
+    many = [dataset.Question(str(scene), "How many?", line=n) for n in (1, 2, 3)]
     digest = hashlib.sha256(scene.read_bytes()).hexdigest()
-    hashed = [dataclasses.replace(job, image_sha256=digest) for job in many]
-    assert jobs.check_jobs(many) == (hashed, 0)
+    hashed = [dataclasses.replace(one, image_sha256=digest) for one in many]
+    assert dataset.check_questions(many) == (hashed, 0)
     assert bars == [(many, "images")]
-    assert jobs.check_jobs([jobs.Job(str(scene), "How many?")])[1] == 0
+    assert dataset.check_questions([dataset.Question(str(scene), "How many?")])[1] == 0
     assert len(bars) == 1
 
 
@@ -449,7 +454,7 @@ def test_help_is_light():
 
 
 def test_hostile_answers_are_escaped_on_the_terminal(testbed, capsys):
-    from attnlens.reports.stream import PrintedAnswer
+    from attnlens.runs.printed_answer import PrintedAnswer
 
     PrintedAnswer(testbed.tokenizer).on_finalized_text("a\x1b[31mred\x07\n", stream_end=True)
     assert capsys.readouterr().out == "a\\x1b[31mred\\x07\n\n"

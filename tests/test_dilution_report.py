@@ -92,7 +92,7 @@ def test_killed_in_each_part_and_resumed(lines, place, data, folder, tmp_path, c
 
 
 def test_more_answers_are_sampled_beside_those_that_are_there(data, folder, tmp_path, monkeypatch):
-    from attnlens.reports import dilution_runs
+    from attnlens.runs import dilution as dilution_runs
 
     asked = []
     sample = dilution_runs.sampled_dependence
@@ -118,7 +118,7 @@ def test_more_answers_are_sampled_beside_those_that_are_there(data, folder, tmp_
 def test_each_question_that_failed_in_some_part_is_counted_once(
     data, folder, tmp_path, monkeypatch, capsys
 ):
-    from attnlens.reports import dilution_runs
+    from attnlens.runs import dilution as dilution_runs
 
     out = tmp_path / "out"
     shutil.copytree(folder, out)
@@ -205,7 +205,7 @@ def test_every_number_is_in_the_table(folder):
 
 def test_twins_say_what_the_run_said_with_more_visual_keys(folder):
     runs = folder / "dilution_runs"
-    (said,) = runs.glob("00001_*/cot_trace.zarr")
+    (said,) = runs.glob("cot/00001_*/trace.zarr")
     said = attnlens.Trace.load(said).data
     visual = int(said["keys"].sel(segment="visual")[0])
     (twins,) = runs.glob("cot_twins/00001_*")
@@ -221,11 +221,11 @@ def test_twins_say_what_the_run_said_with_more_visual_keys(folder):
 
 
 def test_answers_are_sampled_and_measured_against_the_other_images(folder):
-    paths = sorted((folder / "dilution_runs" / "cot_answers").glob("00002_*/*.nc"))
+    paths = sorted((folder / "dilution_runs" / "cot_answers").glob("00002_*/*.zarr"))
     assert [p.stem for p in paths] == ["0", "1"]
-    import xarray as xr
+    from attnlens.experiments.dependence import load_dependence
 
-    found = [xr.load_dataset(path, engine="scipy") for path in paths]
+    found = [load_dependence(path) for path in paths]
     for one in found:
         assert one["reference"].values.tolist() == ["removed", "other 1", "other 2"]
     again = measures.mutual_information([found], reference="removed")
@@ -277,11 +277,11 @@ def test_figures_draw_what_was_measured(folder, width):
     np.testing.assert_allclose(counts, found.table["counts"][1:])
     assert plots.files.render(figure, "png") == plots.files.render(figure, "png")
 
-    from attnlens.reports.figure_inputs import read_dependence
+    from attnlens.experiments.dependence import load_dependence
 
     answers = sorted((folder / "dilution_runs" / "cot_answers").glob("*"))
     shared = measures.mutual_information(
-        [[read_dependence(path) for path in sorted(f.glob("*.nc"))] for f in answers], bins=4
+        [[load_dependence(path) for path in sorted(f.glob("*.zarr"))] for f in answers], bins=4
     )
     axes = plots.information(shared, width=width).axes[0]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), shared.curve["nats_per_step"])

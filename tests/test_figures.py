@@ -101,7 +101,7 @@ def test_data_of_the_routes_and_of_one_run_are_those_of_the_results(made):
     routes = pd.read_csv(out / "06_routes.csv")
     own = routes[~routes["inserted_counted"]].set_index("percent")
     assert own.index.tolist() == [12.5, 25, 50, 75, 100]
-    rises = Recovery.load(runs / "routes.nc").per_sample("mass").groupby("run")["rise"].mean()
+    rises = Recovery.load(runs / "routes.zarr").per_sample("mass").groupby("run")["rise"].mean()
     for percent, rise in own["rise"].items():
         assert rise == pytest.approx(rises[f"ROUTE {percent:g}%"], rel=1e-4)
     trace = attnlens.Trace.load(runs / "back" / "0000.zarr")
@@ -111,7 +111,7 @@ def test_data_of_the_routes_and_of_one_run_are_those_of_the_results(made):
 
 
 def test_data_of_the_theorems_are_those_of_their_runs(made, tmp_path):
-    import xarray as xr
+    from attnlens.experiments.dependence import load_dependence
 
     runs, out = made
     long = [attnlens.Trace.load(path).data for path in sorted((runs / "long").iterdir())]
@@ -133,9 +133,9 @@ def test_data_of_the_theorems_are_those_of_their_runs(made, tmp_path):
     ]
     assert inserted["COPY twice"] == pytest.approx(2 * np.mean(visual), rel=1e-5)
     curve = pd.read_csv(out / "12_information.csv")
-    answers = sorted((runs / "cot_answers").glob("*/*.nc"))
+    answers = sorted((runs / "cot_answers").glob("*/*.zarr"))
     assert len(answers) == 2 * SCENES
-    first = xr.load_dataset(answers[0], engine="scipy")
+    first = load_dependence(answers[0])
     others = [name for name in first["reference"].values if str(name).startswith("other ")]
     assert len(others) == SCENES - 1
     assert curve["key_share"].is_monotonic_decreasing
@@ -182,6 +182,29 @@ def test_traces_alone_give_what_can_be_drawn_and_say_what_is_left_out(made, tmp_
     assert "seconds" not in caption
 
 
+def test_results_of_an_earlier_version_are_read(made, tmp_path):
+    from attnlens.experiments.dependence import load_dependence
+    from attnlens.experiments.recovery import Recovery
+    from attnlens.reports.figure_inputs import read_runs
+
+    runs, _ = made
+    kept = {
+        "recovery": Recovery.load(runs / "recovery.zarr").data,
+        "routes": Recovery.load(runs / "routes.zarr").data,
+        "dependence/0000": load_dependence(runs / "dependence" / "0000.zarr"),
+        "cot_answers/0000/0": load_dependence(runs / "cot_answers" / "0000" / "0.zarr"),
+    }
+    for name, data in kept.items():
+        path = tmp_path / f"{name}.nc"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(data.to_netcdf(engine="scipy")))
+    found = read_runs(tmp_path)
+    assert found.recovery.data.identical(kept["recovery"])
+    assert found.routes.data.identical(kept["routes"])
+    assert found.dependence[0].identical(kept["dependence/0000"])
+    assert found.answers[0][0].identical(kept["cot_answers/0000/0"])
+
+
 def test_without_the_truth_overlays_show_the_step_with_most_mass(made, tmp_path):
     from attnlens.reports.figure_inputs import read_runs
     from attnlens.reports.figure_overlays import choose
@@ -224,13 +247,14 @@ def broken_runs(made, folder):
     other.attrs["model"] = "another"
     other.save(mixed / "0001.zarr")
     recovery.mkdir()
-    (recovery / "recovery.nc").write_bytes(b"no")
+    shutil.copytree(runs / "recovery.zarr", recovery / "recovery.zarr")
+    next((recovery / "recovery.zarr" / "rise").glob("0*")).write_bytes(b"no")
     return {
         folder / "nowhere": "is no folder",
         empty: "holds no untouched run",
         damaged: "is damaged",
         mixed: "several models (another, testbed)",
-        recovery: "cannot be read as a recovery",
+        recovery: "the recovery",
     }
 
 

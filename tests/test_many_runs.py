@@ -17,10 +17,13 @@ import attnlens
 from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.experiments.recovery import Recovery
+from attnlens.files import clear_leftover_files, clear_leftover_folders
 from attnlens.interventions import AtStep, Copy, Route
-from attnlens.reports.many import find_runs, remove_leftover_files, remove_leftovers
-from attnlens.reports.notes import differences
 from attnlens.reports.table import steps_table, write_parquet
+from attnlens.runs.cache import SETTINGS
+from attnlens.runs.dataset import Question, check_questions, read_questions
+from attnlens.runs.provenance import differences, model_provenance
+from attnlens.runs.recordings import find_runs
 from attnlens.testbed import held_out_sample
 
 COUNT = 3
@@ -78,11 +81,11 @@ def copied(done, tmp_path):
 @pytest.mark.parametrize(
     ("name", "runs", "tables"),
     [
-        ("trend", "0*/back_trace.zarr", ["back_steps.parquet"]),
+        ("trend", "trend_runs/back/0*/trace.zarr", ["back_steps.parquet"]),
         ("recover", "batch_recovery_runs/back/*/settings.json", ["batch_recovery/steps.parquet"]),
         (
             "dilution",
-            "dilution_runs/0*/cot_trace.zarr",
+            "dilution_runs/cot/0*/trace.zarr",
             ["dilution/steps.parquet", "dilution/dilution.parquet"],
         ),
     ],
@@ -127,7 +130,7 @@ def test_killed_and_resumed(name, runs, tables, data, done, tmp_path, capsys):
 
 def test_other_settings_or_another_picture_are_done_again(data, copied):
     tmp_path = copied("trend")
-    runs = "0*/back_trace.zarr"
+    runs = "trend_runs/back/0*/trace.zarr"
     before = states(tmp_path, runs)
     assert main(command("trend", data, tmp_path, "--seed", 1)) == 1
     after = states(tmp_path, runs)
@@ -146,18 +149,19 @@ def test_other_settings_or_another_picture_are_done_again(data, copied):
 
 
 def test_other_pictures_are_drawn_from_the_answers_that_are_there(data, copied, monkeypatch):
-    from attnlens.reports import trend as report
+    from attnlens.runs import recordings
 
     tmp_path = copied("trend")
     masses = {
         path: attnlens.Trace.load(path).data["mass"].values
-        for path in tmp_path.glob("0*/back_trace.zarr")
+        for path in tmp_path.glob("trend_runs/back/0*/trace.zarr")
     }
-    monkeypatch.setattr(report, "_generate", lambda *_: pytest.fail("generated again"))
+    monkeypatch.setattr(recordings, "record_one", lambda *_: pytest.fail("generated again"))
     assert main(command("trend", data, tmp_path, "--format", "svg", "--definition", "mass")) == 1
     for path, mass in masses.items():
-        assert (path.parent / "back_step_attention.svg").is_file()
-        assert json.loads((path.parent / "summary.json").read_text())["definition"] == "mass"
+        shown = tmp_path / "trend" / "back" / path.parent.name
+        assert (shown / "back_step_attention.svg").is_file()
+        assert json.loads((shown / "summary.json").read_text())["definition"] == "mass"
         np.testing.assert_array_equal(attnlens.Trace.load(path).data["mass"].values, mass)
 
 
@@ -226,12 +230,10 @@ def test_only_runs_of_their_own_are_found(tmp_path):
     ],
 )
 def test_a_bad_line_says_what_is_wrong_and_takes_no_other_with_it(line, message, data, capsys):
-    from attnlens.reports.jobs import check_jobs, read_jobs
-
     path = data.with_name("bad.jsonl")
     path.write_bytes(b"\xef\xbb\xbf" + data.read_bytes().split(b"\n")[0] + b"\n" + line)
-    good, skipped = check_jobs(read_jobs(path))
-    assert [job.line for job in good] == [1]
+    good, skipped = check_questions(read_questions(path))
+    assert [question.line for question in good] == [1]
     assert skipped == 1
     said = capsys.readouterr().err
     assert f"line 2: {message}" in said or f"line 2: has {message}" in said
@@ -276,13 +278,13 @@ def damaged(path, how):
 @pytest.mark.parametrize(
     ("name", "path", "how"),
     [
-        ("trend", "00003_1/back_trace.zarr", "removed"),
-        ("trend", "00003_1/summary.json", "emptied"),
-        ("trend", "00003_1/back_step_attention.png", "cut"),
-        ("trend", "00003_1/back_settings.json", "cut"),
-        ("recover", "batch_recovery_runs/back/00003_1/recovery.nc", "cut"),
+        ("trend", "trend_runs/back/00003_1/trace.zarr", "removed"),
+        ("trend", "trend/back/00003_1/summary.json", "emptied"),
+        ("trend", "trend/back/00003_1/back_step_attention.png", "cut"),
+        ("trend", "trend_runs/back/00003_1/settings.json", "cut"),
+        ("recover", "batch_recovery_runs/back/00003_1/recovery.zarr/rise/0.0.0.0", "cut"),
         ("recover", "batch_recovery_runs/back/00003_1/trace.zarr", "removed"),
-        ("dilution", "dilution_runs/00003_1/cot_trace.zarr", "removed"),
+        ("dilution", "dilution_runs/cot/00003_1/trace.zarr", "removed"),
     ],
 )
 def test_what_is_damaged_is_done_again(name, path, how, done, copied, data, capsys):
@@ -299,14 +301,14 @@ def test_what_is_damaged_is_done_again(name, path, how, done, copied, data, caps
         assert json.loads((out / path).read_text())["mode"] == "back"
     else:
         assert (out / path).stat().st_size == size
-    if path.endswith(".nc"):
-        Recovery.load(out / path)
+    if name == "recover":
+        Recovery.load(out / "batch_recovery_runs" / "back" / "00003_1" / "recovery.zarr")
     for table in out.glob("*.parquet"):
         assert table.read_bytes() == (done[name] / table.name).read_bytes()
 
 
 def test_a_corrected_truth_is_written_without_asking_again(data, copied, monkeypatch):
-    from attnlens.reports import trend as report
+    from attnlens.runs import recordings
 
     out = copied("trend")
     lines = data.read_text().splitlines()
@@ -314,7 +316,7 @@ def test_a_corrected_truth_is_written_without_asking_again(data, copied, monkeyp
     corrected.write_text(
         "\n".join([json.dumps(json.loads(lines[0]) | {"answer": "x"}), *lines[1:]])
     )
-    monkeypatch.setattr(report, "_generate", lambda *_: pytest.fail("generated again"))
+    monkeypatch.setattr(recordings, "record_one", lambda *_: pytest.fail("generated again"))
     assert main(command("trend", corrected, out)) == 1
     table = pd.read_parquet(out / "back_steps.parquet").groupby("line")["expected"].first()
     assert table[1] == "x"
@@ -327,18 +329,19 @@ def test_a_kept_recovery_is_right_by_the_rule_of_today(data, copied, monkeypatch
     from attnlens.reports import recovery
 
     out = copied("recover")
-    notes = sorted((out / "batch_recovery_runs" / "back").glob("*/settings.json"))
+    notes = sorted((out / "batch_recovery_runs" / "back").glob(f"*/{SETTINGS}"))
     for note in notes:
-        path = note.with_name("recovery.nc")
+        path = note.with_name("recovery.zarr")
         part = Recovery.load(path)
-        size = path.stat().st_size
         for name in ("right", "answer_changed"):
             part.data[name] = 1 - part.data[name]
-        part.save(path)
-        assert path.stat().st_size == size  # whole, for the note
+        part.save(path, replace=True)
+        sizes = {p: p.stat().st_size for p in note.parent.rglob("*") if p.is_file() and p != note}
+        files = {p.relative_to(note.parent).as_posix(): size for p, size in sizes.items()}
+        note.write_text(json.dumps(json.loads(note.read_text()) | {"files": files}))
     monkeypatch.setattr(recovery, "_draw", lambda *_: None)
     assert main(command("recover", data, out)) == 1
-    data_ = Recovery.load(out / "batch_recovery" / "recovery.nc").data
+    data_ = Recovery.load(out / "batch_recovery" / "recovery.zarr").data
     asked = json.loads((out / "batch_recovery" / "summary.json").read_text())["questions"]
     for sample, question in enumerate(asked):
         for run, answer in question["answers"].items():
@@ -354,24 +357,23 @@ def test_what_a_checkpoint_says_of_its_pictures_is_noted(tmp_path, testbed):
     from dataclasses import replace
 
     from attnlens.models.load import TESTBED
-    from attnlens.reports.notes import model_note
 
     shutil.copytree(TESTBED, tmp_path / "model")
     vlm = replace(testbed, name=str(tmp_path / "model"))
-    before = model_note(vlm)
-    assert any(text.startswith("name") for text in differences(model_note(testbed), before))
+    before = model_provenance(vlm)
+    assert any(text.startswith("name") for text in differences(model_provenance(testbed), before))
     (tmp_path / "model" / "notes.md").write_text("nothing that matters")
-    assert model_note(vlm) == before
+    assert model_provenance(vlm) == before
     path = tmp_path / "model" / "processor_config.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {"note": 1}))
-    assert differences(before, model_note(vlm)) == ["files.processor_config.json"]
+    assert differences(before, model_provenance(vlm)) == ["files.processor_config.json"]
     (weights,) = (tmp_path / "model").glob("*.safetensors")
     os.utime(weights, ns=(1, 1))
-    assert differences(before, model_note(vlm)) == ["files.processor_config.json"]
+    assert differences(before, model_provenance(vlm)) == ["files.processor_config.json"]
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     changed = ["files.model.safetensors", "files.processor_config.json"]
-    assert differences(before, model_note(vlm)) == changed
+    assert differences(before, model_provenance(vlm)) == changed
 
 
 def test_other_settings_are_said(copied, data, capsys):
@@ -402,23 +404,23 @@ def test_modes_with_other_formats_share_a_folder(copied, data, capsys):
     capsys.readouterr()
     assert main(other) == 1
     assert "damaged" not in capsys.readouterr().err
-    runs = states(out, "0*/*_trace.zarr")
+    runs = states(out, "trend_runs/*/0*/trace.zarr")
     for again in (command("trend", data, out), other):
         assert main(again) == 1
         assert f"{COUNT} of {COUNT} questions were done before" in capsys.readouterr().err
-    assert states(out, "0*/*_trace.zarr") == runs
-    for picture in out.glob("0*/Step_attention_all_tokens.*"):
+    assert states(out, "trend_runs/*/0*/trace.zarr") == runs
+    for picture in out.glob("trend/*/0*/Step_attention_all_tokens.*"):
         picture.unlink()
     assert main(command("trend", data, out)) == 1
-    assert len(list(out.glob("0*/Step_attention_all_tokens.png"))) == COUNT
+    assert len(list(out.glob("trend/back/0*/Step_attention_all_tokens.png"))) == COUNT
 
 
 @pytest.mark.parametrize(
     ("name", "path"),
     [
-        ("trend", "00003_1/back_trace.zarr/mass/0.0.0.0"),
-        ("recover", "batch_recovery_runs/back/00003_1/recovery.nc"),
-        ("dilution", "dilution_runs/00003_1/cot_trace.zarr/mass/0.0.0.0"),
+        ("trend", "trend_runs/back/00003_1/trace.zarr/mass/0.0.0.0"),
+        ("recover", "batch_recovery_runs/back/00003_1/recovery.zarr/rise/0.0.0.0"),
+        ("dilution", "dilution_runs/cot/00003_1/trace.zarr/mass/0.0.0.0"),
     ],
 )
 def test_what_turns_out_to_be_unreadable_is_made_again_the_next_time(
@@ -429,7 +431,7 @@ def test_what_turns_out_to_be_unreadable_is_made_again_the_next_time(
     damaged.write_bytes(bytes(damaged.stat().st_size))  # as long as before
     assert main(command(name, data, out)) == 2
     said = capsys.readouterr().err
-    assert "Give the same command again: it is made anew" in said
+    assert "Give the same command again to make it anew" in said
     assert "00003_1" in said
     assert main(command(name, data, out)) == 1
     assert f"{COUNT - 1} of {COUNT} questions were done before" in capsys.readouterr().err
@@ -461,7 +463,7 @@ def test_a_second_process_is_kept_out(data, copied, capsys):
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from attnlens.locking import only_process\n"
+            "import sys; from pathlib import Path; from attnlens.runs.cache import only_process\n"
             "with only_process(Path(sys.argv[1])):\n"
             "    print('in', flush=True); sys.stdin.read()",
             str(out),
@@ -488,7 +490,7 @@ def test_the_lock_lasts_from_before_the_model_is_loaded_to_the_last_table(
     data, copied, monkeypatch
 ):
     from attnlens.models import load
-    from attnlens.reports import dilution, recovery_runs, trend
+    from attnlens.reports import dilution, recovery, trend
 
     held = []
 
@@ -502,8 +504,8 @@ def test_the_lock_lasts_from_before_the_model_is_loaded_to_the_last_table(
         monkeypatch.setattr(module, name, watched)
 
     watch(load, "load")
-    watch(trend, "write_table")
-    watch(recovery_runs, "write_steps")
+    watch(trend, "write_parquet")
+    watch(recovery, "write_parquet")
     watch(dilution, "write_folder")
     for name in ("trend", "recover", "dilution"):
         out = copied(name)
@@ -521,18 +523,18 @@ def test_a_folder_made_for_nothing_is_taken_away(data, tmp_path, capsys):
 
 
 def test_a_question_that_fails_is_tried_again(data, tmp_path, monkeypatch, capsys):
-    from attnlens.reports import trend as report
+    from attnlens.runs import recordings
 
-    generate = report._generate
+    record_one = recordings.record_one
     calls = []
 
-    def sometimes(vlm, prompt, settings, show):
-        calls.append(prompt)
+    def sometimes(vlm, question, settings):
+        calls.append(question)
         if len(calls) == 2:
             raise RuntimeError("out of memory")
-        return generate(vlm, prompt, settings, show)
+        return record_one(vlm, question, settings)
 
-    monkeypatch.setattr(report, "_generate", sometimes)
+    monkeypatch.setattr(recordings, "record_one", sometimes)
     assert main(command("trend", data, tmp_path)) == 1
     assert "line 3 failed: out of memory" in capsys.readouterr().err
     assert set(pd.read_parquet(tmp_path / "back_steps.parquet")["line"]) == {1, 4}
@@ -546,8 +548,8 @@ def test_the_table_holds_what_was_measured(done):
     table = pd.read_parquet(tmp_path / "back_steps.parquet")
     assert not table.duplicated(["line", "step"]).any()
     for line, rows in table.groupby("line"):
-        (folder,) = tmp_path.glob(f"{line:05d}_*")
-        trace = attnlens.Trace.load(folder / "back_trace.zarr")
+        (folder,) = tmp_path.glob(f"trend_runs/back/{line:05d}_*")
+        trace = attnlens.Trace.load(folder / "trace.zarr")
         mass = trace.data["mass"].values
         assert len(rows) == len(mass)
         for s, segment in enumerate(trace.data["segment"].values.tolist()):
@@ -566,29 +568,27 @@ def test_leftovers_of_a_killed_process(tmp_path):
     for name in (".run-abcd1234", ".run-abcd1234-old", ".run-other-one", ".runs-abcd1234"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
-    remove_leftovers(tmp_path / "run")
+    clear_leftover_folders(tmp_path / "run")
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {"run", ".run-other-one", ".runs-abcd1234"}
     # the old one is set aside when the new one is complete
     assert (tmp_path / "run" / "file").read_text() == ".run-abcd1234"
     (tmp_path / "run").rename(tmp_path / ".run-efgh5678-old")
-    remove_leftovers(tmp_path / "run")
+    clear_leftover_folders(tmp_path / "run")
     assert (tmp_path / "run" / "file").read_text() == ".run-abcd1234"
-    remove_leftovers(tmp_path / "nowhere" / "run")
+    clear_leftover_folders(tmp_path / "nowhere" / "run")
     mine = {".steps-abcd1234.csv", ".step-abcd1234.parquet", ".run-my_notes", ".run-abcd1234-old"}
     for name in (*mine, ".steps-abcd1234.parquet"):
         (tmp_path / name).write_text(name)
-    remove_leftover_files(tmp_path / "steps.parquet")
-    remove_leftovers(tmp_path / "run")
+    clear_leftover_files(tmp_path / "steps.parquet")
+    clear_leftover_folders(tmp_path / "run")
     assert {p.name for p in tmp_path.iterdir() if p.is_file()} == mine
 
 
 def test_tables_are_written_whole_or_not_at_all(tmp_path, tiny):
     image = held_out_sample(3, 0, "back").scene.draw()
     trace = attnlens.run(tiny, tiny.prompt(image, "What?", "cot"), 6)
-    from attnlens.reports.jobs import Job
-
-    table = steps_table(trace, Job("a.png", "What?"))
+    table = steps_table(trace, Question("a.png", "What?"))
 
     def tables():
         yield table
@@ -610,14 +610,14 @@ def test_recoveries_are_saved_loaded_and_joined(tiny, tmp_path):
     prompts = [tiny.prompt(image, "What?", "cot") for image in pictures]
     ways = [Copy(when=AtStep(3)), Route(percent=50, when=AtStep(4))]
     whole = attnlens.recover(tiny, prompts, ways, 9, expected=["1", "2"], detail="layer")
-    whole.save(tmp_path / "whole.nc")
-    assert Recovery.load(tmp_path / "whole.nc").data.identical(whole.data)
+    whole.save(tmp_path / "whole.zarr")
+    assert Recovery.load(tmp_path / "whole.zarr").data.identical(whole.data)
 
     parts = []
     for i, (prompt, truth) in enumerate(zip(prompts, ["1", "2"], strict=True)):
         part = attnlens.recover(tiny, prompt, ways, 6 + 3 * i, expected=truth, detail="layer")
-        part.save(tmp_path / f"{i}.nc")
-        parts.append(Recovery.load(tmp_path / f"{i}.nc"))
+        part.save(tmp_path / f"{i}.zarr")
+        parts.append(Recovery.load(tmp_path / f"{i}.zarr"))
     joined = Recovery.join(parts)
     assert joined.data.sizes["step"] == 9
     second = joined.data.isel(sample=1)
@@ -631,8 +631,9 @@ def test_recoveries_are_saved_loaded_and_joined(tiny, tmp_path):
         Recovery.join([parts[0], other])
     with pytest.raises(InputError, match="no recovery was given"):
         Recovery.join([])
+    whole.data.to_netcdf(tmp_path / "whole.nc", engine="scipy")
     (tmp_path / "bad.nc").write_bytes((tmp_path / "whole.nc").read_bytes()[:500])
     with pytest.raises(InputError, match=r"bad\.nc"):
         Recovery.load(tmp_path / "bad.nc")
-    with pytest.raises(InputError, match=r"none\.nc"):
-        Recovery.load(tmp_path / "none.nc")
+    with pytest.raises(InputError, match=r"none\.zarr"):
+        Recovery.load(tmp_path / "none.zarr")

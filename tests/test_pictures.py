@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 
 from attnlens.errors import InputError
 from attnlens.models.images import open_image
-from attnlens.reports.jobs import check_jobs, read_jobs
+from attnlens.runs.dataset import check_questions, read_questions
 
 FEW = settings(max_examples=30, deadline=None)
 SIZE = (32, 28)  # width, height
@@ -367,9 +367,9 @@ def test_urls_in_a_file_of_questions(tmp_path):
     uri = (tmp_path / "a.png").as_uri()
     lines = [uri, "a.png", "https://example.com/a.png", "data:image/png;base64," + LONG]
     path.write_text("".join(f'{{"image": "{one}", "question": "?"}}\n' for one in lines))
-    jobs = read_jobs(path)
+    jobs = read_questions(path)
     assert [job.image for job in jobs] == [uri, str(tmp_path / "a.png"), *lines[2:]]
-    good, skipped = check_jobs(jobs)
+    good, skipped = check_questions(jobs)
     assert (len(good), skipped) == (2, 2)
     assert [job.folder for job in good] == ["00001_a", "00002_a"]
     assert len({job.image_sha256 for job in good}) == 1

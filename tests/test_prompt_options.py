@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from conftest import picture
 
 import attnlens
+from attnlens.cli.arguments import recording_options
 from attnlens.cli.main import main, parser
-from attnlens.cli.trend import generation_options
 from attnlens.models.modes import MODE_NAMES
-from attnlens.reports.asking import RecoverySettings, TrendSettings
-from attnlens.reports.jobs import Job
-from attnlens.reports.notes import differences, note_of
-from attnlens.reports.recovery_runs import LEFT_OUT
-from attnlens.reports.trend import SHOWN
+from attnlens.runs.cache import Entry
+from attnlens.runs.dataset import Question
+from attnlens.runs.provenance import differences, provenance
+from attnlens.runs.settings import RecordingSettings, RecoverySettings
 
 QUESTION = "How many objects are left?"
 
@@ -39,10 +39,10 @@ def user(found) -> str:
     return found.attrs["prompt"].split("<|vision_end|>")[1].split("<|im_end|>")[0]
 
 
-def settings_of(*arguments) -> TrendSettings:
+def settings_of(*arguments) -> RecordingSettings:
     """Parse a command line of trend as far as it says what is asked."""
     options = parser().parse_args(["trend", *map(str, arguments)])
-    return TrendSettings(**generation_options(options))
+    return RecordingSettings(**recording_options(options))
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n"])
@@ -68,7 +68,7 @@ def test_a_template_and_a_system_prompt(scene):
 
 def test_an_empty_system_prompt(scene, testbed):
     settings = settings_of("--system", "")
-    text = settings.prompt(testbed, Job(str(scene), QUESTION)).text
+    text = settings.prompt(testbed, Question(str(scene), QUESTION)).text
     assert text.startswith("<|im_start|>system\n<|im_end|>")
 
 
@@ -108,7 +108,7 @@ def test_templates_that_cannot_be_used(command, content, words, scene, capsys, m
 def test_every_mode_is_asked_by_the_command(mode, scene, testbed):
     settings = settings_of("--mode", mode)
     settings.check()
-    prompt = settings.prompt(testbed, Job(str(scene), QUESTION))
+    prompt = settings.prompt(testbed, Question(str(scene), QUESTION))
     assert prompt.text == testbed.prompt(scene, QUESTION, mode).text
     assert prompt.mode == mode
 
@@ -170,15 +170,12 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_other_words_or_limits_are_other_settings(change):
     """What results follow from is noted: a rerun is never taken for one of another prompt."""
-    job = Job("scene.png", QUESTION)
-    for kind, more, left_out in (
-        (TrendSettings, {}, SHOWN),
-        (RecoverySettings, {"interventions": ("copy",)}, LEFT_OUT),
-    ):
-        before = note_of(job, kind(mode="back", **more), leaving_out=left_out)
+    question = Question("scene.png", QUESTION)
+    for kind, more in ((RecordingSettings, {}), (RecoverySettings, {"interventions": ("copy",)})):
+        before = provenance(question, kind(mode="back", **more), {})
         now = kind(mode="back", **more, **{change: CHANGES[change]})
-        now = note_of(job, now, leaving_out=left_out)
-        assert before != now
+        now = provenance(question, now, {})
+        assert Entry(Path(), before).key != Entry(Path(), now).key
         assert [said.split(" ")[0] for said in differences(before, now)] == [f"settings.{change}"]
 
 
@@ -194,7 +191,7 @@ def test_a_rerun_at_another_size_is_done_again(scene, capsys):
     said = capsys.readouterr().err
     assert "1 of 1 questions were done with other settings" in said
     assert "settings.max_pixels (None, now 156800)" in said
-    path = scene.parent / "out" / "00001_scene" / "back_trace.zarr"
+    path = scene.parent / "out" / "trend_runs" / "back" / "00001_scene" / "trace.zarr"
     (noted,) = attnlens.Trace.load(path).attrs["images"]
     assert noted["rows"] * noted["columns"] == 11 * 14  # the whole picture, 400 x 300
     assert main(larger) == 0

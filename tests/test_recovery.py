@@ -21,6 +21,7 @@ from attnlens import plots
 from attnlens.answers import boxed_answer
 from attnlens.cli.main import main
 from attnlens.errors import InputError
+from attnlens.experiments.dependence import load_dependence
 from attnlens.experiments.distributions import kept_log_probabilities
 from attnlens.experiments.recovery import Recovery
 from attnlens.interventions import (
@@ -594,17 +595,52 @@ def test_small_numbers_keep_their_digits_in_the_summary(result):
 
 
 def test_results_are_saved_whole(result, tmp_path):
-    result.save(tmp_path / "r.nc")
-    back = xr.load_dataset(tmp_path / "r.nc", engine="scipy")
+    result.save(tmp_path / "r.zarr")
+    back = xr.open_zarr(tmp_path / "r.zarr", zarr_format=2)
     for name in ("rise", "kl", "copied"):
         assert np.array_equal(back[name].values, result.data[name].values, equal_nan=True)
+    with pytest.raises(InputError, match=r"exists already.*replace=True"):
+        result.save(tmp_path / "r.zarr")
+    result.save(tmp_path / "r.zarr", replace=True)
+    xr.testing.assert_identical(Recovery.load(tmp_path / "r.zarr").data, result.data)
 
 
-def test_an_array_too_large_for_the_file_is_refused_with_a_way_out(result, tmp_path):
-    large = xr.Dataset({"visual": (("a",), np.broadcast_to(np.float32(0), (2**29,)))})
-    with pytest.raises(InputError, match=r"visual takes 2\.0 GiB.*detail='layer'"):
-        Recovery(large).save(tmp_path / "r.nc")
+def test_a_netcdf_file_of_an_earlier_version_is_still_read(result, tmp_path):
+    (tmp_path / "r.nc").write_bytes(bytes(result.data.to_netcdf(engine="scipy")))
+    old = Recovery.load(tmp_path / "r.nc")
+    xr.testing.assert_identical(old.data, result.data)
+    old.save(tmp_path / "r.zarr")
+    xr.testing.assert_identical(Recovery.load(tmp_path / "r.zarr").data, result.data)
+
+
+def test_a_netcdf_file_is_no_longer_written(result, tmp_path):
+    with pytest.raises(InputError, match=r"ends in \.zarr, such as 'r\.zarr'"):
+        result.save(tmp_path / "r.nc")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_recovery_or_damaged_is_refused(result, tmp_path):
+    path = tmp_path / "r.zarr"
+    result.save(path)
+    with pytest.raises(InputError, match="is no attnlens trace"):
+        attnlens.Trace.load(path)
+    with pytest.raises(InputError, match="is no attnlens dependence"):
+        load_dependence(path)
+    (chunk,) = (path / "kl").glob("0*")
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"the recovery .* is damaged: 'kl/0\.0\.0' has changed"):
+        Recovery.load(path)
+    chunk.unlink()
+    with pytest.raises(InputError, match=r"the recovery .* is incomplete"):
+        Recovery.load(path)
+
+
+def test_an_array_of_any_size_is_saved(tmp_path):
+    large = xr.Dataset({"visual": (("a",), np.broadcast_to(np.float32(0), (2**29,)))})
+    Recovery(large).save(tmp_path / "r.zarr")
+    with xr.open_zarr(tmp_path / "r.zarr", zarr_format=2) as back:
+        assert back["visual"].nbytes == 2**31
+        assert not back["visual"][-3:].values.any()
 
 
 def test_the_figure_is_drawn(result, tmp_path):
@@ -884,7 +920,7 @@ def test_recover_writes_table_numbers_figure_and_summary(tmp_path, capsys):
     folder = tmp_path / "out" / "scene_recovery"
     names = {p.name for p in folder.iterdir()}
     tables = {"table.csv", "layers.csv", "steps.parquet"}
-    assert names == {*tables, "recovery.nc", "recovery.png", "summary.json"}
+    assert names == {*tables, "recovery.zarr", "recovery.png", "summary.json"}
     summary = json.loads((folder / "summary.json").read_text())
     assert [row["intervention"] for row in summary["interventions"]] == ["copy", "route:50"]
     assert summary["interventions"][0]["rise"] is not None

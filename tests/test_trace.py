@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import attnlens
 from attnlens.recording import store
 from attnlens.recording.response import Region
-from attnlens.recording.store import FORMAT_VERSION, MANIFEST, as_plain
+from attnlens.recording.store import MANIFEST, TRACE, as_plain
 from attnlens.segments import SEGMENTS
 
 FEW = settings(max_examples=25, deadline=None)
@@ -104,7 +104,7 @@ def refuse(path: Path, words: str) -> None:
 def resign(path: Path) -> None:
     """Write a manifest that matches the files, as somebody who means harm would."""
     files = {n: store._digest(path / n) for n in store._files(path)}
-    manifest = {"format": store.FORMAT, "version": FORMAT_VERSION, "files": files}
+    manifest = {"format": TRACE.format, "version": TRACE.version, "files": files}
     (path / MANIFEST).write_text(json.dumps(manifest))
 
 
@@ -366,9 +366,9 @@ def test_a_manifest_of_something_else(stored, text):
 
 def test_a_newer_format(stored):
     manifest = json.loads((stored / MANIFEST).read_text())
-    manifest["version"] = FORMAT_VERSION + 1
+    manifest["version"] = TRACE.version + 1
     (stored / MANIFEST).write_text(json.dumps(manifest))
-    refuse(stored, f"format version {FORMAT_VERSION + 1}.*install a newer attnlens")
+    refuse(stored, f"format version {TRACE.version + 1}.*install a newer attnlens")
 
 
 class Canary:

@@ -14,8 +14,8 @@ from PIL import Image
 
 import attnlens
 from attnlens.cli.main import main
-from attnlens.reports.jobs import Job
 from attnlens.reports.table import OF_A_FILE, steps_table, write_csv
+from attnlens.runs.dataset import Question
 from attnlens.testbed import held_out_sample
 
 READ = {"keep_default_na": False, "na_values": [""]}
@@ -115,7 +115,7 @@ def test_the_table_of_one_question_is_that_of_a_file_of_one(tmp_path):
             read, written = (frame[name].astype("string").fillna("") for frame in (one, many))
             assert read.tolist() == written.tolist(), name
     # the questions of a file have their steps in one place
-    assert not list((tmp_path / "out").glob("0*/*.csv"))
+    assert not list((tmp_path / "out").glob("trend*/**/*.csv"))
 
 
 HOSTILE = ["\r", "a\rb", "\r\n", "\n", '"', ",", ";", "NA", "null", "nan", "=1+1", "\x00", "\t"]
@@ -128,7 +128,7 @@ def test_any_token_comes_back_from_the_table(tiny, tmp_path):
     names = HOSTILE[:]
     random.Random(0).shuffle(names)
     trace.data["predicted_token"] = ("step", np.array(names, dtype=object))
-    write_csv(tmp_path / "t.csv", steps_table(trace, Job("a.png", 'One, "two"\nthree?')))
+    write_csv(tmp_path / "t.csv", steps_table(trace, Question("a.png", 'One, "two"\nthree?')))
     back = pd.read_csv(tmp_path / "t.csv", **READ)
     assert back["predicted_token"].fillna("").tolist() == names
     assert set(back["question"]) == {'One, "two"\nthree?'}

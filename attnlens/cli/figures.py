@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
         "--traces",
         metavar="DIR",
         help="folder of runs of your own model: traces (*.zarr, untouched, at any depth) and, "
-        "where you have them, dependence/*.nc, recovery.nc and routes.nc; see "
+        "where you have them, dependence/*.zarr, recovery.zarr and routes.zarr; see "
         "attnlens.testbed.studies.figure_runs",
     )
     parser.add_argument(

@@ -20,6 +20,7 @@ from attnlens.models.images import open_image, plain_picture
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt, encode_prompt, with_pictures
 from attnlens.recording.generation import altered_by
+from attnlens.recording.store import DEPENDENCE, load_dataset, save_dataset
 from attnlens.recording.trace import Trace
 
 REFERENCES = ("removed", "blank")
@@ -171,3 +172,41 @@ def _log_probabilities(vlm: VLM, prompt: Prompt, ids: list[int]) -> np.ndarray:
         logits = vlm.model(**inputs, use_cache=False, logits_to_keep=len(ids)).logits
     assert logits.shape[1] == len(ids)
     return logits[0].float().log_softmax(-1).cpu().numpy()
+
+
+def save_dependence(data: xr.Dataset, path: str | Path, *, replace: bool = False) -> None:
+    """Write what ``dependence`` returned as a Zarr folder, whole or not at all.
+
+    Parameters
+    ----------
+    data
+        The result.
+    path
+        The folder, by custom ``<name>.zarr``.
+    replace
+        Whether to write over a result that is there.
+
+    Raises
+    ------
+    InputError
+        If the folder is not empty, and ``replace`` is not set or it holds something else; it cannot
+        be written; or its name ends in ``.nc``.
+    """
+    save_dataset(DEPENDENCE, data, Path(path), replace=replace)
+
+
+def load_dependence(path: str | Path) -> xr.Dataset:
+    """Read what ``save_dependence`` wrote, or a netCDF file of an earlier version.
+
+    Raises
+    ------
+    InputError
+        If there is none, it is damaged or incomplete, is something else, or was written by a newer
+        version.
+    """
+    data, _ = load_dataset(DEPENDENCE, Path(path))
+    if not {"kl", "mass"} <= set(data.data_vars) or not {"reference", "step"} <= set(data.dims):
+        raise InputError(
+            f"{str(path)!r} holds no dependence: give what attnlens.dependence returns"
+        )
+    return data

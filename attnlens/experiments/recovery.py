@@ -12,7 +12,7 @@ from attnlens.errors import InputError
 from attnlens.experiments import recovery_tables as tables
 from attnlens.measures.recovery import area_from, half_life, mean_from
 from attnlens.measures.results import plain_rows
-from attnlens.netcdf import read_netcdf, write_netcdf
+from attnlens.recording.store import RECOVERY, load_dataset, save_dataset
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -246,35 +246,37 @@ class Recovery:
             silent += [run] if whole else [f"{part} (of {run})" for part in parts]
         return silent
 
-    def save(self, path: str | Path) -> None:
-        """Write every number as a netCDF file, whole or not at all.
+    def save(self, path: str | Path, *, replace: bool = False) -> None:
+        """Write every number as a Zarr folder, whole or not at all.
+
+        Parameters
+        ----------
+        path
+            The folder, by custom ``<name>.zarr``.
+        replace
+            Whether to write over a recovery that is there.
 
         Raises
         ------
         InputError
-            If an array is larger than the format holds (2 GiB).
+            If the folder is not empty, and ``replace`` is not set or it holds something else than a
+            recovery; it cannot be written; or its name ends in ``.nc``.
         """
-        for name, values in self.data.data_vars.items():
-            if values.nbytes >= 2**31:
-                raise InputError(
-                    f"{name} takes {values.nbytes / 2**30:.1f} GiB, and a netCDF file holds arrays "
-                    "of at most 2: call recover with detail='layer' or 'step', or with fewer "
-                    "prompts or interventions"
-                )
-        write_netcdf(self.data, Path(path))
+        save_dataset(RECOVERY, self.data, Path(path), replace=replace)
 
     @classmethod
     def load(cls, path: str | Path) -> Recovery:
-        """Read what ``save`` wrote.
+        """Read what ``save`` wrote, or a netCDF file of an earlier version.
 
         Raises
         ------
         InputError
-            If there is no such file, or it holds something else.
+            If there is none, it is damaged or incomplete, is something else, or was written by a
+            newer version.
         """
-        data = read_netcdf(Path(path), "a recovery")
+        data, _ = load_dataset(RECOVERY, Path(path))
         if not {"sample", "run", "definition"} <= set(data.dims) or "rise" not in data:
-            raise InputError(f"{str(path)!r} holds no recovery: give a file of Recovery.save")
+            raise InputError(f"{str(path)!r} holds no recovery: give what Recovery.save wrote")
         return cls(data)
 
     @classmethod

@@ -1,6 +1,6 @@
-"""Traces on disk: a Zarr folder with a manifest that shows whether it is whole.
+"""Results on disk: Zarr folders, each with a manifest that lists its files and their hashes.
 
-Zarr silently reads a missing chunk as fill values, so the manifest lists every file with its hash.
+Zarr silently reads a missing chunk as fill values; the manifest shows that something is missing.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,67 @@ from attnlens.errors import InputError
 from attnlens.files import write_folder
 from attnlens.text import one_line
 
-FORMAT = "attnlens-trace"
-FORMAT_VERSION = 2
-"""2: ``hidden`` counts the keys that a mask hid; in 1 they were counted as visible."""
 MANIFEST = "attnlens.json"
 # pickling codecs exist for Zarr: nothing outside this list is ever opened
 _CODECS = {"blosc", "zstd", "zlib", "gzip", "lz4", "vlen-utf8"}
+_OLD = ".nc"
 
 
-def save_trace(data: xr.Dataset, path: Path, *, replace: bool) -> None:
-    """Write the dataset of a trace; see ``Trace.save``."""
+@dataclass(frozen=True)
+class Kind:
+    """A kind of result that is kept on disk.
+
+    Attributes
+    ----------
+    name
+        What it is called in messages.
+    writer
+        The function that saves it, for messages.
+    version
+        Of the format that is written; older ones are read, too.
+    """
+
+    name: str
+    writer: str
+    version: int = 1
+
+    @property
+    def format(self) -> str:
+        """Name of the format, in the manifest."""
+        return f"attnlens-{self.name}"
+
+
+TRACE = Kind("trace", "Trace.save", version=2)
+"""In version 1, keys that a mask hid were counted as visible; ``hidden`` counts them since."""
+RECOVERY = Kind("recovery", "Recovery.save")
+DEPENDENCE = Kind("dependence", "attnlens.experiments.dependence.save_dependence")
+
+
+def save_dataset(kind: Kind, data: xr.Dataset, path: Path, *, replace: bool = False) -> None:
+    """Write a dataset as a Zarr folder, whole or not at all.
+
+    Raises
+    ------
+    InputError
+        If the folder holds something else, or a result and ``replace`` is not set; it cannot be
+        written; its name ends in ``.nc``; or JSON cannot hold an attribute.
+    """
+    if path.suffix == _OLD:
+        raise InputError(
+            f"{str(path)!r} names a netCDF file, and a {kind.name} is saved as a Zarr folder: give "
+            f"a name that ends in .zarr, such as {path.with_suffix('.zarr').name!r}"
+        )
     if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
-        raise InputError(f"{str(path)!r} holds something else than a trace: give a new folder")
+        raise InputError(
+            f"{str(path)!r} holds something else than a {kind.name}: give a new folder"
+        )
     if (path / MANIFEST).is_file() and not replace:
         raise InputError(
             f"{str(path)!r} exists already: give a new folder, or replace=True to write over the "
-            "trace in it"
+            f"{kind.name} in it"
         )
     attrs, data = data.attrs, data.copy()
-    data.attrs = {"attnlens": _attributes_as_json(attrs)}
+    data.attrs = {"attnlens": _attributes_as_json(attrs, kind)}
     for name in list(data.variables):
         # as objects, texts may differ in length; an empty array of objects has no type
         if data[name].dtype.kind == "U" and data[name].size:
@@ -44,89 +87,132 @@ def save_trace(data: xr.Dataset, path: Path, *, replace: bool) -> None:
     with write_folder(path, replace=replace) as temporary:
         data.to_zarr(temporary, mode="w", zarr_format=2, consolidated=True)
         files = {name: _digest(temporary / name) for name in _files(temporary)}
-        manifest = {"format": FORMAT, "version": FORMAT_VERSION, "files": files}
+        manifest = {"format": kind.format, "version": kind.version, "files": files}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
-def _attributes_as_json(attrs: dict[str, Any]) -> str:
+def _attributes_as_json(attrs: dict[str, Any], kind: Kind) -> str:
     for name, value in attrs.items():
         try:
             json.dumps({name: value})
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(
-                f"the attribute {name!r} of the trace cannot be saved ({one_line(str(error))}): "
-                "give it numbers, texts, lists and dictionaries of these"
+                f"the attribute {name!r} of the {kind.name} cannot be saved "
+                f"({one_line(str(error))}): give it numbers, texts, lists and dictionaries of these"
             ) from error
     return json.dumps(attrs)
 
 
-def load_trace(path: Path) -> xr.Dataset:
-    """Read the dataset of a trace; see ``Trace.load``."""
+def load_dataset(kind: Kind, path: Path) -> tuple[xr.Dataset, int]:
+    """Read what ``save_dataset`` wrote into memory, and the version of its format.
+
+    Recoveries and dependences may also be netCDF files, as earlier versions wrote them; the version
+    is then 0.
+
+    Raises
+    ------
+    InputError
+        If there is none, it is damaged or incomplete, is something else, or was written by a newer
+        version.
+    """
     if not os.path.exists(path):  # unlike Path.exists, never raises
-        raise InputError(f"there is no trace at {str(path)!r}")
-    manifest = _manifest(path)
+        raise InputError(f"there is no {kind.name} at {str(path)!r}")
+    if kind is not TRACE and path.is_file():
+        return _load_netcdf(kind, path), 0
+    manifest = _manifest(kind, path)
     try:
-        _check_files(path, manifest["files"])
+        _check_files(kind, path, manifest["files"])
         with xr.open_zarr(path, consolidated=True, zarr_format=2) as stored:
             data = stored.load()
-        attrs = json.loads(data.attrs["attnlens"])
+        data.attrs = json.loads(data.attrs["attnlens"])
     except InputError:
         raise
     except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         reason = one_line(str(error))
-        raise InputError(f"the trace {str(path)!r} cannot be read: {reason}") from error
-    data.attrs = attrs
-    if manifest["version"] < 2 and any(
-        "knockout" in str(event.get("intervention")) for event in attrs.get("interventions", ())
-    ):
-        data.attrs["hidden_keys_counted"] = False
+        raise InputError(f"the {kind.name} {str(path)!r} cannot be read: {reason}") from error
     for name in list(data.variables):
         if data[name].dtype.kind in "OT":
             # NumPy casts variable-length texts to fixed ones only through objects
             data[name] = data[name].astype(object).astype(str)
+    return data, manifest["version"]
+
+
+def _load_netcdf(kind: Kind, path: Path) -> xr.Dataset:
+    try:
+        data = xr.load_dataset(path, engine="scipy")
+    except Exception as error:  # a broken file can raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{str(path)!r} cannot be read as a {kind.name} ({one_line(reason)}): give a folder "
+            f"that {kind.writer} has written"
+        ) from error
+    for name, values in data.variables.items():
+        if values.dtype == object or values.dtype.kind == "S":  # texts come back as objects
+            data[name] = values.astype(str)
+    if "step" in data:
+        data["step"] = data["step"].astype(np.int64)  # the format has no such type
+    data.attrs = as_plain(data.attrs)
     return data
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def stored_kind(path: Path) -> str | None:
+    """Return the name of the format of a folder, or None where its manifest cannot be read."""
+    try:
+        return str(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["format"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def stored_in(folder: Path) -> list[Path]:
+    """Return the results directly inside a folder, sorted: ``*.zarr``, and older ``*.nc``."""
+    found = (path for path in folder.glob("*") if path.suffix in (".zarr", _OLD))
+    return sorted({with_either_ending(path) for path in found})
+
+
+def with_either_ending(path: Path) -> Path:
+    """Return a path with the ending ``.zarr``, or ``.nc`` where only that exists."""
+    new, old = path.with_suffix(".zarr"), path.with_suffix(_OLD)
+    return old if old.is_file() and not new.exists() else new
+
+
+def _manifest(kind: Kind, path: Path) -> dict[str, Any]:
     foreign = InputError(
-        f"{str(path)!r} is no attnlens trace: give a folder that Trace.save has written"
+        f"{str(path)!r} is no attnlens {kind.name}: give a folder that {kind.writer} has written"
     )
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        kind, version, files = manifest["format"], manifest["version"], manifest["files"]
+        found, version, files = manifest["format"], manifest["version"], manifest["files"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise foreign from error
-    if kind != FORMAT or type(version) is not int or version < 1 or not isinstance(files, dict):
+    if found != kind.format or type(version) is not int or version < 1:
         raise foreign
-    if version > FORMAT_VERSION:
+    if not isinstance(files, dict):
+        raise foreign
+    if version > kind.version:
         raise InputError(
-            f"the trace {str(path)!r} has format version {version}, and this attnlens reads up to "
-            f"{FORMAT_VERSION}: install a newer attnlens"
+            f"the {kind.name} {str(path)!r} has format version {version}, and this attnlens reads "
+            f"up to {kind.version}: install a newer attnlens"
         )
     return manifest
 
 
-def _check_files(path: Path, listed: dict[str, Any]) -> None:
+def _check_files(kind: Kind, path: Path, listed: dict[str, Any]) -> None:
     files = _files(path)
+    where = f"the {kind.name} {str(path)!r}"
     for name, digest in listed.items():
         if name not in files:
-            raise InputError(f"the trace {str(path)!r} is incomplete: {name!r} is missing")
+            raise InputError(f"{where} is incomplete: {name!r} is missing")
         if _digest(path / name) != digest:
-            raise InputError(f"the trace {str(path)!r} is damaged: {name!r} has changed")
+            raise InputError(f"{where} is damaged: {name!r} has changed")
     if extra := sorted(set(files) - set(listed)):
-        raise InputError(f"the trace {str(path)!r} is damaged: {extra[0]!r} does not belong to it")
-    _check_codecs(path, files)
-
-
-def _check_codecs(path: Path, files: list[str]) -> None:
+        raise InputError(f"{where} is damaged: {extra[0]!r} does not belong to it")
     for name in files:
         if Path(name).name not in (".zarray", ".zmetadata"):
             continue
         for codec in _codec_names(json.loads((path / name).read_text(encoding="utf-8"))):
             if codec not in _CODECS:
                 raise InputError(
-                    f"the trace {str(path)!r} is stored with the codec {codec!r}, which attnlens "
-                    "never opens"
+                    f"{where} is stored with the codec {codec!r}, which attnlens never opens"
                 )
 
 

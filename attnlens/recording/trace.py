@@ -134,9 +134,9 @@ class Trace:
             If the folder is not empty and ``replace`` is not set or it holds something other than
             a trace; nothing can be written there; or JSON cannot hold an attribute.
         """
-        from attnlens.recording.store import save_trace
+        from attnlens.recording.store import TRACE, save_dataset
 
-        save_trace(self.data, Path(path), replace=replace)
+        save_dataset(TRACE, self.data, Path(path), replace=replace)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
@@ -148,9 +148,12 @@ class Trace:
             If there is none, it is damaged or incomplete, is something else, or was written by a
             newer version.
         """
-        from attnlens.recording.store import load_trace
+        from attnlens.recording.store import TRACE, load_dataset
 
-        data = load_trace(Path(path))
+        data, version = load_dataset(TRACE, Path(path))
+        events = data.attrs.get("interventions", ())
+        if version < 2 and any("knockout" in str(e.get("intervention")) for e in events):
+            data.attrs["hidden_keys_counted"] = False
         try:
             return cls(data)
         except InputError as error:

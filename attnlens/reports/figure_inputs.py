@@ -15,8 +15,8 @@ import attnlens
 from attnlens.errors import InputError
 from attnlens.measures.inputs import regions_of
 from attnlens.models.modes import MODE_NAMES
-from attnlens.netcdf import read_netcdf
 from attnlens.progress import progress
+from attnlens.recording.store import stored_in, with_either_ending
 from attnlens.reports.table import print_cut_off
 from attnlens.runs.recordings import ANSWERS, LONG, TWINS, find_runs, is_run
 from attnlens.text import one_line
@@ -142,10 +142,11 @@ def read_runs(folder: str | Path) -> Runs:
     Parameters
     ----------
     folder
-        Traces (``*.zarr``) at any depth, ``dependence/*.nc``, ``recovery.nc`` (or the one in a
-        folder ``*_recovery``) and ``routes.nc``, each where there is one. What cannot be averaged
-        with the rest (a run under an intervention, one without an image or with fewer than three
-        steps) is left out and said on standard error.
+        Traces (``*.zarr``) at any depth, ``dependence/*.zarr``, ``recovery.zarr`` (or the one in a
+        folder ``*_recovery``) and ``routes.zarr``, each where there is one; the last three may also
+        end in ``.nc``, as earlier versions wrote them. What cannot be averaged with the rest (a run
+        under an intervention, one without an image or with fewer than three steps) is left out,
+        which is said on standard error.
 
     Raises
     ------
@@ -153,6 +154,8 @@ def read_runs(folder: str | Path) -> Runs:
         If there is no such folder, it holds none of these, one of them cannot be read, or they come
         from several models.
     """
+    from attnlens.experiments.dependence import load_dependence
+
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"{str(root)!r} is no folder: give one that holds traces (*.zarr)")
@@ -172,23 +175,22 @@ def read_runs(folder: str | Path) -> Runs:
         runs.twins.append({"nothing": found.pop("nothing"), **found})
         runs.models.add(str(attnlens.Trace.load(folder / "nothing.zarr").attrs.get("model", "")))
     runs.answers = [
-        [read_dependence(path) for path in sorted(folder.glob("*.nc"))]
-        for folder in _folders(root, ANSWERS)
+        [load_dependence(path) for path in stored_in(folder)] for folder in _folders(root, ANSWERS)
     ]
-    for path in sorted((root / "dependence").glob("*.nc")):
-        runs.dependence.append(read_dependence(path))
+    runs.dependence = [load_dependence(path) for path in stored_in(root / "dependence")]
     path = _recovery_file(root)
     if path is not None:
         runs.recovery = _read_recovery(path)
-    if (root / "routes.nc").is_file():
-        runs.routes = _read_recovery(root / "routes.nc")
+    path = with_either_ending(root / "routes.zarr")
+    if path.exists():
+        runs.routes = _read_recovery(path)
     compared = [one.data for one in (runs.recovery, runs.routes) if one is not None]
     datasets = [*compared, *runs.dependence, *(one for group in runs.answers for one in group)]
     runs.models |= {str(one.attrs["model"]) for one in datasets if "model" in one.attrs}
     if not runs.modes and not datasets and not runs.long and not runs.twins:
         raise InputError(
-            f"{str(root)!r} holds no untouched run (*.zarr), dependence/*.nc, recovery.nc or "
-            "routes.nc: make some with Trace.save and Recovery.save, or leave --traces out"
+            f"{str(root)!r} holds no untouched run (*.zarr), dependence/*.zarr, recovery.zarr "
+            "or routes.zarr: make some with Trace.save and Recovery.save, or leave --traces out"
         )
     if len(runs.models) > 1:
         raise InputError(
@@ -229,15 +231,18 @@ def _add_trace(runs: Runs, path: Path, root: Path) -> None:
 
 def _recovery_file(root: Path) -> Path | None:
     """Find the recovery to draw: that of the folder itself, or the one of attnlens recover."""
-    if (root / "recovery.nc").is_file():
-        return root / "recovery.nc"
-    found = sorted(root.glob("*_recovery/recovery.nc"))
+    own = with_either_ending(root / "recovery.zarr")
+    if own.exists():
+        return own
+    folders = sorted(root.glob("*_recovery"))
+    found = [with_either_ending(folder / "recovery.zarr") for folder in folders]
+    found = [path for path in found if path.exists()]
     if len(found) > 1:
         names = ", ".join(str(path.relative_to(root)) for path in found)
         print(
             one_line(
                 f"attnlens figures: no recovery is drawn, since there are several ({names}): copy "
-                f"one of them to {root / 'recovery.nc'}"
+                f"one of them to {root / found[0].name}"
             ),
             file=sys.stderr,
         )
@@ -249,19 +254,3 @@ def _read_recovery(path: Path) -> Recovery:
     from attnlens.experiments.recovery import Recovery
 
     return Recovery.load(path)
-
-
-def read_dependence(path: Path) -> xr.Dataset:
-    """Read what ``attnlens.dependence`` returned from a netCDF file.
-
-    Raises
-    ------
-    InputError
-        If it cannot be read, or holds something else.
-    """
-    data = read_netcdf(path, "a dependence")
-    if not {"kl", "mass"} <= set(data.data_vars) or not {"reference", "step"} <= set(data.dims):
-        raise InputError(
-            f"{str(path)!r} holds no dependence: give what attnlens.dependence returns"
-        )
-    return data

@@ -183,7 +183,9 @@ def overlays(runs: Runs, width: str) -> Iterator[Drawn]:
 def recovery(runs: Runs, width: str) -> Iterator[Drawn]:
     """Compare interventions with their controls."""
     if runs.recovery is None:
-        raise InputError("there is no recovery.nc (Recovery.save of what attnlens.recover returns)")
+        raise InputError(
+            "there is no recovery.zarr (Recovery.save of what attnlens.recover returns)"
+        )
     yield Drawn(
         "05_recovery",
         "What looking again brings back of the attention to the image, with controls",
@@ -198,7 +200,9 @@ def recovery(runs: Runs, width: str) -> Iterator[Drawn]:
 def routes(runs: Runs, width: str) -> Iterator[Drawn]:
     """Compare percentages of ROUTE."""
     if runs.routes is None:
-        raise InputError("there is no routes.nc (Recovery.save, of Route with several percentages)")
+        raise InputError(
+            "there is no routes.zarr (Recovery.save, of Route with several percentages)"
+        )
     percents = {
         name: float(match[1])
         for name in runs.routes.interventions
@@ -206,7 +210,7 @@ def routes(runs: Runs, width: str) -> Iterator[Drawn]:
     }
     if not percents:
         raise InputError(
-            f"routes.nc has {', '.join(runs.routes.interventions)}: name ROUTE as in 'route:25'"
+            f"routes.zarr has {', '.join(runs.routes.interventions)}: name ROUTE as in 'route:25'"
         )
     table = recovery_table(runs.routes)
     table = table[table["intervention"].isin(list(percents))]
@@ -246,7 +250,7 @@ def definitions(runs: Runs, width: str) -> Iterator[Drawn]:
 def dependence(runs: Runs, width: str) -> Iterator[Drawn]:
     """Attention against use."""
     if not runs.dependence:
-        raise InputError("there is no dependence/*.nc (what attnlens.dependence returns)")
+        raise InputError("there is no dependence/*.zarr (what attnlens.dependence returns)")
     count = len(runs.dependence)
     yield Drawn(
         "09_dependence",

@@ -226,7 +226,7 @@ def _waiting(entries: Mapping[Question, Entry], command: str) -> list[Question]:
             continue
         waiting.append(question)
         note = entry.note()
-        if note and note.get("key") != entry.key:
+        if "key" in note and note["key"] != entry.key:
             changed[", ".join(differences(note.get("settings") or {}, entry.settings))] += 1
         elif entry.folder.exists() and not entry.has_key():
             damaged += 1

@@ -12,11 +12,12 @@ Any model can fill a folder of runs of this layout (``attnlens figures --traces 
                            visual tokens: nothing.zarr, ROUTE 25%.zarr, ... (of any mode; as in the
                            dilution_runs of attnlens dilution --insertion)
       cot_answers/0000/    results of attnlens.dependence for answers sampled for one question:
-                           0.nc, 1.nc, ... (of any mode; as from attnlens dilution --samples)
-      dependence/0000.nc   a result of attnlens.dependence: to_netcdf(path, engine="scipy")
-      recovery.nc          Recovery.save of a result of attnlens.recover, or, if there is none,
-                           NAME_recovery/recovery.nc, as from attnlens recover
-      routes.nc            the same for Route(percent=...) with several percentages, named as
+                           0.zarr, 1.zarr, ... (of any mode; as from attnlens dilution --samples)
+      dependence/0000.zarr a result of attnlens.dependence, saved with
+                           attnlens.experiments.dependence.save_dependence(data, path)
+      recovery.zarr        Recovery.save of a result of attnlens.recover, or, if there is none,
+                           NAME_recovery/recovery.zarr, as from attnlens recover
+      routes.zarr          the same for Route(percent=...) with several percentages, named as
                            attnlens names them (route:25) or as here (ROUTE 25%)
 
 Figures whose runs are missing are left out.
@@ -30,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnlens._version import __version__
 from attnlens.errors import InputError
-from attnlens.experiments.dependence import dependence
+from attnlens.experiments.dependence import dependence, save_dependence
 from attnlens.experiments.force import force
 from attnlens.experiments.recover import recover
 from attnlens.experiments.run import run
@@ -38,7 +39,6 @@ from attnlens.experiments.sampled import sampled_dependence
 from attnlens.experiments.twins import twins
 from attnlens.files import write_folder
 from attnlens.interventions import At, Copy, Inject, Intervention, Route
-from attnlens.netcdf import write_netcdf
 from attnlens.progress import progress
 from attnlens.recording.trace import Trace
 from attnlens.testbed.studies.scoring import prompt_of
@@ -130,7 +130,7 @@ def _record(vlm: VLM, samples: dict[str, list[Sample]], folder: Path) -> None:
         if mode == "back" and i < MOST_DEPENDENCE:
             data = dependence(vlm, trace, prompt=prompt)
             data.attrs["versions"] = versions()
-            write_netcdf(data, folder / "dependence" / f"{i:04d}.nc")
+            save_dependence(data, folder / "dependence" / f"{i:04d}.zarr")
 
 
 def _long(vlm: VLM, scenes: int, seed: int, folder: Path) -> None:
@@ -155,9 +155,15 @@ def _sample(vlm: VLM, samples: list[Sample], seed: int, folder: Path) -> None:
         found = sampled_dependence(
             vlm, prompt_of(vlm, sample), SAMPLED, others, max_new_tokens=MAX_NEW_TOKENS, seed=seed
         )
+<<<<<<< HEAD:attnlens/testbed/studies/figure_runs.py
         for j, data in enumerate(found):
             data.attrs["versions"] = versions()
             write_netcdf(data, folder / "cot_answers" / f"{i:04d}" / f"{j}.nc")
+=======
+        for j, one in enumerate(found):
+            one.attrs["versions"] = versions()
+            save_dependence(one, folder / "cot_answers" / f"{i:04d}" / f"{j}.zarr")
+>>>>>>> 468764f (One persisted format, and tests of the cache):attnlens/testbed/figure_runs.py
 
 
 def _compare(vlm: VLM, samples: list[Sample], folder: Path) -> None:
@@ -174,10 +180,14 @@ def _compare(vlm: VLM, samples: list[Sample], folder: Path) -> None:
         detail="step",
         reuse=True,
     ).data.assign_attrs(versions=versions())
+<<<<<<< HEAD:attnlens/testbed/studies/figure_runs.py
     for name, chosen in (
         ("recovery.nc", recovery_interventions()),
         ("routes.nc", route_interventions()),
     ):
+=======
+    for name, chosen in (("recovery.zarr", ways()), ("routes.zarr", routes())):
+>>>>>>> 468764f (One persisted format, and tests of the cache):attnlens/testbed/figure_runs.py
         Recovery(found.sel(run=[UNTOUCHED, *chosen])).save(folder / name)
 
 
