@@ -13,9 +13,9 @@ from transformers import StaticCache
 
 import attnlens
 from attnlens import measures, plots
+from attnlens.cli.arguments import parse_layers
 from attnlens.cli.dilution import parse_window
 from attnlens.cli.main import main
-from attnlens.cli.trend import parse_layers
 from attnlens.errors import InputError
 from attnlens.experiments.recovery import Recovery
 from attnlens.experiments.twins import twins
