@@ -155,15 +155,9 @@ def _sample(vlm: VLM, samples: list[Sample], seed: int, folder: Path) -> None:
         found = sampled_dependence(
             vlm, prompt_of(vlm, sample), SAMPLED, others, max_new_tokens=MAX_NEW_TOKENS, seed=seed
         )
-<<<<<<< HEAD:attnlens/testbed/studies/figure_runs.py
         for j, data in enumerate(found):
             data.attrs["versions"] = versions()
-            write_netcdf(data, folder / "cot_answers" / f"{i:04d}" / f"{j}.nc")
-=======
-        for j, one in enumerate(found):
-            one.attrs["versions"] = versions()
-            save_dependence(one, folder / "cot_answers" / f"{i:04d}" / f"{j}.zarr")
->>>>>>> 468764f (One persisted format, and tests of the cache):attnlens/testbed/figure_runs.py
+            save_dependence(data, folder / "cot_answers" / f"{i:04d}" / f"{j}.zarr")
 
 
 def _compare(vlm: VLM, samples: list[Sample], folder: Path) -> None:
@@ -180,14 +174,10 @@ def _compare(vlm: VLM, samples: list[Sample], folder: Path) -> None:
         detail="step",
         reuse=True,
     ).data.assign_attrs(versions=versions())
-<<<<<<< HEAD:attnlens/testbed/studies/figure_runs.py
     for name, chosen in (
-        ("recovery.nc", recovery_interventions()),
-        ("routes.nc", route_interventions()),
+        ("recovery.zarr", recovery_interventions()),
+        ("routes.zarr", route_interventions()),
     ):
-=======
-    for name, chosen in (("recovery.zarr", ways()), ("routes.zarr", routes())):
->>>>>>> 468764f (One persisted format, and tests of the cache):attnlens/testbed/figure_runs.py
         Recovery(found.sel(run=[UNTOUCHED, *chosen])).save(folder / name)
 
 
