@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -127,9 +129,12 @@ def open_image(source: Any) -> tuple[Image.Image, ImageInfo]:
         image, named = source, "the image"
     else:
         path, content, named = _content(source)
-        image = _decoded(content, named)
+        with _reading(named):
+            image = Image.open(BytesIO(content))
     ends = _black_and_white(image)  # a copy no longer knows its file
-    image = _as_rgb(_upright(image, named), ends, named)
+    with _reading(named):
+        image.load()
+        image = _as_rgb(ImageOps.exif_transpose(image), ends, named)
     width, height = image.size
     if min(width, height) == 0 or max(width, height) / min(width, height) > MAX_ASPECT_RATIO:
         raise InputError(
@@ -146,12 +151,10 @@ def _content(source: Any) -> tuple[str | None, bytes, str]:
     if isinstance(source, bytes | bytearray | memoryview):
         return None, bytes(source), f"the image of {len(source):,} bytes"
     if hasattr(source, "read"):
-        try:
+        with _reading("the image"):
             if source.seekable():  # what was just written is read from its start, as Pillow does
                 source.seek(0)
             content = source.read()
-        except Exception as error:  # as below
-            raise _unreadable("the image", error) from error
         if not isinstance(content, bytes):
             raise InputError("an image is given as a file of text: open it in mode 'rb'")
         return None, content, f"the image of {len(content):,} bytes"
@@ -202,21 +205,24 @@ def _read(path: Path) -> bytes:
         raise InputError(f"there is no image at {quoted(path)}: {advice}")
     if not os.path.isfile(path):
         raise InputError(f"{quoted(path)} is not a file: give the path of a picture")
-    try:
+    with _reading(quoted(path)):
         return path.read_bytes()
-    except OSError as error:
-        raise _unreadable(quoted(path), error) from error
 
 
-def _decoded(content: bytes, named: str) -> Image.Image:
+@contextmanager
+def _reading(named: str) -> Iterator[None]:
+    """Turn the errors of reading a picture into one that names it."""
     try:
-        return Image.open(BytesIO(content))
+        yield
+    except InputError:
+        raise
     except UnidentifiedImageError as error:
         raise InputError(
             f"{named} is not a picture that can be read: give a PNG, JPEG or WebP file"
         ) from error
     except Exception as error:  # decoders of damaged files raise errors of all kinds
-        raise _unreadable(named, error) from error
+        reason = shortened(one_line(str(error)), 200) or type(error).__name__
+        raise InputError(f"{named} cannot be read as a picture ({reason})") from error
 
 
 def _from_array(values: np.ndarray) -> Image.Image:
@@ -233,20 +239,6 @@ def _from_array(values: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(values))
 
 
-def _upright(image: Image.Image, named: str) -> Image.Image:
-    """Decode a picture and turn it as its EXIF block says."""
-    try:
-        image.load()
-        return ImageOps.exif_transpose(image)
-    except Exception as error:  # as above
-        raise _unreadable(named, error) from error
-
-
-def _unreadable(named: str, error: Exception) -> InputError:
-    reason = shortened(one_line(str(error)), 200) or type(error).__name__
-    return InputError(f"{named} cannot be read as a picture ({reason})")
-
-
 def _black_and_white(image: Image.Image) -> tuple[int, int] | None:
     """Return the values of black and white that the kind of picture implies, where it does."""
     if image.mode.startswith("I;16"):
@@ -260,20 +252,15 @@ def _black_and_white(image: Image.Image) -> tuple[int, int] | None:
 
 
 def _as_rgb(image: Image.Image, ends: tuple[int, int] | None, named: str) -> Image.Image:
-    try:
-        if image.mode[0] in "IF":
-            image = _grey(image, ends, named)
-        if image.mode == "La":
-            image = image.convert("LA")
-        if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
-            layer = image.convert("RGBA")
-            ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-            return Image.alpha_composite(ground, layer).convert("RGB")
-        return image.convert("RGB")
-    except InputError:
-        raise
-    except Exception as error:  # a mode that this Pillow cannot convert
-        raise _unreadable(named, error) from error
+    if image.mode[0] in "IF":
+        image = _grey(image, ends, named)
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, layer).convert("RGB")
+    return image.convert("RGB")
 
 
 def _grey(image: Image.Image, ends: tuple[int, int] | None, named: str) -> Image.Image:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,10 +207,8 @@ def load(
     family.check_layers(config, repr(given))
     if isinstance(source, Path):
         _check_parts(source / inside, str(Path(given) / inside))
-    try:
+    with _loading(given):
         processor = family.load_processor(source, **hub)
-    except Exception as error:  # readers of damaged files raise errors of all kinds
-        raise InputError(f"{given!r} cannot be loaded: {_first_line(error)}") from error
     if not processor.chat_template:
         raise InputError(
             f"{given!r} cannot be loaded: it has no chat template; put the chat_template.jinja (or "
@@ -218,15 +217,12 @@ def load(
     limits = family.pixel_limits(processor, min_pixels, max_pixels)
     if (min_pixels, max_pixels) != (None, None):
         family.set_pixel_limits(processor, limits)
-    try:
-        with transformers_bars_on_terminal_only():
-            model, report = family.model_class().from_pretrained(
-                source, dtype=chosen, device_map=device_map, output_loading_info=True, **options
-            )
+    with _loading(given), transformers_bars_on_terminal_only():
+        model, report = family.model_class().from_pretrained(
+            source, dtype=chosen, device_map=device_map, output_loading_info=True, **options
+        )
         if target is not None:
             model = model.to(target)
-    except Exception as error:  # as above
-        raise InputError(f"{given!r} cannot be loaded: {_first_line(error)}") from error
     if missing := _missing_weights(model, report):
         # transformers fills them with random numbers and goes on
         raise InputError(
@@ -234,6 +230,14 @@ def load(
             f"{missing[0]}"
         )
     return VLM(model=model.eval(), processor=processor, name=given, family=family)
+
+
+@contextmanager
+def _loading(given: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # readers of damaged files raise errors of all kinds
+        raise InputError(f"{given!r} cannot be loaded: {_first_line(error)}") from error
 
 
 def _check_options(options: dict[str, Any], name: str | Path) -> None:
@@ -284,14 +288,9 @@ def _missing_weights(model: Any, report: dict[str, Any]) -> list[str]:
     missing = set(report["missing_keys"])
     if missing and getattr(model.config, "quantization_config", None):
         found = {*report["unexpected_keys"], *model.state_dict()} - missing
-        modules = {_module(name) for name in found if not name.endswith(".bias")}
-        missing = {name for name in missing if _module(name) not in modules}
+        modules = {name.rpartition(".")[0] for name in found if not name.endswith(".bias")}
+        missing = {name for name in missing if name.rpartition(".")[0] not in modules}
     return sorted(missing)
-
-
-def _module(name: str) -> str:
-    """Name of the module that a weight belongs to."""
-    return name.rpartition(".")[0]
 
 
 def _config(source: str | Path, given: str, hub: dict[str, Any]) -> Any:

@@ -183,20 +183,10 @@ def encode_prompt(
     mode: str,
     question: str,
 ) -> Prompt:
-    """Make a prompt of a text in the chat layout, with a placeholder for each image.
+    """Make a prompt of a text as the chat template writes it, with a placeholder for each image.
 
-    Parameters
-    ----------
-    vlm
-        The model.
-    text
-        The whole text, as the chat template writes it.
-    opened
-        The images, as ``open_image`` returns them.
-    limits
-        ``min_pixels`` and ``max_pixels``; the processor's own where they are None.
-    mode, question
-        What the prompt says about itself.
+    ``opened`` are the images as ``open_image`` returns them; ``limits`` are ``min_pixels`` and
+    ``max_pixels``, the processor's own where None; ``mode`` and ``question`` are only recorded.
 
     Raises
     ------
@@ -290,23 +280,11 @@ def label_segments(
     vision_end_id: int,
     mask: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Label the keys of one prompt; see ``attnlens.segments`` for the names.
+    """Label the keys of one prompt, str [keys]; see ``attnlens.segments`` for the names.
 
-    Parameters
-    ----------
-    ids
-        int [keys]: token ids.
-    visual_ids
-        Ids of image and video placeholder tokens.
-    vision_end_id
-        Id of the token that closes an image or a video.
-    mask
-        [keys]: 0 where a key is left padding.
-
-    Returns
-    -------
-    numpy.ndarray
-        str [keys]. Anything between two images counts as ``query``.
+    ``ids`` is int [keys]; ``visual_ids`` are the placeholders of images and videos, and
+    ``vision_end_id`` closes one. ``mask`` [keys] is 0 where a key is left padding. Anything between
+    two images counts as ``query``.
     """
     visible = np.ones(len(ids), dtype=bool) if mask is None else np.asarray(mask).astype(bool)
     visual = np.isin(ids, visual_ids) & visible

@@ -19,16 +19,8 @@ from attnlens.segments import SEGMENTS
 class Recording:
     """Everything that was recorded of a generated batch.
 
-    Attributes
-    ----------
-    layout
-        Which key belongs to which column.
-    rows
-        What was recorded, by layer.
-    inserted
-        Keys that were inserted during the generation.
-    whole_prompt
-        Whether every prompt row was asked for, or only those of the user's text.
+    ``rows`` is by layer; ``whole_prompt`` says whether every prompt row was asked for, or only
+    those of the user's text.
     """
 
     layout: KeyLayout
@@ -41,16 +33,9 @@ class Recording:
 class Generated:
     """One sequence of the batch.
 
-    Attributes
-    ----------
-    row, prompt_row
-        Its row in the generated batch, and that of its prompt in the layout.
-    stream
-        The steps' tokens.
-    prompt_texts
-        Texts of the prompt's tokens, where they are known.
-    grids
-        (rows, columns) of each image of the prompt; empty where they are not known.
+    ``row`` is its row in the generated batch, ``prompt_row`` that of its prompt in the layout.
+    ``prompt_texts`` of the prompt's tokens, and ``grids`` (rows, columns) of its images, are given
+    where they are known.
     """
 
     row: int

@@ -15,19 +15,10 @@ from attnlens.segments import PADDING
 
 
 def select_rows(mask: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor | None:
-    """Keep the wanted query rows of a mask.
+    """Keep the wanted query rows of a mask of any shape above.
 
-    Parameters
-    ----------
-    mask
-        A mask in any of the shapes above.
-    rows
-        int64: indices of the wanted queries within the pass.
-
-    Returns
-    -------
-    torch.Tensor or None
-        [batch, 1 or heads, rows, keys]; one row where the mask is the same for all.
+    ``rows`` are int64 indices of queries within the pass. Returns [batch, 1 or heads, rows, keys],
+    with a single row where the mask is the same for all.
     """
     if mask is None:
         return None
@@ -45,17 +36,8 @@ def stack_biases(
 ) -> torch.Tensor | None:
     """Turn the masks of several one-query passes into one additive bias.
 
-    Parameters
-    ----------
-    masks
-        For each row a mask from ``select_rows``, over the keys that existed at its step.
-    length
-        Number of keys now; keys that came later are hidden.
-
-    Returns
-    -------
-    torch.Tensor or None
-        float32 [batch, 1 or heads, rows, length]; None where no row has a mask.
+    Each is a mask from ``select_rows`` over the keys that existed at its step; later ones, up to
+    ``length``, are hidden. Returns float32 [batch, 1 or heads, rows, length]; None without a mask.
     """
     shapes = [m.shape for m in masks if m is not None]
     if not shapes:

@@ -96,7 +96,7 @@ class Mass:
 
 
 def attention_scores(queries: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
-    """Scaled dot products in float32.
+    """Scaled dot products, float32 [batch, heads, rows, keys].
 
     Parameters
     ----------
@@ -107,11 +107,6 @@ def attention_scores(queries: torch.Tensor, keys: torch.Tensor, scaling: float) 
         ``heads / key heads`` consecutive query heads shares a key head.
     scaling
         Factor on the dot products.
-
-    Returns
-    -------
-    torch.Tensor
-        float32 [batch, heads, rows, keys].
     """
     batch, heads, rows, dimension = queries.shape
     key_heads, length = keys.shape[1], keys.shape[2]
@@ -126,21 +121,16 @@ def attention_weights(
     hidden: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Softmax attention rows in float32.
+    """Softmax attention rows, float32 [batch, heads, rows, keys]; each adds up to 1.
 
     Parameters
     ----------
     scores
-        [batch, heads, rows, keys], see ``attention_scores``; overwritten.
+        As ``attention_scores`` gives them; overwritten.
     positions, bias
         See ``AttentionRows``.
     hidden
         bool [batch, keys]: keys that no query sees (padding).
-
-    Returns
-    -------
-    torch.Tensor
-        float32 [batch, heads, rows, keys]; each row adds up to 1.
     """
     length = scores.shape[3]
     if bias is not None:
@@ -247,21 +237,10 @@ def attention_mass(
 
 
 def mass_on_sets(attention: AttentionRows, sets: torch.Tensor) -> torch.Tensor:
-    """Attention mass on sets of keys, for one query of one sequence.
+    """Attention mass on sets of keys, for one query of one sequence in several layers.
 
-    Gives what ``attention_mass`` gives for one row, faster.
-
-    Parameters
-    ----------
-    attention
-        One row of one sequence, in several layers.
-    sets
-        float32 [keys, sets]: 1 where a key belongs to a set, else 0.
-
-    Returns
-    -------
-    torch.Tensor
-        float32 [layers, heads, sets], on the CPU: fraction of attention mass on each set.
+    Faster than ``attention_mass`` for a single row. ``sets`` is float32 [keys, sets]: 1 where a key
+    belongs to a set, else 0. Returns float32 [layers, heads, sets], on the CPU.
     """
     queries, keys = attention.queries, attention.keys
     _, heads, _, dimension = queries[0].shape
@@ -284,9 +263,9 @@ def mass_on_sets(attention: AttentionRows, sets: torch.Tensor) -> torch.Tensor:
 def _hidden_keys(
     bias: torch.Tensor, positions: torch.Tensor, one_hot: torch.Tensor
 ) -> torch.Tensor:
-    """Count the keys that a bias hides: int32 [batch, rows, heads or 1, columns].
+    """Count the keys, up to a query's own, that a bias hides: int32 [batch, rows, heads, columns].
 
-    ``one_hot`` is [batch, keys, columns]; keys after a query's own are hidden from it anyway.
+    ``one_hot`` is [batch, keys, columns].
     """
     slots = torch.arange(bias.shape[3], device=bias.device)
     hidden = (bias <= HIDES) & (slots <= positions.to(bias.device)[:, None])
@@ -341,14 +320,8 @@ class RecordedRows:
 def join_rows(parts: list[Part], complete: set[int], first_step: int) -> RecordedRows:
     """Join what was computed at different times.
 
-    Parameters
-    ----------
-    parts
-        What was computed.
-    complete
-        Key slots that all layers have seen; others are left out.
-    first_step
-        Key slot of the query of step 0.
+    ``complete`` are the key slots that all layers have seen; others are left out. ``first_step`` is
+    the key slot of the query of step 0.
     """
     positions = np.array([p for here, _ in parts for p in here], dtype=np.int64)
     order = _in_order(positions, complete)

@@ -33,19 +33,7 @@ PROMPT_ROWS = ("last", "query", "all")
 
 @dataclass(frozen=True)
 class Origin:
-    """What a recording was made of.
-
-    Attributes
-    ----------
-    name
-        The model's name.
-    tokenizer
-        Gives the tokens their text; None where there is none.
-    prompts
-        The prompts; empty for a bare model, where only segments are known.
-    seed
-        Noted in the trace.
-    """
+    """What a recording was made of; ``prompts`` is empty where only segments are known."""
 
     name: str
     tokenizer: Any = None
@@ -300,13 +288,7 @@ def record(
 
 
 def choose_layers(layers: Iterable[int] | None, count: int) -> list[int]:
-    """Return the layers to record, in order; all of ``count`` when none are named.
-
-    Raises
-    ------
-    InputError
-        If a layer is not there, or the list is empty.
-    """
+    """Return the layers to record, in order: those named, if they are there, or all."""
     if layers is None:
         return list(range(count))
     chosen = list(layers)

@@ -55,11 +55,9 @@ def token_stream(
         Ids that ``generate`` returned, in full; None where it was not seen.
     prompt_length
         Number of prompt keys.
-    end_ids
-        Ids that end a response.
-    pad_ids
-        Ids that fill up the shorter responses of a batch. A response without an end token (a stop
-        string ended it) is cut before the run of them at its end.
+    end_ids, pad_ids
+        Ids that end a response, and those that fill up the shorter ones of a batch. A response
+        without an end token (a stop string ended it) is cut before the padding at its end.
     """
 
     def at(slot: int) -> int:

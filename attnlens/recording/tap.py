@@ -232,7 +232,7 @@ class Tap:
         mask: torch.Tensor | None,
         scaling: float | None,
     ) -> LayerAttention | None:
-        """Return what is shown; None for another model that shares this configuration object."""
+        """Return what to show; None for another model that shares this configuration object."""
         layer = self._layers.get(id(module))
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         return None if layer is None else LayerAttention(layer, query, key, mask, factor)
