@@ -1,9 +1,9 @@
-"""Make the same results with two versions of the package, and compare them to the last digit.
+"""Make the same results with two versions of the package and compare them to the last digit.
 
-``make DIR`` asks the testbed a few questions with every command that writes results; run it with
-the one version and with the other, on one machine. ``compare OLD NEW`` reads both folders with the
-version that runs it, so that it also shows that results of the older one still load. Numbers in
-tables are to be the same as printed, masses the same bits. Times, versions and paths may differ.
+``make DIR`` asks the testbed a few questions with every command that writes results. Run it with
+both versions, on the same machine. ``compare OLD NEW`` then reads both folders with the current
+version, which also shows that results of the older one still load. Numbers in tables must be the
+same as printed, masses the same to the bit. Times, versions and paths may differ.
 """
 
 from __future__ import annotations
@@ -32,20 +32,18 @@ COMMANDS = {
     "figures": "figures --scenes 3 --out figures --keep_runs runs",
 }
 DIFFERENT = ("seconds", "time", "version", "sha", "path", "folder", "created", "torch", "package")
-"""What may differ: names that hold one of these."""
+"""Results may differ if their name contains one of these."""
 
 
 def make(folder: Path) -> None:
     """Run every command in a new folder."""
     folder.mkdir(parents=True)
     for command in COMMANDS.values():
-        question = ""
-        if "{question}" in command:
-            line = (
-                (folder / "scenes" / "questions.jsonl").read_text(encoding="utf-8").splitlines()[0]
-            )
-            question = json.loads(line)["question"]
-        words = [question if word == "{question}" else word for word in command.split()]
+        words = command.split()
+        if "{question}" in words:
+            lines = (folder / "scenes" / "questions.jsonl").read_text(encoding="utf-8")
+            question = json.loads(lines.splitlines()[0])["question"]
+            words[words.index("{question}")] = question
         print("attnlens", *words, flush=True)
         subprocess.run(
             [sys.executable, "-m", "attnlens", *words],
@@ -57,7 +55,7 @@ def make(folder: Path) -> None:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Read what can be compared of a folder of results: by name, text or arrays."""
+    """Read the results of a folder that can be compared, by file name."""
     import attnlens
 
     found: dict[str, Any] = {}
@@ -73,22 +71,22 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 def table_of(path: Path) -> dict[str, Any]:
-    """Read a table by column, without what may differ."""
+    """Read a table by column, without columns that may differ."""
     import pandas as pd
 
     parquet = path.suffix == ".parquet"
-    # the text of a CSV, digit for digit
+    # a CSV as text, to compare it digit by digit
     table = pd.read_parquet(path) if parquet else pd.read_csv(path, dtype=str, na_filter=False)
     return {name: table[name].tolist() for name in table if not may_differ(str(name))}
 
 
 def may_differ(name: str) -> bool:
-    """Whether what has this name may differ between two runs of one version."""
+    """Whether a result of this name may differ between two runs of one version."""
     return any(part in name.lower() for part in DIFFERENT)
 
 
 def numbers(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Give the leaves of a JSON document by their place, without what may differ."""
+    """Yield the leaves of a JSON document with their paths, without those that may differ."""
     if isinstance(value, dict):
         for key, item in value.items():
             if not may_differ(key):
@@ -101,7 +99,7 @@ def numbers(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def differences(old: Any, new: Any) -> list[str]:
-    """Say what differs between two results of one name."""
+    """List what differs between two results of the same name."""
     import numpy as np
     import xarray as xr
 
@@ -126,7 +124,7 @@ def differences(old: Any, new: Any) -> list[str]:
 
 
 def compare(old: Path, new: Path) -> int:
-    """Print what differs; return the exit status."""
+    """Print what differs and return the exit status."""
     first, second = contents(old), contents(new)
     found = [f"{name}: only in one" for name in sorted(first.keys() ^ second.keys())]
     for name in sorted(first.keys() & second.keys()):
@@ -137,16 +135,16 @@ def compare(old: Path, new: Path) -> int:
 
 def main() -> int:
     """Make or compare."""
-    options = argparse.ArgumentParser(description=__doc__)
-    actions = options.add_subparsers(dest="action", required=True)
+    parser = argparse.ArgumentParser(description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("make").add_argument("folder", type=Path)
     comparing = actions.add_parser("compare")
     comparing.add_argument("old", type=Path)
     comparing.add_argument("new", type=Path)
-    given = options.parse_args()
-    if given.action == "compare":
-        return compare(given.old, given.new)
-    make(given.folder)
+    options = parser.parse_args()
+    if options.action == "compare":
+        return compare(options.old, options.new)
+    make(options.folder)
     return 0
 
 

@@ -1,6 +1,6 @@
-"""Print pip constraints that hold every dependency at the lower bound of ``pyproject.toml``.
+"""Print pip constraints that pin every dependency to its lower bound in ``pyproject.toml``.
 
-Run it with the Python that the constraints are for: environment markers are read there.
+Run it with the Python that the constraints are for, since it evaluates environment markers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ else:
 
 
 def lower_bounds(requirements: Iterable[Requirement]) -> list[str]:
-    """Return a line ``name==lowest`` for each requirement that applies here.
+    """Return a line ``name==lowest`` for each requirement that applies to this Python.
 
     Raises
     ------

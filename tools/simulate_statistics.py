@@ -1,10 +1,10 @@
-"""Print how often the package's intervals hold the truth, and how often its tests reject in noise.
+"""Print how often the package's intervals cover the truth, and how often its tests reject noise.
 
 Each cell calls the function that the package itself calls, on simulated data whose truth is known.
-Intervals are of level 95%, and are to hold the truth in 92 to 98% of cases; tests are of level 5%,
-and are to reject in 2 to 8%. Where a function gives no answer for a number of units, or for nine of
-ten sets of so many, the cell says so; else its number is that of the answers given. The tables of
-``docs/statistics.md`` are what this prints.
+Intervals have level 95% and should cover the truth in 92 to 98% of cases. Tests have level 5% and
+should reject in 2 to 8%. A cell says so if the function gives no answer for that number of units,
+or for 9 of 10 sets of that many; otherwise its number is over the sets with an answer. The tables
+of ``docs/statistics.md`` are the output of this script.
 """
 
 from __future__ import annotations
@@ -55,32 +55,32 @@ MEANS: dict[str, tuple[Draw, float]] = {
 
 
 def rate(draws: Iterable[bool | None]) -> float | None:
-    """Return the fraction of answers that are true; None where hardly a draw has an answer."""
+    """Return the fraction of answers that are true; None if there is hardly an answer."""
     return weighted((answer, 1.0) for answer in draws)
 
 
 def weighted(answers: Iterable[tuple[bool | None, float]]) -> float | None:
-    """Return the probability that an answer is true; None where there is hardly ever one."""
-    total = given = true = 0.0
+    """Return the probability that an answer is true; None if there is hardly ever one."""
+    total = answered = true = 0.0
     for answer, weight in answers:
         total += weight
-        given += weight * (answer is not None)
+        answered += weight * (answer is not None)
         true += weight * (answer is True)
-    return true / given if given > LEAST_ANSWERED * total else None
+    return true / answered if answered > LEAST_ANSWERED * total else None
 
 
 def holds(ends: tuple[float, float], truth: float) -> bool | None:
-    """Whether an interval holds the truth; None where there is no interval."""
+    """Whether an interval covers the truth; None if there is no interval."""
     return None if np.isnan(ends).any() else bool(ends[0] - 1e-12 <= truth <= ends[1] + 1e-12)
 
 
 def rejects(p_value: float) -> bool | None:
-    """Whether a test rejects at 5%; None where there is no test."""
+    """Whether a test rejects at 5%; None if there is no test."""
     return None if np.isnan(p_value) else bool(p_value < 0.05)
 
 
 def autoregressive(rng: np.random.Generator, count: int, correlation: float) -> np.ndarray:
-    """Draw a series whose neighbours have a correlation, after a run-in."""
+    """Simulate a series whose neighbours have this correlation, after a run-in."""
     values = rng.normal(size=count + 300)
     for i in range(1, len(values)):
         values[i] += correlation * values[i - 1]
@@ -109,11 +109,11 @@ SHARES: dict[str, tuple[Pair, float]] = {
         2.0,
     ),
 }
-"""Counts and preference, whose sum is the change, and the share of the counts."""
+"""Counts and preference, which add up to the change, and the share of the counts."""
 
 
 def ratio(kind: str, count: int, rng: np.random.Generator, replicates: int) -> float | None:
-    """Coverage of the interval of a ratio of means, as of counts in a change of log-odds."""
+    """Coverage of the interval of a ratio of means, such as the share of counts in a change."""
     draw, truth = SHARES[kind]
     found = []
     for _ in range(replicates):
@@ -123,7 +123,7 @@ def ratio(kind: str, count: int, rng: np.random.Generator, replicates: int) -> f
 
 
 def proportion(truth: float, count: int) -> float | None:
-    """Coverage of the interval of a proportion: exact, by the binomial law."""
+    """Coverage of the interval of a proportion, exact by the binomial distribution."""
     right = np.arange(count + 1)
     return weighted(
         (holds(proportion_interval(np.repeat([1.0, 0.0], [k, count - k]), 0.95), truth), weight)
@@ -132,7 +132,7 @@ def proportion(truth: float, count: int) -> float | None:
 
 
 def fractions(truth: float, count: int, rng: np.random.Generator, replicates: int) -> float | None:
-    """Coverage for fractions of two to four facts in each unit, with a correlation of 0.3."""
+    """Coverage for fractions of two to four facts per unit, with a correlation of 0.3."""
     draws = []
     for _ in range(replicates):
         facts = rng.integers(2, 5, count)
@@ -145,10 +145,10 @@ def fractions(truth: float, count: int, rng: np.random.Generator, replicates: in
 def pairs(
     truth: float, change: float, count: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
-    """Give pairs of answers, ``truth`` right at first and ``truth - change`` afterwards.
+    """Yield pairs of answers, ``truth`` right before and ``truth - change`` after.
 
-    One for each number of answers won and lost, with its probability. Where more are right
-    afterwards, none is lost; else the two answers to a question are independent.
+    There is one for each number of answers won and lost, with its probability. If more are right
+    after, none is lost; otherwise the two answers to a question are independent.
     """
     winning, losing = (1 - truth) * (truth - change), truth * (1 - truth + change)
     if change < 0:
@@ -164,7 +164,7 @@ def pairs(
 
 
 def difference(truth: float, change: float, count: int) -> float | None:
-    """Coverage of the interval of a paired difference of proportions: exact."""
+    """Coverage of the interval of a paired difference of proportions, exact."""
     return weighted(
         (holds(proportion_difference(before, after, 0.95)[1:], -change), weight)
         for before, after, weight in pairs(truth, change, count)
@@ -172,7 +172,7 @@ def difference(truth: float, change: float, count: int) -> float | None:
 
 
 def paired_test(truth: float, count: int) -> float | None:
-    """Rejection of McNemar's test where nothing changed: exact."""
+    """Rejection of McNemar's test if nothing changed, exact."""
     return weighted(
         (rejects(mcnemar(before, after)), weight)
         for before, after, weight in pairs(truth, 0.0, count)
@@ -192,13 +192,13 @@ def median(count: int, rng: np.random.Generator, replicates: int) -> float | Non
 
 
 def under_white_noise(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Draw a series with a correlation of 0.95, and add as much white noise."""
+    """Simulate a series with a correlation of 0.95 under as much white noise."""
     slow = autoregressive(rng, count, 0.95) * np.sqrt(1 - 0.95**2)
     return slow + rng.normal(size=count)
 
 
 def levels(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Draw a series that jumps to another level every 30 steps or so, with half the noise."""
+    """Simulate a series that jumps about every 30 steps, with half as much noise."""
     of_step = np.cumsum(rng.random(count) < 1 / 30)
     return rng.normal(size=count + 1)[of_step] + 0.5 * rng.normal(size=count)
 
@@ -206,7 +206,7 @@ def levels(rng: np.random.Generator, count: int) -> np.ndarray:
 def slope(
     draw: Draw, count: int, rng: np.random.Generator, replicates: int
 ) -> tuple[float | None, float | None]:
-    """Coverage of the interval of a slope, and rejection of the test, on a series without one."""
+    """Coverage of the interval and rejection of the test of a slope, on a series without one."""
     steps = np.arange(count)
     found = [slope_test(draw(rng, count), steps, 0.95) for _ in range(replicates)]
     covered = rate(holds((one.low, one.high), 0.0) for one in found)
@@ -219,7 +219,7 @@ def order(count: int, rng: np.random.Generator, replicates: int) -> float | None
 
 
 def rows(replicates: int, seed: int) -> Iterator[tuple[str, str, list[float | None]]]:
-    """Give each row: what is measured, "interval" or "test", and a number for each of COUNTS."""
+    """Yield rows: what is measured, "interval" or "test", and a number for each of COUNTS."""
     rng = np.random.default_rng(seed)
 
     def over_counts(measure: Callable[[int], float | None]) -> list[float | None]:
@@ -278,7 +278,7 @@ def rows(replicates: int, seed: int) -> Iterator[tuple[str, str, list[float | No
 
 
 def cell(value: float | None, low: float, high: float) -> str:
-    """Write a number; one outside its bounds is marked."""
+    """Write a number, in bold if it is out of bounds."""
     if value is None:
         return "refused"
     return f"{value:.3f}" if low <= round(value, 3) <= high else f"**{value:.3f}**"
@@ -297,12 +297,12 @@ def table(found: list[tuple[str, str, list[float | None]]], what: str) -> str:
 
 def main() -> None:
     """Print both tables."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--replicates", type=int, default=4000, help="simulations for each cell")
-    options.add_argument("--seed", type=int, default=0)
-    given = options.parse_args()
-    found = list(rows(given.replicates, given.seed))
-    print(f"{given.replicates} simulations for each cell, seed {given.seed}.\n")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--replicates", type=int, default=4000, help="simulations for each cell")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    found = list(rows(options.replicates, options.seed))
+    print(f"{options.replicates} simulations for each cell, seed {options.seed}.\n")
     print(table(found, "interval"), table(found, "test"), sep="\n\n")
 
 
