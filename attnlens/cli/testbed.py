@@ -109,8 +109,8 @@ def _add_study(actions: Any) -> None:
     study = actions.add_parser(
         "study",
         help="compare attention with the truth on held-out scenes",
-        description="Visual share by section of the answer, mass at tokens that take a look at the "
-        "image against those that the text determines, pointing by layer and head, and what "
+        description="Visual share by section of the answer, mass at tokens that only the image "
+        "determines against those that the text determines, pointing by layer and head, and what "
         "hiding the image from some steps does to the facts of the verification. Written as JSON.",
     )
     _add_json(study, required=True)

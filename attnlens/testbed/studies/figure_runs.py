@@ -165,20 +165,18 @@ def _compare(vlm: VLM, samples: list[Sample], folder: Path) -> None:
     from attnlens.experiments.recovery import Recovery
     from attnlens.experiments.recovery_tables import UNTOUCHED
 
+    by_file = {"recovery.zarr": recovery_interventions(), "routes.zarr": route_interventions()}
     found = recover(
         vlm,
         [prompt_of(vlm, sample) for sample in samples],
-        recovery_interventions() | route_interventions(),
+        by_file["recovery.zarr"] | by_file["routes.zarr"],
         MAX_NEW_TOKENS,
         expected=[s.question.answer for s in samples],
         detail="step",
         reuse=True,
     ).data.assign_attrs(versions=versions())
-    for name, chosen in (
-        ("recovery.zarr", recovery_interventions()),
-        ("routes.zarr", route_interventions()),
-    ):
-        Recovery(found.sel(run=[UNTOUCHED, *chosen])).save(folder / name)
+    for name, interventions in by_file.items():
+        Recovery(found.sel(run=[UNTOUCHED, *interventions])).save(folder / name)
 
 
 def versions() -> str:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from attnlens.models.load import VLM
 
 GROUPS = {
-    "listed": "words of the description that take a look at the image",
+    "listed": "words of the description that only the image determines",
     "reasoned": "words of the reasoning that the text before determines",
-    "facts": "facts of the verification, which take a look at the image",
+    "facts": "facts of the verification, which only the image determines",
     "names": "words of the verification that the text before determines",
     "restated": "words after the verification that the text before determines",
 }

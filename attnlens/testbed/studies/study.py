@@ -139,12 +139,10 @@ def _by_section(trace: Trace, sample: Sample, definition: str) -> dict[str, floa
 
 
 def looking(passes: list[ForcedPass], section: str = "all") -> dict[str, Any] | None:
-    """Compare visual mass at tokens that take a look at the image with that at predictable ones.
+    """Compare visual mass at the must-look tokens of a section with that at predictable ones.
 
-    Over the whole answer, the two also differ in position: early tokens have fewer keys to divide
-    the mass between. Within one section that hardly matters.
-
-    Only the tokens of a section are used, or ``all``.
+    In ``all`` sections together, the two also differ in position: early tokens have fewer keys to
+    divide the mass between. Within one section that hardly matters.
 
     Returns
     -------
@@ -196,7 +194,7 @@ def pointing(
 ) -> dict[str, Any]:
     """Count how often the most attended visual token shows the object that a token is about.
 
-    Only must-look tokens about an object are counted, in the section, and out of these words.
+    It counts the must-look tokens of a section that are about an object, or only those words.
 
     Returns
     -------

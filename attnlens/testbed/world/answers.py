@@ -42,7 +42,7 @@ class Part:
 
 
 def listing(scene: Scene, named: int | None = None) -> list[Part]:
-    """List the objects by number, in reading order: what they are takes a look at the image.
+    """List the objects by number, in reading order; what they are must be looked up.
 
     ``named`` is the index of an object that the question says is there. Until it has been listed,
     the question itself tells that the list goes on.
@@ -51,7 +51,7 @@ def listing(scene: Scene, named: int | None = None) -> list[Part]:
         return [Part(" There", must_look=True), Part(" are no objects.")]
     parts = [Part(" I", must_look=named is None), Part(" see")]
     for i, o in enumerate(scene.objects):
-        # " I see" tells that there is a first object; that there is another takes a look
+        # " I see" tells that there is a first object, but not that there is another
         parts += [
             Part(" #", must_look=i > (named or 0)),
             Part(f"{i + 1}"),
@@ -78,7 +78,7 @@ def facts(
 ) -> list[Part]:
     """State attributes of objects: all of them in reading order, or those of ``order``.
 
-    Unless the text before has named the objects, their names take a look at the image too.
+    Unless the text before has ``named`` the objects, their names must be looked up too.
     """
     if not scene.objects:
         return [Part(" no objects.", must_look=not named)]
@@ -95,7 +95,7 @@ def facts(
 
 
 def presence(scene: Scene, names: Sequence[str]) -> list[Part]:
-    """State for each name whether such an object is there, which takes a look at the image."""
+    """State for each name whether such an object is there, which must be looked up."""
     there = {o.name: i for i, o in enumerate(scene.objects)}
     parts: list[Part] = []
     for name in names:

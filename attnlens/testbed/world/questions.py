@@ -119,13 +119,11 @@ _CHAIN = (
 )
 
 
-def article(name: str) -> str:
-    """Return "a" or "an" to go before a name."""
+def _article(name: str) -> str:
     return "an" if name[0] in "aeiou" else "a"
 
 
-def group_name(group: str) -> str:
-    """Name the objects of a group: "red objects", "circles"."""
+def _group_name(group: str) -> str:
     return f"{group} objects" if group in COLOURS else f"{group}s"
 
 
@@ -146,7 +144,7 @@ def subtraction(scene: Scene, rng: np.random.Generator) -> Question:
     step = _step(scene, "subtract", group, len(scene.objects))
     return Question(
         kind="subtraction",
-        text=pick(rng, _SUBTRACTION).format(s=group_name(group)),
+        text=pick(rng, _SUBTRACTION).format(s=_group_name(group)),
         answer=str(step.after),
         subjects=(group,),
         steps=(step,),
@@ -161,7 +159,7 @@ def existence(scene: Scene, rng: np.random.Generator) -> Question:
         name = pick(rng, scene.absent_names)
     return Question(
         kind="existence",
-        text=pick(rng, _EXISTENCE).format(s=f"{article(name)} {name}"),
+        text=pick(rng, _EXISTENCE).format(s=f"{_article(name)} {name}"),
         answer="yes" if name in scene.by_name else "no",
         subjects=(name,),
     )
@@ -196,7 +194,7 @@ def comparison(scene: Scene, rng: np.random.Generator) -> Question:
     related = [pair for pair in pairs if _relation(counts, *pair) == relation]
     first, second = pick(rng, tuple(related or pairs or permutations(GROUPS, 2)))
     yes = _relation(counts, first, second) == right
-    text = pick(rng, _COMPARISON).format(m=asked, a=group_name(first), b=group_name(second))
+    text = pick(rng, _COMPARISON).format(m=asked, a=_group_name(first), b=_group_name(second))
     return Question(
         kind="comparison",
         text=text,
