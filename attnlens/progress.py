@@ -1,4 +1,4 @@
-"""Progress bars, on a terminal only."""
+"""Progress bars, only on a terminal."""
 
 from __future__ import annotations
 
@@ -17,16 +17,8 @@ def progress(
 ) -> Any:
     """Wrap an iterable in a progress bar with the time left.
 
-    The bar goes to standard error and only where that is a terminal: logs and pipes stay clean.
-
-    Parameters
-    ----------
-    items
-        What to iterate over; None gives a bar that is moved with ``update``.
-    total, initial
-        Number of items, and how many of them are done already.
-    description
-        What is being done.
+    The bar is written to standard error if that is a terminal: logs and pipes stay clean. Without
+    ``items`` it is moved by ``update``. ``initial`` is how many of ``total`` are done already.
     """
     from tqdm import tqdm
 
@@ -35,7 +27,7 @@ def progress(
 
 @contextmanager
 def transformers_bars_on_terminal_only() -> Iterator[None]:
-    """Keep transformers' own progress bars off anything that is no terminal, inside the block."""
+    """Show transformers' own progress bars only on a terminal, inside the block."""
     from transformers.utils import logging
 
     silence = logging.is_progress_bar_enabled() and not sys.stderr.isatty()

@@ -1,9 +1,9 @@
-"""The roles that a key position can play.
+"""The roles of key positions.
 
 A *segment* is the role of a key position in the attention of a vision-language model:
 
 ``sink``
-    the very first key of the sequence, which absorbs mass that has nowhere to go
+    the very first key of the sequence, which absorbs mass that has nowhere else to go
     (arXiv 2309.17453);
 ``system``
     everything else before the first visual token;

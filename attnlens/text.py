@@ -1,4 +1,4 @@
-"""Text from strangers (a model, a file name) made safe to print on a terminal."""
+"""Text from outside (a model, a file name) made safe and short enough to print."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LONGEST_PATH = 500
 
 
 def printable(text: str) -> str:
-    """Show control characters as escapes, so that no terminal obeys them; keep line ends."""
+    """Escape control characters, which a terminal would obey; keep line ends."""
     return "".join(
         c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else repr(c)[1:-1]
         for c in text
@@ -17,12 +17,12 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Put a message on one printable line."""
+    """Put a text on one printable line."""
     return printable(" ".join(text.split()))
 
 
 def shortened(text: str, width: int) -> str:
-    """Cut the middle out of a text of more than so many characters: ends tell names apart."""
+    """Cut the middle out of a long text: names differ at their ends."""
     if len(text) <= width:
         return text
     head = (width - 1) // 3
@@ -30,7 +30,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def quoted(path: object) -> str:
-    """Quote a path for a message; what is too long for one is cut, and its length said."""
+    """Quote a path for a message; a path that is too long is cut, with its length."""
     text = str(path)
     if len(text) <= LONGEST_PATH:
         return repr(text)

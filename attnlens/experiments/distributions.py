@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from attnlens.models.families import parts_of
 from attnlens.models.load import VLM
 
 
@@ -22,7 +23,7 @@ def kept_log_probabilities(vlm: VLM) -> Iterator[list[torch.Tensor]]:
     def keep(_module: Any, _args: tuple, output: Any) -> None:
         kept.append(output.logits[0, -1].float().log_softmax(-1).cpu())
 
-    handle = vlm.family.parts(vlm.model).generator.register_forward_hook(keep)
+    handle = parts_of(vlm.model).generator.register_forward_hook(keep)
     try:
         yield kept
     finally:

@@ -35,6 +35,7 @@ from attnlens.interventions.pictures import PromptImages
 from attnlens.interventions.trigger_state import ArmedIntervention, TriggerState, check_forced_texts
 from attnlens.interventions.triggers import Trigger, highest_thresholds
 from attnlens.models.cache import cache_of
+from attnlens.models.families import parts_of
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 from attnlens.recording.generation import GenerateWatch
@@ -113,7 +114,7 @@ class Session:
         self.vlm = vlm
         self.prompt = prompt
         self.events: list[Event] = []
-        self._parts = vlm.family.parts(vlm.model)
+        self._parts = parts_of(vlm.model)
         watching: list[Trigger] = []
         self._made: dict[Any, Any] = {}
         text = self._parts.text.config

@@ -33,15 +33,19 @@ def family_of(config: Any, given: str) -> Family:
 
 
 def parts_of(model: Any) -> Parts:
-    """Find the parts of a model of any supported family; see ``Family.parts``.
+    """Find the parts of a model of any supported family, also inside wrappers such as PEFT's.
 
     Raises
     ------
     InputError
-        If it is of none of them.
+        If it is of none of them, or a layer does not attend to the whole sequence.
     """
     for family in FAMILIES.values():
-        if any(isinstance(module, family.model_class()) for module in model.modules()):
-            return family.parts(model)
+        kind = family.model_class()
+        generator = next((m for m in model.modules() if isinstance(m, kind)), None)
+        if generator is not None:
+            parts = family.parts(generator)
+            family.check_layers(parts.text.config)
+            return parts
     classes = " or a ".join(family.model_class().__name__ for family in FAMILIES.values())
     raise InputError(f"{type(model).__name__} is no supported model: give a {classes}")

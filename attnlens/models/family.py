@@ -135,7 +135,7 @@ class Family(ABC):
     # The model
 
     @abstractmethod
-    def parts_of(self, generator: Any) -> Parts:
+    def parts(self, generator: Any) -> Parts:
         """Find the parts of a model of this family."""
 
     @abstractmethod
@@ -162,25 +162,6 @@ class Family(ABC):
                 "use_sliding_window to false and remove layer_types in its config.json, and load "
                 "it anew; answers change where a text is longer than the window"
             )
-
-    def parts(self, model: Any) -> Parts:
-        """Find the parts of a model, also inside wrappers such as PEFT's.
-
-        Raises
-        ------
-        InputError
-            If the model does not contain one of this family, or a layer does not attend to the
-            whole sequence.
-        """
-        kind = self.model_class()
-        found = [m for m in model.modules() if isinstance(m, kind)]
-        if not found:
-            raise InputError(
-                f"{type(model).__name__} is not a {self.name} model: give a {kind.__name__}"
-            )
-        parts = self.parts_of(found[0])
-        self.check_layers(parts.text.config)
-        return parts
 
     # Prompts
 

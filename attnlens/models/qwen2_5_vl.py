@@ -138,7 +138,7 @@ class Qwen2_5_VL(Family):
 
     # The model
 
-    def parts_of(self, generator: Any) -> Parts:
+    def parts(self, generator: Any) -> Parts:
         """See ``Family``."""
         text = generator.model.language_model
         return Parts(

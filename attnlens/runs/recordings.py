@@ -25,10 +25,11 @@ twins and of sampled answers, and the name of that of long answers."""
 
 def load_for(settings: RecordingSettings) -> VLM:
     """Load the model, and refuse layers that it lacks before the first question is asked."""
+    from attnlens.models.families import parts_of
     from attnlens.recording.record import choose_layers
 
     vlm = settings.load()
-    choose_layers(settings.layers, len(vlm.family.parts(vlm.model).attention))
+    choose_layers(settings.layers, len(parts_of(vlm.model).attention))
     return vlm
 
 
