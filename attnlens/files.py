@@ -46,25 +46,25 @@ def check_results(folder: Path, marker: str, what: str) -> None:
     Parameters
     ----------
     folder
-        The folder; need not exist.
+        The folder; it need not exist.
     marker
-        File that earlier results of this sort have.
+        File that every folder of such results has.
     what
-        The sort, for the message.
+        Kind of results, for the message.
 
     Raises
     ------
     InputError
-        If it cannot be written, or exists without the marker.
+        If it cannot be written, or exists without ``marker``.
     """
     if folder.exists() and not (folder / marker).is_file():
-        raise InputError(f"{str(folder)!r} holds something else than {what}: move it away")
+        raise InputError(f"{str(folder)!r} holds something other than {what}: move it away")
     check_writable(folder)
 
 
 @contextmanager
 def write_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` and rename it when the block ends without error.
+    """Give a temporary path next to ``path`` and rename it when the block ends without error.
 
     The temporary name keeps the suffix, since writers choose their format by it.
     """
@@ -96,14 +96,14 @@ def check_file(path: Path) -> None:
 
 @contextmanager
 def write_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Give a temporary folder beside ``path`` and rename it when the block ends without error.
+    """Give a temporary folder next to ``path`` and rename it when the block ends without error.
 
     Parameters
     ----------
     path
         The folder to write.
     replace
-        Whether a folder that is there gives way; it is removed only once the new one stands.
+        Whether to replace an existing folder; it is removed once the new one is complete.
 
     Raises
     ------

@@ -431,7 +431,7 @@ def test_what_turns_out_to_be_unreadable_is_made_again_the_next_time(
     damaged.write_bytes(bytes(damaged.stat().st_size))  # as long as before
     assert main(command(name, data, out)) == 2
     said = capsys.readouterr().err
-    assert "Give the same command again to make it anew" in said
+    assert "Give the same command again to make it again" in said
     assert "00003_1" in said
     assert main(command(name, data, out)) == 1
     assert f"{COUNT - 1} of {COUNT} questions were done before" in capsys.readouterr().err

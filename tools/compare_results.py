@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,8 +32,26 @@ COMMANDS = {
     ),
     "figures": "figures --scenes 3 --out figures --keep_runs runs",
 }
-DIFFERENT = ("seconds", "time", "version", "sha", "path", "folder", "created", "torch", "package")
+DIFFERENT = (
+    "seconds",
+    "traces",
+    "time",
+    "version",
+    "sha",
+    "path",
+    "folder",
+    "created",
+    "torch",
+    "package",
+)
 """Results may differ if their name contains one of these."""
+MOVED = {
+    r"^trend/(\d+_\w+)/(\w+)_trace\.zarr$": r"trend/trend_runs/\2/\1/trace.zarr",
+    r"^trend/(\d+_\w+)/summary\.json$": r"trend/trend/back/\1/summary.json",
+    r"dilution_runs/(\d+_\w+)/(\w+)_trace\.zarr$": r"dilution_runs/\2/\1/trace.zarr",
+    r"\.nc$": ".zarr",
+}
+"""Where version 0.2.0 kept a result, as a pattern, and where it is now."""
 
 
 def make(folder: Path) -> None:
@@ -57,17 +76,36 @@ def make(folder: Path) -> None:
 def contents(folder: Path) -> dict[str, Any]:
     """Read the results of a folder that can be compared, by file name."""
     import attnlens
+    from attnlens.experiments.dependence import load_dependence
+    from attnlens.experiments.recovery import Recovery
+    from attnlens.recording.store import stored_kind
 
+    readers: dict[str | None, Any] = {
+        "attnlens-trace": lambda path: attnlens.Trace.load(path).data,
+        "attnlens-recovery": lambda path: Recovery.load(path).data,
+        "attnlens-dependence": load_dependence,
+    }
     found: dict[str, Any] = {}
-    for path in sorted(folder.rglob("*.zarr")):
-        found[str(path.relative_to(folder))] = attnlens.Trace.load(path).data
-    for path in sorted([*folder.rglob("*.csv"), *folder.rglob("*.parquet")]):
-        found[str(path.relative_to(folder))] = table_of(path)
+    for path in folder.rglob("*.zarr"):
+        found[name_of(path, folder)] = readers[stored_kind(path)](path)
+    for path in folder.rglob("*.nc"):
+        kind = "recovery" if path.stem in ("recovery", "routes") else "dependence"
+        found[name_of(path, folder)] = readers[f"attnlens-{kind}"](path)
+    for path in [*folder.rglob("*.csv"), *folder.rglob("*.parquet")]:
+        found[name_of(path, folder)] = table_of(path)
     for name in ("dilution.json", "summary.json"):
-        for path in sorted(folder.rglob(name)):
+        for path in folder.rglob(name):
             text = json.loads(path.read_text(encoding="utf-8"))
-            found[str(path.relative_to(folder))] = dict(numbers(text))
+            found[name_of(path, folder)] = dict(numbers(text))
     return found
+
+
+def name_of(path: Path, folder: Path) -> str:
+    """Name a result by where the version of today keeps it."""
+    name = path.relative_to(folder).as_posix()
+    for before, now in MOVED.items():
+        name = re.sub(before, now, name)
+    return name
 
 
 def table_of(path: Path) -> dict[str, Any]:

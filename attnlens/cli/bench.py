@@ -1,4 +1,4 @@
-"""``attnlens bench``: what recording costs, beside plain generation and the eager way."""
+"""``attnlens bench``: what recording costs, against plain generation and the eager way."""
 
 from __future__ import annotations
 

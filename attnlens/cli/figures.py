@@ -24,8 +24,8 @@ def add_parser(commands: Any) -> None:
         description="Draw every figure as PDF and PNG into OUT, each with its caption (NAME.txt) "
         "and its data (NAME.csv, with more in NAME_*.csv). Without --traces, the model that ships "
         "with the package is run on held-out scenes first. Figures that a folder of traces has no "
-        "data for are left out, and said so; their files of an earlier call are removed. Options "
-        "are spelled with _ or -.",
+        "data for are left out with a message, and their files of an earlier call are removed. "
+        "Options are spelled with _ or -.",
     )
     parser.add_argument("--out", default="figures", metavar="DIR", help="(figures)")
     parser.add_argument(

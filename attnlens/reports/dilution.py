@@ -165,7 +165,7 @@ def _report(
 def _further(
     runs: DilutionRuns | None, layers: list[int] | None
 ) -> tuple[Insertion | None, Information | None]:
-    """Measure what only a model at hand can give, where it was asked for."""
+    """Measure what needs a model: insertions and sampled answers, if they were run."""
     from attnlens import measures
 
     if runs is None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from attnlens.recording.trace import Trace
 
 VERIFICATIONS = ("back", "reflection")
-"""Modes whose answers verify, and the regions in which they do."""
+"""Modes with a verification, and the names of its region."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Recorded:
     has_map: bool
 
     def truth(self) -> dict[str, Any] | None:
-        """Return the truth of the answer, of ``Sample.truth(tokens)``, where it lies beside.
+        """Return the truth of the answer (``Sample.truth(tokens)``), if its file is there.
 
         Raises
         ------
@@ -201,7 +201,7 @@ def read_runs(folder: str | Path) -> Runs:
 
 
 def _folders(root: Path, ending: str) -> list[Path]:
-    """Folders inside those of modes whose names end so, in order."""
+    """List the folders of single prompts inside ``MODE<ending>``, in order."""
     found = (path for mode in MODE_NAMES for path in root.glob(f"**/{mode}{ending}/*"))
     return sorted(
         p for p in found if p.is_dir() and p.suffix != ".zarr" and not p.name.startswith(".")

@@ -37,7 +37,7 @@ BINS = {"before": 20, "inside": 10, "after": 4, "whole": 20}
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure with everything that is written beside it.
+    """A figure, and what is written with it.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class Drawn:
 
 
 def versions_of(traces: Iterable[Trace]) -> str:
-    """Versions of attnlens, torch and transformers that traces note, each text once."""
+    """Return the versions of attnlens, torch and transformers that traces were made with."""
     found = []
     for trace in traces:
         noted = trace.attrs.get("versions") or {}
@@ -77,15 +77,15 @@ def versions_of(traces: Iterable[Trace]) -> str:
 
 
 def either(texts: Iterable[str]) -> str:
-    """Name each text once, in order, the empty one left out."""
+    """Join different texts with "or", in order, without the empty one."""
     return " or ".join(sorted(set(texts) - {""}))
 
 
 def count_runs(traces: Sequence[Trace], mode: str) -> str:
-    """Say how many runs of a mode, and how many of them had not ended."""
+    """Describe how many runs of a mode there are, and how many of them had not ended."""
     count, cut_off = len(traces), sum(bool(trace.cut_off) for trace in traces)
-    said = f"{count} run{'' if count == 1 else 's'} of mode {mode}"
-    return f"{said} ({cut_off} cut off at the longest length)" if cut_off else said
+    words = f"{count} run{'' if count == 1 else 's'} of mode {mode}"
+    return f"{words} ({cut_off} cut off at the longest length)" if cut_off else words
 
 
 def decay_and_refocus(runs: Runs, width: str) -> Iterator[Drawn]:
@@ -225,7 +225,7 @@ def routes(runs: Runs, width: str) -> Iterator[Drawn]:
 
 
 def _compared(result: Recovery) -> tuple[str, str]:
-    """Say what a recovery was measured on, and with which versions."""
+    """Describe what a recovery was measured on, and with which versions."""
     count = result.data.sizes["sample"]
     words = f"{count} prompt{'' if count == 1 else 's'}, each untouched and under each intervention"
     return words, str(result.data.attrs.get("versions", ""))

@@ -78,7 +78,7 @@ class Look:
 
 
 def choose(runs: list[Recorded], region: str) -> list[Look]:
-    """Choose up to three steps, of as many runs, by a rule that does not see what they show.
+    """Choose up to three steps, each of another run, by a rule that does not look at the result.
 
     Parameters
     ----------
@@ -90,15 +90,14 @@ def choose(runs: list[Recorded], region: str) -> list[Look]:
     Returns
     -------
     list of Look
-        Of runs whose truth is known: the middle one of the facts that are stated in the
-        verification, in the layer with most mass on the true visual tokens over the facts of all
-        runs. Without any: the step of the verification with most mass on the image, mean over
-        layers.
+        If the truth of runs is known: the middle one of the facts that each verification states,
+        in the layer with the most mass on the true visual tokens over the facts of all runs. If
+        not: the step of the verification with the most mass on the image, mean over layers.
 
     Raises
     ------
     InputError
-        If the truth beside a run cannot be read.
+        If the truth of a run cannot be read.
     """
     known = [(one, facts) for one in runs if (facts := _facts(one))]
     if not known:
@@ -134,7 +133,7 @@ def choose(runs: list[Recorded], region: str) -> list[Look]:
 def _facts(one: Recorded) -> list[tuple[int, tuple[int, ...]]]:
     """Find the steps that predict a verified fact, with the visual tokens of its object.
 
-    Empty where the truth is not known, or the model said something else.
+    Empty if the truth is not known, or the model wrote something else.
     """
     truth = one.truth()
     if truth is None:

@@ -65,8 +65,8 @@ def check_folder(question: Question, mode: str, output: TrendOutput) -> Path:
     Raises
     ------
     InputError
-        If it cannot be written, or holds the summary of another picture. That another question's
-        answer will be replaced is said on standard error.
+        If it cannot be written, or holds the summary of another picture. A warning is printed if
+        the answer to another question will be replaced.
     """
     folder = Path(output.save_folder) / question.folder
     check_writable(folder)
@@ -132,7 +132,7 @@ def report_each(
     Returns
     -------
     list of Question
-        Those whose pictures are there now.
+        Those that now have pictures.
     """
     root, mode = Path(output.save_folder), settings.mode
     entries = {

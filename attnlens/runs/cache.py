@@ -1,8 +1,8 @@
-"""Results of questions, each kept in a folder of its own as soon as it is made.
+"""Results of questions: each is kept in its own folder as soon as it is made.
 
 An entry's folder holds the results and a file ``settings.json`` with everything that they follow
-from, the hash of that (the key), and the sizes of the files. A command that is given again finds
-the entries whose key and files are right, and makes only the others. Each entry is written to a
+from, the hash of that (the key), and the sizes of the files. A command that is given again makes
+only the entries with another key, or with a file missing. Each entry is written to a
 temporary folder and renamed, so that a killed process leaves no half entry behind.
 """
 
@@ -61,7 +61,7 @@ class Entry:
         return hashlib.sha256(canonical(self.settings).encode()).hexdigest()
 
     def note(self) -> dict[str, Any]:
-        """Read ``settings.json``; empty where there is none."""
+        """Read ``settings.json``; empty if there is none."""
         try:
             found = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -70,7 +70,7 @@ class Entry:
 
     @property
     def identity(self) -> str:
-        """Name of these very results: another one once they are made again."""
+        """Identifier of these results; it changes when they are made again."""
         return str(self.note().get("id", ""))
 
     def has_key(self) -> bool:
@@ -116,7 +116,7 @@ class Entry:
             yield self.folder
         except InputError as error:
             (self.folder / SETTINGS).unlink(missing_ok=True)
-            raise InputError(f"{error}. Give the same command again to make it anew") from error
+            raise InputError(f"{error}. Give the same command again to make it again") from error
 
 
 @contextmanager
@@ -174,7 +174,7 @@ def make_each(
     Returns
     -------
     list of Question
-        Those whose results are there now.
+        Those that now have results.
 
     Raises
     ------
@@ -217,7 +217,7 @@ def _refuse_another_question(question: Question, entry: Entry) -> None:
 
 
 def _waiting(entries: Mapping[Question, Entry], command: str) -> list[Question]:
-    """Find the questions whose results have to be made, and print how many there are, and why."""
+    """Find the questions without results, and print how many there are, and why."""
     waiting: list[Question] = []
     changed: Counter[str] = Counter()
     damaged = 0

@@ -15,9 +15,9 @@ from attnlens.progress import progress
 from attnlens.text import one_line, quoted, shortened
 
 IS_URL = re.compile(r"(?i:data:|[a-z][a-z0-9+.-]+://)")
-"""Tells URLs, also those of the scheme ``data:``, from paths, which are relative to the file."""
+"""URLs, including ``data:``; other images are paths relative to the file."""
 LONGEST_NAME = 200
-"""Longest name of a results folder, in bytes; temporary names beside it are a little longer."""
+"""Longest name of a results folder, in bytes; its temporary names are a little longer."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def read_questions(path: str | Path) -> list[Question]:
     Returns
     -------
     list of Question
-        One per line that is not empty; a line that is no such object has a ``problem``.
+        One for each line that is not empty; a line that cannot be read has a ``problem``.
 
     Raises
     ------

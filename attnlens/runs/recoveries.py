@@ -126,7 +126,7 @@ def _fitting(
     settings: RecoverySettings,
     interventions: Iterable[Intervention],
 ) -> list[Question]:
-    """Leave out the lines whose prompt an intervention does not fit; each is reported."""
+    """Leave out lines with a prompt that an intervention does not fit; each is reported."""
     good, problem = [], ""
     for question in progress(questions, description="prompts"):
         try:
