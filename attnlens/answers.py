@@ -176,10 +176,10 @@ def true_answer(value: Any) -> str:
             digits = Decimal(str(value))
             if digits.is_finite():
                 return format(digits, "f")
-        given = shortened(repr(value), 80)
+        shown = shortened(repr(value), 80)
     except ValueError:  # Python writes no more than 4,300 digits
-        given = "a number of thousands of digits"
-    raise InputError(f"the true answer is {given}: give a text or a finite number")
+        shown = "a number of thousands of digits"
+    raise InputError(f"the true answer is {shown}: give a text or a finite number")
 
 
 def _form(text: str) -> str | tuple[Fraction, bool]:

@@ -69,17 +69,17 @@ def cache_of(module: Any, args: tuple, options: dict[str, Any]) -> Any:
 
     cache_parameter(module)
     by_name = dict(zip(_taken_by(module), args, strict=False)) | options
-    given = [by_name[name] for name in NAMES if by_name.get(name) is not None]
-    if not given:
+    caches = [by_name[name] for name in NAMES if by_name.get(name) is not None]
+    if not caches:
         return None
-    if len(given) > 1 and given[0] is not given[1]:
+    if len(caches) > 1 and caches[0] is not caches[1]:
         raise InputError(f"a pass was given two caches, as {' and as '.join(NAMES)}: give one")
-    if not isinstance(given[0], Cache):
+    if not isinstance(caches[0], Cache):
         raise InputError(
-            f"a pass carries its keys in a {type(given[0]).__name__}, which cannot be read: "
+            f"a pass carries its keys in a {type(caches[0]).__name__}, which cannot be read: "
             "call model.generate(**prompt.inputs), with a dynamic or a static cache or none"
         )
-    return given[0]
+    return caches[0]
 
 
 def with_cache(module: Any, cache: Any) -> dict[str, Any]:

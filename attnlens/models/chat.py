@@ -41,15 +41,15 @@ class Chat:
     question: str
 
 
-def is_chat(given: Any) -> bool:
+def is_chat(value: Any) -> bool:
     """Whether a value is meant as chat messages."""
-    if isinstance(given, Mapping):
+    if isinstance(value, Mapping):
         return True
-    is_list = isinstance(given, Sequence) and not isinstance(given, str | bytes)
-    return is_list and any(isinstance(one, Mapping) for one in given)
+    is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    return is_list and any(isinstance(one, Mapping) for one in value)
 
 
-def read_chat(given: Any) -> Chat:
+def read_chat(value: Any) -> Chat:
     """Read chat messages; see ``VLM.prompt`` for their form.
 
     Raises
@@ -58,12 +58,12 @@ def read_chat(given: Any) -> Chat:
         If they are in another form, hold anything but text and images, or do not end with the
         user's turn.
     """
-    if isinstance(given, Mapping):
+    if isinstance(value, Mapping):
         raise InputError(f"one message was given: give a list of them, {FORM}")
     messages: list[dict[str, Any]] = []
     texts: list[str] = []
     images: list[Any] = []
-    for number, message in enumerate(given):
+    for number, message in enumerate(value):
         where = f"message {number}"
         if not isinstance(message, Mapping) or set(_known(message)) != {"role", "content"}:
             raise InputError(f"{where} is {_short(message)}: give role and content, as in {FORM}")
@@ -79,9 +79,9 @@ def read_chat(given: Any) -> Chat:
         elif isinstance(content, Sequence):
             parts = []
             for part in content:
-                kind, value = _part(part, where)
-                parts.append({"type": "image"} if kind == "image" else {"type": kind, kind: value})
-                (images if kind == "image" else own_texts).append(value)
+                kind, held = _part(part, where)
+                parts.append({"type": "image"} if kind == "image" else {"type": kind, kind: held})
+                (images if kind == "image" else own_texts).append(held)
         else:
             raise InputError(f"{where} has the content {_short(content)}: give a text or a list")
         messages.append({"role": role, "content": parts})
@@ -96,15 +96,15 @@ def read_chat(given: Any) -> Chat:
 
 def _part(part: Any, where: str) -> tuple[str, Any]:
     """Return the kind of a message's part, ``text`` or ``image``, and what it holds."""
-    given = _known(part) if isinstance(part, Mapping) else {}
-    kind = given.pop("type", None)
-    if kind == "text" and set(given) == {"text"} and isinstance(given["text"], str):
-        return "text", given["text"]
-    if kind == "image_url" and set(given) == {"image_url"}:
-        url = given["image_url"]
-        kind, given = "image", dict(url) if isinstance(url, Mapping) else {"url": url}
-    if kind == "image" and len(given) == 1 and next(iter(given)) in SOURCES:
-        name, value = next(iter(given.items()))
+    fields = _known(part) if isinstance(part, Mapping) else {}
+    kind = fields.pop("type", None)
+    if kind == "text" and set(fields) == {"text"} and isinstance(fields["text"], str):
+        return "text", fields["text"]
+    if kind == "image_url" and set(fields) == {"image_url"}:
+        url = fields["image_url"]
+        kind, fields = "image", dict(url) if isinstance(url, Mapping) else {"url": url}
+    if kind == "image" and len(fields) == 1 and next(iter(fields)) in SOURCES:
+        name, value = next(iter(fields.items()))
         if name == "base64" and isinstance(value, str) and not value.startswith("data:"):
             value = f"data:;base64,{value}"
         return "image", value
@@ -115,9 +115,9 @@ def _part(part: Any, where: str) -> tuple[str, Any]:
     )
 
 
-def _known(given: Mapping[str, Any]) -> dict[str, Any]:
+def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out values of None: rows of a data set have the keys of all other rows."""
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _short(value: Any) -> str:

@@ -13,10 +13,10 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN2_5_
 """Supported families by ``model_type``."""
 
 
-def family_of(config: Any, given: str) -> Family:
+def family_of(config: Any, label: str) -> Family:
     """Return the family of a configuration.
 
-    ``given`` is what the user asked for, for the message.
+    ``label`` is what messages call the checkpoint.
 
     Raises
     ------
@@ -26,7 +26,7 @@ def family_of(config: Any, given: str) -> Family:
     model_type = getattr(config, "model_type", None)
     if model_type not in FAMILIES:
         raise InputError(
-            f"{given!r} is a {model_type!r} checkpoint: attnlens reads "
+            f"{label!r} is a {model_type!r} checkpoint: attnlens reads "
             f"{' and '.join(f.name for f in FAMILIES.values())} checkpoints"
         )
     return FAMILIES[model_type]

@@ -146,10 +146,10 @@ class Family(ABC):
     def layer_kinds(self, config: Any) -> tuple[str, ...]:
         """How each text layer attends: ``full``, ``window`` or ``none``."""
 
-    def check_layers(self, config: Any, given: str = "the model") -> None:
+    def check_layers(self, config: Any, label: str = "the model") -> None:
         """Refuse layers that do not keep a key for every token.
 
-        ``config`` is that of the model or of its text model; messages call it ``given``.
+        ``config`` is that of the model or of its text model; messages call it ``label``.
 
         Raises
         ------
@@ -158,7 +158,7 @@ class Family(ABC):
         """
         if any(kind != "full" for kind in self.layer_kinds(config)):
             raise InputError(
-                f"{given} has layers with sliding-window attention, whose caches drop keys: set "
+                f"{label} has layers with sliding-window attention, whose caches drop keys: set "
                 "use_sliding_window to false and remove layer_types in its config.json, and load "
                 "it anew; answers change where a text is longer than the window"
             )

@@ -194,30 +194,30 @@ def load(
     _check_options(options, name)
     chosen = _dtype(dtype)
     target = None if device_map is not None else find_device(device)
-    given = str(name)
-    source = TESTBED if given == "testbed" else given
+    label = str(name)
+    source = TESTBED if label == "testbed" else label
     if isinstance(source, str) and Path(source).is_dir():
         source = Path(source)
     inside = options.get("subfolder", "")
     if isinstance(source, Path):
-        _check_folder(source / inside, str(Path(given) / inside))
+        _check_folder(source / inside, str(Path(label) / inside))
     hub: dict[str, Any] = {k: options[k] for k in HUB if k in options}
-    config = _config(source, given, hub)
-    family = family_of(config, given)
-    family.check_layers(config, repr(given))
+    config = _config(source, label, hub)
+    family = family_of(config, label)
+    family.check_layers(config, repr(label))
     if isinstance(source, Path):
-        _check_parts(source / inside, str(Path(given) / inside))
-    with _loading(given):
+        _check_parts(source / inside, str(Path(label) / inside))
+    with _loading(label):
         processor = family.load_processor(source, **hub)
     if not processor.chat_template:
         raise InputError(
-            f"{given!r} cannot be loaded: it has no chat template; put the chat_template.jinja (or "
+            f"{label!r} cannot be loaded: it has no chat template; put the chat_template.jinja (or "
             "chat_template.json) of the checkpoint it was trained from into it"
         )
     limits = family.pixel_limits(processor, min_pixels, max_pixels)
     if (min_pixels, max_pixels) != (None, None):
         family.set_pixel_limits(processor, limits)
-    with _loading(given), transformers_bars_on_terminal_only():
+    with _loading(label), transformers_bars_on_terminal_only():
         model, report = family.model_class().from_pretrained(
             source, dtype=chosen, device_map=device_map, output_loading_info=True, **options
         )
@@ -226,18 +226,18 @@ def load(
     if missing := _missing_weights(model, report):
         # transformers fills them with random numbers and goes on
         raise InputError(
-            f"{given!r} cannot be loaded: {len(missing)} of its weights are missing, such as "
+            f"{label!r} cannot be loaded: {len(missing)} of its weights are missing, such as "
             f"{missing[0]}"
         )
-    return VLM(model=model.eval(), processor=processor, name=given, family=family)
+    return VLM(model=model.eval(), processor=processor, name=label, family=family)
 
 
 @contextmanager
-def _loading(given: str) -> Iterator[None]:
+def _loading(label: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # readers of damaged files raise errors of all kinds
-        raise InputError(f"{given!r} cannot be loaded: {_first_line(error)}") from error
+        raise InputError(f"{label!r} cannot be loaded: {_first_line(error)}") from error
 
 
 def _check_options(options: dict[str, Any], name: str | Path) -> None:
@@ -254,26 +254,26 @@ def _check_options(options: dict[str, Any], name: str | Path) -> None:
             )
 
 
-def _check_folder(folder: Path, given: str) -> None:
+def _check_folder(folder: Path, label: str) -> None:
     """Refuse a folder that holds an adapter or no model."""
     if (folder / "adapter_config.json").is_file():
         raise InputError(
-            f"{given!r} holds an adapter (adapter_config.json), which would be left out: load its "
+            f"{label!r} holds an adapter (adapter_config.json), which would be left out: load its "
             "base model as vlm, merge with peft, PeftModel.from_pretrained(vlm.model, adapter)"
             ".merge_and_unload().save_pretrained(folder), add vlm.processor.save_pretrained(folder)"
             ", and load that folder; where the weights hold it already, move adapter_config.json "
             "away"
         )
     if not (folder / "config.json").is_file():
-        raise InputError(f"{given!r} holds no model: no config.json is in it")
+        raise InputError(f"{label!r} holds no model: no config.json is in it")
 
 
-def _check_parts(folder: Path, given: str) -> None:
+def _check_parts(folder: Path, label: str) -> None:
     """Refuse a folder that lacks a part other than the weights."""
     for what, (names, advice) in PARTS.items():
         if not any((folder / name).is_file() for name in names):
             raise InputError(
-                f"{given!r} cannot be loaded: it has no {what}; copy {advice} of the checkpoint "
+                f"{label!r} cannot be loaded: it has no {what}; copy {advice} of the checkpoint "
                 "it was trained from into it"
             )
 
@@ -293,17 +293,17 @@ def _missing_weights(model: Any, report: dict[str, Any]) -> list[str]:
     return sorted(missing)
 
 
-def _config(source: str | Path, given: str, hub: dict[str, Any]) -> Any:
+def _config(source: str | Path, label: str, hub: dict[str, Any]) -> Any:
     try:
         # by default transformers asks at the keyboard whether to run code
         return AutoConfig.from_pretrained(source, trust_remote_code=False, **hub)
     except Exception as error:  # configurations are checked by code of each model type
         if isinstance(source, Path):
             raise InputError(
-                f"{given!r} cannot be loaded: its config.json cannot be used ({_first_line(error)})"
+                f"{label!r} cannot be loaded: its config.json cannot be used ({_first_line(error)})"
             ) from error
         raise InputError(
-            f"there is no checkpoint {given!r}: give 'testbed', a folder with a "
+            f"there is no checkpoint {label!r}: give 'testbed', a folder with a "
             f"checkpoint, or its name on the Hugging Face Hub ({_first_line(error)})"
         ) from error
 

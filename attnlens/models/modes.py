@@ -156,8 +156,8 @@ def user_text(question: str | None, mode: str, template: str | None = None) -> s
         If the question is empty, the mode unknown, or the template lacks ``{question}``.
     """
     if not isinstance(question, str) or not question.strip():
-        given = shortened(repr(question), 80)
-        raise InputError(f"the question is empty (got {given}): give the text of a question")
+        shown = shortened(repr(question), 80)
+        raise InputError(f"the question is empty (got {shown}): give the text of a question")
     own = mode_of(mode)
     if template is not None:
         check_template(template)

@@ -142,7 +142,7 @@ def build_prompt(
 
 
 def _own_chat(
-    given: Any, question: Any, mode: str | None, system: str | None, template: str | None
+    messages: Any, question: Any, mode: str | None, system: str | None, template: str | None
 ) -> Chat:
     for name, value in (("question", question), ("system", system), ("template", template)):
         if value is not None:
@@ -151,7 +151,7 @@ def _own_chat(
         raise InputError(
             f"mode {mode!r} beside messages: they hold their own instruction, so leave mode out"
         )
-    return read_chat(given)
+    return read_chat(messages)
 
 
 def _special_tokens(vlm: _VLM) -> set[str]:

@@ -53,6 +53,14 @@ PLAIN_SAMPLING: dict[str, Any] = {
     PROCESSORS: None,
 }
 """Settings under which sampling draws each token from the model's own distribution."""
+CROPPING = (
+    "assistant_model",
+    "assistant_early_exit",
+    "prompt_lookup_num_tokens",
+    "penalty_alpha",
+    "use_mtp",
+)
+"""Settings under which ``generate`` crops the cache."""
 TOP_K = 50
 """transformers' default for ``top_k``."""
 
@@ -169,19 +177,12 @@ class GenerateWatch:
         self.sequences = sequences[:, self._prompt_length if self._given_ids else 0 :].cpu()
 
     def _refuse(self, in_force: dict[str, Any]) -> None:
-        beams = in_force.get("num_beams") or 1
-        if beams > 1:
+        if (beams := in_force.get("num_beams") or 1) > 1:
             raise InputError(
                 f"beam search (num_beams={beams}) reorders the cache and cannot be recorded: "
                 "use greedy or sampled generation (num_beams=1)"
             )
-        for name in (
-            "assistant_model",
-            "assistant_early_exit",
-            "prompt_lookup_num_tokens",
-            "penalty_alpha",
-            "use_mtp",
-        ):
+        for name in CROPPING:
             if in_force.get(name):
                 raise InputError(
                     f"generation with {name} crops the cache and cannot be recorded: "
@@ -190,13 +191,7 @@ class GenerateWatch:
 
 
 def refuse_continuous_batching(*_: Any, **__: Any) -> None:
-    """Stand in for ``init_continuous_batching``, which ``generate_batch`` calls first.
-
-    Raises
-    ------
-    InputError
-        Always.
-    """
+    """Replace ``init_continuous_batching``, which ``generate_batch`` calls first: refuse always."""
     raise InputError(
         "continuous batching (generate_batch) mixes requests in one pass over pages of keys and "
         "cannot be recorded: call model.generate(**prompt.inputs), for several "

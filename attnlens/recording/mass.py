@@ -294,20 +294,10 @@ Part = tuple[list[int], Mass]
 
 @dataclass(frozen=True)
 class RecordedRows:
-    """Everything recorded in one layer, in the order of the key slots.
+    """Everything recorded in one layer: ``Mass`` as arrays, in the order of the key slots.
 
-    Attributes
-    ----------
-    positions
-        int64 [rows]: key slot of each query.
-    mass
-        float32 [batch, rows, heads, columns].
-    visual_weight
-        float32 [batch, steps, visual] or None; of the rows that are steps.
-    visual_nonzero
-        int32 [batch, steps]; of the rows that are steps.
-    hidden
-        int32 [batch, rows, heads, columns] or None; see ``Mass``.
+    ``positions`` are the queries' key slots, int64 [rows]. ``visual_weight`` and ``visual_nonzero``
+    have only the rows that are steps; ``hidden`` has all of the batch and the heads.
     """
 
     positions: np.ndarray
