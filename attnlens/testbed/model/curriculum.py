@@ -171,7 +171,7 @@ def with_insertion(rng: np.random.Generator, sample: Sample) -> Example:
 
 
 def _few_or_many(rng: np.random.Generator) -> int:
-    """Choose a number of objects: a single one teaches its attributes, many teach the search."""
+    """Choose a number of objects: one alone teaches its attributes, several teach the search."""
     choice = rng.random()
     if choice < 0.03:
         return 0

@@ -291,11 +291,7 @@ def build_optimisers(model: Any, plan: Plan) -> list[torch.optim.Optimizer]:
         hidden = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
         (matrices if hidden else others).append(parameter)
     return [
-        Muon(
-            [{"params": matrices, "share": 1.0}],
-            lr=plan.peak_rate,
-            weight_decay=plan.weight_decay,
-        ),
+        Muon([{"params": matrices, "share": 1.0}], plan.peak_rate, weight_decay=plan.weight_decay),
         torch.optim.AdamW(
             [{"params": others, "share": plan.adam_share}],
             lr=plan.peak_rate * plan.adam_share,
@@ -361,12 +357,12 @@ def _resume(path: Path, plan: Plan, model: Any, optimisers: list[Any]) -> tuple[
     except Exception as error:
         raise InputError(
             f"the checkpoint {str(path)!r} is damaged ({one_line(str(error))[:100]}): "
-            "remove the file to start anew"
+            "remove the file to start over"
         ) from error
     if json.loads(state["plan"]) != json.loads(json.dumps(asdict(plan))):
         raise InputError(
             f"{str(path)!r} is the checkpoint of another plan ({state['plan']}): "
-            "train with that plan, or remove the file to start anew"
+            "train with that plan, or remove the file to start over"
         )
     model.load_state_dict(state["model"])
     for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):

@@ -52,14 +52,10 @@ MAX_NEW_TOKENS = 700
 """Longer than any true answer."""
 MOST_DEPENDENCE = 10
 """Largest number of runs whose dependence on the image is measured."""
-MOST_LONG = 20
-"""Largest number of long answers."""
 LONG: dict[str, Any] = {"steps": 60, "counts": 8, "grid": "small"}
 """Options of a long answer: 1,250 steps, over which the keys grow more than fivefold."""
-MOST_TWINS = 20
-"""Largest number of answers that are forced with insertions."""
-MOST_SAMPLED = 20
-"""Largest number of questions for which answers are sampled."""
+MOST_ANSWERS = 20
+"""Largest number of long answers, of answers forced with insertions, of questions sampled for."""
 SAMPLED = 2
 """Sampled answers per question."""
 OTHERS = 8
@@ -115,8 +111,8 @@ def make_runs(vlm: VLM, folder: Path, scenes: int, seed: int = 0) -> None:
         for mode in MODES:
             save_samples(samples[mode], temporary / mode, vlm.tokenizer)
         _record(vlm, samples, temporary)
-        _long(vlm, min(scenes, MOST_LONG), seed, temporary)
-        _insert(vlm, samples["cot"][:MOST_TWINS], temporary)
+        _long(vlm, min(scenes, MOST_ANSWERS), seed, temporary)
+        _insert(vlm, samples["cot"][:MOST_ANSWERS], temporary)
         _sample(vlm, samples["cot"], seed, temporary)
         _compare(vlm, samples["back"], temporary)
 
@@ -150,7 +146,7 @@ def _insert(vlm: VLM, samples: list[Sample], folder: Path) -> None:
 
 def _sample(vlm: VLM, samples: list[Sample], seed: int, folder: Path) -> None:
     pictures = [sample.scene.draw() for sample in samples]
-    for i, sample in enumerate(progress(samples[:MOST_SAMPLED], description="sampled answers")):
+    for i, sample in enumerate(progress(samples[:MOST_ANSWERS], description="sampled answers")):
         others = [*pictures[i + 1 :], *pictures[:i]][:OTHERS]
         found = sampled_dependence(
             vlm, prompt_of(vlm, sample), SAMPLED, others, max_new_tokens=MAX_NEW_TOKENS, seed=seed
