@@ -15,7 +15,7 @@ DEMO_FOLDER := results
 WORKERS := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest test-lowest check clean
+.PHONY: help demo test test-newest test-lowest check docs clean
 
 # Recording, interventions, prompts and the command: what other versions of our libraries could break.
 CORE := $(addprefix tests/test_,mass.py recording_parity.py recording_changes_nothing.py \
@@ -49,6 +49,12 @@ check: $(VENV)/.installed-dev ## run the linter, the formatter's check and the t
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-docs ## build the documents into site/; a dead link is an error
+	$(BIN)/python tools/reference_pages.py
+	$(BIN)/zensical build --clean --strict --config-file mkdocs.yml
+	$(BIN)/python tools/check_site.py
+	@echo "Open site/index.html"
+
 clean: ## remove the environment that make made
 	rm -rf $(VENV) $(NEWEST) $(LOWEST)
 
@@ -62,6 +68,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.created
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing what the tests and checks need into $(VENV)"
 	$(INSTALL) --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "Installing what the documents need into $(VENV)"
+	$(INSTALL) --editable ".[docs]"
 	@touch $@
 
 $(LOWEST)/.installed-dev: pyproject.toml tools/lower_bounds.py $(VENV)/.installed-dev | $(LOWEST)/.created
