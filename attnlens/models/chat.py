@@ -124,7 +124,7 @@ def _short(value: Any) -> str:
     return shortened(repr(value), 80)
 
 
-def messages(text: str, images: int, system: str | None = None) -> list[dict]:
+def single_turn(text: str, images: int, system: str | None = None) -> list[dict]:
     """Chat messages of one turn: system text, then so many images, then the user's text."""
     content: list[dict] = [{"type": "image"} for _ in range(images)]
     content.append({"type": "text", "text": text})

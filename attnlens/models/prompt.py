@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from attnlens.errors import InputError
-from attnlens.models.chat import Chat, is_chat, messages, read_chat
+from attnlens.models.chat import Chat, is_chat, read_chat, single_turn
 from attnlens.models.images import ImageInfo, open_image
 from attnlens.models.modes import MESSAGES, mode_of, user_text
 from attnlens.segments import PADDING
@@ -129,7 +129,7 @@ def build_prompt(
         system = words.system if system is None else system
         images = _as_list(image)
         asked = str(question).strip()
-        chat = Chat(messages(text, len(images), system), [text, system], images, asked)
+        chat = Chat(single_turn(text, len(images), system), [text, system], images, asked)
         own = template is not None
         allowed = {tag for tag in _special_tokens(vlm) if tag in words.template + words.system}
     _check_texts(vlm, chat.texts, allowed, own)

@@ -61,14 +61,14 @@ class KeyColumns:
         int64 [batch, keys]: the column of each key; -1 for keys hidden from every query.
     count
         Number of columns.
-    visual
+    visual_slots
         int64 [batch, visual], on the CPU: slots of the visual keys, filled up with -1 where the
         batch's rows have different numbers of them.
     """
 
     of_keys: torch.Tensor
     count: int
-    visual: torch.Tensor
+    visual_slots: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def attention_mass(
         One for each layer, on the CPU. Computed in float32 whatever the model runs in, and in
         chunks of layers and rows that hold at most ``CHUNK_ELEMENTS`` weights.
     """
-    queries, keys = attention.queries, attention.keys
+    queries, keys, visual = attention.queries, attention.keys, columns.visual_slots
     batch, heads, rows, _ = queries[0].shape
     length, device = keys[0].shape[2], keys[0].device
     negative = columns.of_keys < 0
@@ -208,13 +208,13 @@ def attention_mass(
                 mass = mass.reshape(batch, len(layers), heads, len(positions), columns.count)
                 wanted = weights[:, :, max(0, without_visual - start) :]
                 wanted = wanted.unflatten(1, (len(layers), heads))
-                visual_mean = _visual_mean(wanted, columns.visual)
+                visual_mean = _visual_mean(wanted, visual)
                 nonzero = (visual_mean > 0).sum(-1).int()
                 for place, i in enumerate(layers):
                     chosen = None if visual_heads is None else visual_heads[i]
                     if chosen is not None:
                         of_heads = wanted[:, place : place + 1, list(chosen)]
-                        visual_mean[:, place] = _visual_mean(of_heads, columns.visual)[:, 0]
+                        visual_mean[:, place] = _visual_mean(of_heads, visual)[:, 0]
                 visual_mean = visual_mean if want_visual else visual_mean[..., :0]
                 parts.append((mass.transpose(2, 3), visual_mean, nonzero))
             masses, visuals, nonzeros = (

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from attnlens.models.chat import messages
+from attnlens.models.chat import single_turn
 from attnlens.models.family import ImagePiece
 from attnlens.models.qwen2_5_vl import multimodal_positions
 from attnlens.testbed.model.curriculum import (
@@ -206,7 +206,7 @@ def _encode(
     grid = (example.scene.rows, example.scene.columns)
     count = grid[0] * grid[1]
     prompt = tokenizer.apply_chat_template(
-        messages(example.text, images=1), tokenize=False, add_generation_prompt=True
+        single_turn(example.text, images=1), tokenize=False, add_generation_prompt=True
     )
     prompt = prompt.replace(image, image * count)
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
