@@ -21,13 +21,6 @@ from attnlens.testbed.world.questions import MAX_STEPS, draw_question
 from attnlens.testbed.world.samples import Sample, make_sample
 from attnlens.testbed.world.scenes import MAX_OBJECTS, Scene, pick_by_share, random_scene
 
-FACTS_QUESTION = "List all objects with size and mark."
-ASKED_QUESTION = "Size and mark of {names}."
-PRESENCE_QUESTION = "Present or absent: {names}."
-LIST_QUESTION = "List all objects."
-TALLY_QUESTION = "Count the objects by colour and by shape."
-WORK_SUFFIX = "\nWork it out."
-
 KIND_SHARES: dict[str, float] = {
     "subtraction": 0.1,
     "existence": 0.17,
@@ -84,15 +77,10 @@ STAGES = (
 
 @dataclass(frozen=True)
 class Example:
-    """The contents of one row of a batch.
+    """The contents of one row of a batch: a picture, the user's text, the answer.
 
-    Attributes
-    ----------
-    scene, text, parts
-        The picture, the user's text, the answer.
-    kept
-        Which visual tokens are inserted before each of ``VERIFICATION_TAGS``, in reading order. If
-        empty, nothing is inserted.
+    ``kept`` are the visual tokens, in reading order, that are inserted before each of
+    ``VERIFICATION_TAGS``. If it is empty, nothing is inserted.
     """
 
     scene: Scene
@@ -113,26 +101,27 @@ def perception_example(
     scene = random_scene(rng, objects=_few_or_many(rng), grid=grid)
     choice = rng.random()
     if choice < 0.2:
-        return Example(scene, FACTS_QUESTION, _as_verification(facts(scene, named=False)))
+        stated = _as_verification(facts(scene, named=False))
+        return Example(scene, "List all objects with size and mark.", stated)
     if choice < 0.5 and scene.objects:
         # out of order, so the model finds a fact by the object's name and not by its turn
         order = rng.permutation(len(scene.objects))[: int(rng.integers(1, 9))].tolist()
         names = ", ".join(scene.objects[i].name for i in order)
         stated = _as_verification(facts(scene, order=order))
-        return Example(scene, ASKED_QUESTION.format(names=names), stated)
+        return Example(scene, f"Size and mark of {names}.", stated)
     if choice < 0.6:
         named = _present_and_absent(rng, scene)
-        text = PRESENCE_QUESTION.format(names=", ".join(named))
-        return Example(scene, text, presence(scene, named))
+        return Example(scene, f"Present or absent: {', '.join(named)}.", presence(scene, named))
     if choice < 0.67:
-        return Example(scene, LIST_QUESTION, listing(scene))
+        return Example(scene, "List all objects.", listing(scene))
     if choice < 0.8:
-        return Example(scene, TALLY_QUESTION, tally(scene, must_look=True))
+        counts = tally(scene, must_look=True)
+        return Example(scene, "Count the objects by colour and by shape.", counts)
     kind = pick_by_share(rng, kinds)
     if choice < 0.95:
         question = draw_question(scene, rng, kind, steps=int(rng.integers(2, 11)))
         parts = [Part(f" Total {len(scene.objects)}:"), *working(scene, question, looked=True)]
-        return Example(scene, question.text + WORK_SUFFIX, parts)
+        return Example(scene, f"{question.text}\nWork it out.", parts)
     question = draw_question(scene, rng, kind)
     answer = write_answer(scene, question, "normal")
     return Example(scene, user_text(question.text, "normal"), answer)

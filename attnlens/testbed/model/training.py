@@ -335,17 +335,15 @@ def _mask(batch: dict[str, torch.Tensor], image_token: int) -> dict[str, torch.T
 def _save_checkpoint(
     path: Path, plan: Plan, step: int, model: Any, optimisers: list[Any], log: list[dict]
 ) -> None:
+    state = {
+        "plan": json.dumps(asdict(plan)),
+        "step": step,
+        "model": model.state_dict(),
+        "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+        "log": json.dumps(log),
+    }
     with write_file(path) as temporary:
-        torch.save(
-            {
-                "plan": json.dumps(asdict(plan)),
-                "step": step,
-                "model": model.state_dict(),
-                "optimisers": [optimiser.state_dict() for optimiser in optimisers],
-                "log": json.dumps(log),
-            },
-            temporary,
-        )
+        torch.save(state, temporary)
 
 
 def _resume(path: Path, plan: Plan, model: Any, optimisers: list[Any]) -> tuple[int, list[dict]]:

@@ -78,12 +78,12 @@ def knock_outs(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -> d
         If the mode has no verification, or there are fewer than two scenes.
     """
     check_request(mode, scenes, 2)
+    named = spans(mode)
     found: dict[str, dict[str, list[float]]] = {
-        span: {group: [] for group in GROUPS} for span in spans(mode)
+        span: {group: [] for group in GROUPS} for span in named
     }
     for index in progress(range(scenes), description=f"hiding the image, {mode}"):
         sample = held_out_sample(seed, index, mode)
-        named = spans(mode)
         truth, rights = words_right(vlm, sample, list(named.values()))
         group_of = np.array([_group(token) for token in truth])
         for group in set(GROUPS).intersection(group_of.tolist()):
@@ -179,11 +179,16 @@ def looking_heads(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
         for choice in range(1, RANDOM_CHOICES + 1):
             others = rng.permutation(len(ranking) - count)[:count] + count
             chosen[count, choice] = [ranking[i] for i in others]
+    when = At(TAGS[mode][0], times=1)
+    knocked = [
+        Knockout(when=when, heads=heads) if heads else Nothing() for heads in chosen.values()
+    ]
     found: dict[tuple[int, int], list[float]] = {key: [] for key in chosen}
     for sample in progress(tested, description=f"knocking heads out, {mode}"):
-        fractions = facts_right(vlm, sample, list(chosen.values()))
-        for key, fraction in zip(chosen, fractions, strict=True):
-            found[key].append(fraction)
+        truth, rights = words_right(vlm, sample, knocked)
+        facts = [token.states_fact for token in truth]
+        for key, right in zip(chosen, rights, strict=True):
+            found[key].append(float(right[facts].mean()))
     by_count: dict[int, dict[str, Any]] = {}
     for count in counts:
         shares = [found[count, choice] for choice in range(1, RANDOM_CHOICES + 1)]
@@ -222,16 +227,3 @@ def rank(vlm: VLM, samples: list[Sample]) -> dict[str, Any]:
         "chance": pointed["chance"],
         "ranking": ranking,
     }
-
-
-def facts_right(vlm: VLM, sample: Sample, choices: list[list[Head]]) -> list[float]:
-    """Return the fraction of verified facts that stay right, with each choice of heads knocked out.
-
-    The image is hidden from the heads from the verification on; without heads, nothing is hidden.
-    The sample must have at least one object.
-    """
-    when = At(TAGS[sample.mode][0], times=1)
-    knocked = [Knockout(when=when, heads=heads) if heads else Nothing() for heads in choices]
-    truth, rights = words_right(vlm, sample, knocked)
-    facts = np.array([token.states_fact for token in truth])
-    return [float(right[facts].mean()) for right in rights]

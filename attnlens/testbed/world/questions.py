@@ -27,19 +27,7 @@ MAX_VALUE = 20
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a calculation, which subtracts or adds a group of objects.
-
-    Attributes
-    ----------
-    operation
-        ``subtract`` or ``add``.
-    group
-        One of ``GROUPS``.
-    count
-        Number of objects in the group.
-    before, after
-        The value before and after the step.
-    """
+    """One step of a calculation: ``subtract`` or ``add`` the ``count`` objects of a group."""
 
     operation: str
     group: str
