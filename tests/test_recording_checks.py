@@ -22,10 +22,11 @@ from attnlens.models.cache import (
     returned_cache,
     with_cache,
 )
+from attnlens.models.families import parts_of
 from attnlens.recording.layout import key_layout
 from attnlens.recording.masks import check_padding
 from attnlens.recording.recorder import AttentionRecorder
-from attnlens.recording.tap import LayerAttention, Pass
+from attnlens.recording.tap import LayerAttention, Pass, attention_implementation
 
 NEW = 12
 
@@ -316,6 +317,17 @@ def test_every_layer_has_the_queries_and_keys_of_its_pass(queries, keys):
     wrong_query, wrong_key = torch.randn(1, 2, queries, 4), torch.randn(1, 1, keys, 4)
     with pytest.raises(RuntimeError, match=f"layer 1 attends with {queries} queries to {keys}"):
         recorder.attention(LayerAttention(1, wrong_query, wrong_key, None, 1.0))
+
+
+def test_the_attention_implementation_under_a_tap_keeps_its_name(tiny, prompt, model):
+    parts = parts_of(model)
+    for name in ("sdpa", "eager"):
+        model.set_attn_implementation(name)
+        assert attention_implementation(parts) == name
+        with attnlens.record(model, prompt.segments.tolist()):
+            assert parts.text.config._attn_implementation != name
+            assert attention_implementation(parts) == name
+        assert attention_implementation(parts) == name
 
 
 # Padding
