@@ -173,6 +173,7 @@ def looking_heads(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
     rng = np.random.default_rng(seed)
     tested = [s for s in samples[half:] if s.scene.objects]
     counts = [c for c in HEAD_COUNTS if 2 * c <= len(ranking)]
+    # by (number of heads, choice): choice 0 is the top of the ranking, the others are random
     chosen: dict[tuple[int, int], list[Head]] = {(0, 0): []}
     for count in counts:
         chosen[count, 0] = ranking[:count]
