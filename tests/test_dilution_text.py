@@ -11,7 +11,7 @@ from test_measures_information import answer
 
 from attnlens import measures
 from attnlens.measures.theorems.synthetic import synthetic_attention
-from attnlens.reports.dilution_text import as_text
+from attnlens.reports.dilution_tables import as_text
 
 
 def runs(count):

@@ -101,8 +101,7 @@ def _report(
     runs: DilutionRuns | None = None,
 ) -> None:
     from attnlens import measures, plots
-    from attnlens.reports.dilution_table import tidy
-    from attnlens.reports.dilution_text import as_text
+    from attnlens.reports.dilution_tables import as_text, tidy
     from attnlens.reports.table import print_cut_off, steps_table, write_parquet
 
     used: list[Path] = []
