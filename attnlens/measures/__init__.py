@@ -2,7 +2,7 @@
 
 Attention papers disagree about what attention to the image is, and rankings can flip with the
 definition. So every measure takes the name of a definition, and every definition states its
-formula, source, denominator and reduction: see :func:`definitions` and :func:`visual_share`.
+formula, source, denominator and reduction: see ``definitions`` and ``visual_share``.
 """
 
 from __future__ import annotations

@@ -89,8 +89,8 @@ def averages(
     traces : Trace, xarray.Dataset, or any iterable of these
         The runs. Each is let go when it has been measured.
     definition : str
-        One of :func:`attnlens.measures.definitions`. Steps belong to the region as in
-        :func:`attnlens.measures.region_summary`.
+        One of ``attnlens.measures.definitions``. Steps belong to the region as in
+        ``attnlens.measures.region_summary``.
     region : str
         Name of the region, such as ``"back"`` or ``"reflection"``.
     bins : int or dict of str to int

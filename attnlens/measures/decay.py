@@ -59,10 +59,10 @@ def decay(
     """Measure how visual share falls, without assuming a shape or well-behaved noise.
 
     Slope: Theil-Sen, the median of the slopes of all pairs of steps
-    (:func:`scipy.stats.theilslopes`). Half-life: from the same fit to the logarithm of the share.
-    Trend: Kendall's tau of the share against the step (:func:`scipy.stats.kendalltau`).
+    (``scipy.stats.theilslopes``). Half-life: from the same fit to the logarithm of the share.
+    Trend: Kendall's tau of the share against the step (``scipy.stats.kendalltau``).
     Neighbouring steps are alike, so intervals and p value are those of a line in autocorrelated
-    noise (:func:`attnlens.measures.slope.slope_test`), and so need not hold the Theil-Sen slope; a
+    noise (``attnlens.measures.slope.slope_test``), and so need not hold the Theil-Sen slope; a
     run of fewer than 60 steps is too short to tell, and has none. The verdict is at 5%, and calls a
     trend clear only where the line and Kendall's tau go the same way.
 
@@ -71,9 +71,9 @@ def decay(
     trace : Trace, xarray.Dataset or list of these
         What was recorded; a list gives a result per trace and their mean.
     definition : str
-        One of :func:`attnlens.measures.definitions`.
+        One of ``attnlens.measures.definitions``.
     region : str or None
-        Use only the steps of this region, as in :func:`attnlens.measures.region_summary`.
+        Use only the steps of this region, as in ``attnlens.measures.region_summary``.
     occurrence : int
         Which region of that name: 1 for the first.
     steps : tuple of int or None
@@ -95,7 +95,7 @@ def decay(
     InputError
         If the window is empty or outside the run, the region is not in the trace (the message
         names those that are), the list is empty, `confidence` is out of range, or as in
-        :func:`attnlens.measures.visual_share`.
+        ``attnlens.measures.visual_share``.
     """
     check_confidence(confidence, least=0.5)  # below, SciPy takes 0.05 for 0.95 without a word
     if region is not None and steps is not None:

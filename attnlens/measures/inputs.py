@@ -34,7 +34,7 @@ class RegionLike(Protocol):
 
 
 class HasData(Protocol):
-    """What a measure uses of an :class:`attnlens.Trace`."""
+    """What a measure uses of an ``attnlens.Trace``."""
 
     @property
     def data(self) -> xr.Dataset:

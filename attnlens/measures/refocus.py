@@ -29,7 +29,7 @@ def refocus(
 
     Rise: mean share over the steps of the region minus mean share over the same number of steps
     just before it, or over as many as there are (then `shortened` is true). Steps belong to a
-    region as in :func:`attnlens.measures.region_summary`. The rise is taken per unit and averaged.
+    region as in ``attnlens.measures.region_summary``. The rise is taken per unit and averaged.
 
     For one trace the units are all layer and head pairs, or layers where the definition reduces
     heads itself. They describe this run; there is no interval and no p value, since heads share the
@@ -37,15 +37,15 @@ def refocus(
     several traces the units are traces, and interval and test speak of the questions that they were
     drawn from.
 
-    The interval is that of the mean rise (:func:`attnlens.measures.statistics.mean_interval`), the
-    test is :func:`scipy.stats.wilcoxon`.
+    The interval is that of the mean rise (``attnlens.measures.statistics.mean_interval``), the
+    test is ``scipy.stats.wilcoxon``.
 
     Parameters
     ----------
     trace : Trace, xarray.Dataset or list of these
         What was recorded.
     definition : str
-        One of :func:`attnlens.measures.definitions`.
+        One of ``attnlens.measures.definitions``.
     region : str
         Name of the region.
     occurrence : int
@@ -67,7 +67,7 @@ def refocus(
     ------
     InputError
         If the region is not in a trace (the message names those that are), has no measured step
-        inside or before it, the list is empty, or as in :func:`attnlens.measures.visual_share`.
+        inside or before it, the list is empty, or as in ``attnlens.measures.visual_share``.
     """
     check_confidence(confidence)
     single = not isinstance(trace, (list, tuple))

@@ -48,7 +48,7 @@ def region_summary(
         What was recorded. A bare dataset knows the innermost region of each token only, so a
         region that holds another appears there in parts.
     definition : str
-        One of :func:`attnlens.measures.definitions`.
+        One of ``attnlens.measures.definitions``.
     layers : int, sequence of int or None
         Layer indices in the model to use; None uses every recorded layer.
     include_copied : bool
@@ -73,7 +73,7 @@ def region_summary(
     Raises
     ------
     InputError
-        As :func:`attnlens.measures.visual_share`.
+        As ``attnlens.measures.visual_share``.
     """
     share = visual_share(trace, definition, layers=layers, include_copied=include_copied)
     rows: list[dict[str, Any]] = []

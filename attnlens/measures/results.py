@@ -54,7 +54,7 @@ class Decay(Result):
         Level of the intervals.
     slope, slope_low, slope_high : float
         Theil-Sen slope, in units of the definition per step, and the interval of
-        :func:`attnlens.measures.slope.slope_test`; NaN for fewer than 60 steps.
+        ``attnlens.measures.slope.slope_test``; NaN for fewer than 60 steps.
     line_slope : float
         Slope of the line that the interval and the p value belong to; NaN for fewer than 60 steps.
     half_life, half_life_low, half_life_high : float

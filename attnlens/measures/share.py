@@ -38,7 +38,7 @@ def visual_share(
     trace : Trace or xarray.Dataset
         What was recorded.
     definition : str
-        One of :func:`attnlens.measures.definitions`. Each is documented, with its formula and
+        One of ``attnlens.measures.definitions``. Each is documented, with its formula and
         source, in a module of its own in ``attnlens.measures.definitions``.
     layers : int, sequence of int or None
         Layer indices in the model to use; None uses every recorded layer.
@@ -106,12 +106,12 @@ def shares(
     -------
     xarray.DataArray, float64, (step, curve)
         Curves ``"image"``, ``"query"`` and ``"generated"``, reduced over heads and layers as the
-        definition says; coordinates and attributes as in :func:`visual_share`.
+        definition says; coordinates and attributes as in ``visual_share``.
 
     Raises
     ------
     InputError
-        If the definition speaks of the image alone, and as in :func:`visual_share`.
+        If the definition speaks of the image alone, and as in ``visual_share``.
     """
     chosen = get_definition(definition)
     if not chosen.has_curves:

@@ -49,7 +49,7 @@ def mann_kendall(values: np.ndarray) -> TrendTest:
     """Test independent values for a monotonic trend.
 
     The steps of one generation are not independent: of those, S and tau are a description, and
-    :func:`attnlens.measures.slope.slope_test` is the test.
+    ``attnlens.measures.slope.slope_test`` is the test.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def ratio_interval(
 
     The ratios r around the estimate (Fieller 1954, Journal of the Royal Statistical Society B
     16:175-185) for which 0 lies in the interval of the mean of ``numerator - r * denominator``, as
-    :func:`mean_interval` has it.
+    ``mean_interval`` has it.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ def with_interval(values: list[float], *, proportion: bool = False) -> dict[str,
         One finite value per unit.
     proportion : bool
         Whether these are 0 or 1, or fractions of what is due in a unit: then the interval is that
-        of :func:`proportion_interval`, else that of :func:`mean_interval`. None stands for an end
+        of ``proportion_interval``, else that of ``mean_interval``. None stands for an end
         that so few values do not give.
     """
     array = np.array(values)

@@ -38,7 +38,7 @@ def get_definition(name: str) -> Definition:
     Parameters
     ----------
     name : str
-        One of the keys of :func:`definitions`.
+        One of the keys of ``definitions``.
 
     Returns
     -------

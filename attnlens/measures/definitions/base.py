@@ -23,7 +23,7 @@ class Definition:
     description : str
         One line for lists of definitions.
     formula : str
-        Short formula for figure captions, in words of :data:`attnlens.segments.SEGMENTS`.
+        Short formula for figure captions, in words of ``attnlens.segments.SEGMENTS``.
     source : str
         Where the definition comes from.
     units : str

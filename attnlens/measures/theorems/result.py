@@ -32,7 +32,7 @@ class Dilution(Result):
     falling : float
         Fraction of runs in which mass falls over the steps (Kendall's tau below 0).
     falling_clearly : float
-        The same with p below 0.05 (:func:`attnlens.measures.slope.slope_test`), of the runs that
+        The same with p below 0.05 (``attnlens.measures.slope.slope_test``), of the runs that
         are long enough to tell; NaN without one.
     too_short : int
         Number of runs that are not: of fewer than 60 steps.
