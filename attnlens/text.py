@@ -21,6 +21,11 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+def counted(count: int, noun: str) -> str:
+    """Say how many there are: "1 run", "2 runs"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def shortened(text: str, width: int) -> str:
     """Cut the middle out of a long text: names differ at their ends."""
     if len(text) <= width:

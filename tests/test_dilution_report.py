@@ -275,7 +275,7 @@ def test_figures_draw_what_was_measured(folder, width):
     np.testing.assert_allclose(measured.get_ydata(), found.table["mass"])
     counts = figure.axes[1].lines[0].get_xdata()
     np.testing.assert_allclose(counts, found.table["counts"][1:])
-    assert plots.files.render(figure, "png") == plots.files.render(figure, "png")
+    assert plots.figure.render(figure, "png") == plots.figure.render(figure, "png")
 
     from attnlens.experiments.dependence import load_dependence
 

@@ -34,7 +34,7 @@ def test_a_figure_gives_the_same_bytes_in_whatever_order_it_is_drawn(make):
     engine = figure.get_layout_engine()
     drawn = {}
     for file_format in ("png", "pdf", "pdf", "svg", "png", "pdf", "svg", "pdf", "png"):
-        drawn.setdefault(file_format, set()).add(plots.files.render(figure, file_format))
+        drawn.setdefault(file_format, set()).add(plots.figure.render(figure, file_format))
     assert {file_format: len(found) for file_format, found in drawn.items()} == {
         "png": 1,
         "pdf": 1,
@@ -43,4 +43,4 @@ def test_a_figure_gives_the_same_bytes_in_whatever_order_it_is_drawn(make):
     assert figure.get_layout_engine() is engine
     assert all(axes.get_in_layout() for axes in figure.axes)
     again = make()
-    assert {plots.files.render(again, "svg")} == drawn["svg"]
+    assert {plots.figure.render(again, "svg")} == drawn["svg"]

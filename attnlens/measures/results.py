@@ -222,6 +222,11 @@ def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
+def interval_text(low: float, high: float, layout: str = ".2f") -> str:
+    """Write an interval behind its estimate, as in " [0.10, 0.30]"; nothing where there is none."""
+    return f" [{low:{layout}}, {high:{layout}}]" if np.isfinite(low) else ""
+
+
 def check_confidence(confidence: float, least: float = 0.0) -> None:
     """Refuse a confidence level that is no probability strictly between 0 and 1.
 

@@ -9,7 +9,7 @@ from attnlens.plots.averages import averages
 from attnlens.plots.definitions import definitions
 from attnlens.plots.dependence import dependence
 from attnlens.plots.dilution import dilution
-from attnlens.plots.files import save
+from attnlens.plots.figure import save
 from attnlens.plots.information import information
 from attnlens.plots.insertion import insertion
 from attnlens.plots.layers import layers

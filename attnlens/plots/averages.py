@@ -13,9 +13,8 @@ from attnlens.errors import InputError
 from attnlens.measures.averages import WHOLE, Averages
 from attnlens.measures.definitions import Definition, get_definition
 from attnlens.plots.figure import Figure, finish, new_figure
-from attnlens.plots.given import check_result
-from attnlens.plots.intervals import interval_note
 from attnlens.plots.labels import readable
+from attnlens.plots.results import check_result, interval_note
 from attnlens.plots.style import (
     BACK_FILL,
     LINES,
@@ -25,6 +24,7 @@ from attnlens.plots.style import (
     style,
     width_in_inches,
 )
+from attnlens.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -166,7 +166,7 @@ def _caption(results: Mapping[str, Averages], chosen: Definition, region: str, p
     for name, one in results.items():
         used.append(one.with_region or one.samples)
         left_out = one.samples - used[-1]
-        runs = f"{readable(name, 30)}: {used[-1]} run{'' if used[-1] == 1 else 's'}"
+        runs = f"{readable(name, 30)}: {counted(used[-1], 'run')}"
         counts.append(runs + (f" ({left_out} without <{region}> left out)" if left_out else ""))
     per_head = ", per layer and head; then mean over heads and layers"
     level = next(iter(results.values())).confidence

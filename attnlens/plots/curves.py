@@ -1,4 +1,4 @@
-"""Curves over steps, as `trend` and `tokens` draw them."""
+"""Curves over steps, as `trend` and `tokens` draw them, and words for a measure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attnlens.measures import shares, visual_share
 from attnlens.measures.definitions import get_definition
 from attnlens.measures.inputs import regions_of
 from attnlens.plots.labels import NO_GLYPH, NOTHING, readable
-from attnlens.plots.spans import shade_regions
+from attnlens.plots.regions import shade_regions
 from attnlens.plots.style import CURVE_LINES, CURVE_NAMES, LONE_COLOUR, colours
 
 if TYPE_CHECKING:
@@ -66,22 +66,15 @@ class Curves:
 
 
 def read_curves(trace: TraceLike, definition: str, steps: tuple[int, int] | None = None) -> Curves:
-    """Measure a trace and gather what a figure of it needs.
+    """Measure a trace, at steps ``(first, stop)`` or all of them, for a figure.
 
-    Parameters
-    ----------
-    trace
-        The record of one generation.
-    definition
-        Name of a definition of attention. One that speaks of the image alone gives one curve.
-    steps
-        First step and the step after the last one; by default all of them.
+    A definition that speaks of the image alone gives one curve.
 
     Raises
     ------
     InputError
-        If ``trace`` is no trace or has no visual keys, the definition is unknown, ``steps`` is no
-        such pair, or no step is left to draw.
+        If ``trace`` is not a trace or has no visual keys, the definition is unknown, ``steps`` is
+        not such a pair, or no step is left to draw.
     """
     if get_definition(definition).has_curves:
         share = shares(trace, definition)
@@ -114,16 +107,13 @@ def owner_text(array: xr.DataArray) -> str:
 
 
 def measure_text(array: xr.DataArray) -> str:
-    """Name of a measure, and its unit where the name does not say it, for an axis."""
+    """Name of a measure for an axis, with its unit where the name does not say it."""
     name, units = array.attrs["long_name"], array.attrs["units"]
     return name if units in name else f"{name} ({units})"
 
 
 def caption_text(array: xr.DataArray) -> str:
-    """Definition, formula, reduction and source of a measure, for a caption.
-
-    A measure by layer or head is not reduced to one number a step; its panels name what they show.
-    """
+    """Definition, formula, reduction and source of a measure, for a caption."""
     attrs = array.attrs
     per_head = get_definition(attrs["definition"]).per_head
     sign = ":" if len(CURVE_NAMES) == array.sizes.get("curve") else " ="
@@ -160,18 +150,12 @@ def draw_curves(axes: Axes, curves: Curves, first: int, last: int) -> None:
 
 
 def _look(name: str, share: xr.DataArray) -> dict[str, Any]:
-    """Colour, line style and legend text of a curve."""
     if name == LONE:
         return {"color": LONE_COLOUR, "linestyle": "-", "label": share.attrs["long_name"]}
-    return {
-        "color": colours()[name],
-        "linestyle": CURVE_LINES[name],
-        "label": CURVE_NAMES[name],
-    }
+    return {"color": colours()[name], "linestyle": CURVE_LINES[name], "label": CURVE_NAMES[name]}
 
 
 def _checked_steps(steps: Any) -> tuple[int, int]:
-    """Check and return a pair of steps."""
     pair = tuple(steps) if isinstance(steps, (tuple, list)) else ()
     whole = all(isinstance(step, (int, np.integer)) for step in pair)
     if len(pair) != 2 or not whole or not 0 <= pair[0] < pair[1]:

@@ -11,8 +11,10 @@ import numpy as np
 from attnlens.errors import InputError
 from attnlens.measures.agreement import Agreement, agreement
 from attnlens.measures.definitions import DEFINITIONS
-from attnlens.plots.figure import Figure, finish, new_figure
-from attnlens.plots.style import LABEL_SIZE, NARROW, style, width_in_inches
+from attnlens.measures.results import interval_text
+from attnlens.plots.figure import Figure, finish, two_panels
+from attnlens.plots.style import LABEL_SIZE, LINES, ZERO_LINE, style, width_in_inches
+from attnlens.text import counted
 
 if TYPE_CHECKING:
     from attnlens.measures.inputs import TraceLike
@@ -21,14 +23,7 @@ HEIGHT = 2.9
 """Height of the figure without caption, in inches."""
 GAP = 0.06
 """Room between panels that stand one above the other, in parts of their height."""
-LINES: tuple[Any, ...] = (
-    "-",
-    (0, (4, 1.5)),
-    (0, (1, 1)),
-    (0, (5, 1, 1, 1)),
-    (0, (7, 2)),
-    (0, (5, 1, 1, 1, 1, 1)),
-)
+SIX_LINES: tuple[Any, ...] = (*LINES, (0, (5, 1, 1, 1, 1, 1)))
 THINNEST, THICKER = 0.9, 0.6
 """Width of the last curve and how much more each before it has, in points: of curves that coincide,
 all are seen."""
@@ -74,16 +69,13 @@ def definitions(
     if not np.isfinite(found.curves).any():
         raise InputError("nothing to draw: no definition has a value in these traces")
     with style():
-        stacked = inches < NARROW
-        height = HEIGHT * (1.9 if stacked else 1)
-        figure = new_figure(inches, height)
-        shape = (2, 1) if stacked else (1, 2)
-        left, right = figure.subplots(*shape, gridspec_kw={"hspace": GAP})
+        panels = two_panels(inches, HEIGHT, gap=GAP)
+        figure, (left, right) = panels.figure, panels.axes
         _draw_curves(left, found)
         _draw_correlations(right, found)
         columns = math.floor(inches / 1.1)
         figure.legend(handles=left.lines[1:], loc="outside upper center", ncols=columns)
-        finish(figure, height, _caption(found, stacked))
+        finish(figure, panels.height, _caption(found, *panels.places))
     return figure
 
 
@@ -91,7 +83,7 @@ def _draw_curves(axes: Any, found: Agreement) -> None:
     import seaborn
 
     palette = seaborn.color_palette("colorblind").as_hex()
-    axes.axhline(1, color="0.6", linewidth=0.6, zorder=0)
+    axes.axhline(1, **ZERO_LINE)
     centres = (found.bins[:-1] + found.bins[1:]) / 2
     for i, (name, curve) in enumerate(zip(found.names, found.curves, strict=True)):
         place = list(DEFINITIONS).index(name)
@@ -99,7 +91,7 @@ def _draw_curves(axes: Any, found: Agreement) -> None:
             centres,
             curve,
             color=palette[place % len(palette)],
-            ls=LINES[place % len(LINES)],
+            ls=SIX_LINES[place % len(SIX_LINES)],
             lw=THINNEST + THICKER * (len(found.names) - 1 - i),
             label=name,
         )
@@ -140,20 +132,17 @@ def _runs(found: Agreement) -> str:
     return f"the runs that have one ({known.min()}{most})"
 
 
-def _caption(found: Agreement, stacked: bool) -> str:
-    first, second = ("Above", "Below") if stacked else ("Left", "Right")
-    runs = f"{found.samples} run{'' if found.samples == 1 else 's'}"
+def _caption(found: Agreement, first: str, second: str) -> str:
     formulas = "; ".join(f"{name} = {DEFINITIONS[name].formula}" for name in found.names)
     text = (
         f"{first}: visual share by position in the answer, divided by its own mean over the run; "
-        f"{len(found.bins) - 1} bins, mean over {runs}; curves that coincide lie inside each "
-        f"other. {second}: rank correlation over the steps of a run, values of the same forward "
-        f"pass, mean over {_runs(found)} (\N{EN DASH}: undefined). "
+        f"{len(found.bins) - 1} bins, mean over {counted(found.samples, 'run')}; curves that "
+        f"coincide lie inside each other. {second}: rank correlation over the steps of a run, "
+        f"values of the same forward pass, mean over {_runs(found)} (\N{EN DASH}: undefined). "
     )
     pair = found.least_alike()
     if pair is not None:
-        low, high = found.low[pair], found.high[pair]
-        ends = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
+        ends = interval_text(found.low[pair], found.high[pair])
         text += (
             f"Least alike: {found.names[pair[0]]} and {found.names[pair[1]]}, "
             f"rho = {found.correlations[pair]:.2f}{ends}"

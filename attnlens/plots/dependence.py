@@ -12,10 +12,12 @@ from matplotlib.ticker import MaxNLocator
 from attnlens.errors import InputError
 from attnlens.measures.correlation import spearman
 from attnlens.measures.inputs import Span
+from attnlens.measures.results import interval_text
 from attnlens.measures.statistics import mean_interval
-from attnlens.plots.figure import Figure, finish, new_figure, settle
-from attnlens.plots.spans import name_regions, shade_regions
+from attnlens.plots.figure import Figure, finish, fix_positions, new_figure
+from attnlens.plots.regions import name_regions, shade_regions
 from attnlens.plots.style import LONE_COLOUR, NARROW, colours, style, width_in_inches
+from attnlens.text import counted
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -95,14 +97,15 @@ def dependence(
         scatter.minorticks_off()
         scatter.set_xlabel("visual mass (fraction)")
         scatter.set_ylabel("KL divergence (nats)")
-        scatter.set_title(_words(rho))
+        scatter.set_title(_title(rho))
         figure.align_ylabels([above, below])
         caption = _caption(len(runs), chosen, rho, kl[known], stacked)
         if any(region.name == "back" for region in regions):
             caption += " Yellow: <back>, between the lines at its tags."
         finish(figure, height, caption)
         name_regions(above, regions, 0)
-        settle(figure)
+        figure.draw_without_rendering()
+        fix_positions(figure)
     return figure
 
 
@@ -202,18 +205,16 @@ def _regions(run: xr.Dataset) -> list[Span]:
     return list(spans.values())
 
 
-def _words(rho: dict[str, float]) -> str:
+def _title(rho: dict[str, float]) -> str:
     if not np.isfinite(rho["rho"]):
         return "Spearman's rho: undefined"
-    ends = f" [{rho['low']:.2f}, {rho['high']:.2f}]" if np.isfinite(rho["low"]) else ""
-    return f"Spearman's rho = {rho['rho']:.2f}{ends}"
+    return f"Spearman's rho = {rho['rho']:.2f}{interval_text(rho['low'], rho['high'])}"
 
 
 def _caption(
     count: int, reference: str, rho: dict[str, float], kl: np.ndarray, stacked: bool
 ) -> str:
     first, second = ("Above", "Below") if stacked else ("Left", "Right")
-    runs = f"{count} run{'' if count == 1 else 's'}"
     floor = np.format_float_scientific(FLOOR, trim="-", exp_digits=1)
     under = int((kl < FLOOR).sum())
     over = f"mean over {rho['runs']:.0f} runs"
@@ -227,6 +228,6 @@ def _caption(
         f"with the image from q with {REFERENCES.get(reference, reference)} (reference "
         f"{reference}), same tokens forced"
         + (", in the first run. " if count > 1 else ". ")
-        + f"{second}: {len(kl):,} steps of {runs}; the {under:,} below {floor} nats are drawn "
-        f"there. Spearman correlation of the values as measured, {over}."
+        + f"{second}: {len(kl):,} steps of {counted(count, 'run')}; the {under:,} below {floor} "
+        f"nats are drawn there. Spearman correlation of the values as measured, {over}."
     )

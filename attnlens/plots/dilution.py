@@ -8,10 +8,18 @@ import numpy as np
 from matplotlib.ticker import NullLocator
 
 from attnlens.errors import InputError
-from attnlens.plots.figure import Figure, finish, new_figure
-from attnlens.plots.given import check_result
-from attnlens.plots.intervals import interval_ends, interval_note
-from attnlens.plots.style import LONE_COLOUR, NARROW, colours, style, width_in_inches
+from attnlens.measures.results import interval_text
+from attnlens.plots.figure import Figure, finish, two_panels
+from attnlens.plots.results import check_result, interval_ends, interval_note
+from attnlens.plots.style import (
+    BAR,
+    DASHED,
+    LONE_COLOUR,
+    ZERO_LINE,
+    colours,
+    style,
+    width_in_inches,
+)
 
 if TYPE_CHECKING:
     from attnlens.measures.theorems.change import Change
@@ -55,36 +63,28 @@ def dilution(result: Dilution, *, width: str | float = "two-column") -> Figure:
     if not (result.curves["mass"] > 0).any():
         raise InputError("nothing to draw: no step has mass on the image")
     with style():
-        stacked = inches < NARROW
-        height = HEIGHT * (1.8 if stacked else 1)
-        figure = new_figure(inches, height)
-        if stacked:
-            left, right = figure.subplots(2, 1, height_ratios=(1.2, 1))
-        else:
-            left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
-        _draw_mass(left, result)
-        _draw_change(right, result)
-        low, high = result.exponent_low, result.exponent_high
-        interval = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
+        panels = two_panels(inches, HEIGHT, taller=1.8, ratios=(1.2, 1))
+        _draw_mass(panels.axes[0], result)
+        _draw_change(panels.axes[1], result)
+        first, second = panels.places
+        interval = interval_text(result.exponent_low, result.exponent_high)
         between = ", from {} to {}".format(*result.between) if result.between[0] else ""
         runs = "the one run (thin)"
         if result.samples > 1:
             runs = f"each of {result.samples} runs (thin) and all their steps"
-        counted = " and inserted" if result.settings["include_copied"] else ""
+        copied = " and inserted" if result.settings["include_copied"] else ""
         caption = (
-            f"{'Above' if stacked else 'Left'}: fraction of attention mass on the image (mass: sum "
-            f"over visual{counted} keys, mean over layers and heads) against r, the fraction of "
-            f"keys that is visual, in {BINS} bins of r: {runs}; the answer grows from right to "
-            "left. "
-            "Dashed: mass = r, equal attention to all keys (Theorem 3.1 of arXiv 2505.23558). "
-            "mass ~ r^alpha, Theil-Sen: "
-            f"alpha = {result.exponent:.2f}{interval}. "
-            f"{'Below' if stacked else 'Right'}: change of the log-odds of visual "
-            f"mass{between}, = key counts + preference, exact at each step, layer and head."
+            f"{first}: fraction of attention mass on the image (mass: sum over visual{copied} "
+            "keys, mean over layers and heads) against r, the fraction of keys that is visual, in "
+            f"{BINS} bins of r: {runs}; the answer grows from right to left. Dashed: mass = r, "
+            "equal attention to all keys (Theorem 3.1 of arXiv 2505.23558). mass ~ r^alpha, "
+            f"Theil-Sen: alpha = {result.exponent:.2f}{interval}. {second}: change of the log-odds "
+            f"of visual mass{between}, = key counts + preference, exact at each step, layer and "
+            "head."
         )
         caption += interval_note("Bars", [result.samples], "runs", result.settings["confidence"])
-        finish(figure, height, caption)
-    return figure
+        finish(panels.figure, panels.height, caption)
+    return panels.figure
 
 
 def _draw_mass(axes: Any, result: Dilution) -> None:
@@ -102,7 +102,7 @@ def _draw_mass(axes: Any, result: Dilution) -> None:
     binned = curves.groupby(place)[columns].mean()
     axes.plot(binned["key_share"], binned["mass"], color=blue, marker="o", label="mass, mean")
     ends = np.array([edges[0], edges[-1]])
-    axes.plot(ends, ends, color=LONE_COLOUR, ls=(0, (4, 1.5)), label="mass = r")
+    axes.plot(ends, ends, color=LONE_COLOUR, ls=DASHED, label="mass = r")
     axes.set_xscale("log")
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
@@ -116,7 +116,7 @@ def _draw_mass(axes: Any, result: Dilution) -> None:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Four numbers of two digits along a logarithmic axis."""
+    """Up to four numbers of two digits along a logarithmic axis."""
     return sorted({float(f"{value:.2g}") for value in np.geomspace(low, high, 4)})
 
 
@@ -133,13 +133,12 @@ def _draw_change(axes: Any, result: Dilution) -> None:
             means,
             rows,
             xerr=interval_ends(means, lows, highs),
-            ls="",
-            capsize=2,
             color=LONE_COLOUR,
             label=label,
+            **BAR,
             **look,
         )
-    axes.axvline(0, color="0.6", linewidth=0.6, zorder=0)
+    axes.axvline(0, **ZERO_LINE)
     axes.set_yticks(range(len(TERMS)), ["preference", "key counts", "log-odds"])
     axes.set_ylim(-0.5, len(TERMS) - 0.5 + 0.6)
     axes.set_xlabel("change (natural log)")

@@ -5,9 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attnlens.plots.figure import Figure, finish, new_figure
-from attnlens.plots.given import check_result
-from attnlens.plots.intervals import interval_ends, interval_note
-from attnlens.plots.style import LONE_COLOUR, colours, style, width_in_inches
+from attnlens.plots.results import check_result, interval_ends, interval_note
+from attnlens.plots.style import (
+    DASHED,
+    LONE_COLOUR,
+    ZERO_LINE,
+    colours,
+    style,
+    width_in_inches,
+)
+from attnlens.text import counted
 
 if TYPE_CHECKING:
     from attnlens.measures.theorems.information import Information
@@ -29,7 +36,7 @@ def information(result: Information, *, width: str | float = "one-column") -> Fi
     Raises
     ------
     InputError
-        If it is given something else, the width cannot be used.
+        If it is given something else, or the width cannot be used.
     """
     check_result(result, "Information", "attnlens.measures.mutual_information")
     inches = width_in_inches(width)
@@ -50,8 +57,8 @@ def information(result: Information, *, width: str | float = "one-column") -> Fi
             capsize=2,
             label="log-ratio",
         )
-        axes.plot(middle, scaled, color=LONE_COLOUR, ls=(0, (4, 1.5)), label="r × H, same sum")
-        axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
+        axes.plot(middle, scaled, color=LONE_COLOUR, ls=DASHED, label="r × H, same sum")
+        axes.axhline(0, **ZERO_LINE)
         axes.set(xlim=(0, 1), xlabel="part of the answer (fraction of its steps)")
         axes.set_ylabel("log-ratio (nats per step)")
         axes.legend(loc="best")
@@ -60,9 +67,8 @@ def information(result: Information, *, width: str | float = "one-column") -> Fi
         )
         caption = (
             "Mean log-ratio of the sampled token's probability with the image and with "
-            f"{instead} ({result.reference}), {result.answers} "
-            f"answer{'' if result.answers == 1 else 's'} to {result.prompts} "
-            f"prompt{'' if result.prompts == 1 else 's'}. Its sum bounds the mutual information "
+            f"{instead} ({result.reference}), {counted(result.answers, 'answer')} to "
+            f"{counted(result.prompts, 'prompt')}. Its sum bounds the mutual information "
             "of answer and image from above. Dashed: r × H (fraction of visual keys times the next "
             "token's entropy under the reference), the shape of the bound in arXiv 2505.23558, "
             "scaled to the same sum."

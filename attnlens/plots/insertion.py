@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from attnlens.errors import InputError
-from attnlens.plots.figure import Figure, finish, new_figure
-from attnlens.plots.given import check_result
-from attnlens.plots.intervals import interval_ends, interval_note
-from attnlens.plots.style import LONE_COLOUR, NARROW, colours, style, width_in_inches
+from attnlens.measures.results import interval_text
+from attnlens.plots.figure import Figure, finish, two_panels
+from attnlens.plots.results import check_result, interval_ends, interval_note
+from attnlens.plots.style import (
+    BAR,
+    DASHED,
+    LONE_COLOUR,
+    ZERO_LINE,
+    colours,
+    style,
+    width_in_inches,
+)
+from attnlens.text import counted
 
 if TYPE_CHECKING:
     from attnlens.measures.theorems.insertion import Insertion
@@ -48,15 +57,14 @@ def insertion(result: Insertion, *, width: str | float = "two-column") -> Figure
         raise InputError("nothing to draw: no visual token was inserted")
     blue, orange = colours()["image"], colours()["query"]
     with style():
-        stacked = inches < NARROW
-        height = HEIGHT * (1.9 if stacked else 1)
-        figure = new_figure(inches, height)
-        left, right = figure.subplots(2, 1) if stacked else figure.subplots(1, 2)
+        panels = two_panels(inches, HEIGHT)
+        left, right = panels.axes
+        first, second = panels.places
         share, mass = table["key_share"].to_numpy(), table["mass"].to_numpy()
         ends = interval_ends(mass, table["mass_low"], table["mass_high"])
         left.errorbar(share, mass, yerr=ends, color=blue, marker="o", capsize=2, label="measured")
         line = np.array([share.min(), share.max()])
-        left.plot(line, line, color=LONE_COLOUR, ls=(0, (4, 1.5)), label="mass = r'")
+        left.plot(line, line, color=LONE_COLOUR, ls=DASHED, label="mass = r'")
         left.set(xlabel="r' (fraction of keys, inserted included)")
         left.set_ylabel("visual mass (fraction),\ninserted included")
         left.set_ylim(bottom=0)
@@ -71,30 +79,26 @@ def insertion(result: Insertion, *, width: str | float = "two-column") -> Figure
                 values,
                 rows + shift,
                 xerr=ends,
-                ls="",
-                capsize=2,
+                **BAR,
                 color=colour,
                 marker=marker,
                 mfc=colour if marker == "o" else "white",
                 label=label,
             )
-        right.axvline(0, color="0.6", linewidth=0.6, zorder=0)
+        right.axvline(0, **ZERO_LINE)
         right.set_yticks(rows, changed["insertion"])
         right.set_ylim(-0.5, len(changed) - 0.5 + 0.9)
         right.set_xlabel("change of log-odds (natural log)")
         right.legend(loc="upper center", ncols=2, columnspacing=1.0, handletextpad=0.3)
-        low, high = result.exponent_low, result.exponent_high
-        interval = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
+        interval = interval_text(result.exponent_low, result.exponent_high)
         caption = (
-            f"{'Above' if stacked else 'Left'}: fraction of attention mass on visual and inserted "
-            "keys (mean over layers, heads and steps from the insertion on) against r', their "
-            f"fraction of the keys, the same forced answers of {result.samples} "
-            f"prompt{'' if result.samples == 1 else 's'}. Dashed: "
-            "equal attention to all keys (Theorem 3.2 of arXiv 2505.23558). mass ~ r'^alpha, "
-            f"Theil-Sen: alpha = {result.exponent:.2f}{interval}. "
-            f"{'Below' if stacked else 'Right'}: change of the log-odds of that mass against the "
-            "untouched twin = key counts + preference."
+            f"{first}: fraction of attention mass on visual and inserted keys (mean over layers, "
+            "heads and steps from the insertion on) against r', their fraction of the keys, the "
+            f"same forced answers of {counted(result.samples, 'prompt')}. Dashed: equal attention "
+            "to all keys (Theorem 3.2 of arXiv 2505.23558). mass ~ r'^alpha, Theil-Sen: "
+            f"alpha = {result.exponent:.2f}{interval}. {second}: change of the log-odds of that "
+            "mass against the untouched twin = key counts + preference."
         )
         caption += interval_note("Bars", [result.samples], "prompts", result.confidence)
-        finish(figure, height, caption)
-    return figure
+        finish(panels.figure, panels.height, caption)
+    return panels.figure

@@ -16,7 +16,7 @@ from attnlens.measures.definitions import get_definition
 from attnlens.measures.inputs import regions_of
 from attnlens.plots.curves import caption_text, measure_text, owner_text, shift_of
 from attnlens.plots.figure import Figure, finish, new_figure
-from attnlens.plots.spans import STRIP, STRIP_GAP, mark_regions, name_regions
+from attnlens.plots.regions import STRIP, STRIP_GAP, mark_regions, name_regions
 from attnlens.plots.style import COLOUR_MAP, style, width_in_inches
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def layers(
 
 
 def _heat_map(axes: Axes, array: xr.DataArray, dim: str, name: str) -> None:
-    """Draw ``[dim, step]`` with one line for each layer or head, and its colour bar."""
+    """Draw an array of ``[dim, step]``, one line for each layer or head, and its colour bar."""
     import seaborn
 
     steps, lines = array["step"].values, array[dim].values

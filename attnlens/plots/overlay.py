@@ -149,9 +149,9 @@ def _record(images: Any, index: Any) -> dict[str, Any]:
     return images[index]
 
 
-def _picture(record: dict[str, Any], given: Any, index: int) -> Image.Image:
+def _picture(record: dict[str, Any], image: Any, index: int) -> Image.Image:
     """Return the image that was given, or the recorded file if it is unchanged."""
-    if given is None:
+    if image is None:
         path = record.get("path")
         if not path:
             raise InputError(f"image {index} was not read from a file: give image=")
@@ -161,7 +161,7 @@ def _picture(record: dict[str, Any], given: Any, index: int) -> Image.Image:
         if info.sha256 != record["sha256"]:
             raise InputError(f"image {index} ({path!r}) changed since it was recorded: give image=")
         return picture
-    picture, info = open_image(given)
+    picture, info = open_image(image)
     if (info.width, info.height) != (record["width"], record["height"]):
         raise InputError(
             f"the image has {info.width} x {info.height} pixels: "

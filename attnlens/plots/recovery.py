@@ -9,10 +9,9 @@ from matplotlib.ticker import MaxNLocator
 
 from attnlens.errors import InputError
 from attnlens.measures.definitions import get_definition
-from attnlens.plots.figure import Figure, finish, new_figure
-from attnlens.plots.given import check_result
-from attnlens.plots.intervals import interval_ends, interval_note
-from attnlens.plots.style import LINES, NARROW, style, width_in_inches
+from attnlens.plots.figure import Figure, finish, two_panels
+from attnlens.plots.results import check_result, interval_ends, interval_note
+from attnlens.plots.style import BAR, LINES, ZERO_LINE, style, width_in_inches
 from attnlens.text import shortened
 
 if TYPE_CHECKING:
@@ -79,26 +78,22 @@ def recovery(
     if chosen.counts_copied:
         both = result.table(definition, include_copied=True).set_index("intervention")
     with style():
-        stacked = inches < NARROW
-        if stacked:
-            height *= 2
-        figure = new_figure(inches, height)
-        left, right = figure.subplots(*((2, 1) if stacked else (1, 2)))
+        panels = two_panels(inches, height, taller=2)
+        figure, (left, right) = panels.figure, panels.axes
         for place, (run, curve) in enumerate(curves.items()):
-            look = {"color": palette[place % len(palette)], "marker": MARKERS[place % len(MARKERS)]}
+            colour = palette[place % len(palette)]
+            look = {"color": colour, "marker": MARKERS[place % len(MARKERS)]}
             line = LINES[place % len(LINES)]
-            plain = {name: value for name, value in look.items() if name != "marker"}
             name = shortened(run, NAME_WIDTH)
-            left.plot(np.arange(len(curve)), curve, ls=line, label=name, **plain)
+            left.plot(np.arange(len(curve)), curve, ls=line, label=name, color=colour)
             row = own.loc[run]
             at = len(curves) - 1 - place
             interval = interval_ends([row["rise"]], [row["rise_low"]], [row["rise_high"]])
-            right.errorbar(row["rise"], at, xerr=interval, ls="", capsize=2, **look)
+            right.errorbar(row["rise"], at, xerr=interval, **BAR, **look)
             if both is not None:
                 right.plot(both.loc[run, "rise"], at, ls="", mfc="none", **look)
-        for axes in (left, right):
-            spine = axes.axhline if axes is left else axes.axvline
-            spine(0, color="0.6", linewidth=0.6, zorder=0)
+        left.axhline(0, **ZERO_LINE)
+        right.axvline(0, **ZERO_LINE)
         longest = max(len(shortened(run, NAME_WIDTH)) for run in curves)
         columns = max(1, int(inches * CHARACTERS_PER_INCH / (longest + 8)))
         figure.legend(handles=left.lines[: len(curves)], loc="outside upper center", ncols=columns)
@@ -106,7 +101,7 @@ def recovery(
         left.set_xlabel("steps since the trigger")
         left.set_ylabel(f"rise ({chosen.units})")
         right.set_yticks(range(len(curves)), [shortened(run, NAME_WIDTH) for run in curves][::-1])
-        right.xaxis.set_major_locator(MaxNLocator(4 if stacked else 6))
+        right.xaxis.set_major_locator(MaxNLocator(4 if panels.stacked else 6))
         right.set_xlabel(f"mean rise ({chosen.units})")
         samples = result.data.sizes["sample"]
         acted = own.loc[list(curves), "rise_samples"].tolist()
@@ -119,7 +114,7 @@ def recovery(
             "counted."
         )
         caption += interval_note("Bars", acted, "samples")
-        finish(figure, height, caption)
+        finish(figure, panels.height, caption)
     return figure
 
 

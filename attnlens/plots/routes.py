@@ -11,10 +11,19 @@ import numpy as np
 
 from attnlens.errors import InputError
 from attnlens.measures.definitions import Definition, get_definition
-from attnlens.plots.figure import Figure, add_caption, new_figure, set_height, settle
-from attnlens.plots.given import check_result
-from attnlens.plots.intervals import interval_note
-from attnlens.plots.style import LONE_COLOUR, NARROW, colours, style, width_in_inches
+from attnlens.plots.figure import Figure, finish, fix_positions, new_figure
+from attnlens.plots.results import check_result, interval_ends, interval_note
+from attnlens.plots.style import (
+    BAR,
+    DASHED,
+    DOTTED,
+    LONE_COLOUR,
+    NARROW,
+    ZERO_LINE,
+    colours,
+    style,
+    width_in_inches,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,8 +37,6 @@ NARROW_PANEL = 1.55
 LABEL_WIDTH = 22
 """Characters of a line of a label along y."""
 UNTOUCHED_COLOUR = "0.65"
-UNTOUCHED_LINE: Any = (0, (4, 1.5))
-COUNTED_LINE: Any = (0, (1, 1))
 
 
 def routes(
@@ -95,9 +102,8 @@ def routes(
         for axes in (cost,) if stacked else (rise, answers, cost):
             axes.set_xlabel("visual tokens inserted (%)")
         figure.align_ylabels()
-        room = add_caption(figure, _caption(result, names, own, chosen, stacked))
-        set_height(figure, height, room)
-        settle(figure)
+        finish(figure, height, _caption(result, names, own, chosen, stacked))
+        fix_positions(figure)
     return figure
 
 
@@ -130,10 +136,10 @@ def _draw_rises(
     chosen: Definition,
 ) -> None:
     colour = colours()["image"]
-    axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
+    axes.axhline(0, **ZERO_LINE)
     _draw_series(axes, places, own, "rise", color=colour, label="not counted")
     if both is not None:
-        look = {"ls": COUNTED_LINE, "mfc": "white", "label": "counted"}
+        look = {"ls": DOTTED, "mfc": "white", "label": "counted"}
         _draw_series(axes, places, both, "rise", color=colour, **look)
         low, high = axes.get_ylim()
         axes.set_ylim(low, high + 0.35 * (high - low))  # room for the legend
@@ -155,7 +161,7 @@ def _draw_answers(axes: Any, places: list[float], own: pd.DataFrame) -> None:
         axes.axhline(
             untouched,
             color=UNTOUCHED_COLOUR,
-            ls=UNTOUCHED_LINE,
+            ls=DASHED,
             zorder=3,  # seen on a line at the same height, too
             label="untouched",
         )
@@ -173,10 +179,9 @@ def _draw_series(
     axes: Any, places: list[float], table: pd.DataFrame, name: str, **look: Any
 ) -> None:
     """Draw a column of means as a line, and the interval of each as a bar."""
-    low, high = table[f"{name}_low"].to_numpy(), table[f"{name}_high"].to_numpy()
-    axes.errorbar(
-        places, (low + high) / 2, yerr=(high - low) / 2, ls="", capsize=2, ecolor=look["color"]
-    )
+    ends = interval_ends(table[name], table[f"{name}_low"], table[f"{name}_high"])
+    known = table[name].where(table[f"{name}_low"].notna())
+    axes.errorbar(places, known, yerr=ends, ecolor=look["color"], **BAR)
     axes.plot(places, table[name], **{"marker": "o", "ms": 3.5, **look})
 
 

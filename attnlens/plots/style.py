@@ -20,15 +20,21 @@ from matplotlib import font_manager
 from attnlens.errors import InputError
 
 _PLACES = {"image": 0, "query": 1, "generated": 2, "opening tag": 3, "closing tag": 4}
-"""Place of each coloured thing in the palette: blue, orange, green, vermilion, purple."""
+"""Index of each coloured thing in the palette: blue, orange, green, vermilion, purple."""
 
 LONE_COLOUR = "#444444"
 """Colour of a measure that has no counterpart for text."""
+ZERO_LINE: dict[str, Any] = {"color": "0.6", "linewidth": 0.6, "zorder": 0}
+"""Look of the line at zero, or at another value to compare with."""
+BAR: dict[str, Any] = {"ls": "", "capsize": 2}
+"""Look of an interval without a line."""
+DASHED: Any = (0, (4, 1.5))
+DOTTED: Any = (0, (1, 1))
 
-CURVE_LINES: dict[str, Any] = {"image": "-", "query": (0, (4, 1.5)), "generated": (0, (1, 1))}
+CURVE_LINES: dict[str, Any] = {"image": "-", "query": DASHED, "generated": DOTTED}
 """Line style of each curve."""
 
-LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (7, 2)))
+LINES: tuple[Any, ...] = ("-", DASHED, DOTTED, (0, (5, 1, 1, 1)), (0, (7, 2)))
 """Line styles of curves that have no style of their own, in turn."""
 
 CURVE_NAMES = {"image": "image", "query": "query text", "generated": "generated text"}
@@ -64,7 +70,7 @@ FALLBACK_FAMILIES = ("Arial Unicode MS", "Droid Sans Fallback", "Noto Sans SC", 
 
 @lru_cache(maxsize=1)
 def font_files() -> dict[str, str]:
-    """Font families in use, in the order they are asked for a character, with their files.
+    """Files of the font families in use, in the order they are asked for a character.
 
     DejaVu Sans ships with Matplotlib. Of the others, only TrueType files are taken: PDF embeds
     them whole (font type 42), which it cannot do with other outlines.
@@ -77,7 +83,6 @@ def font_files() -> dict[str, str]:
 
 
 def _parameters() -> dict[str, Any]:
-    """Matplotlib parameters of the style."""
     return {
         "font.family": list(font_files()),
         "font.size": 8,

@@ -16,10 +16,10 @@ from attnlens.plots.curves import (
     owner_text,
     read_curves,
 )
-from attnlens.plots.figure import Figure, add_caption, new_figure, set_height
-from attnlens.plots.rows import LEFT, RIGHT, draw_rows
-from attnlens.plots.spans import name_regions, tag_handles
+from attnlens.plots.figure import Figure, finish, new_figure
+from attnlens.plots.regions import name_regions, tag_handles
 from attnlens.plots.style import WIDTHS, style, width_in_inches
+from attnlens.plots.tokens import LEFT, RIGHT, draw_rows
 
 if TYPE_CHECKING:
     from attnlens.measures.inputs import TraceLike
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 HEIGHT = 2.6
 """Height of the figure without caption, in inches."""
 INCHES_PER_LABEL = 0.11
-"""Room that one upright token label takes: some 50 in a row across a page."""
+"""Room that one upright token label takes: some 50 fit across a page."""
 MOST_ROWS = 4
 """Rows with token labels that fit on a page."""
 ROW, LONE_ROW = 1.0, 1.8
@@ -57,9 +57,9 @@ def trend(
         belongs to its query token (the one fed in) or its predicted token; regions and labels
         follow it.
     tokens
-        Label the step axis with tokens: in rows, one below the other, of as many labels as fit the
-        width (54 in two columns), and on one page: at most four rows. Where not every token fits in
-        these, every n-th is written; `tokens` writes all of them.
+        Label the step axis with tokens, in rows of as many labels as fit the width (54 in two
+        columns), at most four. Where not every token fits, every n-th is written; `tokens` writes
+        all of them.
     steps
         First step and the step after the last one; by default all of them.
     width
@@ -81,9 +81,8 @@ def trend(
     inches = width_in_inches(width)
     if tokens:
         return _with_tokens(curves, inches)
-    height = HEIGHT
     with style():
-        figure = new_figure(inches, height)
+        figure = new_figure(inches, HEIGHT)
         axes = figure.add_subplot()
         draw_curves(axes, curves, curves.steps[0], curves.steps[-1])
         axes.set_ylabel(textwrap.fill(measure_text(curves.share), 34))
@@ -92,15 +91,14 @@ def trend(
         figure.legend(handles=handles, loc="outside upper center", ncols=columns)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(f"step (each stands for the {owner_text(curves.share)})")
-        set_height(figure, height, add_caption(figure, caption_text(curves.share)))
-        figure.draw_without_rendering()
+        finish(figure, HEIGHT, caption_text(curves.share))
         name_regions(axes, curves.regions, curves.shift)
         figure.draw_without_rendering()
     return figure
 
 
 def _with_tokens(curves: Curves, inches: float) -> Figure:
-    """Draw the curves in a few rows, as even as can be, of no more labels than fit."""
+    """Draw the curves in a few rows of even length, with no more labels than fit."""
     steps = len(curves.steps)
     across = max(inches, WIDTHS["one-column"]) - LEFT - RIGHT
     fitting = int(across / INCHES_PER_LABEL)

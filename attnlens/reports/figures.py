@@ -73,7 +73,7 @@ def draw_figures(runs: Runs, folder: Path, width: str) -> list[str]:
 
 def _files(one: Drawn, runs: Runs) -> dict[str, bytes]:
     """Contents of a figure's files by name."""
-    from attnlens.plots.files import render
+    from attnlens.plots.figure import render
 
     files = {f"{one.name}.{suffix}": render(one.figure, suffix) for suffix in FORMATS}
     files[f"{one.name}.txt"] = caption_file(one, runs).encode("utf-8")

@@ -24,35 +24,18 @@ STRIP, STRIP_GAP = 0.05, 0.02
 
 
 def edges(region: RegionLike, shift: int) -> tuple[float, float]:
-    """Where a region begins and ends on the step axis.
+    """Where a region begins and ends on the step axis: half a step beyond its first and last step.
 
-    Parameters
-    ----------
-    region
-        Spans response tokens ``start`` to ``stop - 1``.
-    shift
-        Step that owns response token 0: 0 where steps belong to their predicted token, 1 where
-        they belong to their query token.
-
-    Returns
-    -------
-    tuple of float
-        Half a step before the first and half a step after the last step of the region.
+    ``shift`` is the step that owns response token 0: 0 where steps belong to their predicted token,
+    1 where they belong to their query token.
     """
     return region.start + shift - 0.5, region.stop + shift - 0.5
 
 
 def shade_regions(axes: Axes, regions: Sequence[RegionLike], shift: int) -> None:
-    """Shade every region behind the curves and mark the tags of ``back``.
+    """Shade every region behind curves over steps, and mark the tags of ``back``.
 
-    Parameters
-    ----------
-    axes
-        The axes, with steps along x.
-    regions
-        Regions of the response; an inner one is drawn over the one around it.
-    shift
-        See `edges`.
+    An inner region is drawn over the one around it. ``shift`` is that of `edges`.
     """
     for region, fill in _outer_first(regions):
         start, stop = edges(region, shift)
@@ -67,12 +50,7 @@ def shade_regions(axes: Axes, regions: Sequence[RegionLike], shift: int) -> None
 def mark_regions(axes: Axes, regions: Sequence[RegionLike], shift: int) -> None:
     """Mark regions on a heat map: a strip along its upper edge, and a white line at either end.
 
-    Parameters
-    ----------
-    axes
-        The axes, with steps along x and their limits set.
-    regions, shift
-        What `shade_regions` takes.
+    The limits of the axes must be set already.
     """
     low, high = axes.get_xlim()
     bottom = 1 + STRIP_GAP
@@ -108,19 +86,10 @@ def tag_handles(regions: Sequence[RegionLike]) -> list[Line2D]:
 def name_regions(
     axes: Axes, regions: Sequence[RegionLike], shift: int, *, above: float = 1.0
 ) -> None:
-    """Write the regions' names above the axes, none over another.
+    """Write the regions' names above the axes of a figure that has been laid out.
 
-    Each name stands over the longest stretch where its region is the innermost one. Names that
-    would touch move up a row.
-
-    Parameters
-    ----------
-    axes
-        Axes in a figure that has been laid out.
-    regions, shift
-        What `shade_regions` takes.
-    above
-        Height to write at, as a fraction of the axes' height.
+    Each name stands over the longest stretch where its region is the innermost one, at the height
+    ``above`` (a fraction of the axes' height). Names that would touch move up a row.
     """
     taken = [-np.inf] * NAME_ROWS
     for centre, name in sorted(_name_places(axes, regions, shift)):
@@ -178,5 +147,4 @@ def _outer_first(regions: Sequence[RegionLike]) -> list[tuple[RegionLike, str]]:
 
 
 def _length(region: RegionLike) -> int:
-    """Count the tokens of a region."""
     return region.stop - region.start
