@@ -17,8 +17,8 @@ from attnlens.cli.arguments import parse_layers
 from attnlens.cli.dilution import parse_window
 from attnlens.cli.main import main
 from attnlens.errors import InputError
+from attnlens.experiments.force import twins
 from attnlens.experiments.recovery import Recovery
-from attnlens.experiments.twins import twins
 from attnlens.interventions import (
     At,
     AtStep,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import numpy as np
@@ -22,7 +23,6 @@ from attnlens.answers import boxed_answer
 from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.experiments.dependence import load_dependence
-from attnlens.experiments.distributions import kept_log_probabilities
 from attnlens.experiments.recovery import Recovery
 from attnlens.interventions import (
     At,
@@ -42,7 +42,7 @@ from attnlens.measures import correlation, visual_share
 from attnlens.measures.definitions import DEFINITIONS
 from attnlens.measures.paired import holm, mcnemar
 from attnlens.measures.recovery import divergences, half_life, mean_from
-from attnlens.models.families import FAMILIES
+from attnlens.models.families import FAMILIES, parts_of
 from attnlens.reports.recovery import as_text
 from attnlens.text import shortened
 
@@ -74,6 +74,24 @@ def result(tiny, prompts):
         Knockout(when=At("<nowhere>")),
     ]
     return attnlens.recover(tiny, prompts, chosen, NEW, expected=["yes", "no", "yes"], **OPTIONS)
+
+
+@contextmanager
+def kept_log_probabilities(vlm):
+    """Keep each step's next-token log-probabilities, float32 [vocabulary].
+
+    Opened before a session, so that what the session forces is not seen here.
+    """
+    kept = []
+
+    def keep(_module, _args, output):
+        kept.append(output.logits[0, -1].float().log_softmax(-1).cpu())
+
+    handle = parts_of(vlm.model).generator.register_forward_hook(keep)
+    try:
+        yield kept
+    finally:
+        handle.remove()
 
 
 def test_the_forced_twin_has_the_untouched_runs_tokens(tiny, prompts, result):
@@ -310,7 +328,7 @@ def test_right_answers_are_told_from_wrong_ones(tiny, prompts, monkeypatch, expe
     pairs = [(r"\boxed{\text{6}.}", r"\boxed{ 6 }"), (r"\boxed{77}", "no box")]
     # asked of each run and of its untouched one: untouched, then under the intervention
     said = iter([text for one, other in pairs for text in (one, one, other, one)])
-    name = "attnlens.experiments.recovery_data.final_answer"
+    name = "attnlens.experiments.comparison.final_answer"
     monkeypatch.setattr(name, lambda _: boxed_answer(next(said)))
     chosen = Boost(when=AtStep(3), log_odds=1.0)
     result = attnlens.recover(tiny, prompts[:2], chosen, 4, expected=expected, min_new_tokens=4)

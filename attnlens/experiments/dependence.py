@@ -12,7 +12,8 @@ import xarray as xr
 from PIL import Image
 
 from attnlens.errors import InputError
-from attnlens.experiments.same_prompt import other_parts
+from attnlens.experiments.force import differing_parts
+from attnlens.experiments.run import run
 from attnlens.measures.inputs import visual_key_share
 from attnlens.measures.recovery import divergences, entropy
 from attnlens.measures.share import visual_share
@@ -84,7 +85,7 @@ def dependence(
     if unknown:
         raise InputError(f"unknown reference {unknown[0]!r}: use {', '.join(REFERENCES)}")
     asked = _same_prompt(vlm, trace) if prompt is None else prompt
-    if other_parts(asked, trace):
+    if differing_parts(asked, trace):
         raise InputError("the prompt is not that of the trace: give the one that was generated")
     ids = trace.data["predicted_token_id"].values.tolist()
     without = {name: _without(vlm, asked, name) for name in references}
@@ -172,6 +173,53 @@ def _log_probabilities(vlm: VLM, prompt: Prompt, ids: list[int]) -> np.ndarray:
         logits = vlm.model(**inputs, use_cache=False, logits_to_keep=len(ids)).logits
     assert logits.shape[1] == len(ids)
     return logits[0].float().log_softmax(-1).cpu().numpy()
+
+
+def sampled_dependence(
+    vlm: VLM,
+    prompt: Prompt,
+    samples: int,
+    others: Sequence[Any],
+    *,
+    max_new_tokens: int,
+    seed: int = 0,
+) -> list[xr.Dataset]:
+    """Sample answers from the model's own distribution and measure their dependence on the image.
+
+    Parameters
+    ----------
+    vlm, prompt
+        The model, and what is asked.
+    samples
+        How many answers; the i-th has the seed ``seed + i``.
+    others
+        Other images that each is measured against.
+    max_new_tokens
+        Longest answer.
+    seed
+        Of the first answer.
+
+    Returns
+    -------
+    list of xarray.Dataset
+        What ``attnlens.dependence`` gives, with the references ``removed`` and the other images;
+        ``attnlens.measures.mutual_information`` takes one such list for each prompt.
+    """
+    found = []
+    for i in range(samples):
+        said = run(
+            vlm,
+            prompt,
+            max_new_tokens,
+            seed=seed + i,
+            do_sample=True,  # at temperature 1, nothing cut: the bound is a mean over this
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+        )
+        images = list(others) or None
+        found.append(dependence(vlm, said, prompt=prompt, references=("removed",), other=images))
+    return found
 
 
 def save_dependence(data: xr.Dataset, path: str | Path, *, replace: bool = False) -> None:

@@ -10,8 +10,8 @@ import torch
 
 from attnlens.errors import InputError
 from attnlens.experiments.run import note_session
-from attnlens.experiments.same_prompt import check_prompt, other_parts
-from attnlens.interventions.base import Intervention, Nothing
+from attnlens.interventions import AtStep, Copy, Intervention, Route
+from attnlens.interventions.base import Nothing
 from attnlens.interventions.teacher_forcing import ForcedSession
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
@@ -55,7 +55,7 @@ def force(
     check_prompt(prompt)
     said: Any = response
     if isinstance(response, Trace):
-        other = other_parts(prompt, response)
+        other = differing_parts(prompt, response)
         if other:
             raise InputError(
                 f"the trace is of another prompt (its {' and '.join(other)} differ): give the "
@@ -90,3 +90,107 @@ def forced(
     trace = recorder.trace
     note_session(trace, intervention, session)
     return trace, found
+
+
+def insertions(step: int) -> dict[str, Intervention | None]:
+    """Name what is inserted at a step: nothing, then more and more visual tokens."""
+    at = AtStep(step)
+    return {
+        "nothing": None,
+        **{f"ROUTE {p}%": Route(when=at, percent=p) for p in (25, 50, 75)},
+        "COPY": Copy(when=at),
+        "COPY twice": Copy(when=at) + Copy(when=at),
+        "COPY 4 times": Copy(when=at) + Copy(when=at) + Copy(when=at) + Copy(when=at),
+    }
+
+
+def twins(
+    vlm: VLM, prompt: Prompt, said: Trace, *, layers: Sequence[int] | None = None
+) -> dict[str, Trace]:
+    """Feed an answer's tokens again, with visual tokens inserted in its middle.
+
+    Parameters
+    ----------
+    vlm, prompt
+        The model, and what was asked.
+    said
+        The answer.
+    layers
+        Layers to record; all when not given.
+
+    Returns
+    -------
+    dict
+        Forced traces by name, as ``attnlens.measures.insertion`` takes them; see ``insertions``.
+
+    Raises
+    ------
+    InputError
+        If the answer has one token.
+    """
+    middle = said.data.sizes["step"] // 2
+    if not middle:
+        raise InputError(
+            "an answer of one token has no middle to insert at: give one of several tokens"
+        )
+    return {
+        name: force(vlm, prompt, said, intervention, layers=layers)
+        for name, intervention in insertions(middle).items()
+    }
+
+
+def differing_parts(prompt: Prompt, trace: Trace) -> list[str]:
+    """Say what of a prompt a trace notes otherwise.
+
+    Parameters
+    ----------
+    prompt
+        What was asked.
+    trace
+        A recorded generation.
+
+    Returns
+    -------
+    list of str
+        ``prompt`` (its text) and ``images``, where they differ. Images are the same by their grid
+        of visual tokens and the hash of their files; one that was opened by the caller is compared
+        with one from a file by size alone.
+
+    Raises
+    ------
+    InputError
+        If it is given no prompt.
+    """
+    check_prompt(prompt)
+    found = []
+    text = trace.attrs.get("prompt")
+    if text and text != prompt.text:
+        found.append("prompt")
+    noted = trace.attrs.get("images")
+    if noted:
+        given = [image.as_dict() for image in prompt.images]
+        alike = len(noted) == len(given) and all(map(_same_image, noted, given))
+        if not alike:
+            found.append("images")
+    return found
+
+
+def check_prompt(prompt: Any) -> None:
+    """Refuse what is no prompt of ``vlm.prompt``.
+
+    Raises
+    ------
+    InputError
+        If it is something else.
+    """
+    if not isinstance(prompt, Prompt):
+        raise InputError(f"{type(prompt).__name__} was given as prompt: give one of vlm.prompt")
+
+
+def _same_image(noted: dict[str, Any], given: dict[str, Any]) -> bool:
+    if any(noted.get(side) not in (None, given[side]) for side in ("rows", "columns")):
+        return False
+    of_files = [bool(image.get("path")) for image in (noted, given)]
+    if of_files[0] == of_files[1]:
+        return noted.get("sha256") == given.get("sha256")
+    return all(noted.get(side) == given.get(side) for side in ("width", "height"))

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-import numpy as np
-
 from attnlens.answers import true_answer
 from attnlens.errors import InputError
-from attnlens.experiments.force import forced
-from attnlens.experiments.recovery import Recovery
-from attnlens.experiments.recovery_data import DETAILS, Run, compare, to_dataset
-from attnlens.experiments.recovery_tables import UNTOUCHED
-from attnlens.experiments.run import RECORDING, run
-from attnlens.interventions.base import Intervention, Nothing
+from attnlens.experiments.comparison import (
+    DETAILS,
+    CompareSettings,
+    compare_runs,
+    to_dataset,
+    warm_up,
+)
+from attnlens.experiments.recovery import UNTOUCHED, Recovery
+from attnlens.experiments.run import RECORDING
+from attnlens.interventions.base import Intervention
 from attnlens.interventions.session import intervene
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt, PromptBatch
 from attnlens.progress import progress
-from attnlens.recording.trace import Trace
 from attnlens.text import shortened
 
 Interventions = Intervention | Sequence[Intervention] | Mapping[str, Intervention]
@@ -30,9 +29,6 @@ Interventions = Intervention | Sequence[Intervention] | Mapping[str, Interventio
 
 Answer = str | Real
 """A true answer, as ``attnlens.answers.true_answer`` takes it."""
-
-CLEAR = 1e-2
-"""Least margin (nats) by which a token is said to be the most likely: far above rounding."""
 
 
 def recover(
@@ -118,69 +114,18 @@ def recover(
     _check(vlm, prompts, chosen, max_new_tokens)
     if reuse:
         _check_greedy(vlm, options)
-    options = {"do_sample": False, **options}
-    samples = []
+    settings = CompareSettings(
+        max_new_tokens, detail, reuse, seed, options={"do_sample": False, **options}
+    )
     total = len(prompts) * (1 + 2 * len(chosen[0]))
     warm_up(vlm, prompts[0])
     bar = iter(progress(range(total), description="recovery"))
-    for one, named, truth in zip(prompts, chosen, truths, strict=True):
-        rows, _ = compare_runs(
-            vlm, one, named, truth, max_new_tokens, detail, reuse, seed, options, bar
-        )
-        samples.append(rows)
+    samples = [
+        compare_runs(vlm, one, named, truth, settings, lambda: next(bar, None))[0]
+        for one, named, truth in zip(prompts, chosen, truths, strict=True)
+    ]
     next(bar, None)
     return Recovery(to_dataset(samples, vlm))
-
-
-def warm_up(vlm: VLM, prompt: Prompt) -> None:
-    """Generate two tokens: the first run is slower than the others."""
-    _generate(vlm, prompt, 2, None, 0, {"do_sample": False})
-
-
-def compare_runs(
-    vlm: VLM,
-    prompt: Prompt,
-    interventions: Mapping[str, Intervention],
-    truth: str | None,
-    max_new_tokens: int,
-    detail: str,
-    reuse: bool,
-    seed: int,
-    options: dict[str, Any],
-    bar: Iterator[int],
-) -> tuple[dict[str, dict[str, Any]], Trace]:
-    """Run one prompt untouched and under each intervention.
-
-    Parameters
-    ----------
-    vlm, prompt, interventions, max_new_tokens, detail, reuse, seed, options
-        As in ``recover``, checked.
-    truth
-        The true answer, where it is known.
-    bar
-        Moved on before every run.
-
-    Returns
-    -------
-    tuple
-        What ``compare`` gives for each run, ``untouched`` first, and the untouched run's trace.
-    """
-    next(bar, None)
-    said = _generate(vlm, prompt, max_new_tokens, None, seed, options)
-    ids = said.trace.data["predicted_token_id"].values.tolist()
-    # the twins' own passes, so that rounding is the same on both sides
-    untouched = _force(vlm, prompt, ids, Nothing())
-    rows = {UNTOUCHED: compare(said, untouched, said, untouched, truth, detail)}
-    for name, intervention in interventions.items():
-        next(bar, None)
-        twin = _force(vlm, prompt, ids, intervention)
-        next(bar, None)
-        if reuse and not _forces(intervention) and _says_the_same(twin, ids):
-            free = replace(twin, seconds=float("nan"))
-        else:
-            free = _generate(vlm, prompt, max_new_tokens, intervention, seed, options)
-        rows[name] = compare(said, untouched, free, twin, truth, detail)
-    return rows, said.trace
 
 
 def named_interventions(given: Interventions) -> dict[str, Intervention]:
@@ -234,19 +179,6 @@ def _check(
             intervene(vlm, one, intervention)  # made, never opened: it checks what does not fit
 
 
-def _generate(
-    vlm: VLM,
-    prompt: Prompt,
-    max_new_tokens: int,
-    intervention: Intervention | None,
-    seed: int,
-    options: dict[str, Any],
-) -> Run:
-    start = time.perf_counter()
-    trace = run(vlm, prompt, max_new_tokens, intervention, seed=seed, **options)
-    return Run(trace, None, time.perf_counter() - start)
-
-
 _NO_MATTER = {
     "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p",
     "eos_token_id", "pad_token_id", "bos_token_id",
@@ -264,21 +196,3 @@ def _check_greedy(vlm: VLM, options: dict[str, Any]) -> None:
             f"reuse=True with {', '.join([*options, *sorted(own)])}: only plain greedy decoding "
             "can be told from the forced twin"
         )
-
-
-def _forces(intervention: Intervention) -> bool:
-    return any(part.follows for part in intervention.parts)
-
-
-def _says_the_same(twin: Run, ids: list[int]) -> bool:
-    """Whether greedy decoding under the intervention would say these very tokens."""
-    assert twin.log_probabilities is not None
-    best = np.sort(np.partition(twin.log_probabilities, -2, axis=-1)[:, -2:], axis=-1)
-    clear = best[:, 1] - best[:, 0] > CLEAR
-    return bool(clear.all() and (twin.log_probabilities.argmax(-1) == ids).all())
-
-
-def _force(vlm: VLM, prompt: Prompt, ids: list[int], intervention: Intervention) -> Run:
-    start = time.perf_counter()
-    trace, found = forced(vlm, prompt, ids, intervention)
-    return Run(trace, found.numpy(), time.perf_counter() - start)

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnlens.errors import InputError
-from attnlens.experiments.dependence import save_dependence
-from attnlens.experiments.sampled import sampled_dependence
-from attnlens.experiments.twins import insertions, twins
+from attnlens.experiments.dependence import sampled_dependence, save_dependence
+from attnlens.experiments.force import insertions, twins
 from attnlens.runs.cache import Entry, make_each
 from attnlens.runs.dataset import Question
 from attnlens.runs.provenance import model_provenance, provenance

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from attnlens.answers import is_changed, is_right
 from attnlens.errors import InputError
-from attnlens.experiments.recover import compare_runs, named_interventions, recover, warm_up
+from attnlens.experiments.comparison import CompareSettings, compare_runs, to_dataset, warm_up
+from attnlens.experiments.recover import named_interventions, recover
 from attnlens.experiments.recovery import Recovery
-from attnlens.experiments.recovery_data import to_dataset
 from attnlens.interventions.session import intervene
 from attnlens.models.images import open_image
 from attnlens.progress import progress
@@ -90,12 +90,7 @@ def recover_each(
             settings.prompt(vlm, question),
             interventions,
             question.answer,
-            settings.max_new_tokens,
-            settings.detail,
-            False,
-            0,
-            {"do_sample": False},
-            iter(()),
+            CompareSettings(settings.max_new_tokens, settings.detail),
         )
         Recovery(to_dataset([rows], vlm)).save(folder / RECOVERY)
         trace.save(folder / TRACE)

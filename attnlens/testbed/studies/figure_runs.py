@@ -31,12 +31,10 @@ from typing import TYPE_CHECKING, Any
 
 from attnlens._version import __version__
 from attnlens.errors import InputError
-from attnlens.experiments.dependence import dependence, save_dependence
-from attnlens.experiments.force import force
+from attnlens.experiments.dependence import dependence, sampled_dependence, save_dependence
+from attnlens.experiments.force import force, twins
 from attnlens.experiments.recover import recover
 from attnlens.experiments.run import run
-from attnlens.experiments.sampled import sampled_dependence
-from attnlens.experiments.twins import twins
 from attnlens.files import write_folder
 from attnlens.interventions import At, Copy, Inject, Intervention, Route
 from attnlens.progress import progress
@@ -158,8 +156,7 @@ def _sample(vlm: VLM, samples: list[Sample], seed: int, folder: Path) -> None:
 
 def _compare(vlm: VLM, samples: list[Sample], folder: Path) -> None:
     """Compare all interventions at once, since they share runs, and write them by figure."""
-    from attnlens.experiments.recovery import Recovery
-    from attnlens.experiments.recovery_tables import UNTOUCHED
+    from attnlens.experiments.recovery import UNTOUCHED, Recovery
 
     by_file = {"recovery.zarr": recovery_interventions(), "routes.zarr": route_interventions()}
     found = recover(

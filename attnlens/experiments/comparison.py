@@ -1,24 +1,33 @@
-"""From the runs of ``attnlens.recover`` to labelled arrays."""
+"""The runs of ``attnlens.recover``: one prompt untouched and under each intervention."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from attnlens.answers import final_answer, is_changed, is_right
-from attnlens.experiments.recovery_tables import UNTOUCHED
+from attnlens.experiments.force import forced
+from attnlens.experiments.recovery import UNTOUCHED
+from attnlens.experiments.run import run
+from attnlens.interventions.base import Intervention, Nothing
 from attnlens.measures.definitions import DEFINITIONS, Definition
 from attnlens.measures.recovery import divergences, mean_from, mean_of_known
 from attnlens.measures.share import visual_segments
 from attnlens.models.load import VLM
+from attnlens.models.prompt import Prompt
 from attnlens.recording.trace import Trace
 
 DETAILS = ("head", "layer", "step")
 """How finely rises are kept."""
+
+CLEAR_MARGIN = 1e-2
+"""Least margin (nats) by which a token counts as the most likely: far above rounding."""
 
 _STEP, _LAYER, _HEAD = ("step",), ("step", "layer"), ("step", "layer", "head")
 _AXES: dict[str, tuple[str, ...]] = {
@@ -106,32 +115,111 @@ def _compute(data: xr.Dataset, definition: Definition, include_copied: bool) -> 
     return table
 
 
-def compare(
-    said: Run, untouched: Run, free: Run, forced: Run, truth: str | None, detail: str
-) -> dict[str, Any]:
-    """Return everything that is kept of one intervention in one prompt.
+@dataclass(frozen=True)
+class CompareSettings:
+    """How the runs of a prompt are made and compared; as in ``attnlens.recover``, checked.
+
+    Attributes
+    ----------
+    options
+        For ``model.generate``.
+    """
+
+    max_new_tokens: int
+    detail: str = "head"
+    reuse: bool = False
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=lambda: {"do_sample": False})
+
+
+def warm_up(vlm: VLM, prompt: Prompt) -> None:
+    """Generate two tokens: the first run is slower than the others."""
+    _generate(vlm, prompt, None, CompareSettings(max_new_tokens=2))
+
+
+def compare_runs(
+    vlm: VLM,
+    prompt: Prompt,
+    interventions: Mapping[str, Intervention],
+    truth: str | None,
+    settings: CompareSettings,
+    before_run: Callable[[], Any] = lambda: None,
+) -> tuple[dict[str, dict[str, Any]], Trace]:
+    """Run one prompt untouched and under each intervention.
 
     Parameters
     ----------
-    said, untouched
-        The free run without intervention, and its forced twin.
-    free, forced
-        The free run under the intervention, and the forced twin.
+    vlm, prompt, interventions, settings
+        What is run, and how.
     truth
         The true answer, where it is known.
-    detail
-        One of ``DETAILS``.
+    before_run
+        Called before every run.
 
     Returns
     -------
-    dict
-        Values and arrays by name; see ``Recovery``.
+    tuple
+        Values and arrays by name for each run, ``untouched`` first (see ``Recovery``), and the
+        untouched run's trace.
     """
+    before_run()
+    free_untouched = _generate(vlm, prompt, None, settings)
+    ids = free_untouched.trace.data["predicted_token_id"].values.tolist()
+    # passes like those of the twins, so that rounding is the same on both sides
+    untouched = _force(vlm, prompt, ids, Nothing())
+    compare = partial(_compare, free_untouched, untouched, truth=truth, detail=settings.detail)
+    rows = {UNTOUCHED: compare(free_untouched, untouched)}
+    for name, intervention in interventions.items():
+        before_run()
+        twin = _force(vlm, prompt, ids, intervention)
+        before_run()
+        forces_text = any(part.follows for part in intervention.parts)
+        if settings.reuse and not forces_text and _predicts(twin, ids):
+            free = replace(twin, seconds=float("nan"))
+        else:
+            free = _generate(vlm, prompt, intervention, settings)
+        rows[name] = compare(free, twin)
+    return rows, free_untouched.trace
+
+
+def _generate(
+    vlm: VLM, prompt: Prompt, intervention: Intervention | None, settings: CompareSettings
+) -> Run:
+    start = time.perf_counter()
+    trace = run(
+        vlm,
+        prompt,
+        settings.max_new_tokens,
+        intervention,
+        seed=settings.seed,
+        **settings.options,
+    )
+    return Run(trace, None, time.perf_counter() - start)
+
+
+def _force(vlm: VLM, prompt: Prompt, ids: list[int], intervention: Intervention) -> Run:
+    start = time.perf_counter()
+    trace, log_probabilities = forced(vlm, prompt, ids, intervention)
+    return Run(trace, log_probabilities.numpy(), time.perf_counter() - start)
+
+
+def _predicts(twin: Run, ids: list[int]) -> bool:
+    """Whether greedy decoding under the intervention would give these very tokens."""
+    assert twin.log_probabilities is not None
+    best = np.sort(np.partition(twin.log_probabilities, -2, axis=-1)[:, -2:], axis=-1)
+    clear = best[:, 1] - best[:, 0] > CLEAR_MARGIN
+    return bool(clear.all() and (twin.log_probabilities.argmax(-1) == ids).all())
+
+
+def _compare(
+    free_untouched: Run, untouched: Run, free: Run, forced: Run, truth: str | None, detail: str
+) -> dict[str, Any]:
+    """Return all that is kept of one intervention in one prompt, by name."""
     events = free.trace.attrs.get("interventions", [])
     answer = final_answer(free.trace.text)
-    before = final_answer(said.trace.text)
+    before = final_answer(free_untouched.trace.text)
     # a forced twin that stands for the free run says what the untouched run said
-    cut_off = (free if free.trace.attrs.get("generation") else said).trace.cut_off
+    cut_off = (free if free.trace.attrs.get("generation") else free_untouched).trace.cut_off
     row: dict[str, Any] = {
         "answer": "" if answer is None else answer,
         "text": free.trace.text,
@@ -147,7 +235,7 @@ def compare(
     }
     first = min((int(e["step"]) for e in events), default=None)
     for name, include_copied in (("", False), ("_with_copied", True)):
-        row[f"free_rise{name}"] = _free_rise(said, free, first, include_copied)
+        row[f"free_rise{name}"] = _free_rise(free_untouched, free, first, include_copied)
     acted = forced.trace.attrs.get("interventions", [])
     row["first_step"] = float(min(e["step"] for e in acted)) if acted else float("nan")
     assert untouched.log_probabilities is not None
@@ -169,27 +257,19 @@ def compare(
     return row
 
 
-def _free_rise(said: Run, free: Run, first: int | None, include_copied: bool) -> np.ndarray:
+def _free_rise(untouched: Run, free: Run, first: int | None, include_copied: bool) -> np.ndarray:
     """Mean share of the free run from a step on, minus the untouched run's, by definition."""
     if first is None:
         return np.full(len(DEFINITIONS), np.nan)
     after, before = (
         np.array([mean_from(curve, first) for curve in one.shares("step", include_copied)])
-        for one in (free, said)
+        for one in (free, untouched)
     )
     return after - before
 
 
 def to_dataset(samples: list[dict[str, dict[str, Any]]], vlm: VLM) -> xr.Dataset:
-    """Put the rows of all samples and runs into arrays.
-
-    Parameters
-    ----------
-    samples
-        For each prompt, what ``compare`` gives for each run; ``untouched`` first.
-    vlm
-        The model.
-    """
+    """Put into arrays what ``compare_runs`` returns for each prompt."""
     runs = list(samples[0])
     steps = max(len(rows[UNTOUCHED]["kl"]) for rows in samples)
     variables: dict[str, Any] = {}
