@@ -1,3 +1,3 @@
 """The version, where what is written notes it."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
