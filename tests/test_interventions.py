@@ -186,7 +186,7 @@ def test_steps_count_for_patience_whoever_asked(tiny, one, plain):
         chosen = edit if bystander is None else bystander + edit
         with attnlens.interventions.intervene(tiny, one, chosen) as session:
             tiny.model.generate(**one.inputs, **GREEDY)
-            reach = next(s.reach for s in session._trigger_state.states if s.part is edit)
+            reach = next(s.scope for s in session._running.triggers.states if s.part is edit)
         hidden[bystander is None] = reach.stop
     first = len(one.segments) - 1
     assert hidden == {True: first + ends, False: first + ends}
@@ -201,7 +201,7 @@ def test_steps_count_for_patience_whoever_asked(tiny, one, plain):
 
 
 def test_a_share_far_above_its_threshold_costs_few_layers(tiny, one, plain, monkeypatch):
-    from attnlens.interventions.online import ShareRecorder
+    from attnlens.interventions.share_recorder import ShareRecorder
 
     computed = []
     whole = ShareRecorder._compute

@@ -18,6 +18,7 @@ from attnlens.recording.trace import Trace
 if TYPE_CHECKING:
     from attnlens.interventions.base import Intervention
     from attnlens.interventions.session import Session
+    from attnlens.interventions.teacher_forcing import ForcedSession
 
 RECORDING = ("layers", "visual_map", "prompt_rows", "every")
 
@@ -85,7 +86,7 @@ def run(
     return trace
 
 
-def note_session(trace: Trace, intervention: Any, session: Session) -> None:
+def note_session(trace: Trace, intervention: Any, session: Session | ForcedSession) -> None:
     """Write into a trace what was done, when, and what never fired."""
     trace.attrs["intervention"] = repr(intervention)
     trace.attrs["interventions"] = [as_plain(asdict(event)) for event in session.events]

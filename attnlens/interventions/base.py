@@ -13,8 +13,7 @@ from attnlens.interventions.triggers import Trigger
 if TYPE_CHECKING:
     import torch
 
-    from attnlens.interventions.blocks import Piece
-    from attnlens.interventions.pictures import PromptImages
+    from attnlens.interventions.pieces import Piece, PromptImages
     from attnlens.models.load import VLM
     from attnlens.models.prompt import Prompt
     from attnlens.recording.recorder import AttentionRecorder
@@ -82,7 +81,8 @@ class Intervention(ABC):
     until
         Trigger that ends what goes on; None: nothing does.
     follows
-        Whether it acts after the token that makes the trigger fire, not before it.
+        Whether it forces text: that acts after the token that makes the trigger fire, not before
+        it.
     edits_scores
         Whether attention scores must be open to changes.
     """
@@ -125,6 +125,10 @@ class Intervention(ABC):
     def act(self, place: Place) -> None:
         """Do it; one that is joined of parts leaves it to them."""
         raise NotImplementedError
+
+    def forced_ids(self, tokenizer: Any) -> list[int]:
+        """Ids of the response tokens that it forces."""
+        return []
 
     def __add__(self, other: Intervention) -> Intervention:
         """Do both, each at its own trigger."""

@@ -13,14 +13,7 @@ import numpy as np
 import torch
 
 from attnlens.errors import InputError
-from attnlens.interventions.blocks import (
-    CachedPiece,
-    Piece,
-    VisualPiece,
-    piece_positions,
-    repeat_cached,
-    step_back,
-)
+from attnlens.interventions.pieces import CachedPiece, Piece, VisualPiece, piece_positions
 from attnlens.models.cache import cache_parameter, capacity, with_cache
 from attnlens.models.family import Parts
 from attnlens.models.load import VLM
@@ -115,7 +108,7 @@ class CacheEditor:
             )
         rope = self._family.next_position(now) - back + self.rope
         notify_step_back(self._parts, start, plan.segments())
-        step_back(cache, back)
+        _step_back(cache, back)
         slot = start
         run: list[tuple[Any, np.ndarray]] = []
         for piece, _ in plan.pieces:
@@ -124,7 +117,7 @@ class CacheEditor:
                 self._feed(run, slot, cache)
                 slot += sum(p.count for p, _ in run) + piece.count
                 run = []
-                repeat_cached(cache, piece.slots)
+                _repeat_cached(cache, piece.slots)
                 notify_new_keys(self._parts)
             else:
                 run.append((piece, positions))
@@ -189,3 +182,33 @@ class CacheEditor:
             )
         device = options["position_ids"].device
         options["attention_mask"] = torch.ones((1, end), dtype=torch.int64, device=device)
+
+
+def _step_back(cache: Any, tokens: int) -> None:
+    """Take the last tokens out of a cache.
+
+    Raises
+    ------
+    InputError
+        If the cache is neither dynamic nor static.
+    """
+    if not tokens:
+        return
+    for layer in cache.layers:
+        length = getattr(layer, "cumulative_length", None)
+        if isinstance(length, torch.Tensor):  # a static layer: what lies beyond is written over
+            length.sub_(tokens)
+        elif type(layer).__name__ == "DynamicLayer":
+            layer.crop(-tokens)
+        else:
+            raise InputError(
+                f"a cache of {type(layer).__name__} cannot be stepped back: "
+                "use a dynamic or a static cache"
+            )
+
+
+def _repeat_cached(cache: Any, slots: tuple[int, ...]) -> None:
+    """Append copies of cached keys and values to a cache."""
+    at = list(slots)
+    for layer in cache.layers:
+        layer.update(layer.keys[:, :, at].clone(), layer.values[:, :, at].clone())

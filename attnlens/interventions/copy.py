@@ -12,7 +12,7 @@ import torch
 
 from attnlens.errors import InputError
 from attnlens.interventions.base import Insertion, which_image
-from attnlens.interventions.blocks import (
+from attnlens.interventions.pieces import (
     POSITIONS,
     CachedPiece,
     Piece,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +18,9 @@ class Forcing(Intervention):
 
     follows = True
 
-    @abstractmethod
-    def token_ids(self, tokenizer: Any) -> list[int]:
-        """Ids of the tokens that are forced."""
-
     def act(self, place: Place) -> None:
         """See ``Intervention``."""
-        place.force(self.token_ids(place.generation.vlm.tokenizer))
+        place.force(self.forced_ids(place.generation.vlm.tokenizer))
 
 
 @dataclass(frozen=True)
@@ -57,8 +52,8 @@ class Inject(Forcing):
             raise InputError("Inject(''): give the text to force in, such as '<back>'")
         check_visual("a forced text", prompt)
 
-    def token_ids(self, tokenizer: Any) -> list[int]:
-        """See ``Forcing``."""
+    def forced_ids(self, tokenizer: Any) -> list[int]:
+        """See ``Intervention``."""
         return list(tokenizer(self.text, add_special_tokens=False)["input_ids"])
 
 
@@ -89,6 +84,6 @@ class ForceTokens(Forcing):
         if not all(is_whole(i) and i >= 0 for i in self.ids):
             raise InputError(f"ForceTokens({self.ids[:5]!r}...): give ids, whole numbers from 0 on")
 
-    def token_ids(self, tokenizer: Any) -> list[int]:
-        """See ``Forcing``."""
+    def forced_ids(self, tokenizer: Any) -> list[int]:
+        """See ``Intervention``."""
         return [int(i) for i in self.ids]

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import torch
 
 from attnlens.errors import InputError
 from attnlens.interventions.base import Edit, Intervention
-from attnlens.interventions.blocks import Piece, TextPiece
 from attnlens.interventions.cache_editor import InsertionPlan
-from attnlens.interventions.editor import EditScope
-from attnlens.interventions.session import Event, Session
+from attnlens.interventions.pieces import Piece, TextPiece
+from attnlens.interventions.running import Event, RunningIntervention
+from attnlens.interventions.score_editor import EditScope
 from attnlens.interventions.trigger_state import ArmedIntervention
 from attnlens.models.cache import with_cache
 from attnlens.models.load import VLM
@@ -28,7 +29,7 @@ from attnlens.models.prompt import Prompt
 from attnlens.recording.tap import notify_response
 
 
-class ForcedSession(Session):
+class ForcedSession:
     """Feeds a known response under an intervention.
 
     Text that the intervention forces stands between the response's tokens, after the one that made
@@ -49,14 +50,38 @@ class ForcedSession(Session):
     """
 
     def __init__(self, vlm: VLM, prompt: Prompt, intervention: Intervention) -> None:
-        super().__init__(vlm, prompt, intervention)
+        self._running = RunningIntervention(vlm, prompt, intervention)
         self._cache: Any = None
         self._fed = 0
-        self._texts: list[Any] = []
+        self._texts: list[Intervention] = []
+        """Interventions whose text goes in after the next token that is fed."""
         self._steps: list[int] = []
         """For each token that triggers see, the first step that acting before it acts on."""
-        self._inside_text = False
         self._rope_start = 0
+
+    @property
+    def events(self) -> list[Event]:
+        """What has been done so far, in order."""
+        return self._running.events
+
+    @property
+    def never_fired(self) -> list[str]:
+        """Names of the interventions whose trigger has not fired."""
+        return self._running.never_fired
+
+    def __enter__(self) -> ForcedSession:
+        """Attach to the model."""
+        self._running.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        """Leave the model as it was found."""
+        self._running.__exit__(kind, error, where)
 
     def force(self, ids: Sequence[int]) -> torch.Tensor:
         """Feed a response; call once, inside the block.
@@ -76,118 +101,114 @@ class ForcedSession(Session):
 
         if not len(ids):
             raise InputError("the response has no token: give at least one id")
+        running = self._running
+        text = running.parts.text
         found = []
-        alone = bool(self._watched)  # the next trigger asks what each step attends to
-        alone |= next(self._parts.text.parameters()).dtype != torch.float32
+        # where the next trigger asks what each step attends to, or rounding must be alike
+        alone = running.watches_shares or next(text.parameters()).dtype != torch.float32
         with torch.no_grad():
-            self._cache = DynamicCache(config=self._parts.text.config)
-            found.append(self._pass(**self._prompt(), logits_to_keep=1))
-            self._put_between(self._texts)
+            self._cache = DynamicCache(config=text.config)
+            running.started = True
+            self._act(running.due())
+            found.append(self._pass(**self._prompt_inputs(), logits_to_keep=1))
+            self._put_between()
             waiting: list[int] = []
-            for token in ids[:-1]:
-                self._ids.append(int(token))
-                self._trigger_state.seen.append(int(token))
-                self._steps.append(len(self._ids))
-                acting = self._due()
+            for token in map(int, ids[:-1]):
+                running.ids.append(token)
+                running.triggers.seen.append(token)
+                self._steps.append(len(running.ids))
+                acting = running.due(lambda answer: self._steps[answer - 1] if answer else 0)
                 if acting:
                     found += self._feed_response(waiting)
                     waiting = []
-                    self._act(acting, self._cache, self._positions(1))
-                waiting.append(int(token))
+                    self._act(acting)
+                waiting.append(token)
                 if alone or self._texts:
                     found += self._feed_response(waiting)
                     waiting = []
-                    self._put_between(self._texts)
+                    self._put_between()
             found += self._feed_response(waiting)
-        notify_response(self._parts, torch.tensor([list(ids)]))
+        notify_response(running.parts, torch.tensor([list(ids)]))
         return torch.cat(found)
-
-    def _before(self, module: Any, args: tuple, options: dict[str, Any]) -> tuple:
-        if self._started:  # what a later pass needs has been done before it
-            return args, options
-        return super()._before(module, args, options)
 
     def _feed_response(self, tokens: list[int]) -> list[torch.Tensor]:
         if not tokens:
             return []
-        device = self.prompt.inputs["input_ids"].device
-        options = self._positions(len(tokens))
+        running = self._running
+        device = running.prompt.inputs["input_ids"].device
+        options: dict[str, Any] = {"position_ids": self._positions(len(tokens))}
         self._fed += len(tokens)
-        self._cache_editor.move(self._cache, options, self._slot(self._fed) + 1)
-        found = self._pass(input_ids=torch.tensor([tokens], device=device), **options)
-        return [found]
+        running.cache.move(self._cache, options, running.slot(self._fed) + 1)
+        return [self._pass(input_ids=torch.tensor([tokens], device=device), **options)]
 
-    def _act(self, acting: list[Any], cache: Any, options: dict[str, Any]) -> None:
-        """Act, but for forced texts: these wait until the step's query token has been fed."""
+    def _act(self, acting: list[tuple[int, ArmedIntervention]]) -> None:
+        """Let all act except forced texts: these wait until the step's query token has been fed."""
         self._texts = [state.part for _, state in acting if state.part.follows]
-        others = [pair for pair in acting if not pair[1].part.follows]
+        others = [(step, state) for step, state in acting if not state.part.follows]
         if others:
-            super()._act(others, cache, options)
+            self._running.act(others, self._cache, self._positions(1))
 
-    def _step_of(self, answer: int) -> int:
-        return self._steps[answer - 1] if answer else 0
-
-    def _shares(self, definition: str, count: int) -> list[float]:
-        return [] if self._inside_text else super()._shares(definition, count)
-
-    def _put_between(self, texts: list[Any]) -> None:
-        """Put texts after the last token that was fed, and what their words set off."""
+    def _put_between(self) -> None:
+        """Put forced texts after the last token that was fed, and what their words set off."""
+        texts, self._texts = self._texts, []
         if not texts:
             return
-        self._texts = []
-        earlier = [] if self._editor is None else list(self._editor.reaches)
-        text = _Text(self._slot(len(self._ids) + 1))
-        self._inside_text = True
+        running = self._running
+        earlier = [] if running.editor is None else list(running.editor.scopes)
+        inserted = _ForcedText(running.slot(len(running.ids) + 1))
+        running.knows_shares = False
         while texts:
-            self._walk(texts, text)
-        self._inside_text = False
-        plan = text.plan()
-        if self._editor is not None:
-            self._editor.step_back(earlier, text.start, plan.segments())
-        text.settle()
-        now = self._positions(1)["position_ids"]
-        self._cache_editor.apply(plan, text.start, 0, self._cache, now)
-        self._cache_editor.first_free = len(self._ids) + 1
+            texts += self._add_text(texts.pop(0), inserted)
+        running.knows_shares = True
+        plan = inserted.plan()
+        if running.editor is not None:
+            running.editor.step_back(earlier, inserted.start, plan.segments())
+        inserted.bound_edits()
+        running.cache.apply(plan, inserted.start, 0, self._cache, self._positions(1))
+        running.cache.first_free = len(running.ids) + 1
 
-    def _walk(self, texts: list[Any], text: _Text) -> None:
-        """Go through the first of some texts, and note what its words set off."""
-        step, part = len(self._ids) + 1, texts.pop(0)
-        ids = part.token_ids(self.vlm.tokenizer)
-        self.events.append(Event(part.name, step, step, forced=len(ids)))
+    def _add_text(self, part: Intervention, text: _ForcedText) -> list[Intervention]:
+        """Add what an intervention forces; return those that its words set off."""
+        running = self._running
+        step = len(running.ids) + 1
+        ids = part.forced_ids(running.vlm.tokenizer)
+        running.events.append(Event(part.name, step, step, forced=len(ids)))
+        following = []
+        seen = running.triggers.seen
         for token in ids:
-            self._trigger_state.seen.append(token)
+            seen.append(token)
             self._steps.append(step)
             place = text.add(token)
-            for answer, state in self._trigger_state.ask(partial(text.stop, token=place)):
-                # what began before the text acts where the text begins
-                at = max(0, place - (len(self._trigger_state.seen) - answer))
+            for answer, state in running.triggers.ask(partial(text.stop, token=place)):
                 if state.part.follows:
-                    texts.append(state.part)
+                    following.append(state.part)
                     continue
-                here = _InsideText(self, state, text, step, at)
+                # what began before the text acts where the text begins
+                at = max(0, place - (len(seen) - answer))
+                here = _InsideText(running, state, text, step, at)
                 state.part.act(here)
-                self.events.append(Event(state.part.name, step, step, here.inserted, here.kept))
+                running.events.append(Event(state.part.name, step, step, here.inserted, here.kept))
+        return following
 
-    def _prompt(self) -> dict[str, Any]:
-        """Give the pass over the prompt positions, so that none are kept on the model."""
-        inputs = dict(self.prompt.inputs)
-        family = self.vlm.family
-        rope = family.rotary_positions(self._parts.generator, inputs)
-        count = rope.shape[-1]
+    def _prompt_inputs(self) -> dict[str, Any]:
+        """Give the prompt's pass its positions, which the model would keep otherwise."""
+        running = self._running
+        inputs, family = dict(running.prompt.inputs), running.vlm.family
+        rope = family.rotary_positions(running.parts.generator, inputs)
         self._rope_start = int(rope.max()) + 1
-        slots = torch.arange(count, device=rope.device)
+        slots = torch.arange(rope.shape[-1], device=rope.device)
         return inputs | {"position_ids": family.position_ids(slots, rope)}
 
-    def _positions(self, count: int) -> dict[str, Any]:
-        """Positions of the tokens that come next, without what was inserted."""
-        family, device = self.vlm.family, self.prompt.inputs["input_ids"].device
-        slots = len(self.prompt.segments) + self._fed + torch.arange(count)
+    def _positions(self, count: int) -> torch.Tensor:
+        """Position ids of the tokens that come next, without what was inserted."""
+        prompt, family = self._running.prompt, self._running.vlm.family
+        slots = len(prompt.segments) + self._fed + torch.arange(count)
         rope, _ = family.positions_from(self._rope_start + self._fed, [count])
         positions = family.position_ids(slots, torch.from_numpy(rope))
-        return {"position_ids": positions.to(device)}
+        return positions.to(prompt.inputs["input_ids"].device)
 
     def _pass(self, **options: Any) -> torch.Tensor:
-        generator = self._parts.generator
+        generator = self._running.parts.generator
         output = generator(**options, **with_cache(generator, self._cache), use_cache=True)
         return output.logits[0].float().log_softmax(-1).cpu()
 
@@ -196,9 +217,14 @@ class _InsideText:
     """Where one intervention acts inside forced text; see ``attnlens.interventions.base.Place``."""
 
     def __init__(
-        self, session: ForcedSession, armed: ArmedIntervention, text: _Text, step: int, at: int
+        self,
+        running: RunningIntervention,
+        armed: ArmedIntervention,
+        text: _ForcedText,
+        step: int,
+        at: int,
     ) -> None:
-        self.generation = session
+        self.generation = running
         self.step = step
         self.inserted = 0
         self.kept: tuple[int, ...] = ()
@@ -212,14 +238,14 @@ class _InsideText:
         self.kept = kept
 
     def edit(self, edit: Edit) -> None:
-        scope = self._armed.reach = self.generation._begin_edit(edit, self._text.start)
+        scope = self._armed.scope = self.generation.begin_edit(edit, self._text.start)
         self._text.starts.append((scope, self._at, len(self._text.before[self._at])))
 
     def force(self, ids: Sequence[int]) -> None:
-        raise AssertionError("forced text waits until the text around it has been said")
+        raise AssertionError("forced text waits until the text around it is complete")
 
 
-class _Text:
+class _ForcedText:
     """Forced text, with what stands before its tokens and the edits that begin or end there."""
 
     def __init__(self, start: int) -> None:
@@ -235,16 +261,16 @@ class _Text:
         self.before.append([])
         return len(self.ids) - 1
 
-    def stop(self, reach: EditScope, token: int) -> None:
-        reach.stop = self.start  # where it comes to lie is known when all has been said
-        self.stops.append((reach, token))
+    def stop(self, scope: EditScope, token: int) -> None:
+        scope.stop = self.start  # moved by bound_edits when the text is complete
+        self.stops.append((scope, token))
 
-    def settle(self) -> None:
+    def bound_edits(self) -> None:
         """Set where edits begin and end."""
-        for reach, token, pieces in self.starts:
-            reach.start = self._slot(token, pieces)
-        for reach, token in self.stops:
-            reach.stop = self._slot(token, len(self.before[token]))
+        for scope, token, pieces in self.starts:
+            scope.start = self._slot(token, pieces)
+        for scope, token in self.stops:
+            scope.stop = self._slot(token, len(self.before[token]))
 
     def _slot(self, token: int, pieces: int) -> int:
         earlier = [piece for before in self.before[:token] for piece in before]

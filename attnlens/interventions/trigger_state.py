@@ -8,8 +8,7 @@ from typing import Any
 
 from attnlens.errors import InputError
 from attnlens.interventions.base import Intervention
-from attnlens.interventions.editor import EditScope
-from attnlens.interventions.inject import Forcing
+from attnlens.interventions.score_editor import EditScope
 from attnlens.interventions.triggers import Moment, Trigger
 
 
@@ -23,7 +22,7 @@ class ArmedIntervention:
         The intervention.
     fired
         How often it has acted.
-    reach
+    scope
         What an edit acts on, from when it has.
     counts
         How often each of its triggers has fired, by id.
@@ -31,7 +30,7 @@ class ArmedIntervention:
 
     part: Intervention
     fired: int = 0
-    reach: EditScope | None = None
+    scope: EditScope | None = None
     counts: dict[int, int] = field(default_factory=dict)
 
 
@@ -83,9 +82,9 @@ class TriggerState:
         for state in self.states:
             part = state.part
             moment = Moment(step, self.seen, self._tokenizer, self._shares, state.counts)
-            if state.reach is not None and state.reach.stop is None:
+            if state.scope is not None and state.scope.stop is None:
                 if part.until is not None and self._fires(part.until, moment) is not None:
-                    stop(state.reach)
+                    stop(state.scope)
                 continue  # a second time would change nothing
             answer = self._fires(part.when, moment)
             if answer is not None:
@@ -122,8 +121,8 @@ def check_forced_texts(parts: Iterable[Intervention], tokenizer: Any, vocabulary
     InputError
         If a text does so, or a forced token is not in the vocabulary.
     """
-    forcing = [part for part in parts if isinstance(part, Forcing)]
-    ids = {id(part): part.token_ids(tokenizer) for part in forcing}
+    forcing = [part for part in parts if part.follows]
+    ids = {id(part): part.forced_ids(tokenizer) for part in forcing}
     longest = LONGEST_CHAIN + sum(map(len, ids.values()))
     for part in forcing:
         unknown = [token for token in ids[id(part)] if token >= vocabulary]

@@ -1,15 +1,16 @@
-"""What an insertion puts into the cache: pieces, their rotary positions, and the pass over them."""
+"""What an insertion puts into the cache, and the images of the prompt that it comes from."""
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from attnlens.errors import InputError
-from attnlens.models.family import Family, ImagePiece
+from attnlens.models.family import Family, ImagePiece, Parts
+from attnlens.models.load import VLM
+from attnlens.models.prompt import Prompt
 
 POSITIONS = ("fresh", "original", "frozen-cache")
 """Where inserted visual tokens stand: as a new image at the current position; at the positions
@@ -118,31 +119,44 @@ def piece_positions(family: Family, piece: Piece, start: int) -> tuple[np.ndarra
     return family.positions_from(start, [])
 
 
-def step_back(cache: Any, tokens: int) -> None:
-    """Take the last tokens out of a cache.
+class PromptImages:
+    """Features, slots and positions of the visual tokens of a prompt's images."""
 
-    Raises
-    ------
-    InputError
-        If the cache is neither dynamic nor static.
-    """
-    if not tokens:
-        return
-    for layer in cache.layers:
-        length = getattr(layer, "cumulative_length", None)
-        if isinstance(length, torch.Tensor):  # a static layer: what lies beyond is written over
-            length.sub_(tokens)
-        elif type(layer).__name__ == "DynamicLayer":
-            layer.crop(-tokens)
-        else:
-            raise InputError(
-                f"a cache of {type(layer).__name__} cannot be stepped back: "
-                "use a dynamic or a static cache"
-            )
+    def __init__(self, vlm: VLM, parts: Parts, prompt: Prompt) -> None:
+        self._vlm = vlm
+        self._parts = parts
+        self._prompt = prompt
+        self._features: torch.Tensor | None = None
 
+    def keep(self, features: torch.Tensor) -> None:
+        """Keep the vision features that the generation has computed, of all images in a row."""
+        if self._features is None:
+            self._features = features
 
-def repeat_cached(cache: Any, slots: tuple[int, ...]) -> None:
-    """Append copies of cached keys and values to a cache."""
-    at = list(slots)
-    for layer in cache.layers:
-        layer.update(layer.keys[:, :, at].clone(), layer.values[:, :, at].clone())
+    def clear(self) -> None:
+        """Drop the features."""
+        self._features = None
+
+    def features(self, image: int) -> torch.Tensor:
+        """Vision features of an image, [visual tokens, width]; computed once."""
+        if self._features is None:
+            vlm = self._vlm
+            with torch.no_grad():
+                self._features = vlm.family.image_features(vlm.model, self._prompt.inputs)
+        counts = [rows * columns for rows, columns in self._prompt.grids]
+        start = sum(counts[:image])
+        return self._features[start : start + counts[image]]
+
+    def slots(self, image: int) -> list[int]:
+        """Slots of an image's visual keys in the prompt."""
+        return np.flatnonzero(self._prompt.image_of_key == image).tolist()
+
+    def positions(self, image: int) -> np.ndarray:
+        """Rotary positions of an image's visual tokens in the prompt, int64 [axes, tokens]."""
+        positions = self._vlm.family.rotary_positions(self._parts.generator, self._prompt.inputs)
+        return positions[:, 0, self.slots(image)].cpu().numpy()
+
+    def checksum(self) -> int:
+        """Return a number that depends on the question and on every pixel."""
+        pixels = self._vlm.family.pixels(self._prompt.inputs).float().cpu().numpy().tobytes()
+        return zlib.crc32(self._prompt.text.encode(), zlib.crc32(pixels))

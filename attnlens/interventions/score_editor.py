@@ -51,7 +51,7 @@ class ScoreEditor:
 
     def __init__(self, implementation: str) -> None:
         self.implementation = implementation
-        self.reaches: list[EditScope] = []
+        self.scopes: list[EditScope] = []
         self._past = 0
 
     def add(
@@ -59,12 +59,12 @@ class ScoreEditor:
     ) -> EditScope:
         """Let an edit act on rows from a slot on."""
         columns = torch.tensor(list(edit.reach(prompt)), dtype=torch.int64)
-        reach = EditScope(edit, columns, heads, start)
-        self.reaches.append(reach)
-        return reach
+        scope = EditScope(edit, columns, heads, start)
+        self.scopes.append(scope)
+        return scope
 
-    def step_back(self, reaches: Sequence[EditScope], start: int, segments: Sequence[Any]) -> None:
-        """Move the bounds of reaches with the tokens that they stand at.
+    def step_back(self, scopes: Sequence[EditScope], start: int, segments: Sequence[Any]) -> None:
+        """Move the bounds of scopes with the tokens that they stand at.
 
         See ``attnlens.recording.tap.Listener.step_back``. Rows of inserted tokens are in reach
         where the tokens around them are.
@@ -79,9 +79,9 @@ class ScoreEditor:
                 return start + again[place]
             return start + len(segments) + place - len(again)
 
-        for reach in reaches:
-            reach.start = moved(reach.start)
-            reach.stop = None if reach.stop is None else moved(reach.stop)
+        for scope in scopes:
+            scope.start = moved(scope.start)
+            scope.stop = None if scope.stop is None else moved(scope.stop)
 
     def begin_pass(self, tokens: int, past: int) -> None:
         """See ``attnlens.recording.tap.Editor``."""
@@ -92,17 +92,17 @@ class ScoreEditor:
         """See ``attnlens.recording.tap.Editor``."""
         query, key, mask = seen.query, seen.key, seen.mask
         end = self._past + query.shape[2]
-        for reach in self.reaches:
-            heads = reach.heads.get(seen.layer)
-            first = max(reach.start, self._past) - self._past
-            last = (end if reach.stop is None else min(reach.stop, end)) - self._past
+        for scope in self.scopes:
+            heads = scope.heads.get(seen.layer)
+            first = max(scope.start, self._past) - self._past
+            last = (end if scope.stop is None else min(scope.stop, end)) - self._past
             if heads is None or first >= last:
                 continue
-            columns = reach.columns = reach.columns.to(query.device)
+            columns = scope.columns = scope.columns.to(query.device)
             scores = attention_scores(query[:, :, first:last], key[:, :, columns], seen.scaling)
             bias = torch.zeros_like(scores)
             chosen = list(heads)
-            bias[:, chosen] = reach.edit.bias(scores[:, chosen])
+            bias[:, chosen] = scope.edit.bias(scores[:, chosen])
             additive = _additive(mask, query, key, self._past)
             additive = additive.expand(-1, bias.shape[1], -1, -1).clone()
             additive[:, :, first:last, columns] += bias.to(additive.dtype)
