@@ -956,4 +956,4 @@ def test_recover_writes_table_numbers_figure_and_summary(tmp_path, capsys):
     assert main(command) == 0
     (folder / "summary.json").unlink()
     assert main(command) == 2
-    assert "holds something else" in capsys.readouterr().err
+    assert "holds something other than" in capsys.readouterr().err
