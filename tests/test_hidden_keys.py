@@ -18,7 +18,7 @@ from attnlens.errors import InputError
 from attnlens.interventions import At, AtStep, Boost, Copy, Knockout
 from attnlens.measures import dilution, log_odds, visual_share
 from attnlens.measures.inputs import visible_keys
-from attnlens.measures.theorems.evenness import evenness
+from attnlens.measures.theorems.dilution import evenness
 from attnlens.measures.theorems.exponent import exponents
 from attnlens.models.cache import with_cache
 from attnlens.recording.masks import as_bias

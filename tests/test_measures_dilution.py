@@ -21,9 +21,9 @@ from attnlens import plots
 from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.measures import dilution, insertion, log_odds
-from attnlens.measures.theorems.change import change, difference
-from attnlens.measures.theorems.evenness import evenness
+from attnlens.measures.theorems.dilution import evenness
 from attnlens.measures.theorems.exponent import exponents
+from attnlens.measures.theorems.log_odds import change, difference
 from attnlens.measures.theorems.synthetic import synthetic_attention
 from attnlens.segments import SEGMENTS
 

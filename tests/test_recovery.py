@@ -40,8 +40,8 @@ from attnlens.interventions.parse import parse_intervention, parse_trigger
 from attnlens.interventions.teacher_forcing import ForcedSession
 from attnlens.measures import correlation, visual_share
 from attnlens.measures.definitions import DEFINITIONS
-from attnlens.measures.paired import holm, mcnemar
 from attnlens.measures.recovery import divergences, half_life, mean_from
+from attnlens.measures.statistics import holm, mcnemar
 from attnlens.models.families import FAMILIES, parts_of
 from attnlens.reports.recovery import as_text
 from attnlens.text import shortened

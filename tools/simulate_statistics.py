@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from scipy import stats
 
-from attnlens.measures.paired import mcnemar
 from attnlens.measures.slope import slope_test
 from attnlens.measures.statistics import (
     mann_kendall,
+    mcnemar,
     mean_interval,
     median_interval,
     proportion_difference,

@@ -12,10 +12,11 @@ import xarray as xr
 from scipy import stats
 
 from attnlens.errors import InputError
-from attnlens.measures.paired import holm, mcnemar
 from attnlens.measures.recovery import area_from, half_life, mean_from, mean_of_known
 from attnlens.measures.results import plain_rows
 from attnlens.measures.statistics import (
+    holm,
+    mcnemar,
     mean_interval,
     median_interval,
     proportion_difference,

@@ -10,11 +10,9 @@ from __future__ import annotations
 from attnlens.measures.agreement import Agreement, agreement
 from attnlens.measures.averages import Averages, averages
 from attnlens.measures.correlation import correlation
-from attnlens.measures.decay import decay
+from attnlens.measures.decay import Decay, GroupDecay, decay
 from attnlens.measures.definitions import definitions
-from attnlens.measures.refocus import refocus
-from attnlens.measures.region_summary import region_summary
-from attnlens.measures.results import Decay, GroupDecay, Refocus
+from attnlens.measures.regions import Refocus, refocus, region_summary
 from attnlens.measures.share import shares, visual_share
 from attnlens.measures.statistics import TrendTest, mann_kendall
 from attnlens.measures.theorems.dilution import dilution

@@ -15,22 +15,24 @@ LEAST_STEPS = 4
 """Fewer steps than this have no rank correlation."""
 
 
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
+def spearman(a: np.ndarray, b: np.ndarray, least: int = LEAST_STEPS) -> float:
     """Rank correlation of two series over the steps at which both are defined.
 
     Parameters
     ----------
     a, b : numpy.ndarray, shape (n,)
         NaN where undefined; equal values share their mean rank.
+    least : int
+        Number of steps that both must be defined at.
 
     Returns
     -------
     float
-        From -1 to 1; NaN for fewer than four steps or where one of the two is constant.
+        From -1 to 1; NaN for fewer than ``least`` steps or where one of the two is constant.
     """
     known = np.isfinite(a) & np.isfinite(b)
     a, b = a[known], b[known]
-    if len(a) < LEAST_STEPS or np.ptp(a) == 0 or np.ptp(b) == 0:
+    if len(a) < least or np.ptp(a) == 0 or np.ptp(b) == 0:
         return NAN
     return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
+from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 import xarray as xr
@@ -11,10 +12,113 @@ from scipy import stats
 
 from attnlens.errors import InputError
 from attnlens.measures.inputs import TraceLike, find_region, inside
-from attnlens.measures.results import NAN, Decay, GroupDecay, check_confidence
+from attnlens.measures.results import NAN, Result, check_confidence
 from attnlens.measures.share import visual_share
 from attnlens.measures.slope import slope_test
 from attnlens.measures.statistics import mann_kendall, mean_interval
+
+
+@dataclass(frozen=True)
+class Decay(Result):
+    """The trend of visual share over the steps of one trace.
+
+    With fewer than three defined steps every number from `slope` on is NaN.
+
+    Parameters
+    ----------
+    definition : str
+        Definition of the share.
+    step_owner : str
+        Token that labels a step: ``"predicted"`` or ``"query"``.
+    region : str or None
+        Region that was measured, if one was asked for.
+    start, stop : int or None
+        Half-open range of step labels that were used; None if there was no defined step.
+    steps : int
+        Number of steps with a defined share.
+    confidence : float
+        Level of the intervals.
+    slope, slope_low, slope_high : float
+        Theil-Sen slope, in units of the definition per step, and the interval of
+        ``attnlens.measures.slope.slope_test``; NaN for fewer than 60 steps.
+    line_slope : float
+        Slope of the line that the interval and the p value belong to; NaN for fewer than 60 steps.
+    half_life, half_life_low, half_life_high : float
+        Steps in which the share halves: log(2) over the Theil-Sen slope of its logarithm, with the
+        interval that follows from the slope's. Infinite where the share does not fall.
+    log_steps : int
+        Steps with a positive share, which are those that have a logarithm.
+    s : float
+        Mann-Kendall statistic: rising pairs of steps minus falling pairs.
+    tau : float
+        Kendall's tau of the share against the step.
+    p_value : float
+        Two-sided p of no slope, of the same test; NaN for fewer than 60 steps, which are too few
+        to tell.
+    """
+
+    definition: str
+    step_owner: str
+    region: str | None
+    start: int | None
+    stop: int | None
+    steps: int
+    confidence: float
+    slope: float = NAN
+    slope_low: float = NAN
+    slope_high: float = NAN
+    half_life: float = NAN
+    half_life_low: float = NAN
+    half_life_high: float = NAN
+    log_steps: int = 0
+    s: float = NAN
+    tau: float = NAN
+    line_slope: float = NAN
+    p_value: float = NAN
+
+    @property
+    def verdict(self) -> str:
+        """Falls clearly, rises clearly, no clear trend (all at 5%), or too short to tell."""
+        if np.isnan(self.p_value):
+            return "too short to tell"
+        if self.p_value >= 0.05 or self.tau * self.line_slope <= 0:
+            return "no clear trend"
+        return "falls clearly" if self.tau < 0 else "rises clearly"
+
+    def as_dict(self) -> dict[str, Any]:
+        """See ``Result``; with the verdict."""
+        return super().as_dict() | {"verdict": self.verdict}
+
+
+@dataclass(frozen=True)
+class GroupDecay(Result):
+    """The trend of visual share over several traces.
+
+    Parameters
+    ----------
+    definition : str
+        Definition of the share.
+    traces : tuple of Decay
+        One result per trace, in the order given.
+    samples : int
+        Number of traces with a slope.
+    confidence : float
+        Level of the intervals.
+    slope, slope_low, slope_high : float
+        Mean of the slopes, in units of the definition per step, with an interval over
+        traces (NaN for fewer than eight).
+    half_life : float
+        Median of the half-lives, in steps; infinite if most shares do not fall.
+    """
+
+    definition: str
+    traces: tuple[Decay, ...]
+    samples: int
+    confidence: float
+    slope: float
+    slope_low: float
+    slope_high: float
+    half_life: float
 
 
 @overload

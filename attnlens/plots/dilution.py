@@ -22,7 +22,7 @@ from attnlens.plots.style import (
 )
 
 if TYPE_CHECKING:
-    from attnlens.measures.theorems.change import Change
+    from attnlens.measures.theorems.log_odds import Change
     from attnlens.measures.theorems.result import Dilution
 
 HEIGHT = 2.5

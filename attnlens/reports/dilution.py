@@ -14,7 +14,7 @@ import attnlens
 from attnlens.errors import InputError
 from attnlens.files import check_results, clear_leftover_folders, write_folder
 from attnlens.measures.inputs import find_region
-from attnlens.measures.theorems.change import WHOLE_RUN
+from attnlens.measures.theorems.log_odds import WHOLE_RUN
 from attnlens.progress import progress
 from attnlens.runs.cache import Entry
 from attnlens.runs.dataset import Question

@@ -12,7 +12,7 @@ from attnlens.text import one_line, shortened
 
 if TYPE_CHECKING:
     from attnlens.measures import Dilution, Information, Insertion
-    from attnlens.measures.theorems.change import Change
+    from attnlens.measures.theorems.log_odds import Change
 
 COLUMNS = {
     "measure": "string",

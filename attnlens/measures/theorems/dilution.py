@@ -11,22 +11,29 @@ import pandas as pd
 import xarray as xr
 
 from attnlens.errors import InputError
-from attnlens.measures.inputs import TraceLike, dataset_of, over_heads, runs_of
+from attnlens.measures.inputs import (
+    TraceLike,
+    dataset_of,
+    over_heads,
+    runs_of,
+    select_layers,
+    visible_keys,
+)
 from attnlens.measures.recovery import mean_of_known
 from attnlens.measures.results import NAN, check_confidence
 from attnlens.measures.slope import slope_test
-from attnlens.measures.statistics import mann_kendall, mean_interval
-from attnlens.measures.theorems.change import (
+from attnlens.measures.statistics import kendall_tau, mean_interval
+from attnlens.measures.theorems.exponent import exponents
+from attnlens.measures.theorems.log_odds import (
+    TERMS,
     WHOLE_RUN,
     Pair,
     change,
     difference,
     difference_of,
+    log_odds,
     pairs_for,
 )
-from attnlens.measures.theorems.evenness import evenness
-from attnlens.measures.theorems.exponent import exponents
-from attnlens.measures.theorems.log_odds import TERMS, log_odds
 from attnlens.measures.theorems.result import Dilution
 
 
@@ -117,6 +124,37 @@ def dilution(
     )
 
 
+def evenness(trace: TraceLike, *, layers: int | Sequence[int] | None = None) -> xr.DataArray:
+    """Compare each segment's mass with its fraction of the visible keys.
+
+    Parameters
+    ----------
+    trace : Trace or xarray.Dataset
+        What was recorded.
+    layers : int, sequence of int or None
+        Layer indices in the model to use; None uses every recorded layer.
+
+    Returns
+    -------
+    xarray.DataArray, float64, (segment, layer, head)
+        Mass over fraction of keys, the mean over steps at which the head sees keys of the segment:
+        1 where they get what an even spread would give them, 5 where five times that. NaN for
+        segments without visible keys. A step belongs to its predicted token.
+
+    Raises
+    ------
+    InputError
+        If `trace` is none, or a layer was not recorded.
+    """
+    data = select_layers(dataset_of(trace), layers)
+    keys = visible_keys(data)
+    share = keys / keys.sum("segment")
+    ratio = (data["mass"].astype(np.float64) / share.where(share > 0)).mean("step")
+    ratio = ratio.transpose("segment", "layer", "head")
+    ratio.attrs = {"long_name": "mass over fraction of keys", "step_owner": "predicted"}
+    return ratio.rename("evenness")
+
+
 @dataclass
 class _Run:
     """What is kept of one run."""
@@ -154,7 +192,7 @@ def _measure(run: Any, pair: Pair, chosen: dict[str, Any]) -> _Run:
         alpha=alpha,
         by_layer=by_layer,
         by_head=by_head,
-        tau=mann_kendall(mass[known]).tau,
+        tau=kendall_tau(mass[known]),
         slope=trend.slope,
         p_value=trend.p_value,
         undefined=float(np.isnan(terms["log_odds"].values).mean()),

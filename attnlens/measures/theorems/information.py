@@ -27,16 +27,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy import stats
 from scipy.special import logsumexp
 
 from attnlens.errors import InputError
+from attnlens.measures.correlation import spearman
 from attnlens.measures.recovery import mean_of_known
 from attnlens.measures.results import NAN, Result, check_confidence, plain_rows
 from attnlens.measures.statistics import mean_interval
 
 OTHERS = "others"
 """The average over other images, as a reference."""
+LEAST_BINS = 3
+"""Fewer parts of an answer have no rank correlation."""
 _NEEDED = ("log_ratio", "kl", "entropy_without", "log_probability", "entropy", "key_share")
 
 
@@ -205,7 +207,7 @@ def mutual_information(
     tables = np.array(
         [mean_of_known(np.stack([one["table"] for one in group], axis=-1)) for group in answers]
     )  # [prompt, bin, quantity]
-    correlations = np.array([_correlation(table) for table in tables])
+    correlations = np.array([spearman(table[:, 0], table[:, 3], LEAST_BINS) for table in tables])
     known = correlations[np.isfinite(correlations)]
     ends = mean_interval(known, confidence, within=(-1, 1))
     return Information(
@@ -314,14 +316,6 @@ def _answer(one: xr.Dataset, reference: str, bins: int) -> dict[str, Any]:
         "entropy": float(one["entropy"].sum()),
         "table": table,
     }
-
-
-def _correlation(table: np.ndarray) -> float:
-    known = np.isfinite(table).all(1)
-    nats, bound = table[known, 0], table[known, 3]
-    if known.sum() < 3 or np.ptp(nats) == 0 or np.ptp(bound) == 0:
-        return NAN
-    return float(stats.spearmanr(nats, bound).statistic)
 
 
 def _curve(tables: np.ndarray, bins: int, confidence: float) -> pd.DataFrame:

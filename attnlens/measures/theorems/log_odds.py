@@ -12,16 +12,38 @@ the recorded mass and the counts give both sides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from attnlens.errors import InputError
-from attnlens.measures.inputs import TraceLike, dataset_of, select_layers, visible_keys
+from attnlens.measures.inputs import (
+    TraceLike,
+    dataset_of,
+    find_region,
+    select_layers,
+    visible_keys,
+)
+from attnlens.measures.results import NAN, Result, interval_text
+from attnlens.measures.statistics import LEAST_FOR_MEANS, mean_interval, ratio_interval
+from attnlens.text import counted
 
 TERMS = ("log_odds", "counts", "preference")
 """The sum and its two terms."""
+
+Window = str | tuple[int, int] | tuple[float, float]
+"""Steps of a run: a region's name (its first occurrence), step labels ``(start, stop)``, or, as two
+floats, fractions of the run from 0.0 to 1.0."""
+
+Pair = tuple[Window, Window]
+"""What is compared: before and after."""
+
+WHOLE_RUN: Pair = ((0.0, 0.25), (0.75, 1.0))
+"""The first and the last quarter of a run."""
 
 
 def log_odds(
@@ -104,3 +126,206 @@ def _log_ratio(over: xr.DataArray, under: xr.DataArray) -> xr.DataArray:
     """Natural logarithm of a ratio, NaN where one of the two is 0."""
     defined = (over > 0) & (under > 0)
     return xr.apply_ufunc(np.log, over.where(defined) / under.where(defined))
+
+
+@dataclass(frozen=True)
+class Term(Result):
+    """One term of a change, in natural logarithms of odds.
+
+    Parameters
+    ----------
+    mean, low, high : float
+        After minus before: mean over samples (of means over steps, layers and heads), with an
+        interval over samples.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Change(Result):
+    """A change of the log-odds of visual mass, split into its two terms.
+
+    Parameters
+    ----------
+    samples : int
+        Number of runs in which both windows have a defined step.
+    log_odds, counts, preference : Term
+        The change, and its terms: it is their sum.
+    dilution_share, dilution_share_low, dilution_share_high : float
+        ``counts / log_odds``: the fraction of the change that follows from key counts, the ratio of
+        the means with an interval over samples (none for fewer than twenty). Above 1 where
+        preference worked against counts, below 0 where counts worked against preference. NaN where
+        the interval of the change holds 0, or fewer than eight samples do not all change in one
+        direction: there is no change to share out.
+    """
+
+    samples: int
+    log_odds: Term
+    counts: Term
+    preference: Term
+    dilution_share: float
+    dilution_share_low: float
+    dilution_share_high: float
+
+    def words(self, before: str = "", after: str = "") -> str:
+        """Say it in a sentence.
+
+        Parameters
+        ----------
+        before, after
+            The windows, in words.
+        """
+        total, counts, preference = self.log_odds, self.counts, self.preference
+        said = (
+            f"Log-odds of visual mass, from {before} to {after}"
+            if before
+            else "Log-odds of visual mass"
+        )
+        ends = interval_text(total.low, total.high, "+.2f")
+        said += f": {total.mean:+.2f}{ends} over {counted(self.samples, 'run')}"
+        said += f" = key counts {counts.mean:+.2f} and preference {preference.mean:+.2f}; "
+        if np.isnan(self.dilution_share):
+            if 1 < self.samples < LEAST_FOR_MEANS and total.mean:
+                return f"{said}too few runs, which go different ways, to share it out."
+            return f"{said}no change that could be shared out."
+        direction = "fall" if total.mean < 0 else "rise"
+        share, low, high = self.dilution_share, self.dilution_share_low, self.dilution_share_high
+        if share < 0:
+            return f"{said}the {direction} is preference, against key counts."
+        if share > 1 + 1e-9:
+            return f"{said}the {direction} is key counts, against preference."
+        return (
+            f"{said}{share:.0%}{interval_text(low, high, '.0%')} of the {direction} is key counts."
+        )
+
+
+def difference(
+    trace: TraceLike,
+    between: Pair,
+    *,
+    layers: int | Sequence[int] | None = None,
+    include_copied: bool = False,
+    sink: bool = True,
+) -> xr.Dataset:
+    """Return a run's change of the terms between two windows.
+
+    Parameters
+    ----------
+    trace
+        The run.
+    between
+        Before and after.
+    layers, include_copied, sink
+        As in ``log_odds``.
+
+    Returns
+    -------
+    xarray.Dataset, float64
+        ``log_odds``, ``counts`` and ``preference`` (layer, head): mean over the steps of the second
+        window minus that of the first. At a head and step where the log-odds are undefined counts
+        are left out too, so that the terms stay a sum.
+
+    Raises
+    ------
+    InputError
+        If a region is not in the trace, or a window holds no step.
+    """
+    terms = log_odds(trace, layers=layers, include_copied=include_copied, sink=sink)
+    return difference_of(trace, terms, between)
+
+
+def difference_of(trace: TraceLike, terms: xr.Dataset, between: Pair) -> xr.Dataset:
+    """Return the same from terms that ``log_odds`` has given for the run."""
+    terms = terms.assign(counts=terms["log_odds"] - terms["preference"])
+    first, second = (_steps(trace, terms, window) for window in between)
+    kept = terms[list(TERMS)]
+    return kept.isel(step=second).mean("step") - kept.isel(step=first).mean("step")
+
+
+def change(found: xr.Dataset, *, confidence: float = 0.95) -> Change:
+    """Sum up the differences of all samples.
+
+    Parameters
+    ----------
+    found
+        What ``difference`` returns for each run, along ``sample``.
+    confidence
+        Level of the intervals over samples.
+    """
+    means = {name: found[name].mean(("layer", "head")).values for name in TERMS}
+    known = np.isfinite(means["log_odds"])
+    terms = {}
+    for name, values in means.items():
+        low, high = mean_interval(values[known], confidence)
+        terms[name] = Term(float(values[known].mean()) if known.any() else NAN, low, high)
+    total = terms["log_odds"]
+    share = share_low = share_high = NAN
+    # of few samples, which give no interval, all must go one way
+    ways = set(np.sign(means["log_odds"][known].round(9)))
+    few = known.sum() < LEAST_FOR_MEANS and ways in ({1.0}, {-1.0})
+    if few or total.low > 0 or total.high < 0:
+        share = terms["counts"].mean / total.mean
+        share_low, share_high = ratio_interval(
+            means["counts"][known], means["log_odds"][known], confidence
+        )
+    return Change(
+        int(known.sum()),
+        **terms,
+        dilution_share=share,
+        dilution_share_low=share_low,
+        dilution_share_high=share_high,
+    )
+
+
+def pairs_for(between: Pair | Sequence[Pair]) -> Iterator[Pair]:
+    """Give the runs their pairs of windows: the one over and over, or one for each.
+
+    Raises
+    ------
+    InputError
+        If it is neither a pair of windows nor a list of these.
+    """
+    if _is_pair(between):
+        return repeat(between)  # type: ignore[arg-type]
+    if isinstance(between, (list, tuple)) and between and all(map(_is_pair, between)):
+        return iter(between)
+    raise InputError(
+        f"between={between!r}: give two windows, such as ('think', 'back'), ((0, 40), (40, 80)) "
+        "or ((0.0, 0.25), (0.75, 1.0)), or a list of such pairs"
+    )
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_window, value))
+
+
+def _is_window(value: Any) -> bool:
+    if isinstance(value, str):
+        return True
+    numbers = isinstance(value, (list, tuple)) and len(value) == 2
+    return numbers and all(isinstance(n, (int, float, np.integer)) for n in value)
+
+
+def _steps(trace: TraceLike, terms: xr.Dataset, window: Window) -> np.ndarray:
+    labels = terms["step"].values
+    if isinstance(window, str):
+        region = find_region(trace, window)
+        start, stop = region.start, region.stop
+    elif any(isinstance(bound, float) for bound in window):
+        if not all(0 <= bound <= 1 for bound in window):
+            raise InputError(
+                f"The window {window!r} is no part of a run: give fractions from 0.0 to 1.0, or "
+                "whole numbers of steps."
+            )
+        start, stop = (round(labels[0] + bound * len(labels)) for bound in window)
+    else:
+        start, stop = (int(bound) for bound in window)
+    inside = np.flatnonzero((labels >= start) & (labels < stop))
+    if not len(inside):
+        raise InputError(
+            f"The window {window!r} holds no step; steps of the run: {labels[0]} to {labels[-1]}."
+        )
+    return inside

@@ -10,7 +10,7 @@ import pandas as pd
 
 from attnlens.measures.results import Result, plain_rows
 from attnlens.measures.slope import LEAST_STEPS
-from attnlens.measures.theorems.change import Change
+from attnlens.measures.theorems.log_odds import Change
 
 
 @dataclass(frozen=True)
