@@ -15,12 +15,12 @@ from attnlens.reports.dilution_tables import as_text
 
 
 def runs(count):
-    sizes = {"visual": 16, "text": 8, "sink": 1.0, "scatter": 0.5}
-    return [synthetic_attention(16, gap=-0.1 * i, seed=i, **sizes) for i in range(count)]
+    sizes = {"visual": 16, "text": 8, "sink": 1.0}
+    return [synthetic_attention(16, gap=-0.1 * i, scatter=(0.5, i), **sizes) for i in range(count)]
 
 
 def twins(seed):
-    sizes = {"visual": 16, "text": 8, "scatter": 0.5, "seed": seed}
+    sizes = {"visual": 16, "text": 8, "scatter": (0.5, seed)}
     return {
         name: synthetic_attention(16, copied=(k, 8 if k else 0), **sizes)
         for name, k in (("untouched", 0), ("half", 8), ("copy", 16))

@@ -82,12 +82,12 @@ def test_dilution(monkeypatch):
     """Equal scores but for a gap and a sink: log-odds have a closed form, and all follows."""
     rng = np.random.default_rng(0)
     pool, known = [], []
-    for i in range(POOL):
+    for _ in range(POOL):
         text = int(rng.integers(6, 14))
         gaps = rng.normal(-0.5, 0.3) + rng.normal(-0.08, 0.1) * STEPS
         sink = rng.normal(1.0, 0.5)
-        sizes = {"visual": 20, "text": text, "layers": 1, "heads": 1, "sink": sink}
-        pool.append(synthetic_attention(len(STEPS), gap=gaps, seed=i, **sizes))
+        sizes = {"visual": 20, "text": text, "shape": (1, 1), "sink": sink}
+        pool.append(synthetic_attention(len(STEPS), gap=gaps, **sizes))
         odds = np.log(20 / (np.exp(sink) + text + STEPS)) + gaps
         counts, without = (np.log(20 / (others + text + STEPS)) for others in (1, 0))
         mass, share = expit(odds), 20 / (21 + text + STEPS)
@@ -135,7 +135,7 @@ def test_insertion(monkeypatch):
     pool, known = [], []
     for i in range(POOL):
         text, visual = (int(n) for n in rng.integers(8, 16, 2))
-        sizes = {"visual": visual, "text": text, "layers": 1, "heads": 1, "scatter": 0.7, "seed": i}
+        sizes = {"visual": visual, "text": text, "shape": (1, 1), "scatter": (0.7, i)}
         gap = rng.normal(-0.5, 0.4)
         twins = {
             str(k): synthetic_attention(len(STEPS), copied=(k, 4 if k else 0), gap=gap, **sizes)
@@ -205,8 +205,8 @@ def test_averages_and_agreement(monkeypatch):
     pool = []
     for i in range(POOL):
         gaps = rng.normal(-0.5, 0.4) - rng.gamma(1.0, 0.1) * STEPS
-        sizes = {"visual": 8, "text": 6, "layers": 1, "heads": 1, "scatter": 1.0}
-        pool.append(synthetic_attention(len(STEPS), gap=gaps, seed=i, **sizes))
+        sizes = {"visual": 8, "text": 6, "shape": (1, 1), "scatter": (1.0, i)}
+        pool.append(synthetic_attention(len(STEPS), gap=gaps, **sizes))
     visual, response = (
         np.array([run["mass"][:, 0, 0].sel(segment=s).values for run in pool])
         for s in ("visual", "response")

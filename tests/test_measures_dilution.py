@@ -100,7 +100,7 @@ def test_a_sink_takes_what_the_closed_form_says():
 
 
 def test_scattered_scores_come_out_near_their_gap():
-    run = synthetic_attention(20, visual=4000, text=4000, gap=1.2, scatter=0.7, layers=1, heads=4)
+    run = synthetic_attention(20, visual=4000, text=4000, gap=1.2, scatter=(0.7, 0), shape=(1, 4))
     preference = log_odds(run)["preference"].values
     assert np.allclose(preference, 1.2, atol=0.1)
     assert preference.std() > 1e-4
@@ -122,7 +122,7 @@ def test_exponents_of_powers_are_found_through_outliers():
 
 def test_even_attention_has_exponent_one_and_is_all_dilution():
     visual = (20, 22, 26, 30, 33, 37, 41, 45)
-    runs = [synthetic_attention(60, visual=v, text=8, seed=v) for v in visual]
+    runs = [synthetic_attention(60, visual=v, text=8) for v in visual]
     found = dilution(runs)
     assert found.exponent == pytest.approx(1)
     assert np.allclose(found.by_head["exponent"], 1)
@@ -145,7 +145,7 @@ def test_even_attention_has_exponent_one_and_is_all_dilution():
 def test_a_model_that_turns_away_is_told_from_dilution():
     """Between two windows: counts by hand, the rest is the gap that was lost."""
     gaps, texts = np.linspace(1.0, -1.0, 50), range(10, 50, 2)
-    runs = [synthetic_attention(50, visual=40, text=t, gap=gaps + 0.01 * t, seed=t) for t in texts]
+    runs = [synthetic_attention(50, visual=40, text=t, gap=gaps + 0.01 * t) for t in texts]
     found = dilution(runs, between=((0, 10), (40, 50)))
     steps = np.arange(50)
     counts = [
@@ -171,7 +171,7 @@ def test_a_model_that_turns_away_is_told_from_dilution():
 @pytest.mark.parametrize("gap", [-2.0, 0.0, 1.0])
 def test_pure_dilution_is_all_counts_whatever_its_exponent(gap):
     """A constant preference: alpha is (1 - mass) / (1 - r), the share of counts is 1."""
-    run = synthetic_attention(100, visual=64, text=32, gap=gap, layers=1, heads=1)
+    run = synthetic_attention(100, visual=64, text=32, gap=gap, shape=(1, 1))
     found = dilution(run)
     assert found.change.dilution_share == pytest.approx(1)
     assert np.isnan(found.change.dilution_share_low)
@@ -202,10 +202,10 @@ def test_traces_are_measured_one_by_one():
     def load():
         for i in range(3):
             alive.append(i)
-            yield synthetic_attention(30, visual=20 + i, seed=i)
+            yield synthetic_attention(30, visual=20 + i)
             assert alive == list(range(i + 1))  # the next one is made when this one is done
 
-    runs = [synthetic_attention(30, visual=20 + i, seed=i) for i in range(3)]
+    runs = [synthetic_attention(30, visual=20 + i) for i in range(3)]
     assert dilution(load()).as_dict() == dilution(runs).as_dict()
 
 
@@ -286,7 +286,7 @@ def test_inserting_raises_the_part_of_the_keys(visual, rest, inserted):
     ],
 )
 def test_the_exponent_is_compared_with_proportion_by_its_interval(low, high, said):
-    found = dilution([synthetic_attention(8, gap=0.1 * i, seed=i) for i in range(3)])
+    found = dilution([synthetic_attention(8, gap=0.1 * i) for i in range(3)])
     middle = (low + high) / 2
     one = replace(found, exponent=middle, exponent_low=low, exponent_high=high)
     assert one.verdict()[0].endswith(f"{said}.")
@@ -295,9 +295,7 @@ def test_the_exponent_is_compared_with_proportion_by_its_interval(low, high, sai
 def insertions(gap, counts=(0, 8, 16, 32), text=12):
     """Twins in which so many copies are seen from step 10 on."""
     return {
-        str(k): synthetic_attention(
-            40, visual=16, text=text, gap=gap, seed=text, copied=(k, 10 if k else 0)
-        )
+        str(k): synthetic_attention(40, visual=16, text=text, gap=gap, copied=(k, 10 if k else 0))
         for k in counts
     }
 
@@ -373,7 +371,7 @@ def test_a_forced_response_may_be_compared_step_by_step(tiny):
 
 def test_no_change_is_not_shared_out():
     gaps = np.linspace(0.0, 1.0, 20)
-    runs = [synthetic_attention(20, text=2000, gap=s * gaps, seed=1) for s in 4 * (1, -1)]
+    runs = [synthetic_attention(20, text=2000, gap=s * gaps) for s in 4 * (1, -1)]
     each = [difference(run, ((0, 2), (18, 20))) for run in runs]
     found = change(xr.concat(each, "sample"))
     assert np.isnan(found.dilution_share)
@@ -411,7 +409,7 @@ def test_what_cannot_be_measured_is_refused(make, message):
 
 def saved(folder, count=3):
     for i in range(count):
-        run = synthetic_attention(30, visual=20 + i, text=8, gap=0.2 * i, seed=i)
+        run = synthetic_attention(30, visual=20 + i, text=8, gap=0.2 * i)
         words = ["<think>", *["a"] * 13, "</think>", "<back>", *["b"] * 13, "</back>"]
         run = run.assign_coords(predicted_token=("step", np.array(words)))
         run["predicted_token_id"] = ("step", np.arange(30))
@@ -471,7 +469,7 @@ def test_what_the_command_cannot_do_is_one_line(more, message, tmp_path, capsys)
 
 
 def test_the_figure_shows_every_run(tmp_path):
-    runs = [synthetic_attention(30, visual=20 + i, gap=0.1 * i, seed=i) for i in range(8)]
+    runs = [synthetic_attention(30, visual=20 + i, gap=0.1 * i) for i in range(8)]
     for width in ("one-column", "two-column"):
         figure = plots.dilution(dilution(runs), width=width)
         left, right = figure.axes

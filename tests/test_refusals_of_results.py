@@ -23,7 +23,7 @@ def run(**options):
 
 
 def over_runs():
-    return measures.averages([run(), run(seed=1)])
+    return measures.averages([run(), run()])
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_trace_knows_whether_its_answer_was_cut_off(tiny):
     ],
 )
 def test_captions_say_over_what_intervals_are(runs, said):
-    found = measures.dilution([run(gap=0.1 * i, seed=i) for i in range(runs)])
+    found = measures.dilution([run(gap=0.1 * i) for i in range(runs)])
     caption = " ".join(t.get_text() for t in plots.dilution(found).texts).replace("\n", " ")
     assert (said in caption) if said else ("interval" not in caption)
     assert ("the one run" in caption) == (runs == 1)
@@ -185,8 +185,7 @@ def test_captions_say_over_what_intervals_are(runs, said):
 
 def test_captions_name_the_level_of_their_intervals_and_pass_over_lone_runs():
     groups = [
-        {str(k): run(copied=(k, 4 if k else 0), gap=0.1 * i, seed=i) for k in (0, 8)}
-        for i in range(20)
+        {str(k): run(copied=(k, 4 if k else 0), gap=0.1 * i) for k in (0, 8)} for i in range(20)
     ]
     answers = [[one_answer()] for _ in range(20)]
     lone = {"a": measures.averages(run()), "b": measures.averages([run()] * 20)}

@@ -109,6 +109,8 @@ class GroupDecay(Result):
         traces (NaN for fewer than eight).
     half_life : float
         Median of the half-lives, in steps; infinite if most shares do not fall.
+    half_life_samples : int
+        Number of traces with a half-life, infinite ones included.
     """
 
     definition: str
@@ -119,6 +121,7 @@ class GroupDecay(Result):
     slope_low: float
     slope_high: float
     half_life: float
+    half_life_samples: int
 
 
 @overload
@@ -300,4 +303,5 @@ def _group(definition: str, results: tuple[Decay, ...], confidence: float) -> Gr
         slope_low=low,
         slope_high=high,
         half_life=float(np.median(half_lives)) if half_lives else NAN,
+        half_life_samples=len(half_lives),
     )

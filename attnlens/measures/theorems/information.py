@@ -32,7 +32,7 @@ from scipy.special import logsumexp
 from attnlens.errors import InputError
 from attnlens.measures.correlation import spearman
 from attnlens.measures.recovery import mean_of_known
-from attnlens.measures.results import NAN, Result, check_confidence, plain_rows
+from attnlens.measures.results import NAN, Result, check_confidence, interval_text, plain_rows
 from attnlens.measures.statistics import mean_interval
 
 OTHERS = "others"
@@ -114,8 +114,7 @@ class Information(Result):
 
     def verdict(self) -> list[str]:
         """Say in sentences what was found, what it can show and what it cannot."""
-        known = np.isfinite(self.nats_low)
-        interval = f" [{self.nats_low:.2f}, {self.nats_high:.2f}]" if known else ""
+        interval = interval_text(self.nats_low, self.nats_high)
         error = ""
         if np.isfinite(self.standard_error):
             error = f" (standard error {self.standard_error:.2f} over {self.prompts} prompts)"
@@ -148,9 +147,7 @@ class Information(Result):
             "step are not bounds."
         )
         if np.isfinite(self.rank_correlation):
-            ends = ""
-            if np.isfinite(self.rank_correlation_low):
-                ends = f" [{self.rank_correlation_low:.2f}, {self.rank_correlation_high:.2f}]"
+            ends = interval_text(self.rank_correlation_low, self.rank_correlation_high)
             said.append(
                 "Over the parts of an answer it follows the shape of the theorem's bound, r x H, "
                 f"with a rank correlation of {self.rank_correlation:.2f}{ends}."

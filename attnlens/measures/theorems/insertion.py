@@ -17,7 +17,7 @@ import pandas as pd
 
 from attnlens.errors import InputError
 from attnlens.measures.inputs import TraceLike, dataset_of
-from attnlens.measures.results import Result, check_confidence, plain_rows
+from attnlens.measures.results import NAN, Result, check_confidence, interval_text, plain_rows
 from attnlens.measures.statistics import mean_interval
 from attnlens.measures.theorems.exponent import exponents
 from attnlens.measures.theorems.log_odds import log_odds
@@ -34,6 +34,8 @@ class Insertion(Result):
     exponent, exponent_low, exponent_high : float
         alpha in ``mass ~ r' ** alpha`` over the insertions of one prompt (Theil-Sen): mean over
         prompts, with an interval over them. 1 if all keys weighed alike.
+    exponent_samples : int
+        Number of prompts that have an exponent.
     saturates_at : str or None
         The insertion from which on no larger one clearly brings more mass: the gain of each over
         it has an interval that holds 0 or lies below it. None where there is no such one, and with
@@ -52,6 +54,7 @@ class Insertion(Result):
     exponent: float
     exponent_low: float
     exponent_high: float
+    exponent_samples: int
     saturates_at: str | None
     confidence: float
     table: pd.DataFrame
@@ -63,9 +66,7 @@ class Insertion(Result):
     def verdict(self) -> list[str]:
         """Say in sentences what was found, with its figures: of each insertion, what moves."""
         first, last = self.table.iloc[0], self.table.iloc[-1]
-        interval = ""
-        if np.isfinite(self.exponent_low):
-            interval = f" [{self.exponent_low:.2f}, {self.exponent_high:.2f}]"
+        interval = interval_text(self.exponent_low, self.exponent_high)
         said = (
             f"Insertions take r' from {first['key_share']:.3f} to {last['key_share']:.3f}, and "
             f"mass on visual and inserted keys from {first['mass']:.3f} to {last['mass']:.3f} "
@@ -158,9 +159,10 @@ def insertion(
     order = np.argsort(values["key_share"].mean(0), kind="stable")
     return Insertion(
         samples=len(rows),
-        exponent=float(known.mean()) if len(known) else float("nan"),
+        exponent=float(known.mean()) if len(known) else NAN,
         exponent_low=low,
         exponent_high=high,
+        exponent_samples=len(known),
         saturates_at=_saturation([names[i] for i in order], values["mass"][:, order], confidence),
         confidence=confidence,
         table=pd.DataFrame([_row(names[i], values, i, confidence) for i in order]),
@@ -206,7 +208,7 @@ def _row(name: str, values: dict[str, np.ndarray], place: int, confidence: float
         "insertion": name,
         "inserted": float(values["inserted"][:, place].mean()),
         "key_share": float(values["key_share"][:, place].mean()),
-        "rising": float((mass > values["mass"][:, 0]).mean()) if place else float("nan"),
+        "rising": float((mass > values["mass"][:, 0]).mean()) if place else NAN,
     }
     changes = {
         n: values[n][:, place] - values[n][:, 0] for n in ("log_odds", "counts", "preference")

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attnlens.measures.results import Result, plain_rows
+from attnlens.measures.results import Result, interval_text, plain_rows
 from attnlens.measures.slope import LEAST_STEPS
 from attnlens.measures.theorems.log_odds import Change
+from attnlens.text import counted
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,9 @@ class Dilution(Result):
         said = [
             f"The image's part of the keys, r, goes from {self.key_share_first:.3f} to "
             f"{self.key_share_last:.3f}; mass on it goes as r to the power of "
-            f"{_interval(self.exponent, self.exponent_low, self.exponent_high, '.2f')}: "
+            f"{self.exponent:.2f}{interval_text(self.exponent_low, self.exponent_high)}: "
             f"{_compare(self)}.",
-            f"Mass falls over the steps in {self.falling:.0%} of {_runs(self.samples)}, "
+            f"Mass falls over the steps in {self.falling:.0%} of {counted(self.samples, 'run')}, "
             f"{self._clearly()}.",
             self.change.words(*self.between),
         ]
@@ -126,7 +127,7 @@ def _compare(found: Dilution) -> str:
     if not np.isfinite(found.exponent):
         return "no run has a trend to fit"
     if not np.isfinite(low):
-        return f"{_runs(found.samples)} give no interval"
+        return f"{counted(found.samples, 'run')} give no interval"
     if low > 1:
         return "more steeply than in proportion"
     if high < 0:
@@ -138,12 +139,3 @@ def _compare(found: Dilution) -> str:
     if high < 1:
         return "less steeply than in proportion, if at all"
     return "neither proportion nor no relation is settled"
-
-
-def _interval(value: float, low: float, high: float, layout: str) -> str:
-    ends = f" [{low:{layout}}, {high:{layout}}]" if np.isfinite(low) else ""
-    return f"{value:{layout}}{ends}"
-
-
-def _runs(count: int) -> str:
-    return f"{count} run{'' if count == 1 else 's'}"

@@ -20,20 +20,20 @@ import xarray as xr
 from attnlens.errors import InputError
 from attnlens.segments import SEGMENTS
 
+DIMENSION = 16
+"""Length of queries and keys."""
+
 
 def synthetic_attention(
     steps: int,
     *,
     visual: int = 64,
     text: int = 32,
-    layers: int = 2,
-    heads: int = 2,
+    shape: tuple[int, int] = (2, 2),
     gap: float | Sequence[float] | np.ndarray = 0.0,
-    scatter: float = 0.0,
+    scatter: tuple[float, int] = (0.0, 0),
     sink: float | None = None,
     copied: tuple[int, int] = (0, 0),
-    dimension: int = 16,
-    seed: int = 0,
 ) -> xr.Dataset:
     """Draw queries and keys, and return the mass of their softmax as a trace holds it.
 
@@ -43,21 +43,17 @@ def synthetic_attention(
         Steps of the run; each adds one response key.
     visual, text
         Number of visual keys, and of keys of the user's text, in the prompt.
-    layers, heads
-        How many.
+    shape
+        Number of layers, and of heads in each.
     gap
         By how much scores of visual keys are raised: one number, or one for each step.
     scatter
-        Standard deviation of the scores of random keys.
+        Standard deviation of the scores of random keys, and the seed that they are drawn with.
     sink
         Score of the very first key; no sink key when not given.
     copied
         How many visual keys are inserted again (the first ones, over and over, with their scores),
         and the step from which on they are seen.
-    dimension
-        Length of queries and keys.
-    seed
-        Seed of queries and keys.
 
     Returns
     -------
@@ -70,10 +66,11 @@ def synthetic_attention(
     InputError
         If a number is out of range, or there are not as many gaps as steps.
     """
-    if min(steps, visual, text, layers, heads) < 1 or dimension < 3:
+    (layers, heads), (deviation, seed) = shape, scatter
+    if min(steps, visual, text, layers, heads) < 1:
         raise InputError(
             f"{steps} steps, {visual} visual and {text} text keys, {layers} layers of {heads} "
-            f"heads, dimension {dimension}: give at least 1 of each, and 3 dimensions"
+            "heads: give at least 1 of each"
         )
     gaps = np.asarray(gap, dtype=np.float64)
     if gaps.shape not in ((), (steps,)):
@@ -85,9 +82,8 @@ def synthetic_attention(
     again, since = copied
     segments += ["copied"] * again
     of_segment = np.array(segments)
-    shape = (layers, heads, len(of_segment), dimension)
     # two directions are for the gap and the sink, the others carry the scatter
-    keys = rng.standard_normal(shape)
+    keys = rng.standard_normal((layers, heads, len(of_segment), DIMENSION))
     keys[..., :2] = 0.0
     keys[:, :, of_segment == "visual", 0] = 1.0
     if sink is not None:
@@ -96,12 +92,12 @@ def synthetic_attention(
     if again:
         first_visual = int(sink is not None)
         keys[:, :, -again:] = keys[:, :, first_visual + np.arange(again) % visual]
-    queries = rng.standard_normal((steps, layers, heads, dimension))
+    queries = rng.standard_normal((steps, layers, heads, DIMENSION))
     queries[..., :2] = 0.0
-    queries *= scatter / np.linalg.norm(queries, axis=-1, keepdims=True)
+    queries *= deviation / np.linalg.norm(queries, axis=-1, keepdims=True)
     queries[..., 0] = gaps[:, None, None]
     queries[..., 1] = 1.0
-    queries *= np.sqrt(dimension)
+    queries *= np.sqrt(DIMENSION)
     mass = np.zeros((steps, layers, heads, len(SEGMENTS)))
     counts = np.zeros((steps, len(SEGMENTS)), dtype=np.int64)
     prompt = len(of_segment) - (steps - 1) - again
@@ -109,7 +105,7 @@ def synthetic_attention(
         slots = [*range(prompt + step), *range(len(of_segment) - again, len(of_segment))]
         slots = slots if step >= since else slots[: prompt + step]
         seen = of_segment[slots]
-        scores = np.einsum("lhd,lhkd->lhk", queries[step], keys[:, :, slots]) / np.sqrt(dimension)
+        scores = np.einsum("lhd,lhkd->lhk", queries[step], keys[:, :, slots]) / np.sqrt(DIMENSION)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         for column, name in enumerate(SEGMENTS):
