@@ -103,11 +103,6 @@ def dataset_of(trace: TraceLike) -> xr.Dataset:
 def visible_keys(data: xr.Dataset) -> xr.DataArray:
     """Count the keys that a step sees in each segment.
 
-    Parameters
-    ----------
-    data : xarray.Dataset
-        Dataset of a trace.
-
     Returns
     -------
     xarray.DataArray, float64, (step, segment) or (step, layer, head, segment)
@@ -134,33 +129,23 @@ def visible_keys(data: xr.Dataset) -> xr.DataArray:
 def visual_key_share(data: xr.Dataset) -> xr.DataArray:
     """Return the fraction of visible keys that is visual, at every step.
 
-    Parameters
-    ----------
-    data : xarray.Dataset
-        Dataset of a trace.
-
     Returns
     -------
     xarray.DataArray, float64, (step,)
         r of Qwen-LookAgain (arXiv 2505.23558), mean over layers and heads where keys were hidden
-        from some. Inserted tokens are of the rest.
+        from some. Inserted tokens do not count as visual.
     """
     keys = visible_keys(data)
     return over_heads(keys.sel(segment="visual") / keys.sum("segment"))
 
 
 def over_heads(counts: xr.DataArray) -> xr.DataArray:
-    """Average what is made of key counts over layers and heads, where it differs in them."""
+    """Average key counts, or their ratios, over layers and heads where they differ."""
     return counts.mean([axis for axis in ("layer", "head") if axis in counts.dims])
 
 
 def runs_of(traces: TraceLike | Iterable[TraceLike]) -> Iterable[TraceLike]:
-    """Return runs to go through: those given, or the one.
-
-    Parameters
-    ----------
-    traces : Trace, xarray.Dataset, or any iterable of these
-        One run, or several.
+    """Return an iterable of runs, where one run or several are given.
 
     Raises
     ------
@@ -177,19 +162,9 @@ def runs_of(traces: TraceLike | Iterable[TraceLike]) -> Iterable[TraceLike]:
 
 
 def select_layers(data: xr.Dataset, layers: int | Sequence[int] | None) -> xr.Dataset:
-    """Keep some of the recorded layers.
+    """Keep some of the recorded layers, by their indices in the model; None keeps all.
 
-    Parameters
-    ----------
-    data : xarray.Dataset
-        Dataset of a trace.
-    layers : int, sequence of int or None
-        Layer indices in the model, as on the ``layer`` coordinate; None keeps all.
-
-    Returns
-    -------
-    xarray.Dataset
-        The ``layer`` axis is kept even for a single layer.
+    The ``layer`` axis is kept even for a single layer.
 
     Raises
     ------
@@ -212,11 +187,6 @@ def regions_of(trace: TraceLike) -> list[RegionLike]:
     regions are the runs of equal names, so two regions of one name that touch count as one, and
     a region that holds another is split by it. It is closed if its text has the closing tag, or is
     a ``\boxed{...}`` with its last brace.
-
-    Parameters
-    ----------
-    trace : Trace or xarray.Dataset
-        Where to look.
 
     Returns
     -------
@@ -247,21 +217,7 @@ def regions_of(trace: TraceLike) -> list[RegionLike]:
 
 
 def find_region(trace: TraceLike, name: str, occurrence: int = 1) -> RegionLike:
-    """Return one occurrence of a region.
-
-    Parameters
-    ----------
-    trace : Trace or xarray.Dataset
-        Where to look.
-    name : str
-        Name of the region.
-    occurrence : int
-        1 for the first region of that name, 2 for the second, and so on.
-
-    Returns
-    -------
-    region
-        Object with ``name``, ``start``, ``stop`` and ``closed``.
+    """Return one occurrence of a region: 1 is the first of that name.
 
     Raises
     ------
@@ -289,14 +245,8 @@ def inside(share: xr.DataArray, region: RegionLike) -> np.ndarray:
     the region covers the steps that predict its tokens, ``start <= step < stop``. Where it labels
     them by the query token, the region covers the steps at which its tokens are fed in, one later,
     ``start <= step - 1 < stop``. The last response token is never fed in, so a region that ends
-    with the response has one step fewer there.
-
-    Parameters
-    ----------
-    share : xarray.DataArray
-        With a ``step`` axis and the attribute ``step_owner``.
-    region : region
-        Object with ``start`` and ``stop``.
+    with the response has one step fewer there. ``share`` has a ``step`` axis and the attribute
+    ``step_owner``.
 
     Returns
     -------
@@ -307,18 +257,8 @@ def inside(share: xr.DataArray, region: RegionLike) -> np.ndarray:
 
 
 def owned_token(steps: np.ndarray, step_owner: str) -> np.ndarray:
-    """Return the index of the response token that owns each step.
+    """Return the index of the response token that owns each step, -1 for the last prompt token.
 
-    Parameters
-    ----------
-    steps : numpy.ndarray of int, shape (steps,)
-        Step labels.
-    step_owner : {"predicted", "query"}
-        Step t predicts response token t; its query token is response token t - 1.
-
-    Returns
-    -------
-    numpy.ndarray of int, shape (steps,)
-        -1 stands for the last prompt token.
+    Step t predicts response token t; its query token is response token t - 1.
     """
     return np.asarray(steps) - (1 if step_owner == "query" else 0)

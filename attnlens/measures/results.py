@@ -45,17 +45,9 @@ def _plain(value: Any) -> Any:
 
 
 def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a table's rows as values that ``json.dumps`` writes without special numbers.
+    """Return a table's rows, by column, as values that ``json.dumps`` writes.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Numbers and texts.
-
-    Returns
-    -------
-    list of dict
-        By column; NaNs and infinities become None, digits are kept.
+    NaNs and infinities become None; digits are kept.
     """
     return [
         {str(name): _plain(value) for name, value in row.items()}
@@ -69,14 +61,7 @@ def interval_text(low: float, high: float, layout: str = ".2f") -> str:
 
 
 def check_confidence(confidence: float, least: float = 0.0) -> None:
-    """Refuse a confidence level that is no probability strictly between 0 and 1.
-
-    Parameters
-    ----------
-    confidence : float
-        Level of an interval, such as 0.95.
-    least : float
-        Lowest level that is taken, where it is more than 0.
+    """Refuse a confidence level that is not strictly between 0 and 1, or is below ``least``.
 
     Raises
     ------

@@ -138,19 +138,6 @@ def shares(
 def visual_segments(chosen: Definition, data: xr.Dataset, include_copied: bool) -> tuple[str, ...]:
     """Return the segments that count as visual.
 
-    Parameters
-    ----------
-    chosen : Definition
-        The definition in use.
-    data : xarray.Dataset
-        Dataset of a trace.
-    include_copied : bool
-        Whether copied visual tokens count.
-
-    Returns
-    -------
-    tuple of str
-
     Raises
     ------
     InputError
@@ -189,7 +176,8 @@ def _reduce(values: xr.DataArray, reduction: str) -> xr.DataArray:
 
 def _label_steps(share: xr.DataArray, data: xr.Dataset, chosen: Definition) -> xr.DataArray:
     """Attach the owner's token and region to each step, and drop labels of other axes."""
-    share = share.drop_vars([name for name in share.coords if name not in _share_labels(share)])
+    kept = {*_KEPT_COORDINATES, *map(str, share.dims)}
+    share = share.drop_vars([name for name in share.coords if name not in kept])
     owner = f"{chosen.step_owner}_token"
     if owner in share.coords:
         share = share.assign_coords(token=("step", share[owner].values))
@@ -200,10 +188,6 @@ def _label_steps(share: xr.DataArray, data: xr.Dataset, chosen: Definition) -> x
         names = np.array([str(by_token.get(token, "")) for token in tokens], dtype=str)
         share = share.assign_coords(region=("step", names))
     return share
-
-
-def _share_labels(share: xr.DataArray) -> set[str]:
-    return {*_KEPT_COORDINATES, *map(str, share.dims)}
 
 
 def _attributes(

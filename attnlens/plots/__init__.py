@@ -5,32 +5,16 @@ Figures stay outside pyplot's bookkeeping, and Matplotlib's global parameters as
 
 from __future__ import annotations
 
-from attnlens.plots.averages import averages
-from attnlens.plots.definitions import definitions
-from attnlens.plots.dependence import dependence
-from attnlens.plots.dilution import dilution
-from attnlens.plots.figure import save
-from attnlens.plots.information import information
-from attnlens.plots.insertion import insertion
-from attnlens.plots.layers import layers
-from attnlens.plots.overlay import overlay
-from attnlens.plots.recovery import recovery
-from attnlens.plots.routes import routes
-from attnlens.plots.tokens import tokens
-from attnlens.plots.trend import trend
-
-__all__ = [
-    "averages",
-    "definitions",
-    "dependence",
-    "dilution",
-    "information",
-    "insertion",
-    "layers",
-    "overlay",
-    "recovery",
-    "routes",
-    "save",
-    "tokens",
-    "trend",
-]
+from attnlens.plots.averages import averages as averages
+from attnlens.plots.definitions import definitions as definitions
+from attnlens.plots.dependence import dependence as dependence
+from attnlens.plots.dilution import dilution as dilution
+from attnlens.plots.figure import save as save
+from attnlens.plots.information import information as information
+from attnlens.plots.insertion import insertion as insertion
+from attnlens.plots.layers import layers as layers
+from attnlens.plots.overlay import overlay as overlay
+from attnlens.plots.recovery import recovery as recovery
+from attnlens.plots.routes import routes as routes
+from attnlens.plots.tokens import tokens as tokens
+from attnlens.plots.trend import trend as trend

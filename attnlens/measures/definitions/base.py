@@ -72,13 +72,6 @@ class Definition:
 def segment_mass(data: xr.Dataset, segments: Sequence[str]) -> xr.DataArray:
     """Add the mass of several segments.
 
-    Parameters
-    ----------
-    data : xarray.Dataset
-        Dataset of a trace.
-    segments : sequence of str
-        Names on the ``segment`` axis.
-
     Returns
     -------
     xarray.DataArray, float64, (step, layer, head)
@@ -90,13 +83,6 @@ def segment_mass(data: xr.Dataset, segments: Sequence[str]) -> xr.DataArray:
 
 def segment_keys(data: xr.Dataset, segments: Sequence[str]) -> xr.DataArray:
     """Add the number of visible keys of several segments.
-
-    Parameters
-    ----------
-    data : xarray.Dataset
-        Dataset of a trace.
-    segments : sequence of str
-        Names on the ``segment`` axis.
 
     Returns
     -------

@@ -171,13 +171,7 @@ class Change(Result):
     dilution_share_high: float
 
     def words(self, before: str = "", after: str = "") -> str:
-        """Say it in a sentence.
-
-        Parameters
-        ----------
-        before, after
-            The windows, in words.
-        """
+        """Say it in a sentence; ``before`` and ``after`` name the windows."""
         total, counts, preference = self.log_odds, self.counts, self.preference
         said = (
             f"Log-odds of visual mass, from {before} to {after}"
@@ -212,15 +206,6 @@ def difference(
 ) -> xr.Dataset:
     """Return a run's change of the terms between two windows.
 
-    Parameters
-    ----------
-    trace
-        The run.
-    between
-        Before and after.
-    layers, include_copied, sink
-        As in ``log_odds``.
-
     Returns
     -------
     xarray.Dataset, float64
@@ -248,12 +233,7 @@ def difference_of(trace: TraceLike, terms: xr.Dataset, between: Pair) -> xr.Data
 def change(found: xr.Dataset, *, confidence: float = 0.95) -> Change:
     """Sum up the differences of all samples.
 
-    Parameters
-    ----------
-    found
-        What ``difference`` returns for each run, along ``sample``.
-    confidence
-        Level of the intervals over samples.
+    ``found`` holds what ``difference`` returns for each run, along ``sample``.
     """
     means = {name: found[name].mean(("layer", "head")).values for name in TERMS}
     known = np.isfinite(means["log_odds"])
