@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 import xarray as xr
-from scipy import stats
 
 from attnlens.errors import InputError
 from attnlens.measures.recovery import area_from, half_life, mean_from, mean_of_known
@@ -406,7 +406,7 @@ def _table_of_places(
     known = np.isfinite(p_values)
     adjusted = np.full(len(p_values), np.nan)
     if known.any():
-        adjusted[known] = stats.false_discovery_control(p_values[known])
+        adjusted[known] = scipy.stats.false_discovery_control(p_values[known])
     return found.assign(p_adjusted=adjusted)
 
 

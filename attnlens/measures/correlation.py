@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy
 import xarray as xr
-from scipy import stats
 
 from attnlens.errors import InputError
 from attnlens.measures.results import NAN
@@ -34,7 +34,7 @@ def spearman(a: np.ndarray, b: np.ndarray, least: int = LEAST_STEPS) -> float:
     a, b = a[known], b[known]
     if len(a) < least or np.ptp(a) == 0 or np.ptp(b) == 0:
         return NAN
-    return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
+    return float(np.corrcoef(scipy.stats.rankdata(a), scipy.stats.rankdata(b))[0, 1])
 
 
 def correlation(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
+import scipy
 import xarray as xr
-from scipy import stats
 
 from attnlens.errors import InputError
 from attnlens.measures.inputs import TraceLike, find_region, inside
@@ -246,7 +246,7 @@ def _decay_of(share: xr.DataArray, region: str | None, confidence: float) -> Dec
     definition, owner = share.attrs["definition"], share.attrs["step_owner"]
     if n < 3:
         return Decay(definition, owner, region, start, stop, n, confidence)
-    slope = stats.theilslopes(values, labels).slope
+    slope = scipy.stats.theilslopes(values, labels).slope
     test = slope_test(values, labels, confidence)
     positive = values > 0
     half_life, half_life_low, half_life_high = _half_life(
@@ -284,7 +284,7 @@ def _half_life(
     test = slope_test(logs, labels, confidence)
     estimate, shortest, longest = (
         float(np.log(2) / -rate) if rate < 0 else NAN if np.isnan(rate) else float("inf")
-        for rate in (stats.theilslopes(logs, labels).slope, test.low, test.high)
+        for rate in (scipy.stats.theilslopes(logs, labels).slope, test.low, test.high)
     )
     return estimate, shortest, longest
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+import scipy
 
 LEAST_STEPS = 60
 """In shorter series no method that was tried holds its level: they are too short to tell."""
@@ -76,11 +76,11 @@ def slope_test(values: np.ndarray, steps: np.ndarray, confidence: float) -> Slop
 
     def below(slope: float) -> float:
         """Probability that the slope is below a number."""
-        return float((weights * stats.t.cdf((slope - slopes) / errors, freedom)).sum())
+        return float((weights * scipy.stats.t.cdf((slope - slopes) / errors, freedom)).sum())
 
     def quantile(level: float) -> float:
-        reach = stats.t.isf(min(level, 1 - level) / len(slopes), freedom) * errors
-        return optimize.brentq(
+        reach = scipy.stats.t.isf(min(level, 1 - level) / len(slopes), freedom) * errors
+        return scipy.optimize.brentq(
             lambda slope: below(slope) - level, (slopes - reach).min(), (slopes + reach).max()
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special, stats
+import scipy  # its parts load when they are first used, which takes a while
 
 from attnlens.errors import InputError
 from attnlens.measures.results import check_confidence
@@ -64,7 +64,7 @@ def mann_kendall(values: np.ndarray) -> TrendTest:
     if np.ptp(values) == 0:
         return TrendTest(0, 0.0, 1.0 if n >= LEAST_FOR_TREND else float("nan"))
     s = int(sum(np.sign(values[i + 1 :] - values[i]).sum() for i in range(n - 1)))
-    tau, p_value = stats.kendalltau(np.arange(n), values)
+    tau, p_value = scipy.stats.kendalltau(np.arange(n), values)
     return TrendTest(s, float(tau), float(p_value) if n >= LEAST_FOR_TREND else float("nan"))
 
 
@@ -72,7 +72,7 @@ def kendall_tau(values: np.ndarray) -> float:
     """Kendall's tau-b of finite values against their order; 0 for a constant series."""
     if np.ptp(values) == 0:
         return 0.0
-    return float(stats.kendalltau(np.arange(len(values)), values).statistic)
+    return float(scipy.stats.kendalltau(np.arange(len(values)), values).statistic)
 
 
 def mean_interval(
@@ -162,7 +162,7 @@ def ratio_interval(
         step = direction * float(np.ptp(residuals))
         while beyond(ratio + step) * direction > 0:
             step *= 2
-        return float(optimize.brentq(beyond, *sorted((ratio, ratio + step))))
+        return float(scipy.optimize.brentq(beyond, *sorted((ratio, ratio + step))))
 
     ends = (ratio, ratio) if np.ptp(residuals) < 1e-9 else (end(0, -1), end(1, 1))
     low, high = sorted(one * (unit / denominators.mean()) for one in ends)
@@ -179,8 +179,8 @@ def _ends_of_mean(values: np.ndarray, confidence: float) -> tuple[float, float]:
     variance = (scaled**2).mean()
     error = width * np.sqrt(variance / (count - 1))
     lean = float((scaled**3).mean() / variance**1.5 / np.sqrt(count))
-    # of SciPy's special functions: the same as stats.t.isf, which takes twenty times as long
-    quantile = special.stdtrit(count - 1, (1 + confidence) / 2) * np.sqrt(count / (count - 2))
+    # of SciPy's special functions: the same as scipy.stats.t.isf, which takes twenty times as long
+    quantile = scipy.special.stdtrit(count - 1, (1 + confidence) / 2) * np.sqrt(count / (count - 2))
 
     def deviation(at: float) -> float:
         if abs(lean) < 1e-6:  # the limit, before rounding
@@ -240,10 +240,10 @@ def proportion_interval(values: np.ndarray, confidence: float) -> tuple[float, f
     if count < LEAST_FOR_PROPORTIONS:
         return float("nan"), float("nan")
     mean, variance = values.mean(), values.var(ddof=1)
-    trials, quantile = float(count), stats.norm.isf((1 - confidence) / 2)
+    trials, quantile = float(count), scipy.stats.norm.isf((1 - confidence) / 2)
     independent = mean * (1 - mean) * count / variance if variance else 0.0
     if independent > trials and not np.isin(values, (0, 1)).all():
-        trials, quantile = independent, stats.t.isf((1 - confidence) / 2, count - 1)
+        trials, quantile = independent, scipy.stats.t.isf((1 - confidence) / 2, count - 1)
     shrunk = 1 + quantile**2 / trials
     middle = (mean + quantile**2 / (2 * trials)) / shrunk
     half = quantile * np.sqrt(mean * (1 - mean) / trials + (quantile / trials) ** 2 / 4) / shrunk
@@ -288,7 +288,7 @@ def proportion_difference(
     difference = (gained - lost) / count
     if count < LEAST_FOR_CHANGES:
         return difference, float("nan"), float("nan")
-    quantile = stats.norm.isf((1 - confidence) / 2)
+    quantile = scipy.stats.norm.isf((1 - confidence) / 2)
 
     def distance(assumed: float) -> float:
         """Score of the pairs if the true difference were ``assumed``; falls as that rises."""
@@ -302,7 +302,7 @@ def proportion_difference(
     def end(outside: float, sign: int) -> float:
         if difference == outside:
             return outside
-        return optimize.brentq(
+        return scipy.optimize.brentq(
             lambda assumed: distance(assumed) - sign * quantile,
             *sorted((np.nextafter(outside, 0), difference)),
         )
@@ -338,7 +338,7 @@ def median_interval(values: np.ndarray, confidence: float) -> tuple[float, float
         return float("nan"), float("nan")
     # from the k-th smallest to the k-th largest value: the median is outside if fewer than k lie
     # on one side of it
-    outside = 2 * stats.binom.cdf(np.arange(count // 2), count, 0.5)
+    outside = 2 * scipy.stats.binom.cdf(np.arange(count // 2), count, 0.5)
     k = int(np.argmin(np.abs(outside - (1 - confidence)))) + 1
     if not 0.4 <= outside[k - 1] / (1 - confidence) <= 1.6:
         return float("nan"), float("nan")
@@ -369,11 +369,11 @@ def signed_rank(differences: np.ndarray) -> tuple[float, float]:
         return float("nan"), float("nan")
     if len(moved) == 0:
         return 1.0, 0.0
-    ranks = stats.rankdata(np.abs(moved))
+    ranks = scipy.stats.rankdata(np.abs(moved))
     effect = float((np.sign(moved) * ranks).sum() / ranks.sum())
     if len(differences) < LEAST_FOR_SIGNED_RANK:
         return float("nan"), effect
-    return float(stats.wilcoxon(moved).pvalue), effect
+    return float(scipy.stats.wilcoxon(moved).pvalue), effect
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -405,5 +405,5 @@ def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
         return float("nan")
     if won == lost:
         return 1.0
-    exact = stats.binomtest(won, pairs).pvalue
-    return float(exact - stats.binom.pmf(won, pairs, 0.5))
+    exact = scipy.stats.binomtest(won, pairs).pvalue
+    return float(exact - scipy.stats.binom.pmf(won, pairs, 0.5))

@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 import xarray as xr
-from scipy.special import logsumexp
 
 from attnlens.errors import InputError
 from attnlens.measures.correlation import spearman
@@ -287,11 +287,11 @@ def _answer(one: xr.Dataset, reference: str, bins: int) -> dict[str, Any]:
         here = one.sel(reference=_others(one))
         # log-probability of the answer up to each step, under each other image
         so_far = np.cumsum(own - here["log_ratio"].values, axis=1)
-        average = logsumexp(so_far, axis=0) - np.log(len(so_far))
+        average = scipy.special.logsumexp(so_far, axis=0) - np.log(len(so_far))
         ratio = own - np.diff(average, prepend=0.0)
         among = np.append(so_far[:, -1], own.sum())
         ceiling = float(np.log(len(among)))
-        at_least = float(own.sum() - logsumexp(among) + ceiling)
+        at_least = float(own.sum() - scipy.special.logsumexp(among) + ceiling)
         entropy = here["entropy_without"].mean("reference").values
     else:
         here = one.sel(reference=reference)
