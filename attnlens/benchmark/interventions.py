@@ -21,7 +21,8 @@ from attnlens.interventions import (
     WhenVisualBelow,
     intervene,
 )
-from attnlens.models.cache import returned_cache, with_cache
+from attnlens.interventions.cache_editor import feed_embedded
+from attnlens.models.cache import returned_cache
 from attnlens.models.images import ImageInfo
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
@@ -106,7 +107,7 @@ def compare_interventions(
             assert session is not None
             seconds["insertion"].append(session.events[0].seconds)
             seconds["one pass"].append(
-                _one_pass(model, returned_cache(output), len(segments) - 1 + new, visual, device)
+                _one_pass(vlm, returned_cache(output), len(segments) - 1 + new, visual, device)
             )
 
     def ratios(name: str, base: str) -> list[float]:
@@ -151,20 +152,12 @@ def _prompt(config: Any, inputs: dict[str, torch.Tensor], segments: np.ndarray) 
     return Prompt(inputs, segments, image_of_key, (info,), "normal", "?", "", (picture,))
 
 
-def _one_pass(model: Any, cache: Any, past: int, tokens: int, device: str) -> float:
+def _one_pass(vlm: VLM, cache: Any, past: int, tokens: int, device: str) -> float:
     """Seconds of one pass over embedded tokens on the first ``past`` tokens of a cache."""
     cache.crop(past - cache.get_seq_length())
-    width = model.config.text_config.hidden_size
-    block = torch.zeros((1, tokens, width), device=device, dtype=model.dtype)
+    text = vlm.family.parts(vlm.model).text
+    block = torch.zeros((1, tokens, text.config.hidden_size), device=device, dtype=vlm.model.dtype)
     positions = torch.arange(past, past + tokens, device=device).expand(4, 1, -1)
-    mask = torch.ones((1, past + tokens), dtype=torch.int64, device=device)
     begun = now(device)
-    with torch.no_grad():
-        model.model.language_model(
-            inputs_embeds=block,
-            position_ids=positions,
-            attention_mask=mask,
-            use_cache=True,
-            **with_cache(model.model.language_model, cache),
-        )
+    feed_embedded(text, block, positions, past, cache)
     return now(device) - begun

@@ -1,4 +1,4 @@
-"""Peak memory of one way to generate, in a process of its own."""
+"""Peak memory of one variant of generation, in a separate process."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 
 
-def peak_memory(shape: Shape, device: str, visual: int, new: int, way: str) -> dict[str, float]:
-    """Run one way in a new process and return its peak memory.
+def peak_memory(shape: Shape, device: str, visual: int, new: int, variant: str) -> dict[str, float]:
+    """Run one variant of generation in a new process and return its peak memory.
 
-    Building the model and a short generation come first and do not count, so that what is measured
-    is the generation itself.
+    Building the model and a short generation come first and do not count.
 
     Parameters
     ----------
@@ -34,7 +33,7 @@ def peak_memory(shape: Shape, device: str, visual: int, new: int, way: str) -> d
         Shape of the model.
     device, visual, new
         As in ``attnlens.benchmark.recording.compare``.
-    way
+    variant
         ``plain``, ``recorded`` or ``eager``.
 
     Returns
@@ -50,7 +49,7 @@ def peak_memory(shape: Shape, device: str, visual: int, new: int, way: str) -> d
     RuntimeError
         If the process fails.
     """
-    arguments = json.dumps([asdict(shape), device, visual, new, way])
+    arguments = json.dumps([asdict(shape), device, visual, new, variant])
     finished = subprocess.run(
         [sys.executable, "-m", "attnlens.benchmark.memory", arguments],
         capture_output=True,
@@ -58,7 +57,7 @@ def peak_memory(shape: Shape, device: str, visual: int, new: int, way: str) -> d
         check=False,
     )
     if finished.returncode:
-        raise RuntimeError(f"measuring the memory of {way!r} failed: {finished.stderr[-2000:]}")
+        raise RuntimeError(f"measuring the memory of {variant!r} failed: {finished.stderr[-2000:]}")
     return json.loads(finished.stdout.strip().splitlines()[-1])
 
 
@@ -108,17 +107,17 @@ def _status_mib(name: str) -> float | None:
     return int(found[1]) / 2**10 if found else None
 
 
-def _main(given: dict[str, Any], device: str, visual: int, new: int, way: str) -> None:
+def _main(shape_fields: dict[str, Any], device: str, visual: int, new: int, variant: str) -> None:
     import torch
 
     from attnlens.benchmark.model import Shape, build, build_inputs
-    from attnlens.benchmark.ways import ways
+    from attnlens.benchmark.variants import variant_calls
 
-    shape = Shape(**given)
+    shape = Shape(**shape_fields)
     dtype = getattr(torch, shape.dtype)
     model: Any = build(shape, device)
-    ways(model, *build_inputs(WARM_UP[0], device, dtype), WARM_UP[1])[way]()
-    call = ways(model, *build_inputs(visual, device, dtype), new)[way]
+    variant_calls(model, *build_inputs(WARM_UP[0], device, dtype), WARM_UP[1])[variant]()
+    call = variant_calls(model, *build_inputs(visual, device, dtype), new)[variant]
     base = reset_peak(device)
     call()
     peak = peak_mib(device)

@@ -1,4 +1,4 @@
-"""The cost of recording: plain generation, recorded generation, and the eager way."""
+"""The cost of recording: plain generation, recorded generation, and eager attention."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 import attnlens
 from attnlens.benchmark.memory import peak_memory
 from attnlens.benchmark.model import SHAPES, build, build_inputs
-from attnlens.benchmark.ways import WAYS, generate, ways
+from attnlens.benchmark.variants import VARIANTS, generate, variant_calls
 from attnlens.progress import progress
 
 MEMORY_RUNS = 5
-"""Processes per way whose median peak is reported: one alone varies by some 50 MiB."""
+"""Processes per variant whose median peak is reported: one alone varies by some 50 MiB."""
 
 
 def _seconds(call: Callable, device: str) -> tuple[float, Any]:
@@ -27,7 +27,7 @@ def _seconds(call: Callable, device: str) -> tuple[float, Any]:
 
 
 def now(device: str) -> float:
-    """Seconds on the clock, once the device has done what it was asked."""
+    """Seconds on the clock, once the device has finished its work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -41,7 +41,7 @@ def compare(
     new: int = 256,
     repeats: int = 5,
 ) -> dict[str, Any]:
-    """Time the three ways, interleaved, and measure the peak memory of each in its own process.
+    """Time the three variants, interleaved, and measure the peak memory of each in its process.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def compare(
     visual, new
         Visual tokens of the prompt, and tokens to generate.
     repeats
-        Timed runs of each way, after a plain one that is not counted.
+        Timed runs of each variant, after a plain one that is not counted.
 
     Returns
     -------
@@ -60,31 +60,31 @@ def compare(
         ``seconds`` (medians) and ``all_seconds``; ``peak_mib`` (weights included; of the process
         with the median peak) and its ``rise_mib`` (over what was held right before generation),
         as in ``peak_memory``;
-        ``time_ratio`` and ``memory_ratio`` (of the peaks) of each way to ``plain``; and
+        ``time_ratio`` and ``memory_ratio`` (of the peaks) of each variant to ``plain``; and
         ``same_tokens``: whether all ``plain`` and ``recorded`` runs gave the same tokens.
     """
     shape = SHAPES[size]
     # first, while this process is small: a new one may inherit the peak of its parent
-    measured: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    for way in progress([*WAYS] * MEMORY_RUNS, description="memory"):
-        measured[way].append(peak_memory(shape, device, visual, new, way))
+    measured: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
+    for variant in progress([*VARIANTS] * MEMORY_RUNS, description="memory"):
+        measured[variant].append(peak_memory(shape, device, visual, new, variant))
     memory = {
-        way: sorted(runs, key=lambda run: run["peak_mib"])[MEMORY_RUNS // 2]
-        for way, runs in measured.items()
+        variant: sorted(runs, key=lambda run: run["peak_mib"])[MEMORY_RUNS // 2]
+        for variant, runs in measured.items()
     }
     model = build(shape, device)
     inputs, segments = build_inputs(visual, device, getattr(torch, shape.dtype))
-    calls = ways(model, inputs, segments, new)
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    calls = variant_calls(model, inputs, segments, new)
+    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     same = True
     reference = calls["plain"]()
-    rounds = [way for round_ in range(repeats) for way in rotated(list(WAYS), round_)]
-    for way in progress(rounds, description="timing"):
-        taken, tokens = _seconds(calls[way], device)
-        seconds[way].append(taken)
-        if way != "eager":
+    rounds = [variant for round_ in range(repeats) for variant in rotated(list(VARIANTS), round_)]
+    for variant in progress(rounds, description="timing"):
+        taken, tokens = _seconds(calls[variant], device)
+        seconds[variant].append(taken)
+        if variant != "eager":
             same = same and torch.equal(tokens, reference)
-    medians = {way: statistics.median(values) for way, values in seconds.items()}
+    medians = {variant: statistics.median(values) for variant, values in seconds.items()}
     plain = memory["plain"]["peak_mib"]
     return {
         "size": size,
@@ -95,10 +95,10 @@ def compare(
         "repeats": repeats,
         "seconds": medians,
         "all_seconds": seconds,
-        "time_ratio": {way: medians[way] / medians["plain"] for way in WAYS},
-        "peak_mib": {way: memory[way]["peak_mib"] for way in WAYS},
-        "rise_mib": {way: memory[way]["rise_mib"] for way in WAYS},
-        "memory_ratio": {way: memory[way]["peak_mib"] / plain for way in WAYS},
+        "time_ratio": {variant: medians[variant] / medians["plain"] for variant in VARIANTS},
+        "peak_mib": {variant: memory[variant]["peak_mib"] for variant in VARIANTS},
+        "rise_mib": {variant: memory[variant]["rise_mib"] for variant in VARIANTS},
+        "memory_ratio": {variant: memory[variant]["peak_mib"] / plain for variant in VARIANTS},
         "same_tokens": same,
     }
 
@@ -120,16 +120,16 @@ def by_context(
     visuals
         Numbers of visual tokens.
     new
-        Tokens generated per run. The clock starts when the first token is there, so that the
-        prefill, which varies by more than all steps cost, is left out; it stops after everything
-        that recording computes at its end.
+        Tokens generated per run. The clock starts when the first token is there: the prefill
+        varies by more than all steps cost. It stops after everything that recording computes at its
+        end.
 
     Returns
     -------
     list of dict
         ``visual``, ``plain`` and ``recorded`` (milliseconds a step, from median runs), ``ratio``,
-        and ``spread``: half the range of the runs in the middle half, in parts of the median, the
-        larger of both ways. A ratio that differs from 1 by less says nothing.
+        and ``spread``: half the range of the middle half of the runs, over the median, the
+        larger of the two. A smaller difference of the ratio from 1 means nothing.
     """
     shape = SHAPES[size]
     model = build(shape, device)
@@ -138,10 +138,10 @@ def by_context(
         inputs, segments = build_inputs(visual, device, getattr(torch, shape.dtype))
         taken: dict[str, list[float]] = {"plain": [], "recorded": []}
         for round_ in range(repeats + 1):
-            for way in rotated(list(taken), round_):
-                milliseconds = 1000 * _after_prefill(model, inputs, segments, new, way, device)
+            for variant in rotated(list(taken), round_):
+                milliseconds = 1000 * _after_prefill(model, inputs, segments, new, variant, device)
                 if round_:  # the first round warms up
-                    taken[way].append(milliseconds / (new - 1))
+                    taken[variant].append(milliseconds / (new - 1))
         plain, recorded = (statistics.median(values) for values in taken.values())
         table.append(
             {
@@ -169,15 +169,15 @@ class _FirstToken:
             self.at = now(self._device)
 
     def end(self) -> None:
-        """Nothing is to be done."""
+        """Do nothing."""
 
 
 def _after_prefill(
-    model: Any, inputs: dict[str, Any], segments: Any, new: int, way: str, device: str
+    model: Any, inputs: dict[str, Any], segments: Any, new: int, variant: str, device: str
 ) -> float:
     """Seconds from the first token to the end of a generation, recording included."""
     clock = _FirstToken(device)
-    with attnlens.record(model, segments) if way == "recorded" else nullcontext():
+    with attnlens.record(model, segments) if variant == "recorded" else nullcontext():
         generate(model, inputs, new, streamer=clock)
     return now(device) - clock.at
 
@@ -188,6 +188,6 @@ def _spread(values: list[float]) -> float:
 
 
 def rotated(items: list, by: int) -> list:
-    """Start a round with another item each time, so that none always follows the same one."""
+    """Start a round with another item each time: none always follows the same one."""
     by %= len(items)
     return items[by:] + items[:by]

@@ -114,7 +114,7 @@ def run_bench(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace, device: str) -> dict[str, Any]:
     from attnlens.benchmark.recording import compare
-    from attnlens.benchmark.ways import WAYS
+    from attnlens.benchmark.variants import VARIANTS
 
     result = compare(
         options.size,
@@ -128,7 +128,7 @@ def _compare(options: argparse.Namespace, device: str) -> dict[str, Any]:
         f"{result['threads']} threads, median of {options.repeats}"
     )
     print(f"{'':10}{'seconds':>10}{'ratio':>8}{'peak MiB':>10}{'ratio':>8}{'rise MiB':>10}")
-    for way in WAYS:
+    for way in VARIANTS:
         print(
             f"{way:10}{result['seconds'][way]:>10.2f}{result['time_ratio'][way]:>8.3f}"
             f"{result['peak_mib'][way]:>10.0f}{result['memory_ratio'][way]:>8.3f}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -71,6 +73,65 @@ class Place(Protocol):
         """Let the response go on with tokens, whatever the model would say."""
 
 
+@dataclass(frozen=True)
+class Words:
+    """An intervention in the words of a command line, ``NAME`` or ``NAME:VALUE``.
+
+    Attributes
+    ----------
+    text
+        The words.
+    when
+        The trigger.
+    positions
+        Of inserted visual tokens; see ``attnlens.interventions.POSITIONS``.
+    """
+
+    text: str
+    when: Trigger
+    positions: str
+
+    @property
+    def name(self) -> str:
+        """What stands before the colon."""
+        return self.text.partition(":")[0]
+
+    @property
+    def value(self) -> str | None:
+        """What stands after the colon; None where there is none."""
+        return self.text.partition(":")[2] if ":" in self.text else None
+
+    def number(self, value: str) -> float:
+        """Read a finite number.
+
+        Raises
+        ------
+        InputError
+            If it is none.
+        """
+        number = read_number(self.text, value, float)
+        if not math.isfinite(number):
+            raise InputError(f"intervention {self.text!r}: give a finite number")
+        return number
+
+
+def read_number(text: str, value: str, kind: Callable[[str], float], advice: str = "") -> float:
+    """Read a number that is part of a text.
+
+    Raises
+    ------
+    InputError
+        If it is none.
+    """
+    try:
+        return kind(value)
+    except ValueError as error:
+        whole = "a whole number" if kind is int else "a number"
+        raise InputError(
+            f"{text!r}: {value!r} is not a number that fits; give {whole}{advice}"
+        ) from error
+
+
 class Intervention(ABC):
     """Something done to a generation when a trigger fires; join several by ``+``.
 
@@ -85,12 +146,31 @@ class Intervention(ABC):
         it.
     edits_scores
         Whether attention scores must be open to changes.
+    forms
+        The words that ``from_words`` reads, such as ``boost:LOG_ODDS``.
     """
 
     when: Trigger
     until: Trigger | None = None
     follows: ClassVar[bool] = False
     edits_scores: ClassVar[bool] = False
+    forms: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def from_words(cls, words: Words) -> Intervention | None:
+        """Read one of ``forms``; None where the words are none of them.
+
+        Raises
+        ------
+        InputError
+            If a value does not fit.
+        """
+        return None
+
+    @classmethod
+    def takes_whole(cls, text: str) -> bool:
+        """Whether a ``+`` in a text belongs to the value of this one, and joins no others."""
+        return False
 
     @property
     def parts(self) -> tuple[Intervention, ...]:

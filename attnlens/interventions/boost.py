@@ -13,6 +13,7 @@ from attnlens.errors import InputError
 from attnlens.interventions.base import (
     Edit,
     Heads,
+    Words,
     check_visual,
     select_heads,
     which_image,
@@ -53,6 +54,18 @@ class Boost(Edit):
     heads: Heads = None
     image: int | None = None
     until: Trigger | None = None
+
+    forms = ("boost:LOG_ODDS", "pai:ALPHA")
+
+    @classmethod
+    def from_words(cls, words: Words) -> Boost | None:
+        """See ``Intervention``."""
+        if words.value is None or words.name not in ("boost", "pai"):
+            return None
+        number = words.number(words.value)
+        if words.name == "pai":
+            return cls(words.when, alpha=number)
+        return cls(words.when, log_odds=number)
 
     @property
     def name(self) -> str:

@@ -143,15 +143,7 @@ class CacheEditor:
         rope = np.concatenate([positions for _, positions in run], axis=1)
         slots = torch.arange(start, start + block.shape[1])
         positions = self._family.position_ids(slots, torch.from_numpy(rope)).to(device)
-        mask = torch.ones((1, start + block.shape[1]), dtype=torch.int64, device=device)
-        with torch.no_grad():
-            self._parts.text(
-                inputs_embeds=block,
-                position_ids=positions,
-                attention_mask=mask,
-                use_cache=True,
-                **with_cache(self._parts.text, cache),
-            )
+        feed_embedded(self._parts.text, block, positions, start, cache)
 
     def move(self, cache: Any, options: dict[str, Any], end: int) -> None:
         """Move positions and mask of the pass that comes next by what was inserted.
@@ -212,3 +204,32 @@ def _repeat_cached(cache: Any, slots: tuple[int, ...]) -> None:
     at = list(slots)
     for layer in cache.layers:
         layer.update(layer.keys[:, :, at].clone(), layer.values[:, :, at].clone())
+
+
+def feed_embedded(
+    text: Any, block: torch.Tensor, positions: torch.Tensor, past: int, cache: Any
+) -> None:
+    """Run a text model over embedded tokens, on top of a cache.
+
+    Parameters
+    ----------
+    text
+        The text model.
+    block
+        [1, tokens, width]: the embedded tokens.
+    positions
+        Their position ids.
+    past
+        Number of tokens in the cache that come before them.
+    cache
+        The cache; the tokens are added to it.
+    """
+    end = past + block.shape[1]
+    with torch.no_grad():
+        text(
+            inputs_embeds=block,
+            position_ids=positions,
+            attention_mask=torch.ones((1, end), dtype=torch.int64, device=block.device),
+            use_cache=True,
+            **with_cache(text, cache),
+        )

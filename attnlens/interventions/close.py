@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attnlens.interventions.base import Intervention, Joined
+from attnlens.interventions.base import Intervention, Joined, Words
 from attnlens.interventions.copy import Copy
 from attnlens.interventions.inject import Inject
 from attnlens.interventions.triggers import Trigger
@@ -22,6 +22,20 @@ class InsertAndClose(Joined):
     insert
         What is inserted, with the same trigger; ``Copy`` when not given.
     """
+
+    forms = ("close:TEXT",)
+
+    @classmethod
+    def from_words(cls, words: Words) -> InsertAndClose | None:
+        """See ``Intervention``."""
+        if words.name != "close" or not words.value:
+            return None
+        return cls(words.when, words.value, Copy(words.when, positions=words.positions))
+
+    @classmethod
+    def takes_whole(cls, text: str) -> bool:
+        """See ``Intervention``."""
+        return text.startswith("close:")
 
     def __init__(self, when: Trigger, close: str, insert: Intervention | None = None) -> None:
         inserted = Copy(when=when) if insert is None else insert

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
 from attnlens.errors import InputError
-from attnlens.interventions.base import Insertion, which_image
+from attnlens.interventions.base import Insertion, Words, which_image
 from attnlens.interventions.pieces import (
     POSITIONS,
     CachedPiece,
@@ -69,6 +70,21 @@ class Copy(Insertion):
     positions: str = "fresh"
     wrap: bool = True
     repeat: int = 1
+
+    forms: ClassVar[tuple[str, ...]] = ("copy", "copy:blank", "copy:text", "copy:FILE")
+
+    @classmethod
+    def from_words(cls, words: Words) -> Copy | None:
+        """See ``Intervention``."""
+        if words.name != "copy":
+            return None
+        source = words.value or None
+        return cls(words.when, source=source, positions="fresh" if source else words.positions)
+
+    @classmethod
+    def takes_whole(cls, text: str) -> bool:
+        """See ``Intervention``."""
+        return text.startswith("copy:") and Path(text.removeprefix("copy:")).is_file()
 
     @property
     def name(self) -> str:

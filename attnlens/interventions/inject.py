@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attnlens.errors import InputError
-from attnlens.interventions.base import Intervention, Place, check_visual, is_whole
+from attnlens.interventions.base import Intervention, Place, Words, check_visual, is_whole
 from attnlens.interventions.triggers import Trigger
 
 if TYPE_CHECKING:
@@ -40,6 +40,18 @@ class Inject(Forcing):
 
     text: str
     when: Trigger
+
+    forms = ("inject:TEXT",)
+
+    @classmethod
+    def from_words(cls, words: Words) -> Inject | None:
+        """See ``Intervention``."""
+        return cls(words.value, words.when) if words.name == "inject" and words.value else None
+
+    @classmethod
+    def takes_whole(cls, text: str) -> bool:
+        """See ``Intervention``."""
+        return text.startswith("inject:")
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@ from attnlens.errors import InputError
 from attnlens.interventions.base import (
     Edit,
     Heads,
+    Words,
     check_visual,
     select_heads,
     which_image,
@@ -49,6 +50,13 @@ class Knockout(Edit):
     image: int | None = None
     box: tuple[float, float, float, float] | None = None
     until: Trigger | None = None
+
+    forms = ("knockout",)
+
+    @classmethod
+    def from_words(cls, words: Words) -> Knockout | None:
+        """See ``Intervention``."""
+        return cls(words.when) if words.text == "knockout" else None
 
     def check(self, prompt: Prompt, layers: int, heads: int) -> None:
         """See ``Intervention``."""

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from attnlens.errors import InputError
-from attnlens.interventions.base import Heads, is_whole, keep_lists, select_heads
+from attnlens.interventions.base import (
+    Heads,
+    Words,
+    is_whole,
+    keep_lists,
+    read_number,
+    select_heads,
+)
 from attnlens.interventions.copy import Copy
 
 if TYPE_CHECKING:
@@ -51,8 +58,23 @@ class Route(Copy):
     heads: Heads = None
     seed: int = 0
 
+    forms = ("route:PERCENT", "route:PERCENT:random", "route:PERCENT:bottom")
+
+    @classmethod
+    def from_words(cls, words: Words) -> Route | None:
+        """See ``Intervention``."""
+        if words.name != "route" or words.value is None:
+            return None
+        percent, _, select = words.value.partition(":")
+        if select and select not in SELECTIONS:
+            raise InputError(f"intervention {words.text!r}: select one of {', '.join(SELECTIONS)}")
+        number = read_number(words.text, percent, float)
+        if not 0 <= number <= 100:
+            raise InputError(f"intervention {words.text!r}: give a percentage from 0 to 100")
+        return cls(words.when, positions=words.positions, percent=number, select=select or "top")
+
     def __post_init__(self) -> None:
-        """Keep what can be gone through but once."""
+        """Keep what a generator gives only once."""
         keep_lists(self)
 
     @property

@@ -1,4 +1,4 @@
-"""The ways of generating that are compared: plain, recorded, and eager as scripts do it."""
+"""The variants of generation that are compared."""
 
 from __future__ import annotations
 
@@ -7,30 +7,25 @@ from typing import Any
 
 from attnlens.recording.record import record
 
-WAYS = ("plain", "recorded", "eager")
+VARIANTS = ("plain", "recorded", "eager")
 """Plain ``generate``; the same under ``attnlens.record``; eager attention with
 ``output_attentions`` and ``output_hidden_states`` kept for every step, as the reference script of
 Look-Back (arXiv 2507.03019) does."""
 
 
 def generate(model: Any, inputs: dict[str, Any], new: int, **options: Any) -> Any:
-    """Generate greedily, so many tokens whatever they are."""
+    """Generate exactly ``new`` tokens greedily."""
     return model.generate(
         **inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False, **options
     )
 
 
-def ways(model: Any, inputs: dict[str, Any], segments: Any, new: int) -> dict[str, Callable]:
-    """Return the call that generates ``new`` tokens in each of ``WAYS``, giving the tokens.
+def variant_calls(
+    model: Any, inputs: dict[str, Any], segments: Any, new: int
+) -> dict[str, Callable]:
+    """Return, for each of ``VARIANTS``, a call that generates ``new`` tokens and returns them.
 
-    Parameters
-    ----------
-    model
-        From ``attnlens.benchmark.model.build``.
-    inputs, segments
-        From ``build_inputs``.
-    new
-        Tokens to generate.
+    The inputs and segments are those of ``attnlens.benchmark.model.build_inputs``.
     """
 
     def plain() -> Any:
