@@ -46,29 +46,20 @@ _TEXTS = ("answer", "text", "never_fired")
 
 @dataclass(frozen=True)
 class Run:
-    """One generation of one prompt, free or forced.
-
-    Attributes
-    ----------
-    trace
-        What was recorded.
-    log_probabilities
-        [steps, vocabulary], where they were kept.
-    seconds
-        How long it took.
-    """
+    """One generation of one prompt, free or forced."""
 
     trace: Trace
     log_probabilities: np.ndarray | None
+    """[steps, vocabulary], where they were kept."""
     seconds: float
 
     @cached_property
     def by_definition(self) -> dict[bool, list[np.ndarray | None]]:
-        """Visual share, with inserted tokens counted as image (True) or not, by definition.
+        """Visual share by definition, with inserted tokens counted as image (True) or not.
 
         [step, layer, head], or [step, layer] in definitions that reduce heads themselves; NaN at
-        steps, and None in definitions, where it is not defined. Numbers without the labels that
-        ``visual_share`` puts on them, since labels take most of its time.
+        steps, and None in definitions, where it is not defined. Not labelled as by
+        ``visual_share``, since labels take most of its time.
         """
         needed = {"mass", "keys", "hidden", "visual_nonzero"}
         data = self.trace.data[[v for v in self.trace.data.data_vars if v in needed]]
@@ -87,12 +78,7 @@ class Run:
     def shares(self, axes: str, include_copied: bool) -> np.ndarray:
         """Visual share in every definition, [definition, step] and the axes that are kept.
 
-        Parameters
-        ----------
-        axes
-            One of ``DETAILS``: the last axis that is kept; heads are averaged first, then layers.
-        include_copied
-            Whether inserted tokens count as image.
+        ``axes`` is one of ``DETAILS``: the last axis that is kept. Heads are averaged first.
         """
         sizes = self.trace.data.sizes
         kept = {"step": (), "layer": ("layer",), "head": ("layer", "head")}[axes]
@@ -117,13 +103,7 @@ def _compute(data: xr.Dataset, definition: Definition, include_copied: bool) -> 
 
 @dataclass(frozen=True)
 class CompareSettings:
-    """How the runs of a prompt are made and compared; as in ``attnlens.recover``, checked.
-
-    Attributes
-    ----------
-    options
-        For ``model.generate``.
-    """
+    """How the runs of a prompt are made and compared; as in ``attnlens.recover``, checked."""
 
     max_new_tokens: int
     detail: str = "head"
@@ -145,22 +125,10 @@ def compare_runs(
     settings: CompareSettings,
     before_run: Callable[[], Any] = lambda: None,
 ) -> tuple[dict[str, dict[str, Any]], Trace]:
-    """Run one prompt untouched and under each intervention.
+    """Run one prompt untouched and under each intervention; ``truth`` is the answer, if known.
 
-    Parameters
-    ----------
-    vlm, prompt, interventions, settings
-        What is run, and how.
-    truth
-        The true answer, where it is known.
-    before_run
-        Called before every run.
-
-    Returns
-    -------
-    tuple
-        Values and arrays by name for each run, ``untouched`` first (see ``Recovery``), and the
-        untouched run's trace.
+    Returns values and arrays by name for each run, ``untouched`` first (see ``Recovery``), and the
+    untouched run's trace.
     """
     before_run()
     free_untouched = _generate(vlm, prompt, None, settings)
@@ -218,7 +186,7 @@ def _compare(
     events = free.trace.attrs.get("interventions", [])
     answer = final_answer(free.trace.text)
     before = final_answer(free_untouched.trace.text)
-    # a forced twin that stands for the free run says what the untouched run said
+    # a forced twin that stands for the free run has the untouched run's text
     cut_off = (free if free.trace.attrs.get("generation") else free_untouched).trace.cut_off
     row: dict[str, Any] = {
         "answer": "" if answer is None else answer,
@@ -241,7 +209,7 @@ def _compare(
     assert untouched.log_probabilities is not None
     assert forced.log_probabilities is not None
     row["kl"], row["hellinger"] = divergences(untouched.log_probabilities, forced.log_probabilities)
-    for event in acted:  # predicted before the tag was known: not under the intervention
+    for event in acted:  # predicted before the tag was known
         for name in ("kl", "hellinger"):
             row[name][event["step"] : event["known_at"]] = np.nan
     for name, include_copied in (("", False), ("_with_copied", True)):
@@ -296,7 +264,7 @@ def to_dataset(samples: list[dict[str, dict[str, Any]]], vlm: VLM) -> xr.Dataset
         for counted in ("", "_with_copied"):
             share = f"share{by}{counted}"
             if share in data:
-                # without insertions the two ways of counting are one
+                # without insertions both counts are the same
                 data[f"rise{by}{counted}"] = data[share] - untouched[share]
     if "visual" in data:
         data["mass_rise"] = data["visual"] - untouched["visual"]

@@ -25,8 +25,8 @@ from attnlens.recording.store import DEPENDENCE, load_dataset, save_dataset
 from attnlens.recording.trace import Trace
 
 REFERENCES = ("removed", "blank")
-"""What stands in the image's place: nothing (a prompt of text alone), or a plain picture of its
-size in its mean colour. Another image may be given beside them."""
+"""What replaces the image: nothing (a prompt of text alone), or a plain picture of its size in its
+mean colour."""
 
 
 def dependence(
@@ -39,8 +39,8 @@ def dependence(
 ) -> xr.Dataset:
     """Measure how much each response token depends on the image, by teacher forcing.
 
-    The recorded response is fed to the model with the image, and with a reference in the image's
-    place: one forward pass each. Step t is the pass that predicts response token t, as in the
+    The recorded response is fed to the model with the image, and with each reference instead of it,
+    in one forward pass each. Step t is the pass that predicts response token t, as in the
     trace.
 
     Parameters
@@ -66,8 +66,8 @@ def dependence(
         image minus without), ``entropy_without`` (nats, of the next token without the image);
         ``log_probability[step]`` with the image and ``entropy[step]``, the same with it;
         ``key_share[step]``, the fraction of visible keys that is visual; and ``mass[step]``,
-        ``look_back[step]``: visual share of the same step, so that one sees where attention and
-        use part ways. Coordinates of the tokens as in the trace; attributes ``model`` and, where
+        ``look_back[step]``: visual share of the same step, which shows where attention and
+        use differ. Coordinates of the tokens as in the trace; attributes ``model`` and, where
         it is known how the response was generated, ``altered_by``: the settings that kept it from
         being drawn from the model's own distribution, such as ``top_k=50``, or an empty text.
 
@@ -205,9 +205,9 @@ def sampled_dependence(
         What ``attnlens.dependence`` gives, with the references ``removed`` and the other images;
         ``attnlens.measures.mutual_information`` takes one such list for each prompt.
     """
-    found = []
+    results = []
     for i in range(samples):
-        said = run(
+        answer = run(
             vlm,
             prompt,
             max_new_tokens,
@@ -218,8 +218,10 @@ def sampled_dependence(
             top_p=1.0,
         )
         images = list(others) or None
-        found.append(dependence(vlm, said, prompt=prompt, references=("removed",), other=images))
-    return found
+        results.append(
+            dependence(vlm, answer, prompt=prompt, references=("removed",), other=images)
+        )
+    return results
 
 
 def save_dependence(data: xr.Dataset, path: str | Path, *, replace: bool = False) -> None:

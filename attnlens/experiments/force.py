@@ -36,7 +36,7 @@ def force(
     response
         A trace of an answer to the prompt, or the ids of its tokens.
     intervention
-        What is done meanwhile; see ``attnlens.interventions.teacher_forcing.ForcedSession`` for
+        What acts meanwhile; see ``attnlens.interventions.teacher_forcing.ForcedSession`` for
         text that it forces.
     recording
         ``layers``, ``visual_map`` and ``prompt_rows``, as in ``attnlens.record``.
@@ -53,7 +53,7 @@ def force(
         its ids where that is meant), or as in ``attnlens.interventions.intervene``.
     """
     check_prompt(prompt)
-    said: Any = response
+    tokens: Any = response
     if isinstance(response, Trace):
         other = differing_parts(prompt, response)
         if other:
@@ -62,13 +62,13 @@ def force(
                 "prompt that was answered, or trace.data['predicted_token_id'].values to force the "
                 "tokens all the same"
             )
-        said = response.data["predicted_token_id"].values
+        tokens = response.data["predicted_token_id"].values
     known = vlm.model.get_input_embeddings().num_embeddings
     try:
-        ids = [operator.index(i) for i in said]
+        ids = [operator.index(i) for i in tokens]
     except TypeError as error:
         raise InputError(
-            f"the response is {shortened(repr(said), 80)}: give a trace, or the ids of its tokens"
+            f"the response is {shortened(repr(tokens), 80)}: give a trace, or the ids of its tokens"
         ) from error
     unknown = [i for i in ids if not 0 <= i < known]
     if unknown:
@@ -93,7 +93,7 @@ def forced(
 
 
 def insertions(step: int) -> dict[str, Intervention | None]:
-    """Name what is inserted at a step: nothing, then more and more visual tokens."""
+    """Return what is inserted at a step, by name: nothing, then more and more visual tokens."""
     at = AtStep(step)
     return {
         "nothing": None,
@@ -105,61 +105,29 @@ def insertions(step: int) -> dict[str, Intervention | None]:
 
 
 def twins(
-    vlm: VLM, prompt: Prompt, said: Trace, *, layers: Sequence[int] | None = None
+    vlm: VLM, prompt: Prompt, answer: Trace, *, layers: Sequence[int] | None = None
 ) -> dict[str, Trace]:
-    """Feed an answer's tokens again, with visual tokens inserted in its middle.
+    """Feed an answer's tokens again, with visual tokens inserted in its middle (Theorem 3.2).
 
-    Parameters
-    ----------
-    vlm, prompt
-        The model, and what was asked.
-    said
-        The answer.
-    layers
-        Layers to record; all when not given.
-
-    Returns
-    -------
-    dict
-        Forced traces by name, as ``attnlens.measures.insertion`` takes them; see ``insertions``.
-
-    Raises
-    ------
-    InputError
-        If the answer has one token.
+    Returns forced traces by name (see ``insertions``), as ``attnlens.measures.insertion`` takes
+    them. An answer of one token is refused; ``layers`` are those to record, all when not given.
     """
-    middle = said.data.sizes["step"] // 2
+    middle = answer.data.sizes["step"] // 2
     if not middle:
         raise InputError(
             "an answer of one token has no middle to insert at: give one of several tokens"
         )
     return {
-        name: force(vlm, prompt, said, intervention, layers=layers)
+        name: force(vlm, prompt, answer, intervention, layers=layers)
         for name, intervention in insertions(middle).items()
     }
 
 
 def differing_parts(prompt: Prompt, trace: Trace) -> list[str]:
-    """Say what of a prompt a trace notes otherwise.
+    """Return what of a prompt differs from a trace: ``prompt`` (its text), ``images``.
 
-    Parameters
-    ----------
-    prompt
-        What was asked.
-    trace
-        A recorded generation.
-
-    Returns
-    -------
-    list of str
-        ``prompt`` (its text) and ``images``, where they differ. Images are the same by their grid
-        of visual tokens and the hash of their files; one that was opened by the caller is compared
-        with one from a file by size alone.
-
-    Raises
-    ------
-    InputError
-        If it is given no prompt.
+    Images are the same if their grids of visual tokens and the hashes of their files are; an image
+    that the caller opened is compared with a file's by size alone.
     """
     check_prompt(prompt)
     found = []
@@ -168,29 +136,23 @@ def differing_parts(prompt: Prompt, trace: Trace) -> list[str]:
         found.append("prompt")
     noted = trace.attrs.get("images")
     if noted:
-        given = [image.as_dict() for image in prompt.images]
-        alike = len(noted) == len(given) and all(map(_same_image, noted, given))
+        own = [image.as_dict() for image in prompt.images]
+        alike = len(noted) == len(own) and all(map(_same_image, noted, own))
         if not alike:
             found.append("images")
     return found
 
 
 def check_prompt(prompt: Any) -> None:
-    """Refuse what is no prompt of ``vlm.prompt``.
-
-    Raises
-    ------
-    InputError
-        If it is something else.
-    """
+    """Refuse what is no prompt of ``vlm.prompt``."""
     if not isinstance(prompt, Prompt):
         raise InputError(f"{type(prompt).__name__} was given as prompt: give one of vlm.prompt")
 
 
-def _same_image(noted: dict[str, Any], given: dict[str, Any]) -> bool:
-    if any(noted.get(side) not in (None, given[side]) for side in ("rows", "columns")):
+def _same_image(noted: dict[str, Any], own: dict[str, Any]) -> bool:
+    if any(noted.get(side) not in (None, own[side]) for side in ("rows", "columns")):
         return False
-    of_files = [bool(image.get("path")) for image in (noted, given)]
+    of_files = [bool(image.get("path")) for image in (noted, own)]
     if of_files[0] == of_files[1]:
-        return noted.get("sha256") == given.get("sha256")
-    return all(noted.get(side) == given.get(side) for side in ("width", "height"))
+        return noted.get("sha256") == own.get("sha256")
+    return all(noted.get(side) == own.get(side) for side in ("width", "height"))

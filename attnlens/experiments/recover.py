@@ -128,11 +128,11 @@ def recover(
     return Recovery(to_dataset(samples, vlm))
 
 
-def named_interventions(given: Interventions) -> dict[str, Intervention]:
-    """Give interventions their names; two of one name are refused."""
-    if isinstance(given, Mapping):
-        return {str(name): one for name, one in given.items()}
-    listed = [given] if isinstance(given, Intervention) else list(given)
+def named_interventions(interventions: Interventions) -> dict[str, Intervention]:
+    """Return interventions by name; two of one name are refused."""
+    if isinstance(interventions, Mapping):
+        return {str(name): one for name, one in interventions.items()}
+    listed = [interventions] if isinstance(interventions, Intervention) else list(interventions)
     names = [one.name if isinstance(one, Intervention) else repr(one) for one in listed]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
@@ -146,15 +146,15 @@ def named_interventions(given: Interventions) -> dict[str, Intervention]:
 def _truths(expected: Any, count: int) -> list[str | None]:
     if expected is None:
         return [None] * count
-    given = expected.tolist() if hasattr(expected, "tolist") else expected  # of NumPy or pandas
-    if isinstance(given, str | Real):
-        given = [given]
-    if not isinstance(given, list | tuple):
+    answers = expected.tolist() if hasattr(expected, "tolist") else expected  # NumPy or pandas
+    if isinstance(answers, str | Real):
+        answers = [answers]
+    if not isinstance(answers, list | tuple):
         shown = shortened(repr(expected), 80)
         raise InputError(f"expected is {shown}: give a list with the true answer of each prompt")
-    if len(given) != count:
-        raise InputError(f"{len(given)} true answers for {count} prompts: give one for each")
-    return [None if one is None else true_answer(one) for one in given]
+    if len(answers) != count:
+        raise InputError(f"{len(answers)} true answers for {count} prompts: give one for each")
+    return [None if one is None else true_answer(one) for one in answers]
 
 
 def _check(
@@ -176,21 +176,20 @@ def _check(
         raise InputError(f"an intervention is called {UNTOUCHED!r}: give it another name")
     for one, named in zip(prompts, chosen, strict=True):
         for intervention in named.values():
-            intervene(vlm, one, intervention)  # made, never opened: it checks what does not fit
+            intervene(vlm, one, intervention)  # checks what does not fit; it is never entered
 
 
-_NO_MATTER = {
+_HARMLESS_SETTINGS = {
     "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p",
     "eos_token_id", "pad_token_id", "bos_token_id",
     "max_length", "max_new_tokens", "use_cache", "cache_implementation",
     "output_attentions", "output_hidden_states", "transformers_version", "_from_model_config",
 }  # fmt: skip
-"""Settings of a checkpoint that leave the tokens of greedy decoding as they are."""
+"""Settings of a checkpoint that do not change the tokens of greedy decoding."""
 
 
 def _check_greedy(vlm: VLM, options: dict[str, Any]) -> None:
-    """Refuse to tell free runs from twins where decoding is more than taking the likeliest."""
-    own = set(vlm.model.generation_config.to_diff_dict()) - _NO_MATTER
+    own = set(vlm.model.generation_config.to_diff_dict()) - _HARMLESS_SETTINGS
     if options or own:
         raise InputError(
             f"reuse=True with {', '.join([*options, *sorted(own)])}: only plain greedy decoding "

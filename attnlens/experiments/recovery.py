@@ -30,7 +30,7 @@ UNTOUCHED = "untouched"
 
 ROUNDING = 1e-5
 """Rises below this fraction of the largest untouched share are float32 rounding: the passes of two
-twins end at other tokens. (Measured: some 1e-6.)"""
+twins end at different tokens. (Measured: about 1e-6.)"""
 
 
 class Recovery:
@@ -316,19 +316,7 @@ class Recovery:
 def _table_of_interventions(
     data: xr.Dataset, frame: pd.DataFrame, free_name: str, definition: str, confidence: float
 ) -> pd.DataFrame:
-    """Return one row for each intervention; see ``Recovery.table``.
-
-    Parameters
-    ----------
-    data
-        The arrays of a ``Recovery``.
-    frame
-        What ``Recovery.per_sample`` returns.
-    free_name, definition
-        Name of the variable of free rises, and which definition's.
-    confidence
-        Level of the intervals.
-    """
+    """One row for each intervention; ``frame`` is what ``Recovery.per_sample`` returns."""
     untouched = data.sel(run=UNTOUCHED)
     rows = []
     for run in dict.fromkeys(frame["run"]):
@@ -376,16 +364,10 @@ def _table_of_interventions(
 def _table_of_places(
     rises_of: np.ndarray, shares: np.ndarray, first_steps: np.ndarray
 ) -> pd.DataFrame:
-    """Return one row for each layer, or layer and head; see ``Recovery.by_head``.
+    """One row for each layer, or layer and head; see ``Recovery.by_head``.
 
-    Parameters
-    ----------
-    rises_of
-        [sample, step, layer] or [sample, step, layer, head].
-    shares
-        Untouched shares, likewise.
-    first_steps
-        [sample]: first step that the intervention acts on; NaN where it did not.
+    Rises and untouched shares are [sample, step, layer] or [sample, step, layer, head]; first steps
+    are [sample], NaN where the intervention did not act.
     """
     means = []
     for rises, share, first in zip(rises_of, shares, first_steps, strict=True):
@@ -411,20 +393,15 @@ def _table_of_places(
 
 
 def _without_rounding(rises: np.ndarray, level: float) -> np.ndarray:
-    """Set rises that are no larger than float32 rounding to 0; a test would call them an effect.
+    """Set rises within float32 rounding to 0, since a test would call them an effect.
 
-    Parameters
-    ----------
-    rises
-        Changes of a share.
-    level
-        The largest untouched share, in the same unit.
+    ``level`` is the largest untouched share.
     """
     return np.where(np.abs(rises) < ROUNDING * level, 0.0, rises)
 
 
 def _largest_share(shares: np.ndarray) -> float:
-    """Return the largest share that is defined; 0 where none is."""
+    """Largest defined share; 0 where none is."""
     known = shares[np.isfinite(shares)]
     return float(known.max()) if len(known) else 0.0
 
@@ -440,7 +417,7 @@ def _mean(values: Any) -> float:
 
 
 def _with_count(name: str, values: Any) -> dict[str, float]:
-    """Return a mean, and over how many samples it is: not all have a value of each kind."""
+    """Mean, and over how many samples it is: not all have a value of each kind."""
     return {name: _mean(values), f"{name}_samples": len(_known(values))}
 
 

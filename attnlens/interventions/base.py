@@ -58,33 +58,21 @@ class Place(Protocol):
     def insert(self, pieces: Sequence[Piece], kept: tuple[int, ...] = ()) -> None:
         """Put tokens into the cache before the step's query token.
 
-        Parameters
-        ----------
-        pieces
-            What is inserted.
-        kept
-            Which visual tokens of the image stand in it, for the record.
+        ``kept`` says which visual tokens of the image they are, for the record.
         """
 
     def edit(self, edit: Edit) -> None:
         """Change scores from the step's query token on."""
 
     def force(self, ids: Sequence[int]) -> None:
-        """Let the response go on with tokens, whatever the model would say."""
+        """Make these the response's next tokens."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """An intervention in the words of a command line, ``NAME`` or ``NAME:VALUE``.
+    """An intervention as a command line writes it: ``NAME`` or ``NAME:VALUE``.
 
-    Attributes
-    ----------
-    text
-        The words.
-    when
-        The trigger.
-    positions
-        Of inserted visual tokens; see ``attnlens.interventions.POSITIONS``.
+    ``positions`` are those of inserted visual tokens; see ``attnlens.interventions.POSITIONS``.
     """
 
     text: str
@@ -102,13 +90,7 @@ class Words:
         return self.text.partition(":")[2] if ":" in self.text else None
 
     def number(self, value: str) -> float:
-        """Read a finite number.
-
-        Raises
-        ------
-        InputError
-            If it is none.
-        """
+        """Read a finite number; anything else is refused."""
         number = read_number(self.text, value, float)
         if not math.isfinite(number):
             raise InputError(f"intervention {self.text!r}: give a finite number")
@@ -116,13 +98,7 @@ class Words:
 
 
 def read_number(text: str, value: str, kind: Callable[[str], float], advice: str = "") -> float:
-    """Read a number that is part of a text.
-
-    Raises
-    ------
-    InputError
-        If it is none.
-    """
+    """Read a number that is part of a text; anything else is refused."""
     try:
         return kind(value)
     except ValueError as error:
@@ -140,7 +116,7 @@ class Intervention(ABC):
     when
         The trigger.
     until
-        Trigger that ends what goes on; None: nothing does.
+        Trigger that ends it; None where nothing does.
     follows
         Whether it forces text: that acts after the token that makes the trigger fire, not before
         it.
@@ -158,23 +134,17 @@ class Intervention(ABC):
 
     @classmethod
     def from_words(cls, words: Words) -> Intervention | None:
-        """Read one of ``forms``; None where the words are none of them.
-
-        Raises
-        ------
-        InputError
-            If a value does not fit.
-        """
+        """Read one of ``forms``, or return None; a value that does not fit is refused."""
         return None
 
     @classmethod
     def takes_whole(cls, text: str) -> bool:
-        """Whether a ``+`` in a text belongs to the value of this one, and joins no others."""
+        """Whether a ``+`` in the text is part of this one's value, and joins no others."""
         return False
 
     @property
     def parts(self) -> tuple[Intervention, ...]:
-        """The interventions that this one is joined of; itself where it is a single one."""
+        """The interventions that are joined here; a single one is its only part."""
         return (self,)
 
     @property
@@ -184,26 +154,19 @@ class Intervention(ABC):
 
     @abstractmethod
     def check(self, prompt: Prompt, layers: int, heads: int) -> None:
-        """Refuse what cannot be done to a prompt.
-
-        Parameters
-        ----------
-        prompt
-            The prompt.
-        layers, heads
-            How many the model has.
+        """Refuse what does not fit a prompt, or a model of so many layers and heads.
 
         Raises
         ------
         InputError
-            If something of the intervention does not fit the prompt or the model.
+            If something does not fit.
         """
 
     def prepare(self, generation: Generation) -> None:  # noqa: B027 (few have to)
-        """Do what must be done before the generation starts (open a picture, listen)."""
+        """Prepare for the generation, such as by listening to it."""
 
     def act(self, place: Place) -> None:
-        """Do it; one that is joined of parts leaves it to them."""
+        """Act; joined interventions leave it to their parts."""
         raise NotImplementedError
 
     def forced_ids(self, tokenizer: Any) -> list[int]:
@@ -241,13 +204,7 @@ class Insertion(Intervention):
 
 
 class Edit(Intervention):
-    """Changes attention scores from the trigger on.
-
-    Attributes
-    ----------
-    until
-        Trigger that ends it, with the token that makes it fire; None: never.
-    """
+    """Changes attention scores from the trigger on."""
 
     edits_scores = True
     layers: Iterable[int] | None
@@ -255,7 +212,7 @@ class Edit(Intervention):
     image: int | None
 
     def __post_init__(self) -> None:
-        """Keep what a generator gives only once."""
+        """Read generators, which can be read only once."""
         keep_lists(self)
 
     def act(self, place: Place) -> None:
@@ -264,13 +221,7 @@ class Edit(Intervention):
 
     @abstractmethod
     def bias(self, scores: torch.Tensor) -> torch.Tensor | float:
-        """Return what is added to scores.
-
-        Parameters
-        ----------
-        scores
-            float32 [1, heads in reach, rows, keys in reach]: scaled scores.
-        """
+        """Return what is added to scaled scores, float32 [1, heads, rows, keys] in reach."""
 
     def reach(self, prompt: Prompt) -> Sequence[int]:
         """Slots of the prompt keys in reach: those of the image, or of all images."""
@@ -327,13 +278,7 @@ def check_visual(name: str, prompt: Prompt) -> None:
 
 
 def which_image(name: str, prompt: Prompt, image: int | None) -> int:
-    """Return the image that is meant.
-
-    Raises
-    ------
-    InputError
-        If the prompt has no image, not that many, or several and none is named.
-    """
+    """Return the number of an image; None names the only one. Others are refused."""
     check_visual(name, prompt)
     count = len(prompt.images)
     if image is None:
@@ -348,22 +293,20 @@ def which_image(name: str, prompt: Prompt, image: int | None) -> int:
 def select_heads(
     layers: Iterable[int] | None, heads: Heads, layer_count: int, head_count: int
 ) -> dict[int, tuple[int, ...]]:
-    """Return the heads in reach by layer.
+    """Return the heads in reach by layer; a layer or head that does not exist is refused."""
+    for name, value in (("layers", layers), ("heads", heads)):
+        if value is not None and not isinstance(value, Iterable):
+            raise InputError(f"{name}={value!r}: give a list, such as [{value!r}]")
 
-    Raises
-    ------
-    InputError
-        If a layer or a head is not there, or nothing is left.
-    """
-    for name, given in (("layers", layers), ("heads", heads)):
-        if given is not None and not isinstance(given, Iterable):
-            raise InputError(f"{name}={given!r}: give a list, such as [{given!r}]")
-    chosen_layers = range(layer_count) if layers is None else list(layers)
-    for layer in chosen_layers:
-        if not is_whole(layer) or not -layer_count <= layer < layer_count:
+    def check_layer(layer: Any, lowest: int) -> None:
+        if not is_whole(layer) or not lowest <= layer < layer_count:
             raise InputError(
                 f"there is no layer {layer!r}: the model has layers 0 to {layer_count - 1}"
             )
+
+    chosen_layers = range(layer_count) if layers is None else list(layers)
+    for layer in chosen_layers:
+        check_layer(layer, -layer_count)
     named: list[Any] = list(range(head_count)) if heads is None else list(heads)
     if layers is not None and any(isinstance(entry, tuple) for entry in named):
         raise InputError(
@@ -378,10 +321,7 @@ def select_heads(
             else [(layer % layer_count, entry) for layer in chosen_layers]
         )
         for layer, head in pairs:
-            if not is_whole(layer) or not 0 <= layer < layer_count:
-                raise InputError(
-                    f"there is no layer {layer!r}: the model has layers 0 to {layer_count - 1}"
-                )
+            check_layer(layer, 0)
             if not is_whole(head) or not 0 <= head < head_count:
                 raise InputError(
                     f"there is no head {head!r}: a layer has heads 0 to {head_count - 1}"
@@ -393,13 +333,13 @@ def select_heads(
 
 
 def is_whole(value: object) -> bool:
-    """Tell whether something is a whole number, NumPy's among them."""
+    """Whether something is a whole number, NumPy's included."""
     return isinstance(value, Integral)
 
 
 def keep_lists(intervention: Any) -> None:
     """Turn ``layers`` and ``heads`` into tuples, since a generator can be read only once."""
     for name in ("layers", "heads"):
-        given = getattr(intervention, name)
-        if isinstance(given, Iterable) and not isinstance(given, tuple):
-            object.__setattr__(intervention, name, tuple(given))
+        value = getattr(intervention, name)
+        if isinstance(value, Iterable):
+            object.__setattr__(intervention, name, tuple(value))

@@ -22,15 +22,10 @@ from attnlens.recording.tap import notify_new_keys, notify_step_back
 
 @dataclass
 class InsertionPlan:
-    """What goes into the cache from one slot on.
-
-    Attributes
-    ----------
-    pieces
-        Pieces in order, and whether they are inserted (or fed again).
-    """
+    """What goes into the cache from one slot on."""
 
     pieces: list[tuple[Piece, bool]] = field(default_factory=list)
+    """Pieces in order, and whether each is inserted (or fed again)."""
 
     @property
     def inserted(self) -> int:
@@ -48,13 +43,6 @@ class InsertionPlan:
 
 class CacheEditor:
     """Puts tokens into the cache of one generation.
-
-    Parameters
-    ----------
-    vlm, parts
-        The model and its parts.
-    prompt_length
-        Number of prompt keys.
 
     Attributes
     ----------
@@ -78,25 +66,10 @@ class CacheEditor:
     def apply(
         self, plan: InsertionPlan, start: int, back: int, cache: Any, now: torch.Tensor
     ) -> None:
-        """Step the cache back, and feed what is inserted and what comes again.
+        """Step the cache back by ``back`` tokens, and feed a plan from the slot ``start`` on.
 
-        Parameters
-        ----------
-        plan
-            What goes in.
-        start
-            Slot of its first token.
-        back
-            How many cached tokens are stepped back over.
-        cache
-            The cache.
-        now
-            Position ids of the pass that comes next, as ``generate`` made them.
-
-        Raises
-        ------
-        InputError
-            If a static cache has no room.
+        ``now`` are the position ids of the pass that comes next, as ``generate`` made them. A
+        static cache without room is refused.
         """
         room = capacity(cache)
         needed = start + sum(piece.count for piece, _ in plan.pieces) + 1
@@ -148,19 +121,8 @@ class CacheEditor:
     def move(self, cache: Any, options: dict[str, Any], end: int) -> None:
         """Move positions and mask of the pass that comes next by what was inserted.
 
-        Parameters
-        ----------
-        cache
-            The cache.
-        options
-            Keyword arguments of the pass, changed in place.
-        end
-            Slot after the pass's last token.
-
-        Raises
-        ------
-        InputError
-            If a static cache is full.
+        ``options`` are its keyword arguments, changed in place, and ``end`` is the slot after its
+        last token. A static cache that is full is refused.
         """
         options["position_ids"] = self._family.moved(
             options["position_ids"], self.inserted, self.rope
@@ -177,13 +139,7 @@ class CacheEditor:
 
 
 def _step_back(cache: Any, tokens: int) -> None:
-    """Take the last tokens out of a cache.
-
-    Raises
-    ------
-    InputError
-        If the cache is neither dynamic nor static.
-    """
+    """Take the last tokens out of a dynamic or static cache; others are refused."""
     if not tokens:
         return
     for layer in cache.layers:
@@ -200,7 +156,6 @@ def _step_back(cache: Any, tokens: int) -> None:
 
 
 def _repeat_cached(cache: Any, slots: tuple[int, ...]) -> None:
-    """Append copies of cached keys and values to a cache."""
     at = list(slots)
     for layer in cache.layers:
         layer.update(layer.keys[:, :, at].clone(), layer.values[:, :, at].clone())
@@ -209,21 +164,7 @@ def _repeat_cached(cache: Any, slots: tuple[int, ...]) -> None:
 def feed_embedded(
     text: Any, block: torch.Tensor, positions: torch.Tensor, past: int, cache: Any
 ) -> None:
-    """Run a text model over embedded tokens, on top of a cache.
-
-    Parameters
-    ----------
-    text
-        The text model.
-    block
-        [1, tokens, width]: the embedded tokens.
-    positions
-        Their position ids.
-    past
-        Number of tokens in the cache that come before them.
-    cache
-        The cache; the tokens are added to it.
-    """
+    """Run a text model over embedded tokens [1, tokens, width], after ``past`` cached ones."""
     end = past + block.shape[1]
     with torch.no_grad():
         text(

@@ -19,13 +19,7 @@ that they have in the prompt; or as the cached keys and values, repeated as they
 
 @dataclass(frozen=True)
 class TextPiece:
-    """Text tokens that are inserted: the tokens that wrap an image, or a control.
-
-    Attributes
-    ----------
-    ids
-        Token ids.
-    """
+    """Text tokens: inserted ones that wrap an image, a control, or response tokens fed again."""
 
     ids: tuple[int, ...]
 
@@ -94,21 +88,9 @@ Piece = TextPiece | VisualPiece | CachedPiece
 
 
 def piece_positions(family: Family, piece: Piece, start: int) -> tuple[np.ndarray, int]:
-    """Rotary positions of a piece.
+    """Rotary positions of a piece at ``start``, int64 [axes, tokens], and that of what follows.
 
-    Parameters
-    ----------
-    family
-        The model's family, whose rule it is.
-    piece
-        The piece.
-    start
-        Position of the next token.
-
-    Returns
-    -------
-    int64 [axes, tokens] and int
-        The positions, and the position of what follows. Cached keys keep those they have.
+    Cached keys keep the positions they have.
     """
     if isinstance(piece, TextPiece):
         return family.positions_from(start, [piece.count])

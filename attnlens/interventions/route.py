@@ -48,8 +48,7 @@ class Route(Copy):
     layers, heads
         Which layers and heads are averaged; all when not given.
     seed
-        Seed of ``random``; with it the prompt and the step decide, so that prompts have draws of
-        their own.
+        Seed of ``random``. The prompt and the step enter, too: each prompt has its own choice.
     """
 
     percent: float = 50.0
@@ -74,7 +73,7 @@ class Route(Copy):
         return cls(words.when, positions=words.positions, percent=number, select=select or "top")
 
     def __post_init__(self) -> None:
-        """Keep what a generator gives only once."""
+        """Read generators, which can be read only once."""
         keep_lists(self)
 
     @property

@@ -144,7 +144,7 @@ class RunningIntervention:
                     "At('<back>')"
                 )
             if part.edits_scores:
-                self._attention_name()
+                self._check_attention()
             if any(trigger.thresholds for trigger in triggers):
                 check_visual("a trigger by visual share", self.prompt)
             found += triggers
@@ -166,7 +166,8 @@ class RunningIntervention:
             _OPEN.add(self.vlm.model)
             stack.callback(_OPEN.discard, self.vlm.model)
             if any(state.part.edits_scores for state in self.triggers.states):
-                self.editor = ScoreEditor(self._attention_name())
+                self._check_attention()
+                self.editor = ScoreEditor()
                 attach_editor(self.parts, self.editor)
                 stack.callback(detach_editor, self.parts, self.editor)
             if self._watched:
@@ -206,14 +207,13 @@ class RunningIntervention:
     def _layers(self) -> list[int]:
         return list(range(len(self.parts.attention)))
 
-    def _attention_name(self) -> str:
+    def _check_attention(self) -> None:
         base = attention_implementation(self.parts)
         if base not in ("sdpa", "eager"):
             raise InputError(
                 f"scores cannot be changed under the attention implementation {base!r}: "
                 "load the model with attn_implementation='sdpa' or 'eager'"
             )
-        return base
 
     def _shares(self, definition: str, count: int) -> list[float]:
         if self._share is None or not self.knows_shares:

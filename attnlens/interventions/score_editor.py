@@ -19,38 +19,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class EditScope:
-    """Which rows and keys an edit acts on.
-
-    Attributes
-    ----------
-    edit
-        The edit.
-    columns
-        int64 [keys]: slots of the keys in reach.
-    heads
-        Heads in reach, by layer.
-    start, stop
-        Rows with slots from ``start`` on, and before ``stop`` where that is not None.
-    """
+    """Which rows, keys and heads an edit acts on."""
 
     edit: Edit
     columns: torch.Tensor
+    """int64 [keys]: slots of the keys in reach."""
     heads: dict[int, tuple[int, ...]]
+    """Heads in reach, by layer."""
     start: int
     stop: int | None = None
+    """Rows with slots from ``start`` on, and before ``stop`` if it is set."""
 
 
 class ScoreEditor:
-    """Adds the biases of edits to attention masks; rows out of reach keep the mask they had.
+    """Adds the biases of edits to attention masks; rows out of reach keep the mask they had."""
 
-    Parameters
-    ----------
-    implementation
-        Name of the model's attention implementation, ``sdpa`` or ``eager``.
-    """
-
-    def __init__(self, implementation: str) -> None:
-        self.implementation = implementation
+    def __init__(self) -> None:
         self.scopes: list[EditScope] = []
         self._past = 0
 

@@ -15,32 +15,25 @@ from attnlens.recording.recorder import AttentionRecorder
 from attnlens.recording.tap import LayerAttention, Pass
 
 GROUPS = 4
-"""Where the layers that sufficed before do not, this fraction (1 / GROUPS) of all is added."""
+"""Where the layers of the step before do not suffice, 1 / GROUPS of all layers is added."""
 
 
 class ShareRecorder:
-    """Knows the visual share of every step, as far as triggers need it.
+    """Computes the visual share of every step, as far as triggers need it.
 
-    A share is a mean over layers, none of them below 0. So as soon as the layers computed so far
-    reach the highest threshold in sum, the share does, whatever the others are, and no trigger can
-    tell the difference: a trigger far from firing costs only some of the layers. Layers that had
-    the largest shares when all were computed come first.
+    A share is a mean over layers, none of them below 0. Once the sum over the layers computed so
+    far reaches the highest threshold, the share does, too, whatever the other layers are. So a
+    trigger far from firing costs only some of the layers. Layers that had the largest shares when
+    all were computed come first.
 
-    Parameters
-    ----------
-    layout
-        Which key belongs to which column.
-    layers
-        Indices of all layers.
-    watched
-        The highest threshold of any trigger, by definition: ``mass`` or ``look-back``, with the
-        formulas of ``attnlens.measures.definitions``; copied tokens do not count as visual.
+    ``watched`` is the highest threshold of any trigger, by definition: ``mass`` or ``look-back``,
+    with the formulas of ``attnlens.measures.definitions``; copied tokens do not count as visual.
     """
 
     def __init__(
         self, layout: KeyLayout, layers: Sequence[int], watched: Mapping[str, float]
     ) -> None:
-        # one sequence, which the session itself steps back: its cache needs no check
+        # the session itself steps the cache back: it needs no check
         self._recorder = AttentionRecorder(layout, layers, every=1, checks_cache=False)
         self._layout = layout
         self._watched = dict(watched)
@@ -60,16 +53,10 @@ class ShareRecorder:
         """[keys, sets], with room for keys to come, none of which is visual."""
 
     def shares(self, definition: str, count: int) -> list[float]:
-        """Visual share at the last steps; a fraction each, mean over layers (and heads).
+        """Visual share at the last ``count`` steps, or fewer at the beginning, as fractions.
 
-        One that reaches the highest threshold may be given as any number from there up to it.
-
-        Parameters
-        ----------
-        definition
-            One of those watched.
-        count
-            How many steps; fewer are returned at the beginning. ``look-back`` leaves out step 0.
+        Means over layers (and heads). A share that reaches the highest threshold may be returned as
+        any number from the threshold up to it. ``look-back`` leaves out step 0.
         """
         self.flush()
         known = list(self._known.values())[definition == "look-back" :]

@@ -14,35 +14,18 @@ from attnlens.interventions.triggers import Moment, Trigger
 
 @dataclass
 class ArmedIntervention:
-    """How far one intervention has come.
-
-    Attributes
-    ----------
-    part
-        The intervention.
-    fired
-        How often it has acted.
-    scope
-        What an edit acts on, from when it has.
-    counts
-        How often each of its triggers has fired, by id.
-    """
+    """An intervention, and how often it has acted."""
 
     part: Intervention
     fired: int = 0
     scope: EditScope | None = None
+    """What an edit acts on, once it has begun."""
     counts: dict[int, int] = field(default_factory=dict)
+    """How often each of its triggers has fired, by id."""
 
 
 class TriggerState:
     """Asks the triggers of one generation.
-
-    Parameters
-    ----------
-    parts
-        The interventions.
-    tokenizer, shares
-        See ``Moment``.
 
     Attributes
     ----------
@@ -64,18 +47,10 @@ class TriggerState:
         self._shares = shares
 
     def ask(self, stop: Callable[[EditScope], None]) -> list[tuple[int, ArmedIntervention]]:
-        """Ask all triggers once.
+        """Ask all triggers once; ``stop`` ends an edit whose ``until`` fires.
 
-        Parameters
-        ----------
-        stop
-            Ends an edit whose ``until`` fires.
-
-        Returns
-        -------
-        list of (int, ArmedIntervention)
-            For each intervention that is due: the step to act on, at most the next one, counted in
-            tokens that triggers see. Forced text follows the last of them.
+        Returns the step to act on, at most the next one, for each intervention that is due. Steps
+        are counted in tokens that triggers see; forced text follows the last of them.
         """
         step = len(self.seen)
         due = []
@@ -105,21 +80,9 @@ LONGEST_CHAIN = 1000
 
 
 def check_forced_texts(parts: Iterable[Intervention], tokenizer: Any, vocabulary: int) -> None:
-    """Refuse forced texts that set themselves, or one another, off without end.
+    """Refuse forced texts that trigger themselves or one another without end.
 
-    Parameters
-    ----------
-    parts
-        The interventions of one generation.
-    tokenizer
-        Encodes the texts.
-    vocabulary
-        Number of tokens that the model knows.
-
-    Raises
-    ------
-    InputError
-        If a text does so, or a forced token is not in the vocabulary.
+    A forced token that is not in the vocabulary, of this many tokens, is refused, too.
     """
     forcing = [part for part in parts if part.follows]
     ids = {id(part): part.forced_ids(tokenizer) for part in forcing}

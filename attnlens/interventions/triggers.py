@@ -32,9 +32,9 @@ class Moment:
     tokenizer
         Gives them their text.
     shares
-        For a definition's name and a number n: visual share at the last n steps (fewer at the
-        beginning), fractions. One that reaches every trigger's threshold may be given as any number
-        from the highest of them up to it.
+        Function of a definition's name and a number n: visual share at the last n steps (fewer at
+        the beginning), fractions. A share above every trigger's threshold may be returned as any
+        number from the highest of them up to it.
     counts
         How often each trigger has fired, by its ``id``.
     """
@@ -59,10 +59,10 @@ class Trigger(ABC):
 
     @abstractmethod
     def fires(self, moment: Moment) -> int | None:
-        """Return the step to act on, at most ``moment.step``; None where nothing is to be done."""
+        """Return the step to act on, at most ``moment.step``; None where it does not fire."""
 
     def answer(self, moment: Moment) -> int | None:
-        """Return what ``fires`` says, or None where it has fired as often as it may."""
+        """Return what ``fires`` does; None where it has fired as often as it may."""
         if self.times is not None and moment.counts.get(id(self), 0) >= self.times:
             return None
         return self.fires(moment)
@@ -73,7 +73,7 @@ class Trigger(ABC):
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """Which visual shares it asks for: definition and threshold."""
+        """Thresholds of the visual shares that it asks for, by definition."""
         return {}
 
     @property
@@ -151,9 +151,9 @@ class AtStep(Trigger):
     Parameters
     ----------
     step
-        Step 0 is the last prompt position; it has no query token in the response, so that nothing
-        can be inserted before it, while a boost or a knock-out can act on it. That takes a mask
-        over the whole prompt, heads x prompt tokens squared numbers, in the first pass.
+        Step 0 is the last prompt position. It has no query token in the response: nothing can be
+        inserted before it, but a boost or a knock-out can act on it. That takes a mask over the
+        whole prompt in the first pass, heads x prompt tokens squared numbers.
     """
 
     step: int
