@@ -18,3 +18,5 @@ from attnlens.plots.recovery import recovery as recovery
 from attnlens.plots.routes import routes as routes
 from attnlens.plots.tokens import tokens as tokens
 from attnlens.plots.trend import trend as trend
+
+__all__ = [name for name, value in list(vars().items()) if callable(value) and name[0] != "_"]
