@@ -32,7 +32,8 @@ from attnlens.interventions import (
     WhenVisualBelow,
     intervene,
 )
-from attnlens.interventions.parse import parse_intervention, parse_trigger
+from attnlens.interventions.base import parse_intervention
+from attnlens.interventions.triggers import parse_trigger
 from attnlens.models.load import find_device
 
 NEW = {"do_sample": False, "min_new_tokens": 6}

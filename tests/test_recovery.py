@@ -36,8 +36,9 @@ from attnlens.interventions import (
     Route,
     WhenVisualBelow,
 )
-from attnlens.interventions.parse import parse_intervention, parse_trigger
+from attnlens.interventions.base import parse_intervention
 from attnlens.interventions.teacher_forcing import ForcedSession
+from attnlens.interventions.triggers import parse_trigger
 from attnlens.measures import correlation, visual_share
 from attnlens.measures.definitions import DEFINITIONS
 from attnlens.measures.recovery import divergences, half_life, mean_from

@@ -31,7 +31,7 @@ from attnlens.progress import progress
 from attnlens.testbed.model.tokenizer import load_tokenizer
 
 THRESHOLD = 0.4
-"""Of a trigger by visual share: about half of what random weights give 1,024 visual tokens."""
+"""Threshold of a trigger: about half the visual share of 1,024 tokens under random weights."""
 
 LIMITS = {
     "copy": "COPY at the last step, in one pass over as many tokens (1.1)",
@@ -40,11 +40,11 @@ LIMITS = {
     "never, ROUTE": "ROUTE that never fires in the plain run (1.05)",
     "never, by share": "a trigger at half of the share that never fires in the plain run (1.05)",
 }
-"""What is measured, as ratios, with the bound that is aimed at."""
+"""What is measured, as ratios, with the bound that each should keep."""
 
 
 class _Processor:
-    """The testbed's tokenizer: triggers that look for text read a real one."""
+    """Holds the testbed's tokenizer, which triggers that look for text need."""
 
     def __init__(self) -> None:
         self.tokenizer = load_tokenizer()

@@ -23,31 +23,13 @@ _RESET_PEAK = "5"
 
 
 def peak_memory(shape: Shape, device: str, visual: int, new: int, variant: str) -> dict[str, float]:
-    """Run one variant of generation in a new process and return its peak memory.
+    """Run one of ``attnlens.benchmark.variants`` in a new process; return its peak memory.
 
-    Building the model and a short generation come first and do not count.
-
-    Parameters
-    ----------
-    shape
-        Shape of the model.
-    device, visual, new
-        As in ``attnlens.benchmark.recording.compare``.
-    variant
-        ``plain``, ``recorded`` or ``eager``.
-
-    Returns
-    -------
-    dict
-        ``peak_mib``: the highest resident memory of the process during generation on a CPU, or the
-        highest allocated memory on a GPU, weights included; ``base_mib``: what was held right
-        before it; ``rise_mib``: the difference. Where the system does not let a process reset its
-        peak, ``peak_mib`` is that of the whole run.
-
-    Raises
-    ------
-    RuntimeError
-        If the process fails.
+    Building the model and a short generation come first and do not count. ``peak_mib`` is the
+    highest resident memory of the process during generation on a CPU, or the highest allocated
+    memory on a GPU, weights included; ``base_mib`` what was held right before it; ``rise_mib`` the
+    difference. Where the system does not let a process reset its peak, ``peak_mib`` is that of the
+    whole run. A process that fails raises ``RuntimeError``.
     """
     arguments = json.dumps([asdict(shape), device, visual, new, variant])
     finished = subprocess.run(

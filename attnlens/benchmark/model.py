@@ -14,15 +14,7 @@ PATCH_VALUES = 3 * 2 * 14 * 14
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of a model.
-
-    Attributes
-    ----------
-    layers, width, heads, key_heads, mlp, vocabulary
-        Of the text model; the head dimension is ``width / heads``.
-    dtype
-        Name of the weights' dtype.
-    """
+    """The shape of a text model (head dimension ``width / heads``), and its weights' dtype."""
 
     layers: int = 8
     width: int = 1024
@@ -41,15 +33,7 @@ SHAPES = {
 
 
 def build(shape: Shape, device: str) -> Any:
-    """Build a model with random weights.
-
-    Parameters
-    ----------
-    shape
-        Its shape; the vision tower is small, since recording leaves it alone.
-    device
-        Where it goes.
-    """
+    """Build a model with random weights; its vision tower is small, as recording ignores it."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     config = Qwen2_5_VLConfig(
@@ -98,19 +82,9 @@ def build(shape: Shape, device: str) -> Any:
 def build_inputs(
     visual: int, device: str, dtype: torch.dtype
 ) -> tuple[dict[str, torch.Tensor], np.ndarray]:
-    """Build a prompt of random tokens around one image.
+    """Build a prompt of random tokens around one image of so many visual tokens.
 
-    Parameters
-    ----------
-    visual
-        Number of visual tokens.
-    device, dtype
-        Where the inputs go, and the dtype of the pixels.
-
-    Returns
-    -------
-    tuple
-        What ``generate`` takes, and the segment of every key.
+    Returns what ``generate`` takes, and the segment of every key. ``dtype`` is that of the pixels.
     """
     rows = max(r for r in range(1, int(visual**0.5) + 1) if visual % r == 0)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The cost of recording: plain generation, recorded generation, and eager attention."""
+"""The cost of recording: plain, recorded and eager generation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attnlens.benchmark.variants import VARIANTS, generate, variant_calls
 from attnlens.progress import progress
 
 MEMORY_RUNS = 5
-"""Processes per variant whose median peak is reported: one alone varies by some 50 MiB."""
+"""Processes per variant; their median peak is reported, since peaks vary by about 50 MiB."""
 
 
 def _seconds(call: Callable, device: str) -> tuple[float, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from attnlens.errors import InputError
-from attnlens.interventions.triggers import Trigger
+from attnlens.interventions.triggers import Trigger, read_number
 
 if TYPE_CHECKING:
     import torch
@@ -95,17 +95,6 @@ class Words:
         if not math.isfinite(number):
             raise InputError(f"intervention {self.text!r}: give a finite number")
         return number
-
-
-def read_number(text: str, value: str, kind: Callable[[str], float], advice: str = "") -> float:
-    """Read a number that is part of a text; anything else is refused."""
-    try:
-        return kind(value)
-    except ValueError as error:
-        whole = "a whole number" if kind is int else "a number"
-        raise InputError(
-            f"{text!r}: {value!r} is not a number that fits; give {whole}{advice}"
-        ) from error
 
 
 class Intervention(ABC):
@@ -343,3 +332,45 @@ def keep_lists(intervention: Any) -> None:
         value = getattr(intervention, name)
         if isinstance(value, Iterable):
             object.__setattr__(intervention, name, tuple(value))
+
+
+def parse_intervention(text: str, when: Trigger, positions: str = "fresh") -> Intervention:
+    """Read an intervention in one of the ``forms`` of the classes in ``attnlens.interventions``.
+
+    Several are joined by ``+``, except for ``inject`` and ``close``, whose text is taken whole, and
+    the name of a file that exists.
+
+    Parameters
+    ----------
+    text
+        The words.
+    when
+        The trigger of all its parts.
+    positions
+        Of inserted visual tokens; see ``attnlens.interventions.POSITIONS``.
+
+    Raises
+    ------
+    InputError
+        If it is in none of the forms, or a number is out of range.
+    """
+    kinds = list(_kinds(Intervention))
+    if "+" in text and not any(kind.takes_whole(text) for kind in kinds):
+        first, *others = [parse_intervention(part, when, positions) for part in text.split("+")]
+        return sum(others, start=first)
+    words = Words(text, when, positions)
+    for kind in kinds:
+        intervention = kind.from_words(words)
+        if intervention is not None:
+            return intervention
+    forms = ", ".join(form for kind in kinds for form in kind.forms)
+    raise InputError(f"unknown intervention {text!r}: give {forms}")
+
+
+def _kinds(base: type) -> Iterator[Any]:
+    """Yield the interventions that words are read as: those with ``forms`` of their own."""
+    subclasses: list[Any] = base.__subclasses__()
+    for kind in subclasses:
+        if "forms" in vars(kind):
+            yield kind
+        yield from _kinds(kind)

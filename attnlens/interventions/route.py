@@ -15,10 +15,10 @@ from attnlens.interventions.base import (
     Words,
     is_whole,
     keep_lists,
-    read_number,
     select_heads,
 )
 from attnlens.interventions.copy import Copy
+from attnlens.interventions.triggers import read_number
 
 if TYPE_CHECKING:
     from attnlens.interventions.base import Generation

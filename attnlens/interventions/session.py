@@ -7,7 +7,6 @@ and streamers see the response alone. Hooks on the model look at each token that
 from __future__ import annotations
 
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -51,12 +50,7 @@ class Session:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        where: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: Any) -> None:
         """Leave the model as it was found."""
         self._stack.close()
 

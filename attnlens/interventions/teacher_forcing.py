@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -74,14 +73,9 @@ class ForcedSession:
         self._running.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        where: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: Any) -> None:
         """Leave the model as it was found."""
-        self._running.__exit__(kind, error, where)
+        self._running.__exit__(*exception)
 
     def force(self, ids: Sequence[int]) -> torch.Tensor:
         """Feed a response; call once, inside the block.

@@ -8,6 +8,7 @@ the tag is known only when its last token has come.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -275,3 +276,46 @@ class _Joined(Trigger):
             if step is not None:
                 part.count(moment)
         return min(steps)
+
+
+def parse_trigger(text: str) -> Trigger:
+    """Read a trigger.
+
+    Parameters
+    ----------
+    text
+        ``step:N``, ``every:N``, ``below:SHARE`` (look-back share), ``text:TEXT``, or any other
+        text, which is looked for in the response (``<back>``).
+
+    Raises
+    ------
+    InputError
+        If a number is wanted and is none, the trigger refuses it, or the text is in no form but
+        looks like one.
+    """
+    kind, colon, value = text.partition(":")
+    as_text = f", or text:{text} to look for these very characters"
+    if colon and kind in ("step", "every"):
+        number = read_number(text, value, int, as_text)
+        return AtStep(int(number)) if kind == "step" else Every(int(number))
+    if colon and kind == "below":
+        return WhenVisualBelow(read_number(text, value, float, as_text))
+    if colon and kind == "text":
+        return At(value)
+    if re.fullmatch(r"[a-z]+:[0-9.]+", text):
+        raise InputError(
+            f"unknown trigger {text!r}: give step:N, every:N or below:SHARE; to look for these "
+            f"very characters, text:{text}"
+        )
+    return At(text)
+
+
+def read_number(text: str, value: str, kind: Callable[[str], float], advice: str = "") -> float:
+    """Read a number that is part of a text; anything else is refused."""
+    try:
+        return kind(value)
+    except ValueError as error:
+        whole = "a whole number" if kind is int else "a number"
+        raise InputError(
+            f"{text!r}: {value!r} is not a number that fits; give {whole}{advice}"
+        ) from error

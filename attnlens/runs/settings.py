@@ -130,7 +130,8 @@ class RecoverySettings(AskSettings):
 
     def parsed(self) -> list[Intervention]:
         """Read the interventions."""
-        from attnlens.interventions.parse import parse_intervention, parse_trigger
+        from attnlens.interventions.base import parse_intervention
+        from attnlens.interventions.triggers import parse_trigger
 
         when = parse_trigger(self.when)
         return [parse_intervention(text, when, self.positions) for text in self.interventions]
