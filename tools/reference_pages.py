@@ -31,7 +31,8 @@ def page(module: ModuleType) -> str:
 
 def entry(home: str, heading: str) -> str:
     """Return the directive that documents an object under a heading."""
-    return f"::: {home}\n    options:\n      heading: {heading}\n      toc_label: {heading}"
+    label = heading.rpartition(".")[2]
+    return f"::: {home}\n    options:\n      heading: {heading}\n      toc_label: {label}"
 
 
 def write(folder: Path = FOLDER) -> list[Path]:
