@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from attnlens.experiments.dependence import dependence
     from attnlens.experiments.force import force
     from attnlens.experiments.recover import recover
+    from attnlens.experiments.recovery import Recovery
     from attnlens.experiments.run import run
     from attnlens.models.load import VLM, load
     from attnlens.models.prompt import Prompt
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "InputError": "attnlens.errors",
     "Prompt": "attnlens.models.prompt",
+    "Recovery": "attnlens.experiments.recovery",
     "Trace": "attnlens.recording.trace",
     "VLM": "attnlens.models.load",
     "dependence": "attnlens.experiments.dependence",
@@ -40,6 +42,7 @@ __all__ = [
     "VLM",
     "InputError",
     "Prompt",
+    "Recovery",
     "Trace",
     "dependence",
     "force",

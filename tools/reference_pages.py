@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 
 import attnlens
-from attnlens.experiments.recovery import Recovery
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 
@@ -46,7 +45,6 @@ def write(folder: Path = FOLDER) -> list[Path]:
         "testbed": attnlens.testbed,
     }
     texts = {name: page(module) for name, module in modules.items()}
-    texts["core"] += "\n" + entry(f"{Recovery.__module__}.Recovery", "Recovery") + "\n"
     for name, text in texts.items():
         (folder / f"{name}.md").write_text(text, encoding="utf-8")
     return [folder / f"{name}.md" for name in texts]
