@@ -81,7 +81,7 @@ def peak_mib(device: str) -> float:
 
 
 def _status_mib(name: str) -> float | None:
-    """Read a line of ``/proc/self/status``; None where there is none."""
+    """Read a line of ``/proc/self/status``; None if there is none."""
     try:
         found = re.search(rf"^{name}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
     except OSError:

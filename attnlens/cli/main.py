@@ -51,15 +51,15 @@ def spell_options(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit status 0, 1 on failure, 2 on bad input, 130 on Ctrl-C."""
-    given = spell_options(sys.argv[1:] if arguments is None else arguments)
+    words = spell_options(sys.argv[1:] if arguments is None else arguments)
     top = parser()
-    for argument in given:
+    for argument in words:
         if any(0xD800 <= ord(character) <= 0xDFFF for character in argument):
             # no model can read it, and no JSON file can name it
             top.error(f"{argument!r} is not UTF-8: rename the file, or set the terminal to UTF-8")
-    if given and given[0] in ("--image_path", "--question", "--data"):
-        top.error(f"{given[0]} stands before the command: write attnlens trend {given[0]} ...")
-    options = top.parse_args(given)
+    if words and words[0] in ("--image_path", "--question", "--data"):
+        top.error(f"{words[0]} stands before the command: write attnlens trend {words[0]} ...")
+    options = top.parse_args(words)
     if options.command is None:
         top.print_help()
         return 0

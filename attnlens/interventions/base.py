@@ -86,7 +86,7 @@ class Words:
 
     @property
     def value(self) -> str | None:
-        """What stands after the colon; None where there is none."""
+        """What stands after the colon; None if there is none."""
         return self.text.partition(":")[2] if ":" in self.text else None
 
     def number(self, value: str) -> float:

@@ -49,7 +49,7 @@ class CacheEditor:
     inserted
         Number of tokens inserted so far.
     rope
-        By how much later tokens' rotary positions are moved.
+        Added to the rotary positions of later tokens.
     first_free
         Steps before this one lie before an insertion: nothing is stepped back over one.
     """

@@ -22,7 +22,7 @@ MOST_BINS = 1000
 
 @dataclass(frozen=True)
 class Agreement(Result):
-    """How alike definitions are over runs.
+    """How well definitions agree over runs.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class Agreement(Result):
         Spearman rank correlation over the steps of a run, from -1 to 1: mean over the runs that
         have one. NaN where none has.
     runs : numpy.ndarray, int, (definition, definition)
-        Over how many runs a correlation is.
+        Number of runs behind each correlation.
     low, high : numpy.ndarray, float, (definition, definition)
         Interval of the correlation over runs; NaN for fewer than eight.
     confidence : float
@@ -91,11 +91,11 @@ def agreement(
     Parameters
     ----------
     traces : Trace, xarray.Dataset, or any iterable of these
-        The runs. Each is let go when it has been measured.
+        The runs. Each is measured as it comes, so an iterator may load one at a time.
     names : sequence of str or None
         Two or more definitions; None takes all.
     bins : int
-        Into how many equal parts the answer is cut, 1 to 1,000. Step t of a run of T steps is at
+        Number of equal parts of the answer, 1 to 1,000. Step t of a run of T steps is at
         (t + 1/2) / T.
     layers : int, sequence of int or None
         Layer indices in the model to use; None uses every recorded layer.

@@ -35,7 +35,7 @@ class Averages(Result):
     definition : str
         Definition of the share.
     region : str
-        Name of the region that parts a run into sections.
+        Name of the region that divides a run into sections.
     samples : int
         Number of runs.
     with_region : int
@@ -87,15 +87,15 @@ def averages(
     Parameters
     ----------
     traces : Trace, xarray.Dataset, or any iterable of these
-        The runs. Each is let go when it has been measured.
+        The runs. Each is measured as it comes, so an iterator may load one at a time.
     definition : str
         One of ``attnlens.measures.definitions``. Steps belong to the region as in
         ``attnlens.measures.region_summary``.
     region : str
         Name of the region, such as ``"back"`` or ``"reflection"``.
     bins : int or dict of str to int
-        Into how many bins a section is cut, 1 to 1,000; or that by the names of sections, so that
-        bins hold about as many steps in each (20 for those that are not named).
+        Number of bins of every section, 1 to 1,000, or of each section by its name (20 for those
+        that are not named).
     layers : int, sequence of int or None
         Layer indices in the model to use; None uses every recorded layer.
     include_copied : bool
@@ -106,7 +106,7 @@ def averages(
     Returns
     -------
     Averages
-        Undefined steps are left out of their bins, and runs without a defined step of theirs.
+        Bins leave out undefined steps, and runs without a defined step in them.
 
     Raises
     ------
@@ -168,15 +168,15 @@ def averages(
 
 def _checked_bins(bins: Any) -> dict[str, int]:
     """Return the number of bins of each section."""
-    given = dict(bins) if isinstance(bins, Mapping) else dict.fromkeys(SECTIONS, bins)
-    unknown = [name for name in given if name not in SECTIONS]
+    chosen = dict(bins) if isinstance(bins, Mapping) else dict.fromkeys(SECTIONS, bins)
+    unknown = [name for name in chosen if name not in SECTIONS]
     if unknown:
         raise InputError(f"no section {unknown[0]!r}: there are {', '.join(SECTIONS)}")
-    for count in given.values():
+    for count in chosen.values():
         whole = isinstance(count, int | np.integer) and not isinstance(count, bool)
         if not whole or not 0 < count <= MOST_BINS:
             raise InputError(f"bins is {bins!r}: give whole numbers from 1 to {MOST_BINS:,}")
-    return dict.fromkeys(SECTIONS, 20) | given
+    return dict.fromkeys(SECTIONS, 20) | chosen
 
 
 def _region(run: TraceLike, name: str) -> Span | None:

@@ -73,9 +73,9 @@ def correlation(
         If it is given something else, a name is unknown, or the reference was not measured.
     """
     for name, known in (("dependence_name", DEPENDENCES), ("share", SHARES)):
-        given = {"dependence_name": dependence_name, "share": share}[name]
-        if given not in known:
-            raise InputError(f"{name}={given!r}: use one of {', '.join(known)}")
+        value = {"dependence_name": dependence_name, "share": share}[name]
+        if value not in known:
+            raise InputError(f"{name}={value!r}: use one of {', '.join(known)}")
     needed = {dependence_name, share}
     if (
         not isinstance(data, xr.Dataset)

@@ -56,7 +56,7 @@ def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def interval_text(low: float, high: float, layout: str = ".2f") -> str:
-    """Write an interval behind its estimate, as in " [0.10, 0.30]"; nothing where there is none."""
+    """Write an interval behind its estimate, as in " [0.10, 0.30]"; or nothing if it has none."""
     return f" [{low:{layout}}, {high:{layout}}]" if np.isfinite(low) else ""
 
 

@@ -57,7 +57,7 @@ def cache_parameter(module: Any) -> str:
 
 
 def cache_of(module: Any, args: tuple, options: dict[str, Any]) -> Any:
-    """Return the cache that a module's forward was called with; None where there is none.
+    """Return the cache that a module's forward was called with; None if there is none.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def with_cache(module: Any, cache: Any) -> dict[str, Any]:
 
 
 def returned_cache(output: Any) -> Any:
-    """Return the cache in the output of a module or of ``generate``; None where there is none."""
+    """Return the cache in the output of a module or of ``generate``; None if there is none."""
     for name in NAMES:
         # another version's name may be an alias that warns: look only at the fields
         if name in output and output[name] is not None:

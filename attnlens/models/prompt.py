@@ -191,7 +191,7 @@ def encode_prompt(
     Raises
     ------
     InputError
-        If the placeholders are not as many as the images, the limits cannot hold, or the
+        If there are more or fewer placeholders than images, the limits cannot hold, or the
         processor refuses the prompt.
     """
     pictures = [picture for picture, _ in opened]

@@ -46,7 +46,7 @@ def averages(
     Parameters
     ----------
     result_by_name
-        What ``attnlens.measures.averages`` returns, by the name of a curve: runs of one mode, say.
+        What ``attnlens.measures.averages`` returns, by the name of its curve, such as a mode.
         All of one definition and region.
     width
         "one-column" (3.35 inches), "two-column" (6.9 inches) or a number of inches.

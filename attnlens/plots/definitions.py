@@ -39,7 +39,7 @@ def definitions(
     names: Sequence[str] | None = None,
     width: str | float = "two-column",
 ) -> Figure:
-    """Draw all definitions on the same runs: their course, and how alike they are.
+    """Draw all definitions on the same runs: their curves, and how well they agree.
 
     Parameters
     ----------

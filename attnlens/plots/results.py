@@ -27,7 +27,7 @@ def check_result(value: Any, kind: str, maker: str) -> None:
 
 
 def interval_ends(values: Any, low: Any, high: Any) -> np.ndarray:
-    """Distances from values to the ends of their intervals, [2, values], 0 where there is none."""
+    """Distances from values to the ends of their intervals, [2, values], 0 without an interval."""
     return np.maximum(np.nan_to_num([np.subtract(values, low), np.subtract(high, values)]), 0)
 
 

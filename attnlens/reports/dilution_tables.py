@@ -41,7 +41,7 @@ def tidy(
     Parameters
     ----------
     dilution, insertion, information
-        What the measures of these names give; the last two where they were asked for.
+        Results of these measures; None if they were not measured.
 
     Returns
     -------
@@ -158,7 +158,7 @@ def as_text(
     Parameters
     ----------
     dilution, insertion, information
-        What the measures of these names give; the last two where they were asked for.
+        Results of these measures; None if they were not measured.
 
     Returns
     -------

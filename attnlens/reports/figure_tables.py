@@ -93,7 +93,7 @@ def change_table(found: Dilution) -> pd.DataFrame:
 
 
 def agreement_tables(found: Agreement) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the curves of definitions, and how alike each two are."""
+    """Return the curves of definitions, and how well each pair agrees."""
     curves = [
         (name, start, stop, value)
         for name, curve in zip(found.names, found.curves, strict=True)

@@ -141,7 +141,7 @@ def report_each(
             {
                 "question": question.text,
                 "answer": question.answer,
-                "run": run.identity,
+                "recorded_answer": run.identity,
                 "definition": output.definition,
                 "pictures": list(output.formats),
             },

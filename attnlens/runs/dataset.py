@@ -107,8 +107,8 @@ def _question(number: int, line: bytes, folder: Path) -> Question:
     try:
         truth = None if answer is None else true_answer(answer)
     except InputError:
-        given = shortened(repr(answer), 80)
-        return _bad(number, f"'answer' is {given}: give a text or a number")
+        shown = shortened(repr(answer), 80)
+        return _bad(number, f"'answer' is {shown}: give a text or a number")
     image = value["image"]
     return Question(
         image=image if IS_URL.match(image) else str(folder / image),

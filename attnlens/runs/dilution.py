@@ -38,8 +38,8 @@ class DilutionRuns:
     recorded
         Entries of the recorded answers.
     twins
-        Entries of the forced twins, a ``NAME.zarr`` for each of ``insertions(1)``; empty where none
-        were asked for.
+        Entries of the forced twins, a ``NAME.zarr`` for each of ``insertions(1)``; empty if they
+        were not asked for.
     answers
         Entries of what ``dependence`` gives for sampled answers: ``0.zarr``, ``1.zarr``, ...
     samples
@@ -98,7 +98,11 @@ def _twins(
     entries = {
         question: Entry(
             root / f"{settings.mode}{TWINS}" / question.folder,
-            {"question": question.text, "run": run.identity, "insertions": list(insertions(1))},
+            {
+                "question": question.text,
+                "recorded_answer": run.identity,
+                "insertions": list(insertions(1)),
+            },
         )
         for question, run in recorded.items()
     }

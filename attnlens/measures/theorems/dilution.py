@@ -51,8 +51,8 @@ def dilution(
     ----------
     traces : Trace, xarray.Dataset, or any iterable of these
         Runs of at least three steps each; intervals need eight of them, that of the share of key
-        counts twenty. Each is let go when it has been measured, so that an iterator that loads one
-        at a time needs the memory of one.
+        counts twenty. Each is measured as it comes, so an iterator that loads one at a time
+        needs the memory of one.
     between : pair of windows, or a list of one pair for each run
         What is compared by the split into counts and preference: first and last quarter of the
         run unless told. A pair is a tuple of two windows; a window is a region's name, step labels

@@ -1,11 +1,11 @@
-"""Theorem 3.1, measured: how visual mass goes with the fraction of keys that is visual.
+"""Theorem 3.1, measured: how visual mass depends on the fraction of keys that is visual.
 
 Qwen-LookAgain (arXiv 2505.23558), Theorem 3.1: with ``r = L_c / (L_x + L_c + L_y)`` visual
 attention falls as the response of ``L_y`` tokens grows, bounded in proportion to r, if each token
 contributes about equally. Equal contributions give ``mass = r``, in proportion; ``mass ~ r **
-alpha`` with alpha above 1 falls more steeply, between 0 and 1 less, and below 0 it rises. Alpha is
-no share of dilution: with a constant preference it is (1 - mass) / (1 - r); the split of log-odds
-tells the two apart.
+alpha`` with alpha above 1 falls more steeply, between 0 and 1 less, and below 0 it rises. Alpha
+does not say how much of the decay is dilution: with a constant preference it is
+(1 - mass) / (1 - r). The split of log-odds does.
 """
 
 from __future__ import annotations

@@ -121,38 +121,38 @@ class Information(Result):
         q = {"others": "the average over other images", "removed": "no image"}.get(
             self.reference, f"the reference {self.reference!r}"
         )
-        said = [
+        sentences = [
             f"An answer shares at most {self.nats:.2f}{interval} nats with the image{error}, "
             f"against {q}."
         ]
         if self.nats < 0:
-            said.append(
+            sentences.append(
                 "That is below 0, which no information is: an estimate from few answers; the "
                 "answers seen are no likelier with their image."
             )
         if np.isfinite(self.at_least):
-            said.append(
+            sentences.append(
                 f"It tells its image among the others by {self.at_least:.2f} nats, of "
                 f"{self.at_least_ceiling:.2f} at most with so many images: a lower bound, if the "
                 "question may be asked about each of them alike."
             )
         if self.distinct < self.answers:
-            said.append(
+            sentences.append(
                 f"Of {self.answers} sampled answers {self.distinct} are different ones to their "
                 "prompt: the others add little."
             )
-        said.append(
+        sentences.append(
             "These are bounds under the model's own distribution, loose where the model is lost "
             "without its image; they do not say whether what is said is right, and their parts by "
             "step are not bounds."
         )
         if np.isfinite(self.rank_correlation):
             ends = interval_text(self.rank_correlation_low, self.rank_correlation_high)
-            said.append(
+            sentences.append(
                 "Over the parts of an answer it follows the shape of the theorem's bound, r x H, "
                 f"with a rank correlation of {self.rank_correlation:.2f}{ends}."
             )
-        return said
+        return sentences
 
 
 def mutual_information(
@@ -210,7 +210,7 @@ def mutual_information(
     return Information(
         prompts=len(groups),
         answers=sum(map(len, groups)),
-        distinct=sum(len({one["said"] for one in group}) for group in answers),
+        distinct=sum(len({one["tokens"] for one in group}) for group in answers),
         reference=chosen,
         nats=float(means.mean()),
         nats_low=low,
@@ -281,7 +281,9 @@ def _answer(one: xr.Dataset, reference: str, bins: int) -> dict[str, Any]:
     """Return the terms of one answer: nats in all, and the table by part of the answer."""
     own = one["log_probability"].values.astype(float)
     # without its tokens, two answers alike to the last bit are taken for one
-    said = one.coords["predicted_token_id"].values if "predicted_token_id" in one.coords else own
+    predicted = (
+        one.coords["predicted_token_id"].values if "predicted_token_id" in one.coords else own
+    )
     at_least = ceiling = divergence = NAN
     if reference == OTHERS:
         here = one.sel(reference=_others(one))
@@ -306,7 +308,7 @@ def _answer(one: xr.Dataset, reference: str, bins: int) -> dict[str, Any]:
         table[b] = values[place == b].mean(0)
     return {
         "nats": float(ratio.sum()),
-        "said": said.tobytes(),
+        "tokens": predicted.tobytes(),
         "at_least": at_least,
         "ceiling": ceiling,
         "divergence": divergence,

@@ -67,16 +67,16 @@ class Insertion(Result):
         """Say in sentences what was found, with its figures: of each insertion, what moves."""
         first, last = self.table.iloc[0], self.table.iloc[-1]
         interval = interval_text(self.exponent_low, self.exponent_high)
-        said = (
+        sentence = (
             f"Insertions take r' from {first['key_share']:.3f} to {last['key_share']:.3f}, and "
             f"mass on visual and inserted keys from {first['mass']:.3f} to {last['mass']:.3f} "
             f"({last['insertion']})"
         )
         if np.isfinite(self.exponent):
-            said += f", as r' to the power of {self.exponent:.2f}{interval}"
+            sentence += f", as r' to the power of {self.exponent:.2f}{interval}"
         if self.saturates_at is not None:
-            said += f"; from {self.saturates_at!r} on, more tokens bring no more that is clear"
-        sentences = [f"{said}."]
+            sentence += f"; from {self.saturates_at!r} on, more tokens bring no more that is clear"
+        sentences = [f"{sentence}."]
         changes = [
             f"{row['insertion']!r} {row['log_odds']:+.2f} = {row['counts']:+.2f} "
             f"{row['preference']:+.2f}"
@@ -175,13 +175,13 @@ def _measure(
     tokens, starts = None, []
     for place, (name, trace) in enumerate(group.items()):
         data = dataset_of(trace)
-        said = data["predicted_token"].values.tolist()
-        if tokens is not None and said != tokens:
+        predicted = data["predicted_token"].values.tolist()
+        if tokens is not None and predicted != tokens:
             raise InputError(
                 f"trace {name!r} of group {number} says other tokens than the first: give forced "
                 "twins (attnlens.force)"
             )
-        tokens = said
+        tokens = predicted
         steps = data["step"].values[data["keys"].sel(segment="copied").values > 0]
         if place and not len(steps):
             raise InputError(f"trace {name!r} of group {number} has no inserted visual token")

@@ -171,28 +171,28 @@ class Change(Result):
     dilution_share_high: float
 
     def words(self, before: str = "", after: str = "") -> str:
-        """Say it in a sentence; ``before`` and ``after`` name the windows."""
+        """Say it in a text; ``before`` and ``after`` name the windows."""
         total, counts, preference = self.log_odds, self.counts, self.preference
-        said = (
+        text = (
             f"Log-odds of visual mass, from {before} to {after}"
             if before
             else "Log-odds of visual mass"
         )
         ends = interval_text(total.low, total.high, "+.2f")
-        said += f": {total.mean:+.2f}{ends} over {counted(self.samples, 'run')}"
-        said += f" = key counts {counts.mean:+.2f} and preference {preference.mean:+.2f}; "
+        text += f": {total.mean:+.2f}{ends} over {counted(self.samples, 'run')}"
+        text += f" = key counts {counts.mean:+.2f} and preference {preference.mean:+.2f}; "
         if np.isnan(self.dilution_share):
             if 1 < self.samples < LEAST_FOR_MEANS and total.mean:
-                return f"{said}too few runs, which go different ways, to share it out."
-            return f"{said}no change that could be shared out."
+                return f"{text}too few runs, which go different ways, to share it out."
+            return f"{text}no change that could be shared out."
         direction = "fall" if total.mean < 0 else "rise"
         share, low, high = self.dilution_share, self.dilution_share_low, self.dilution_share_high
         if share < 0:
-            return f"{said}the {direction} is preference, against key counts."
+            return f"{text}the {direction} is preference, against key counts."
         if share > 1 + 1e-9:
-            return f"{said}the {direction} is key counts, against preference."
+            return f"{text}the {direction} is key counts, against preference."
         return (
-            f"{said}{share:.0%}{interval_text(low, high, '.0%')} of the {direction} is key counts."
+            f"{text}{share:.0%}{interval_text(low, high, '.0%')} of the {direction} is key counts."
         )
 
 
@@ -244,8 +244,8 @@ def change(found: xr.Dataset, *, confidence: float = 0.95) -> Change:
     total = terms["log_odds"]
     share = share_low = share_high = NAN
     # of few samples, which give no interval, all must go one way
-    ways = set(np.sign(means["log_odds"][known].round(9)))
-    few = known.sum() < LEAST_FOR_MEANS and ways in ({1.0}, {-1.0})
+    directions = set(np.sign(means["log_odds"][known].round(9)))
+    few = known.sum() < LEAST_FOR_MEANS and directions in ({1.0}, {-1.0})
     if few or total.low > 0 or total.high < 0:
         share = terms["counts"].mean / total.mean
         share_low, share_high = ratio_interval(

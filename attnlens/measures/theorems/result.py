@@ -100,7 +100,7 @@ class Dilution(Result):
 
     def verdict(self) -> list[str]:
         """Say in sentences what was found, with its figures."""
-        said = [
+        sentences = [
             f"The image's part of the keys, r, goes from {self.key_share_first:.3f} to "
             f"{self.key_share_last:.3f}; mass on it goes as r to the power of "
             f"{self.exponent:.2f}{interval_text(self.exponent_low, self.exponent_high)}: "
@@ -118,8 +118,8 @@ class Dilution(Result):
             )
             if known[most] - known[least] < 1e-3:
                 here = "it is so"
-            said.append(f"The theorem lets each key weigh alike; here {here}.")
-        return said
+            sentences.append(f"The theorem lets each key weigh alike; here {here}.")
+        return sentences
 
 
 def _compare(found: Dilution) -> str:

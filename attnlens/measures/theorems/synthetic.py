@@ -46,7 +46,7 @@ def synthetic_attention(
     shape
         Number of layers, and of heads in each.
     gap
-        By how much scores of visual keys are raised: one number, or one for each step.
+        Added to the scores of visual keys: one number, or one for each step.
     scatter
         Standard deviation of the scores of random keys, and the seed that they are drawn with.
     sink
