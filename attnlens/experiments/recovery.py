@@ -401,7 +401,7 @@ def _without_rounding(rises: np.ndarray, level: float) -> np.ndarray:
 
 
 def _largest_share(shares: np.ndarray) -> float:
-    """Largest defined share; 0 where none is."""
+    """Largest defined share; 0 if there is none."""
     known = shares[np.isfinite(shares)]
     return float(known.max()) if len(known) else 0.0
 
@@ -417,7 +417,7 @@ def _mean(values: Any) -> float:
 
 
 def _with_count(name: str, values: Any) -> dict[str, float]:
-    """Mean, and over how many samples it is: not all have a value of each kind."""
+    """Mean, and number of samples behind it: not all have a value of each kind."""
     return {name: _mean(values), f"{name}_samples": len(_known(values))}
 
 

@@ -123,7 +123,7 @@ def _draw_correlations(axes: Any, found: Agreement) -> None:
 
 
 def _runs(found: Agreement) -> str:
-    """Say over how many runs the correlations are, where it is not over all."""
+    """Say how many runs the correlations are over, unless it is all of them."""
     apart = found.runs[np.triu_indices(len(found.names), 1)]
     known = apart[apart > 0]
     if not len(known) or known.min() == found.samples:
