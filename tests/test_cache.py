@@ -46,7 +46,7 @@ def test_an_entry_is_made_once_and_again_only_when_something_changed(tmp_path):
     assert not first.is_there()
     assert make_all(tmp_path, 1) == [1]
     before = second.identity
-    (second.folder / "settings.json").unlink()
+    (second.folder / "settings.json").write_text("{")
     assert make_all(tmp_path, 1) == [2]
     assert second.identity != before  # what was made from the former is made anew, too
     assert {p.name for p in tmp_path.iterdir()} == {"00001_1", "00002_2"}
@@ -65,7 +65,19 @@ def test_unreadable_results_are_made_again_next_time(tmp_path):
     first, _ = entries(tmp_path, 0).values()
     with pytest.raises(InputError, match="Give the same command again"), first.reading():
         raise InputError("it cannot be read")
+    assert first.note()["settings"]["question"] == "How many 1?"  # not to be written over unseen
     assert make_all(tmp_path, 0) == [1]
+
+
+def test_what_is_no_result_is_not_removed(tmp_path):
+    first, _ = entries(tmp_path, 0).values()
+    first.folder.mkdir()
+    (first.folder / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds something other than the results of a question"):
+        make_all(tmp_path, 0)
+    assert (first.folder / "thesis.txt").read_text() == "mine"
+    (first.folder / "thesis.txt").unlink()
+    assert make_all(tmp_path, 0) == [1, 2]
 
 
 KILLED = """

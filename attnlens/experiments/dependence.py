@@ -232,7 +232,7 @@ def save_dependence(data: xr.Dataset, path: str | Path, *, replace: bool = False
     data
         The result.
     path
-        The folder, by custom ``<name>.zarr``.
+        The folder, usually ``<name>.zarr``.
     replace
         Whether to write over a result that is there.
 

@@ -264,7 +264,7 @@ class Recovery:
         Parameters
         ----------
         path
-            The folder, by custom ``<name>.zarr``.
+            The folder, usually ``<name>.zarr``.
         replace
             Whether to write over a recovery that is there.
 

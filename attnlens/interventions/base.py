@@ -167,7 +167,7 @@ class Intervention(ABC):
         return Joined((*self.parts, *other.parts))
 
 
-class Insertion(Intervention):
+class TokenInsertion(Intervention):
     """Puts tokens into the cache before the trigger."""
 
     def check(self, prompt: Prompt, layers: int, heads: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from attnlens.errors import InputError
-from attnlens.interventions.base import Insertion, Words, which_image
+from attnlens.interventions.base import TokenInsertion, Words, which_image
 from attnlens.interventions.pieces import (
     POSITIONS,
     CachedPiece,
@@ -34,7 +34,7 @@ LONGEST_SOURCE = 500
 
 
 @dataclass(frozen=True)
-class Copy(Insertion):
+class Copy(TokenInsertion):
     """Insert all visual tokens of an image again, before the trigger.
 
     Visual Token COPY of Qwen-LookAgain (arXiv 2505.23558, section 3.3).
@@ -129,7 +129,7 @@ class Copy(Insertion):
         return next((p.kept for p in pieces if isinstance(p, VisualPiece | CachedPiece)), ())
 
     def pieces(self, generation: Generation, step: int) -> list[Piece]:
-        """See ``Insertion``."""
+        """See ``TokenInsertion``."""
         image = which_image(self.name, generation.prompt, self.image)
         kept = self.chosen(generation, step, image)
         if not kept:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from attnlens.answers import final_answer
 from attnlens.errors import InputError
-from attnlens.files import check_writable, clear_leftover_files, write_file
+from attnlens.files import (
+    check_writable,
+    clear_leftover_files,
+    clear_leftover_folders,
+    write_file,
+    write_folder,
+)
 from attnlens.measures.definitions import get_definition
 from attnlens.models.modes import VERIFICATIONS, verification_tag
 from attnlens.progress import progress
@@ -95,24 +102,42 @@ def report_one(
 ) -> None:
     """Write trace, table, summary and pictures of a question from the command line.
 
-    The results of other modes in the folder stay. The trace is written first: an answer that took
-    an hour is kept, whatever goes wrong with a picture.
+    The folder is written whole or not at all; what other modes left in it stays. An answer may have
+    taken an hour: it is kept, even if a picture cannot be drawn.
     """
     mode = settings.mode
-    pictures = (f"{mode}_step_attention", f"{mode}_step_attention_with_tokens", ALL_TOKENS)
-    for name in pictures:
-        for suffix in ("png", "pdf", "svg"):
-            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
-    (folder / SUMMARY).unlink(missing_ok=True)
-    trace.save(folder / f"{mode}_{TRACE}", replace=True)
-    write_csv(folder / f"{mode}_steps.csv", steps_table(trace, question))
-    _write_summary(trace, question, settings, output, folder)
-    try:
-        _draw(trace, mode, output, folder)
-    except (Exception, KeyboardInterrupt):
+    problem: BaseException | None = None
+    clear_leftover_folders(folder)
+    with write_folder(folder, replace=True) as temporary:
+        if folder.is_dir():
+            shutil.copytree(
+                folder,
+                temporary,
+                dirs_exist_ok=True,
+                symlinks=True,
+                ignore=functools.partial(_own_files, folder, mode),
+            )
+        trace.save(temporary / f"{mode}_{TRACE}")
+        write_csv(temporary / f"{mode}_steps.csv", steps_table(trace, question))
+        _write_summary(trace, question, settings, output, temporary)
+        try:
+            _draw(trace, mode, output, temporary)
+        except (Exception, KeyboardInterrupt) as error:
+            problem = error
+    if problem is not None:
         print(f"attnlens trend: no pictures; trace and summary are in {folder}", file=sys.stderr)
-        raise
+        raise problem
     print_cut_off("trend", [trace.data.sizes["step"]] if trace.cut_off else [], 1)
+
+
+def _own_files(folder: Path, mode: str, here: str, names: list[str]) -> set[str]:
+    """Return the files of an earlier run of the mode, which are replaced."""
+    if Path(here) != folder:
+        return set()
+    pictures = (f"{mode}_step_attention", f"{mode}_step_attention_with_tokens", ALL_TOKENS)
+    own = {f"{mode}_{TRACE}", f"{mode}_steps.csv", SUMMARY}
+    own |= {f"{name}.{suffix}" for name in pictures for suffix in ("png", "pdf", "svg")}
+    return own.intersection(names)
 
 
 def report_each(
@@ -140,10 +165,11 @@ def report_each(
             root / "trend" / mode / question.folder,
             {
                 "question": question.text,
+                "image": question.image,
                 "answer": question.answer,
                 "recorded_answer": run.identity,
                 "definition": output.definition,
-                "pictures": list(output.formats),
+                "pictures": sorted(output.formats),
             },
         )
         for question, run in recorded.items()

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 from filelock import FileLock, Timeout
 
 from attnlens.errors import InputError
-from attnlens.files import clear_leftover_folders, write_folder
+from attnlens.files import clear_leftover_folders, write_file, write_folder
 from attnlens.progress import progress
 from attnlens.runs.dataset import Question
 from attnlens.runs.provenance import canonical, differences
@@ -115,7 +115,9 @@ class Entry:
         try:
             yield self.folder
         except InputError as error:
-            (self.folder / SETTINGS).unlink(missing_ok=True)
+            note = {name: value for name, value in self.note().items() if name != "key"}
+            with write_file(self.folder / SETTINGS) as temporary:
+                temporary.write_text(json.dumps(note), encoding="utf-8")
             raise InputError(f"{error}. Give the same command again to make it again") from error
 
 
@@ -179,7 +181,8 @@ def make_each(
     Raises
     ------
     InputError
-        If a folder holds the answer to another question, before anything is made.
+        If a folder holds the answer to another question, or something else than results, before
+        anything is made.
     """
     # as JSON reads them back, so that they compare equal
     entries = {
@@ -188,7 +191,7 @@ def make_each(
     }
     for question, entry in entries.items():
         clear_leftover_folders(entry.folder)
-        _refuse_another_question(question, entry)
+        _refuse_foreign_results(question, entry)
     waiting = _waiting(entries, command)
     failed: set[int | None] = set()
     done = len(entries) - len(waiting)
@@ -206,7 +209,15 @@ def make_each(
     return [question for question in entries if question.line not in failed]
 
 
-def _refuse_another_question(question: Question, entry: Entry) -> None:
+def _refuse_foreign_results(question: Question, entry: Entry) -> None:
+    folder = entry.folder
+    if not folder.exists():
+        return
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / SETTINGS).exists()):
+        raise InputError(
+            f"{str(folder)!r} holds something other than the results of a question: give another "
+            "--save_folder, or move it away"
+        )
     before = entry.note().get("settings")
     asked = before.get("question") if isinstance(before, dict) else None
     if asked is not None and asked != question.text:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ CHECKPOINT_FILES = (
     "chat_template.json",
     "config.json",
     "generation_config.json",
+    "model.safetensors.index.json",
     "merges.txt",
     "preprocessor_config.json",
     "processor_config.json",
@@ -35,6 +36,8 @@ CHECKPOINT_FILES = (
     "vocab.json",
 )
 """The other files of a checkpoint that results follow from."""
+LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "torchvision")
+"""What turns a prompt into tokens and pixels, and these into an answer."""
 MOST_HASHED = 64 * 2**20
 """Weights larger than this, in bytes, are identified by size and modification time."""
 LONGEST_DIFFERENCE = 60
@@ -87,8 +90,16 @@ def model_provenance(vlm: VLM) -> dict[str, Any]:
         "files": files,
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": parameter.device.type,
-        **{name: version(name) for name in ("torch", "transformers")},
+        "attention": getattr(vlm.model.config, "_attn_implementation", None),
+        **{name: _version(name) for name in LIBRARIES},
     }
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:  # torchvision is optional
+        return None
 
 
 def canonical(settings: Mapping[str, Any]) -> str:

@@ -89,7 +89,7 @@ def recover_each(
             vlm,
             settings.prompt(vlm, question),
             interventions,
-            question.answer,
+            None,  # answers are judged when they are read
             CompareSettings(settings.max_new_tokens, settings.detail),
         )
         Recovery(to_dataset([rows], vlm)).save(folder / RECOVERY)
