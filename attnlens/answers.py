@@ -7,7 +7,7 @@ The rule never guesses: an answer that it does not know to be the same is wrong.
    at the end, ``$...$``, ``$$...$$``, ``\(...\)``, ``\[...\]``, ``**...**``, ``\boxed{...}``, and
    font commands (``\text{...}``, ``\mathrm{...}`` and the like). White space inside counts as one
    space. Full-width characters count as their ASCII forms, and U+2212 as a minus.
-2. A single letter may stand in brackets or before one, or before a colon: ``(B)``, ``[B]``, ``B)``,
+2. A single letter may be in brackets or before one, or before a colon: ``(B)``, ``[B]``, ``B)``,
    ``B:`` are ``B``.
 3. Numbers are compared by value, exactly: integers, decimals (``.5``, ``0.50``), fractions of
    integers (``1/2``, ``\frac{1}{2}``, also ``\dfrac``, ``\tfrac``, ``\cfrac``, ``\frac12``), with a
@@ -199,7 +199,7 @@ def _bare(text: str) -> str:
     while True:
         before = text
         text = " ".join(text.split())
-        if text.endswith(".") and not text.endswith(("..", " .")):  # dots in a row leave out digits
+        if text.endswith(".") and not text.endswith(("..", " .")):  # dots in a row replace digits
             text = text[:-1]
         for start, stop in _PAIRS:
             inside = text[len(start) : -len(stop)]

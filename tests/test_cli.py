@@ -13,6 +13,7 @@ import pytest
 from conftest import picture
 
 import attnlens
+from attnlens import interventions
 from attnlens.cli.main import main, spell_options
 from attnlens.testbed import held_out_sample
 
@@ -451,6 +452,16 @@ def test_help_is_light():
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
         )
         assert "HEAVY []" in done.stdout
+
+
+def test_help_names_every_intervention(capsys):
+    with pytest.raises(SystemExit):
+        main(["recover", "--help"])
+    text = "".join(capsys.readouterr().out.split())
+    kinds = [getattr(interventions, name) for name in interventions.__all__]
+    forms = [form for kind in kinds for form in getattr(kind, "forms", ())]
+    assert len(forms) > 10
+    assert [form for form in forms if form not in text] == []
 
 
 def test_hostile_answers_are_escaped_on_the_terminal(testbed, capsys):

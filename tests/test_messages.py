@@ -329,10 +329,10 @@ def test_what_are_no_messages(tiny, messages, words):
 @pytest.mark.parametrize(
     ("beside", "words"),
     [
-        ({"question": "How many?"}, "question beside messages"),
-        ({"system": "Be good."}, "system beside messages"),
-        ({"template": "{question}"}, "template beside messages"),
-        ({"mode": "cot"}, "mode 'cot' beside messages"),
+        ({"question": "How many?"}, "question cannot be given with messages"),
+        ({"system": "Be good."}, "system cannot be given with messages"),
+        ({"template": "{question}"}, "template cannot be given with messages"),
+        ({"mode": "cot"}, "mode 'cot' cannot be given with messages"),
     ],
 )
 def test_messages_say_all_themselves(tiny, beside, words):

@@ -125,7 +125,7 @@ def test_overlay_without_boxes_has_no_outline(pictured):
         (["1234"], "a box is '1234'"),
         ([(1, 2, 3, "4")], "'4'"),
         ([(False, 0, True, True)], "False"),
-        ([(0, 0, 57, 30)], r"57, 30\) does not lie in the image.*0 to 56"),
+        ([(0, 0, 57, 30)], r"57, 30\) is not inside the image.*0 to 56"),
         ([(0, 0, 5, 31)], "top < bottom from 0 to 30"),
         ([(-1, 0, 5, 5)], "-1, 0"),
         ([(5, 0, 5, 5)], "5, 0, 5, 5"),

@@ -28,7 +28,7 @@ from attnlens.testbed.model.curriculum import (
 )
 from attnlens.testbed.model.training import (
     Muon,
-    Plan,
+    TrainingPlan,
     _loss,
     build_optimisers,
     orthogonalise,
@@ -279,7 +279,7 @@ def test_positions_follow_the_rule_of_qwen2_vl(pieces):
 
 def miniature(folder, steps=6, **options):
     stages = (Stage(0, STAGES[0].kinds, long_every=5),)
-    plan = Plan(
+    plan = TrainingPlan(
         seed=1,
         steps=steps,
         restart=4,
@@ -337,28 +337,28 @@ def test_training_resumes_bit_for_bit(tmp_path, monkeypatch):
 
 def test_training_learns_something(tmp_path, monkeypatch):
     small_batches(monkeypatch, 8, 8, piece=8)
-    plan = Plan(seed=2, steps=100, perception_steps=100, warm_up=30, corpus_scenes=20)
+    plan = TrainingPlan(seed=2, steps=100, perception_steps=100, warm_up=30, corpus_scenes=20)
     log = train(tmp_path / "model", plan, workers=0)["log"]
     # the words are learned first; 1.5 is far below the 6.3 of random guessing among the vocabulary
     assert log[-1]["loss"] < 1.5 < log[0]["loss"]
 
 
 def test_the_rate_rises_stays_and_comes_down(tiny):
-    plan = Plan(steps=100, warm_up=10, decay_share=0.3, peak_rate=2.0)
+    plan = TrainingPlan(steps=100, warm_up=10, decay_share=0.3, peak_rate=2.0)
     rates = [plan.rate(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.2)
     assert set(rates[9:70]) == {2.0}
     assert np.allclose(np.diff(rates[70:]), -2.0 / 30)
     assert rates[-1] == pytest.approx(2.0 / 30)
-    twice = Plan(
+    twice = TrainingPlan(
         steps=150, restart=100, restart_rate=0.5, warm_up=10, decay_share=0.3, peak_rate=2.0
     )
     again = [twice.rate(step) for step in range(150)]
     assert again[:100] == rates
     assert again[100] == pytest.approx(0.5)
     assert np.allclose(np.diff(again[100:]), -0.5 / 50)
-    assert Plan(steps=100).first_part == 100  # ends before the restart
-    longer = Plan(steps=150, warm_up=10, decay_share=0.3, peak_rate=2.0)
+    assert TrainingPlan(steps=100).first_part == 100  # ends before the restart
+    longer = TrainingPlan(steps=150, warm_up=10, decay_share=0.3, peak_rate=2.0)
     assert [longer.rate(step) for step in range(70)] == rates[:70]
     groups = [g for o in build_optimisers(tiny.model, plan) for g in o.param_groups]
     trained = [p for g in groups for p in g["params"]]
@@ -368,7 +368,7 @@ def test_the_rate_rises_stays_and_comes_down(tiny):
 
 def test_seeds_of_held_out_scenes_are_not_for_training(tmp_path):
     with pytest.raises(InputError, match="not a training seed"):
-        train(tmp_path / "model", Plan(seed=10**9))
+        train(tmp_path / "model", TrainingPlan(seed=10**9))
     assert not list(tmp_path.iterdir())
 
 

@@ -22,7 +22,7 @@ from attnlens.models.modes import user_text
 from attnlens.testbed import held_out_sample, mark_response, respond, score
 from attnlens.testbed.model.batches import IGNORED, collate
 from attnlens.testbed.model.curriculum import Example
-from attnlens.testbed.model.training import Plan
+from attnlens.testbed.model.training import TrainingPlan
 from attnlens.testbed.studies.forced_pass import HIDDEN_FROM, forced_pass
 from attnlens.testbed.studies.study import facts_without_image, looking, pointing, recorded_shares
 from attnlens.testbed.world.samples import picture
@@ -269,9 +269,9 @@ def test_the_shipped_checkpoint_is_a_plain_hub_folder(testbed):
     assert len(testbed.model.config.vision_config.fullatt_block_indexes) == 1
     record = json.loads((TESTBED / "training.json").read_text())
     # from nothing, by the plan that `attnlens testbed train` follows when nothing else is said
-    assert record["plan"] == json.loads(json.dumps(asdict(Plan())))
+    assert record["plan"] == json.loads(json.dumps(asdict(TrainingPlan())))
     assert record["plan"]["start_sha256"] == ""
-    assert record["log"][-1]["step"] == Plan().steps
+    assert record["log"][-1]["step"] == TrainingPlan().steps
     assert record["log"][-1]["seconds"] < 120 * 60
 
 

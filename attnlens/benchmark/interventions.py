@@ -1,4 +1,4 @@
-"""What inserting visual tokens costs, beside the least that it can cost."""
+"""What inserting visual tokens costs, compared with the least that it can cost."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def compare_interventions(
     new: int = 256,
     repeats: int = 5,
 ) -> dict[str, Any]:
-    """Time insertions beside one forward pass, interleaved: medians of the ratios within a round.
+    """Time insertions and one forward pass, interleaved: medians of the ratios within a round.
 
     Parameters
     ----------

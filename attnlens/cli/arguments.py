@@ -122,8 +122,8 @@ def add_model_options(group: Any, *, sampling: bool) -> None:
         "--model_path",
         default="testbed",
         metavar="NAME",
-        help="testbed (ships with attnlens), a folder, or a Hub name of a Qwen2.5-VL or Qwen2-VL "
-        "checkpoint (testbed)",
+        help="testbed (ships with attnlens, the default), a folder, or a Hub name such as "
+        "Qwen/Qwen2.5-VL-7B-Instruct",
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
     group.add_argument(

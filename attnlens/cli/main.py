@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # no model can read it, and no JSON file can name it
             top.error(f"{argument!r} is not UTF-8: rename the file, or set the terminal to UTF-8")
     if words and words[0] in ("--image_path", "--question", "--data"):
-        top.error(f"{words[0]} stands before the command: write attnlens trend {words[0]} ...")
+        top.error(f"{words[0]} comes before the command: write attnlens trend {words[0]} ...")
     options = top.parse_args(words)
     if options.command is None:
         top.print_help()

@@ -59,7 +59,7 @@ def add_parser(commands: Any) -> None:
         "--positions",
         default="fresh",
         choices=("fresh", "original", "frozen-cache"),
-        help="where inserted visual tokens stand (fresh)",
+        help="positions of inserted visual tokens (fresh)",
     )
     add_model_options(parser.add_argument_group("model and generation"), sampling=False)
     out = parser.add_argument_group("measure and output")

@@ -123,7 +123,7 @@ def _add_study(actions: Any) -> None:
 def _add_recover(actions: Any) -> None:
     recover = actions.add_parser(
         "recover",
-        help="compare all ways of looking again, with their controls, on held-out scenes",
+        help="compare all interventions, with their controls, on held-out scenes",
         description="COPY, ROUTE, boosts, knock-outs and their controls at the verification: how "
         "much visual attention each recovers, answers and verified facts right, cost; and which "
         "heads look, with the first of them knocked out. Written as JSON.",
@@ -166,11 +166,11 @@ def run_train(options: argparse.Namespace) -> int:
     """Train a model."""
     import dataclasses
 
-    from attnlens.testbed.model.training import Plan, train
+    from attnlens.testbed.model.training import TrainingPlan, train
 
     names = ("seed", "steps", "perception_steps", "peak_rate")
     chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    plan = dataclasses.replace(Plan(), **chosen)
+    plan = dataclasses.replace(TrainingPlan(), **chosen)
     at_least("seed", plan.seed, 0)
     at_least("steps", plan.steps, 1)
     at_least("perception_steps", plan.perception_steps, 0)
@@ -240,7 +240,7 @@ def run_study(options: argparse.Namespace) -> int:
 
 
 def run_recover(options: argparse.Namespace) -> int:
-    """Compare all ways of looking again."""
+    """Compare all interventions."""
     vlm = _checked_model(options, 4, "float32", {})
     from attnlens.testbed.studies import knockouts, looking_again
 

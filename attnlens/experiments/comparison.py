@@ -19,6 +19,7 @@ from attnlens.interventions.base import Intervention, Nothing
 from attnlens.measures.definitions import DEFINITIONS, Definition
 from attnlens.measures.recovery import divergences, mean_from, mean_of_known
 from attnlens.measures.share import visual_segments
+from attnlens.models.families import parts_of
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 from attnlens.recording.trace import Trace
@@ -252,7 +253,7 @@ def to_dataset(samples: list[dict[str, dict[str, Any]]], vlm: VLM) -> xr.Dataset
                 ("sample", "run", *dims),
                 _stack(values, dims, np.shape(first), steps),
             )
-    per_token = cache_bytes_per_token(vlm)
+    per_token = parts_of(vlm.model).cache_bytes_per_token
     data = xr.Dataset(
         variables,
         {"run": runs, "definition": list(DEFINITIONS), "step": np.arange(steps)},
@@ -285,11 +286,3 @@ def _stack(
                 here = table[i, j, ...]  # a view, also of a single number
                 here[tuple(slice(0, size) for size in np.shape(value))] = value
     return table
-
-
-def cache_bytes_per_token(vlm: VLM) -> int:
-    """Bytes of keys and values that one token adds to the cache, over all layers."""
-    text = vlm.model.config.text_config
-    dimension = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    size = next(vlm.model.parameters()).element_size()
-    return 2 * text.num_hidden_layers * text.num_key_value_heads * dimension * size

@@ -44,7 +44,7 @@ def force(
     Returns
     -------
     Trace
-        Step t compares with step t of the untouched run: nothing but the intervention differs.
+        Step t compares with step t of the untouched run: only the intervention differs.
 
     Raises
     ------

@@ -50,9 +50,9 @@ def recover(
     - the **free** run: the model goes on as it likes after the intervention. Answers, costs and
       ``free_rise`` come from it.
     - the **forced** twin: the untouched run's tokens are fed again under the intervention, many to
-      a pass, so that step t compares with step t and nothing but the intervention differs. Rises
+      a pass, so that step t compares with step t and only the intervention differs. Rises
       and changes of the next-token distribution come from it. Text that an intervention forces
-      stands between the untouched tokens there, and is no step of its own.
+      is fed between the untouched tokens there, and does not count as steps.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def recover(
         Whether the forced twin also stands for the free run where, at every step, it finds the
         untouched token most likely by a clear margin: greedy decoding says the same then. Saves
         most of the time where interventions change little; ``seconds`` is NaN there, so that ratios
-        of seconds are of the prompts in which the intervention changed what is said.
+        of seconds are of the prompts in which the intervention changed the answer's text.
     seed
         Seed of sampled generation.
     options
@@ -192,6 +192,6 @@ def _check_greedy(vlm: VLM, options: dict[str, Any]) -> None:
     own = set(vlm.model.generation_config.to_diff_dict()) - _HARMLESS_SETTINGS
     if options or own:
         raise InputError(
-            f"reuse=True with {', '.join([*options, *sorted(own)])}: only plain greedy decoding "
-            "can be told from the forced twin"
+            f"reuse=True with {', '.join([*options, *sorted(own)])}: the forced twin shows "
+            "only what plain greedy decoding would do"
         )

@@ -54,7 +54,7 @@ class Recovery:
             change of ``visual``, and of ``visual + copied``.
         ``free_rise[sample, run, definition]``, ``free_rise_with_copied``
             mean visual share of the free run over the steps from where the intervention acts to
-            its end, minus the same mean of the untouched run: what is said differs, too.
+            its end, minus the same mean of the untouched run: the text differs, too.
         ``kl[sample, run, step]`` (nats, of the untouched distribution from the twin's),
         ``hellinger`` (0 to 1)
             change of the next-token distribution. NaN at the steps inside a trigger's text, which

@@ -42,7 +42,7 @@ def run(
         Longest response, in tokens.
     intervention
         One of ``attnlens.interventions``, or several joined by ``+``; None leaves the run
-        untouched. What was done stands in ``trace.attrs["interventions"]`` (one entry for each
+        untouched. What was done is in ``trace.attrs["interventions"]`` (one entry for each
         time that one acted) and ``trace.attrs["never_fired"]``.
     seed
         Seed for sampled generation. Torch's generators are set back afterwards.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from attnlens.interventions.pieces import Piece, PromptImages
+    from attnlens.models.family import Parts
     from attnlens.models.load import VLM
     from attnlens.models.prompt import Prompt
     from attnlens.recording.recorder import AttentionRecorder
@@ -28,6 +29,7 @@ class Generation(Protocol):
     """What an intervention may ask of the generation that it acts in."""
 
     vlm: VLM
+    parts: Parts
     prompt: Prompt
     images: PromptImages
 
@@ -81,12 +83,12 @@ class Words:
 
     @property
     def name(self) -> str:
-        """What stands before the colon."""
+        """What comes before the colon."""
         return self.text.partition(":")[0]
 
     @property
     def value(self) -> str | None:
-        """What stands after the colon; None if there is none."""
+        """What comes after the colon; None if there is none."""
         return self.text.partition(":")[2] if ":" in self.text else None
 
     def number(self, value: str) -> float:
@@ -183,7 +185,7 @@ class TokenInsertion(Intervention):
         """Choose what is inserted before the query token of a step."""
 
     def kept_of(self, pieces: Sequence[Piece]) -> tuple[int, ...]:
-        """Which visual tokens of the image stand in the pieces, for the record."""
+        """Which visual tokens of the image the pieces contain, for the record."""
         return ()
 
     def act(self, place: Place) -> None:
@@ -299,7 +301,7 @@ def select_heads(
     named: list[Any] = list(range(head_count)) if heads is None else list(heads)
     if layers is not None and any(isinstance(entry, tuple) for entry in named):
         raise InputError(
-            f"layers={list(chosen_layers)!r} beside heads={named!r}: pairs name their layers, "
+            f"layers={list(chosen_layers)!r} with heads={named!r}: pairs name their layers, "
             "leave layers out"
         )
     reach: dict[int, list[int]] = {}
@@ -368,7 +370,7 @@ def parse_intervention(text: str, when: Trigger, positions: str = "fresh") -> In
 
 
 def _kinds(base: type) -> Iterator[Any]:
-    """Yield the interventions that words are read as: those with ``forms`` of their own."""
+    """Yield the interventions that words are read as: those that define ``forms``."""
     subclasses: list[Any] = base.__subclasses__()
     for kind in subclasses:
         if "forms" in vars(kind):

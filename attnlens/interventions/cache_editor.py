@@ -1,6 +1,6 @@
 """Insertion into a running cache: stepping back, the pass over what goes in, and what it moves.
 
-After an insertion every later token stands further back than ``generate`` knows: slots by the
+After an insertion every later token is further back than ``generate`` knows: slots by the
 number of inserted tokens, rotary positions by what the inserted images take up.
 """
 
@@ -51,7 +51,7 @@ class CacheEditor:
     rope
         Added to the rotary positions of later tokens.
     first_free
-        Steps before this one lie before an insertion: nothing is stepped back over one.
+        Steps before this one come before an insertion: nothing is stepped back over one.
     """
 
     def __init__(self, vlm: VLM, parts: Parts, prompt_length: int) -> None:
@@ -100,7 +100,7 @@ class CacheEditor:
         self.rope = rope - self._family.next_position(now)
 
     def _feed(self, run: list[tuple[Any, np.ndarray]], start: int, cache: Any) -> None:
-        """One pass over pieces that stand side by side, on top of the cache."""
+        """One pass over adjacent pieces, on top of the cache."""
         if not run:
             return
         embed = self._model.get_input_embeddings()
@@ -144,7 +144,7 @@ def _step_back(cache: Any, tokens: int) -> None:
         return
     for layer in cache.layers:
         length = getattr(layer, "cumulative_length", None)
-        if isinstance(length, torch.Tensor):  # a static layer: what lies beyond is written over
+        if isinstance(length, torch.Tensor):  # a static layer: what comes after is written over
             length.sub_(tokens)
         elif type(layer).__name__ == "DynamicLayer":
             layer.crop(-tokens)

@@ -53,7 +53,7 @@ class Copy(TokenInsertion):
     positions
         ``fresh``, ``original`` or ``frozen-cache``; see ``attnlens.interventions.POSITIONS``.
     wrap
-        Whether vision-start and vision-end tokens stand around the image, as in a prompt.
+        Whether vision-start and vision-end tokens are put around the image, as in a prompt.
     repeat
         How many copies, one after the other.
 
@@ -123,7 +123,7 @@ class Copy(TokenInsertion):
         return tuple(range(rows * columns))
 
     def kept_of(self, pieces: Sequence[Piece]) -> tuple[int, ...]:
-        """Which visual tokens of the image stand in the pieces, for the record."""
+        """See ``TokenInsertion``."""
         if self.source is not None:
             return ()
         return next((p.kept for p in pieces if isinstance(p, VisualPiece | CachedPiece)), ())

@@ -98,10 +98,7 @@ class Route(Copy):
         """Record the visual map, from which the choice is made."""
         if self.select == "random" or self.percent in (0, 100):
             return
-        text = generation.vlm.model.config.text_config
-        reach = select_heads(
-            self.layers, self.heads, text.num_hidden_layers, text.num_attention_heads
-        )
+        reach = self._reach(generation)
         recorder = generation.new_recorder(layers=list(reach), visual_map=True, map_heads=reach)
         generation.listen(recorder, self)
 
@@ -120,6 +117,10 @@ class Route(Copy):
         order = np.argsort(-weights if self.select == "top" else weights, kind="stable")
         return tuple(sorted(order[:count].tolist()))
 
+    def _reach(self, generation: Generation) -> dict[int, tuple[int, ...]]:
+        parts = generation.parts
+        return select_heads(self.layers, self.heads, parts.layer_count, parts.head_count)
+
     def _weights(self, generation: Generation, step: int, image: int) -> np.ndarray:
         """Mean weight of each visual token over the response tokens before a step's query."""
         recorder = generation.recorder_of(self)
@@ -131,12 +132,7 @@ class Route(Copy):
         wanted = (steps >= 1) & (steps < step)
         if not wanted.any():
             wanted = steps == 0
-        reach = select_heads(
-            self.layers,
-            self.heads,
-            generation.vlm.model.config.text_config.num_hidden_layers,
-            generation.vlm.model.config.text_config.num_attention_heads,
-        )
+        reach = self._reach(generation)
         sums, heads = np.zeros(recorder.layout.visual_slots.shape[1]), 0
         for layer, rows in recorded.items():
             assert rows.visual_weight is not None

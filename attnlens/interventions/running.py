@@ -1,4 +1,4 @@
-"""One generation under an intervention, whoever feeds its tokens.
+"""One generation under an intervention, whatever feeds its tokens.
 
 When a trigger fires, the cache is stepped back to the trigger, the insertion goes in by one pass on
 top of the cache, what was cached after the trigger is fed again, and from then on positions and
@@ -113,9 +113,8 @@ class RunningIntervention:
         self.vlm = vlm
         self.prompt = prompt
         self.parts = parts_of(vlm.model)
-        self._sizes = (len(self.parts.attention), self.parts.text.config.num_attention_heads)
         self._watched = highest_thresholds(self._checked_triggers(intervention))
-        intervention.check(prompt, *self._sizes)
+        intervention.check(prompt, self.parts.layer_count, self.parts.head_count)
         vocabulary = vlm.model.get_input_embeddings().num_embeddings
         check_forced_texts(intervention.parts, vlm.tokenizer, vocabulary)
         self.events: list[Event] = []
@@ -199,7 +198,7 @@ class RunningIntervention:
         return key_layout(self.prompt.segments, np.atleast_2d(self.prompt.image_of_key))
 
     def _layers(self) -> list[int]:
-        return list(range(len(self.parts.attention)))
+        return list(range(self.parts.layer_count))
 
     def _check_attention(self) -> None:
         base = attention_implementation(self.parts)
@@ -274,7 +273,7 @@ class RunningIntervention:
     def begin_edit(self, edit: Edit, slot: int) -> EditScope:
         """Let an edit act on rows from a slot on."""
         assert self.editor is not None
-        heads = select_heads(edit.layers, edit.heads, *self._sizes)
+        heads = select_heads(edit.layers, edit.heads, self.parts.layer_count, self.parts.head_count)
         return self.editor.add(edit, self.prompt, heads, slot)
 
     def act(self, acting: list[tuple[int, ArmedIntervention]], cache: Any, now: Any) -> None:

@@ -48,7 +48,7 @@ class ScoreEditor:
         return scope
 
     def step_back(self, scopes: Sequence[EditScope], start: int, segments: Sequence[Any]) -> None:
-        """Move the bounds of scopes with the tokens that they stand at.
+        """Move the bounds of scopes with the tokens that they belong to.
 
         See ``attnlens.recording.tap.Listener.step_back``. Rows of inserted tokens are in reach
         where the tokens around them are.

@@ -31,7 +31,7 @@ from attnlens.recording.tap import notify_response
 class ForcedSession:
     """Feeds a known response under an intervention.
 
-    Text that the intervention forces stands between the response's tokens, after the one that made
+    Text that the intervention forces is fed between the response's tokens, after the one that made
     its trigger fire, and acts from the next step on; it is no step itself. Triggers see it between
     these tokens, as they would in a generation, and count its tokens as steps; what they set off
     inside it goes in with it (the visual share, which is known of steps alone, sets nothing off
@@ -240,7 +240,7 @@ class _InsideText:
 
 
 class _ForcedText:
-    """Forced text, with what stands before its tokens and the edits that begin or end there."""
+    """Forced text, with what comes before its tokens and the edits that begin or end there."""
 
     def __init__(self, start: int) -> None:
         self.start = start

@@ -165,7 +165,7 @@ class AtStep(Trigger):
         check_times(self.times)
         if not isinstance(self.step, int) or self.step < 0:
             raise InputError(
-                f"AtStep({self.step!r}) lies inside the prompt: give a step of at least 0"
+                f"AtStep({self.step!r}) is inside the prompt: give a step of at least 0"
             )
 
     @property
@@ -216,7 +216,7 @@ class WhenVisualBelow(Trigger):
         ``mass`` (mean over layers and heads) or ``look-back``; as in
         ``attnlens.measures.visual_share``.
     patience
-        How many steps in a row must lie under it.
+        How many steps in a row must be under it.
     times
         How often at most.
     """

@@ -7,44 +7,29 @@ formula, source, denominator and reduction: see ``definitions`` and ``visual_sha
 
 from __future__ import annotations
 
-from attnlens.measures.agreement import Agreement, agreement
-from attnlens.measures.averages import Averages, averages
-from attnlens.measures.correlation import correlation
-from attnlens.measures.decay import Decay, GroupDecay, decay
-from attnlens.measures.definitions import definitions
-from attnlens.measures.regions import Refocus, refocus, region_summary
-from attnlens.measures.share import shares, visual_share
-from attnlens.measures.statistics import TrendTest, mann_kendall
-from attnlens.measures.theorems.dilution import dilution
-from attnlens.measures.theorems.information import Information, mutual_information
-from attnlens.measures.theorems.insertion import Insertion, insertion
-from attnlens.measures.theorems.log_odds import log_odds
-from attnlens.measures.theorems.result import Dilution
-from attnlens.measures.theorems.synthetic import synthetic_attention
+from attnlens.measures.agreement import Agreement as Agreement
+from attnlens.measures.agreement import agreement as agreement
+from attnlens.measures.averages import Averages as Averages
+from attnlens.measures.averages import averages as averages
+from attnlens.measures.correlation import correlation as correlation
+from attnlens.measures.decay import Decay as Decay
+from attnlens.measures.decay import GroupDecay as GroupDecay
+from attnlens.measures.decay import decay as decay
+from attnlens.measures.definitions import definitions as definitions
+from attnlens.measures.regions import Refocus as Refocus
+from attnlens.measures.regions import refocus as refocus
+from attnlens.measures.regions import region_summary as region_summary
+from attnlens.measures.share import shares as shares
+from attnlens.measures.share import visual_share as visual_share
+from attnlens.measures.statistics import TrendTest as TrendTest
+from attnlens.measures.statistics import mann_kendall as mann_kendall
+from attnlens.measures.theorems.dilution import dilution as dilution
+from attnlens.measures.theorems.information import Information as Information
+from attnlens.measures.theorems.information import mutual_information as mutual_information
+from attnlens.measures.theorems.insertion import Insertion as Insertion
+from attnlens.measures.theorems.insertion import insertion as insertion
+from attnlens.measures.theorems.log_odds import log_odds as log_odds
+from attnlens.measures.theorems.result import Dilution as Dilution
+from attnlens.measures.theorems.synthetic import synthetic_attention as synthetic_attention
 
-__all__ = [
-    "Agreement",
-    "Averages",
-    "Decay",
-    "Dilution",
-    "GroupDecay",
-    "Information",
-    "Insertion",
-    "Refocus",
-    "TrendTest",
-    "agreement",
-    "averages",
-    "correlation",
-    "decay",
-    "definitions",
-    "dilution",
-    "insertion",
-    "log_odds",
-    "mann_kendall",
-    "mutual_information",
-    "refocus",
-    "region_summary",
-    "shares",
-    "synthetic_attention",
-    "visual_share",
-]
+__all__ = sorted(name for name, value in list(vars().items()) if callable(value) and name[0] != "_")

@@ -68,7 +68,7 @@ def area_from(values: np.ndarray, start: int) -> float:
 
 
 def half_life(values: np.ndarray, start: int) -> float:
-    """Count the steps from the peak of a rise until it first lies at or under half of it.
+    """Count the steps from the peak of a rise until it first falls to half of it or less.
 
     Parameters
     ----------

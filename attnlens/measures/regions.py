@@ -129,7 +129,7 @@ def region_summary(
         - ``peak_step``: label of the step of the peak;
         - ``area``: sum of the share over those steps (units of the definition times steps).
 
-        Where nothing can be said the value is missing. ``attrs`` holds those of the share.
+        A value that cannot be known is missing. ``attrs`` holds those of the share.
 
     Raises
     ------

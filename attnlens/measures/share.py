@@ -39,7 +39,7 @@ def visual_share(
         What was recorded.
     definition : str
         One of ``attnlens.measures.definitions``. Each is documented, with its formula and
-        source, in a module of its own in ``attnlens.measures.definitions``.
+        source, in its own module in ``attnlens.measures.definitions``.
     layers : int, sequence of int or None
         Layer indices in the model to use; None uses every recorded layer.
     reduction : {"mean", "layer", "none"}

@@ -1,8 +1,8 @@
 """The slope of one series, with an interval and a p value that hold where steps are alike.
 
 The series is a straight line plus noise: an autoregressive part of first order, and a white one.
-Their parameters (the correlation of neighbours, and the autoregressive part of the variance) cannot
-be told well from one series; with estimates in their place, a trend is found in noise far too
+One series says little about their parameters (the correlation of neighbours, and the autoregressive
+part of the variance); with estimates in their place, a trend is found in noise far too
 often. So all of them are weighed: each pair has a generalised least-squares slope with Student's t
 around it, and counts by its restricted likelihood (Harville 1974, doi 10.1093/biomet/61.2.383)
 times a prior. The prior was chosen by simulation, so that test and interval hold their levels for
@@ -104,7 +104,7 @@ def _kinds(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _fits(values: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fit a line under each kind of noise.
 
-    A Kalman filter over the steps makes values, constant and steps white, each kind in its own way;
+    A Kalman filter over the steps makes values, constant and steps white, each kind differently;
     least squares on these is generalised least squares on the series.
 
     Returns

@@ -98,7 +98,7 @@ def mean_interval(
     confidence : float
         Level of the interval.
     within : tuple of float
-        What the mean cannot lie beyond, such as (0, 1) of a mass: nor does the interval.
+        Bounds of the mean, such as (0, 1) for a mass; the interval stays within them.
 
     Returns
     -------
@@ -124,7 +124,7 @@ def ratio_interval(
     """Return an interval of a ratio of two means of the same units.
 
     The ratios r around the estimate (Fieller 1954, Journal of the Royal Statistical Society B
-    16:175-185) for which 0 lies in the interval of the mean of ``numerator - r * denominator``, as
+    16:175-185) for which 0 is in the interval of the mean of ``numerator - r * denominator``, as
     ``mean_interval`` has it.
 
     Parameters
@@ -336,7 +336,7 @@ def median_interval(values: np.ndarray, confidence: float) -> tuple[float, float
     count = len(values)
     if count < LEAST_FOR_MEANS:
         return float("nan"), float("nan")
-    # from the k-th smallest to the k-th largest value: the median is outside if fewer than k lie
+    # from the k-th smallest to the k-th largest value: the median is outside if fewer than k are
     # on one side of it
     outside = 2 * scipy.stats.binom.cdf(np.arange(count // 2), count, 0.5)
     k = int(np.argmin(np.abs(outside - (1 - confidence)))) + 1

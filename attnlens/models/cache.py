@@ -52,7 +52,7 @@ def cache_parameter(module: Any) -> str:
     raise InputError(
         f"{type(module).__name__} of transformers {__version__} takes its key-value cache under a "
         f"name that attnlens does not know (it knows {' and '.join(NAMES)}), so no pass could be "
-        "told from a first one: install a version of transformers that attnlens allows"
+        "distinguished from the first: install a version of transformers that attnlens allows"
     )
 
 

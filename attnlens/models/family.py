@@ -1,4 +1,4 @@
-"""What the package asks of a model family; each family answers in a file of its own.
+"""What the package asks of a model family; each family answers in its own file.
 
 A family is added by writing its ``Family`` in a new file and listing it in
 ``attnlens.models.families``. Nothing else names a family's modules, tokens or inputs.
@@ -67,6 +67,24 @@ class Parts:
     vision: nn.Module
     text: Any
     attention: tuple[nn.Module, ...]
+
+    @property
+    def layer_count(self) -> int:
+        """Number of text layers."""
+        return len(self.attention)
+
+    @property
+    def head_count(self) -> int:
+        """Number of query heads in each text layer."""
+        return int(self.text.config.num_attention_heads)
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes of keys and values that one token adds to the cache, over all layers."""
+        config = self.text.config
+        width = getattr(config, "head_dim", None) or config.hidden_size // self.head_count
+        size = next(self.text.parameters()).element_size()
+        return int(2 * self.layer_count * config.num_key_value_heads * width * size)
 
 
 @dataclass(frozen=True)
@@ -188,7 +206,7 @@ class Family(ABC):
     ) -> Inputs:
         """Add tokens after the prompt of one sequence.
 
-        ``images`` are inputs whose images stand at the placeholders among the tokens.
+        ``images`` are inputs whose images belong at the placeholders among the tokens.
         """
 
     @abstractmethod

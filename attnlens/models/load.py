@@ -98,10 +98,10 @@ class VLM:
             ``{"role": ..., "content": ...}`` with role ``system`` (first), ``user`` or
             ``assistant``, and as content a text or a list of ``{"type": "text", "text": ...}`` and
             ``{"type": "image", "image": ...}`` (or ``url``, ``path``, ``base64``). The last message
-            is the user's. They hold their own instruction: ``mode`` stays ``normal`` or None, and
-            ``prompt.mode`` is ``messages``. All keys before the first image are ``system``, whoever
-            says them, and all text after it is ``query``, including earlier answers of the
-            assistant: they are part of the prompt, and ``response`` is only what is generated.
+            is the user's. They contain their own instruction: ``mode`` stays ``normal`` or None,
+            and ``prompt.mode`` is ``messages``. All keys before the first image are ``system``,
+            whatever their role, and all text after it is ``query``, including earlier answers of
+            the assistant: they are part of the prompt, and ``response`` is only what is generated.
         question
             The question.
         mode
@@ -134,7 +134,7 @@ class VLM:
         InputError
             If an image cannot be read or has an extreme aspect ratio, the question is empty, the
             mode is unknown, the template has no place for the question, the text holds one of the
-            model's special tokens, messages are in another form or stand beside another question,
+            model's special tokens, messages are in another form or come with another question,
             or limits of pixels cannot hold.
         """
         return build_prompt(

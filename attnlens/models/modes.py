@@ -102,7 +102,7 @@ LOOK_BACK["trend-normal"] = Mode("{question} ")
 MODE_NAMES = (*MODES, *LOOK_BACK)
 """Names of all modes."""
 MESSAGES = "messages"
-"""The mode of prompts made from chat messages, which hold their own instruction."""
+"""The mode of prompts made from chat messages, which contain their own instruction."""
 MODES_HELP = (
     f"{', '.join(MODES)}, in words of our own; or Look-Back's, as its evaluation asks "
     "(semantic-back, solution-back, look-back-cot: the instruction after the question; with the "
@@ -161,5 +161,5 @@ def user_text(question: str | None, mode: str, template: str | None = None) -> s
     own = mode_of(mode)
     if template is not None:
         check_template(template)
-    # replace, not format: templates hold braces of their own (\boxed{})
+    # replace, not format: templates contain other braces (\boxed{})
     return (own.template if template is None else template).replace("{question}", question.strip())

@@ -146,10 +146,11 @@ def _own_chat(
 ) -> Chat:
     for name, value in (("question", question), ("system", system), ("template", template)):
         if value is not None:
-            raise InputError(f"{name} beside messages: write it into the messages")
+            raise InputError(f"{name} cannot be given with messages: write it into the messages")
     if mode not in (None, "normal"):
         raise InputError(
-            f"mode {mode!r} beside messages: they hold their own instruction, so leave mode out"
+            f"mode {mode!r} cannot be given with messages, which contain their own instruction: "
+            "leave it out"
         )
     return read_chat(messages)
 

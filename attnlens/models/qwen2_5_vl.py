@@ -268,7 +268,7 @@ class Qwen2_5_VL(Family):
 def multimodal_positions(pieces: Sequence[int | ImagePiece]) -> np.ndarray:
     """Positions in time, height and width of every token.
 
-    Text advances by one in all three. A visual token stands at (start, start + row,
+    Text advances by one in all three. A visual token is at (start, start + row,
     start + column), and what follows its image continues at start + max(rows, columns), whether
     or not all of the image's tokens are there: a token that was chosen keeps its place in the grid.
     This is the rule of Qwen2-VL (arXiv 2409.12191, section 2.1) for pictures.

@@ -19,4 +19,4 @@ from attnlens.plots.routes import routes as routes
 from attnlens.plots.tokens import tokens as tokens
 from attnlens.plots.trend import trend as trend
 
-__all__ = [name for name, value in list(vars().items()) if callable(value) and name[0] != "_"]
+__all__ = sorted(name for name, value in list(vars().items()) if callable(value) and name[0] != "_")

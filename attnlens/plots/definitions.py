@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HEIGHT = 2.9
 """Height of the figure without caption, in inches."""
 GAP = 0.06
-"""Room between panels that stand one above the other, in parts of their height."""
+"""Room between stacked panels, as a fraction of their height."""
 SIX_LINES: tuple[Any, ...] = (*LINES, (0, (5, 1, 1, 1, 1, 1)))
 THINNEST, THICKER = 0.9, 0.6
 """Width of the last curve and how much more each before it has, in points: of curves that coincide,

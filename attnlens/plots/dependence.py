@@ -1,4 +1,4 @@
-"""Attention against use: visual mass beside what the prediction loses without the image."""
+"""Attention against use: visual mass, and what the prediction loses without the image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 HEIGHT = 2.6
 """Height of the figure without caption, in inches."""
 GAP = 0.06
-"""Room between panels that stand one above the other, in parts of their height."""
+"""Room between stacked panels, as a fraction of their height."""
 FLOOR = 1e-6
 """Least divergence that is drawn, in nats: below it is rounding of float32."""
 REFERENCES = {
@@ -49,7 +49,7 @@ def dependence(
     datasets
         What ``attnlens.dependence`` returns, for one run or several.
     reference
-        What stood in the image's place, one of those measured; by default ``blank`` if every run
+        What replaced the image, one of those measured; by default ``blank`` if every run
         has it, or else the first.
     width
         "one-column" (3.35 inches), "two-column" (6.9 inches) or a number of inches.

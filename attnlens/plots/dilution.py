@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 HEIGHT = 2.5
 """Height of the figure without caption, in inches."""
 MOST_RUNS = 60
-"""Runs that are drawn as lines of their own."""
+"""At most this many runs are drawn as separate lines."""
 BINS = 12
 """Bins of the fraction of visual keys, even on its logarithm."""
 TERMS = ("log_odds", "counts", "preference")

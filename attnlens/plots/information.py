@@ -1,4 +1,4 @@
-"""How much each part of an answer owes to the image, beside the shape of the theorem's bound."""
+"""How much each part of an answer owes to the image, and the shape of the theorem's bound."""
 
 from __future__ import annotations
 

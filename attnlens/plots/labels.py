@@ -20,7 +20,7 @@ LONGEST = 14
 VISIBLE = dict.fromkeys("\n\r\v\f\x85\u2028\u2029", "⏎") | {"\t": "⇥"}
 """Signs that stand for line breaks and tabs."""
 SPACE = "␣"
-"""Stands for a token that is nothing but space."""
+"""Stands for a token of spaces alone."""
 NOTHING = "∅"
 """Stands for a token without a printable character."""
 NO_GLYPH = "□"

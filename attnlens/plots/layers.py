@@ -121,7 +121,7 @@ def _heat_map(axes: Axes, array: xr.DataArray, dim: str, name: str) -> None:
     axes.set_ylabel(f"{dim}\n({name})")
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    # Lines stand in the order recorded; their labels are indices in the model.
+    # Lines are in the order recorded; their labels are indices in the model.
     axes.yaxis.set_major_formatter(lambda value, _: _line_label(lines, value))
     axes.xaxis.set_major_formatter(ScalarFormatter())
 

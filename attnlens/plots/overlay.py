@@ -77,7 +77,7 @@ def overlay(
     InputError
         If the trace has no visual map or does not know the image's grid; the step, layer or image
         does not exist; the image file is gone or changed and none is given; the image has another
-        size than the recorded one; a box is no four numbers or lies outside the image; or
+        size than the recorded one; a box is not four numbers or is outside the image; or
         ``width`` cannot be used.
     """
     inches = width_in_inches(width)
@@ -199,7 +199,7 @@ def _checked_boxes(boxes: Any, size: tuple[int, int]) -> list[tuple[float, ...]]
         left, top, right, bottom = box
         if not (0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]):
             raise InputError(
-                f"the box {tuple(box)!r} does not lie in the image: give left < right from 0 to "
+                f"the box {tuple(box)!r} is not inside the image: give left < right from 0 to "
                 f"{size[0]} and top < bottom from 0 to {size[1]}"
             )
     return [tuple(float(x) for x in box) for box in listed]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NAME_WIDTH = 24
 """Longest name of an intervention, in characters."""
 CHARACTERS_PER_INCH = 16
-"""How many characters of a legend stand in an inch."""
+"""How many characters of a legend fit in an inch."""
 ROW = 0.2
 """Height of one intervention, in inches."""
 HEIGHT = 2.3

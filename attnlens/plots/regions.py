@@ -88,8 +88,8 @@ def name_regions(
 ) -> None:
     """Write the regions' names above the axes of a figure that has been laid out.
 
-    Each name stands over the longest stretch where its region is the innermost one, at the height
-    ``above`` (a fraction of the axes' height). Names that would touch move up a row.
+    Each name is written over the longest stretch where its region is the innermost one, at the
+    height ``above`` (a fraction of the axes' height). Names that would touch move up a row.
     """
     taken = [-np.inf] * NAME_ROWS
     for centre, name in sorted(_name_places(axes, regions, shift)):
@@ -138,7 +138,7 @@ def _name_places(axes: Axes, regions: Sequence[RegionLike], shift: int) -> list[
 def _outer_first(regions: Sequence[RegionLike]) -> list[tuple[RegionLike, str]]:
     """Regions with their shades, longest first, so that inner ones are drawn over outer ones.
 
-    ``back`` is yellow, the others take the greys in turn.
+    ``back`` is yellow, the others take the greys in order.
     """
     greys = [region for region in regions if region.name != "back"]
     shades = {id(region): REGION_FILLS[i % len(REGION_FILLS)] for i, region in enumerate(greys)}

@@ -1,7 +1,7 @@
 """The one style of every figure: colours, line styles, widths, fonts.
 
 Colours are seaborn's "colorblind" palette, which stays apart for colour-blind readers; each curve
-also has a line style of its own, for print without colour. The same thing has the same colour in
+also has its own line style, for print without colour. The same thing has the same colour in
 every figure. seaborn is imported with the first figure, since it brings pyplot with it.
 """
 
@@ -35,7 +35,7 @@ CURVE_LINES: dict[str, Any] = {"image": "-", "query": DASHED, "generated": DOTTE
 """Line style of each curve."""
 
 LINES: tuple[Any, ...] = ("-", DASHED, DOTTED, (0, (5, 1, 1, 1)), (0, (7, 2)))
-"""Line styles of curves that have no style of their own, in turn."""
+"""Line styles of other curves, used in order."""
 
 CURVE_NAMES = {"image": "image", "query": "query text", "generated": "generated text"}
 """Name of each curve in a legend."""
@@ -43,7 +43,7 @@ CURVE_NAMES = {"image": "image", "query": "query text", "generated": "generated 
 BACK_FILL = "#FBF3B9"
 """Shade of a ``<back>`` region: the yellow of the palette, lightened."""
 REGION_FILLS = ("#F2F2F2", "#E7E7E7", "#DBDBDB")
-"""Shades of the other regions, in turn."""
+"""Shades of the other regions, used in order."""
 TAG_LINES: dict[str, Any] = {"opening tag": "-", "closing tag": (0, (5, 1, 1, 1))}
 """Line style of the line at a tag."""
 
@@ -54,7 +54,7 @@ WIDTHS = {"one-column": 3.35, "two-column": 6.9}
 """Width presets, in inches."""
 
 NARROW = 5.0
-"""Below this width panels stand one above the other, in inches."""
+"""Below this width, in inches, panels are stacked."""
 
 CAPTION_SIZE = 6.5
 """Font size of captions, in points."""

@@ -30,11 +30,11 @@ INCHES_PER_STEP = 0.12
 ROW = 0.8
 """Height of the axes of a row, in inches."""
 LEFT, RIGHT = 0.5, 0.4
-"""Room beside the rows, in inches."""
+"""Room at the sides of the rows, in inches."""
 TEXT_LEFT = 0.08
-"""Room beside the line that names the axes, in inches."""
+"""Room next to the line that names the axes, in inches."""
 PAD = 0.02
-"""Room between what stands above the rows, in inches."""
+"""Room between the texts above the rows, in inches."""
 HEADER_SIZE = 7
 """Font size of the line that names the axes, in points."""
 NAMES = 0.33

@@ -72,7 +72,8 @@ def key_layout(segments: Any, image: np.ndarray | None = None) -> KeyLayout:
     Raises
     ------
     InputError
-        If there is no key, a name is unknown, rows differ in length, or padding stands inside.
+        If there is no key, a name is unknown, rows differ in length, or there is padding between
+        other keys.
     """
     try:
         names = np.atleast_2d(np.asarray(segments, dtype=str))

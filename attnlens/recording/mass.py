@@ -192,7 +192,7 @@ def attention_mass(
             parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
             for start in range(0, rows, rows_at_once):
                 piece = slice(start, start + rows_at_once)
-                # layers stand side by side along the axis of heads
+                # layers are side by side along the axis of heads
                 scores = [
                     attention_scores(queries[i][:, :, piece], k, attention.scaling)
                     for i, k in zip(layers, converted, strict=True)

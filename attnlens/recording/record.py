@@ -165,7 +165,7 @@ class Recorder:
             raise RuntimeError(
                 f"generate returned {generated[0]} sequences of {generated[1]} tokens, but "
                 f"{len(places)} steps of {batch} were recorded: some passes went past the "
-                "recording, or had no token of their own; record one plain call of model.generate"
+                "recording, or had no separate token; record one plain call of model.generate"
             )
 
     def _provenance(self, prompt: Prompt | None) -> dict[str, Any]:
@@ -271,7 +271,7 @@ def record(
         raise InputError(f"every={every}: give a number of steps of at least 1")
     recorder = AttentionRecorder(
         layout,
-        choose_layers(layers, len(parts.attention)),
+        choose_layers(layers, parts.layer_count),
         visual_map=visual_map,
         prompt_positions=_prompt_positions(layout, prompt_rows),
         every=every,

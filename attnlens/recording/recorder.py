@@ -73,7 +73,7 @@ class AttentionRecorder:
     visual_map
         Whether to keep the weight of each visual key.
     prompt_positions
-        Prompt slots whose rows are recorded beside the last one.
+        Prompt slots whose rows are recorded in addition to the last one.
     every
         How many decoding passes wait before mass is computed.
     map_heads
@@ -171,7 +171,7 @@ class AttentionRecorder:
         if past >= end and all(slot in self.inserted for slot in range(end, past)):
             return
         raise RuntimeError(
-            f"a pass stands on {past} cached keys where {self._end} were fed before: the cache no "
+            f"a pass starts from {past} cached keys, but {self._end} were fed before: the cache no "
             "longer holds the keys of earlier steps (a cropped or compressed cache, or gradient "
             "checkpointing in training mode, which keeps none), or this is a second generation: "
             "record one greedy or sampled generation with a dynamic or static cache"

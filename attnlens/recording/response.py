@@ -205,7 +205,7 @@ def find_regions(texts: Sequence[str]) -> list[Region]:
         next_tag = None if box.closed else _TAG.search(text, box.inside)
         stop = next_tag.start() if next_tag else box.stop
         found.append(("answer", box.start, stop, box.closed))
-    # ordered by character, since regions that lie in the same tokens can still be nested
+    # ordered by character, since regions in the same tokens can still be nested
     return [
         Region(name, bisect_right(ends, start), bisect_right(ends, stop - 1) + 1, closed)
         for name, start, stop, closed in sorted(found, key=lambda span: (span[1], -span[2]))

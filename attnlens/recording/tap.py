@@ -1,9 +1,9 @@
 """The tap on the attention function of a model's text layers, scoped to a ``with`` block.
 
-A tap registers one function under a name of its own in transformers' registries, together with the
+A tap registers one function under a unique name in transformers' registries, together with the
 mask function of the implementation that it stands for, and points the text model's configuration at
 that name. The function calls the implementation it stands for, shows queries, keys and mask to its
-listeners, and returns the output untouched. Vision blocks have a configuration of their own and
+listeners, and returns the output untouched. Vision blocks have a separate configuration and
 are left alone. The model object gets a ``generate`` that calls the real one and shows its arguments
 and result, and refuses continuous batching. When the last listener leaves, all of this is undone.
 """

@@ -70,7 +70,7 @@ class Recorded:
 
 
 @dataclass
-class Runs:
+class FigureRuns:
     """A folder of runs.
 
     Attributes
@@ -136,7 +136,7 @@ class Runs:
         return next((name for name in names if name in self.modes), next(iter(self.modes)))
 
 
-def read_runs(folder: str | Path) -> Runs:
+def read_runs(folder: str | Path) -> FigureRuns:
     """Read a folder of runs.
 
     Parameters
@@ -146,7 +146,7 @@ def read_runs(folder: str | Path) -> Runs:
         folder ``*_recovery``) and ``routes.zarr``, each where there is one; the last three may also
         end in ``.nc``, as earlier versions wrote them. What cannot be averaged with the rest (a run
         under an intervention, one without an image or with fewer than three steps) is left out,
-        which is said on standard error.
+        which is reported on standard error.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def read_runs(folder: str | Path) -> Runs:
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"{str(root)!r} is no folder: give one that holds traces (*.zarr)")
-    runs = Runs()
+    runs = FigureRuns()
     for path in progress(find_runs(root), description="reading runs"):
         _add_trace(runs, path, root)
     traces = [one.trace for listed in runs.modes.values() for one in listed]
@@ -208,7 +208,7 @@ def _folders(root: Path, ending: str) -> list[Path]:
     )
 
 
-def _add_trace(runs: Runs, path: Path, root: Path) -> None:
+def _add_trace(runs: FigureRuns, path: Path, root: Path) -> None:
     trace = attnlens.Trace.load(path)
     reason = ""
     if trace.attrs.get("interventions"):

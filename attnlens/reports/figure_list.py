@@ -13,7 +13,7 @@ from attnlens import measures, plots
 from attnlens.errors import InputError
 from attnlens.plots.style import WIDTHS
 from attnlens.recording.trace import Trace
-from attnlens.reports.figure_inputs import VERIFICATIONS, Runs
+from attnlens.reports.figure_inputs import VERIFICATIONS, FigureRuns
 from attnlens.reports.figure_tables import (
     agreement_tables,
     change_table,
@@ -88,7 +88,7 @@ def count_runs(traces: Sequence[Trace], mode: str) -> str:
     return f"{words} ({cut_off} cut off at the longest length)" if cut_off else words
 
 
-def decay_and_refocus(runs: Runs, width: str) -> Iterator[Drawn]:
+def decay_and_refocus(runs: FigureRuns, width: str) -> Iterator[Drawn]:
     """Mean over runs, mode against mode."""
     used = {m: runs.traces(m) for m in ("cot", *VERIFICATIONS) if m in runs.modes}
     if not used:
@@ -117,7 +117,7 @@ def decay_and_refocus(runs: Runs, width: str) -> Iterator[Drawn]:
     )
 
 
-def _one_run(runs: Runs) -> tuple[Trace, str]:
+def _one_run(runs: FigureRuns) -> tuple[Trace, str]:
     """Return the first run that verifies, or else the first run, with words for it."""
     try:
         _, found = runs.verified()
@@ -127,7 +127,7 @@ def _one_run(runs: Runs) -> tuple[Trace, str]:
     return trace, f"the first run, of mode {trace.attrs.get('mode') or 'no mode'}"
 
 
-def one_run(runs: Runs, width: str) -> Iterator[Drawn]:
+def one_run(runs: FigureRuns, width: str) -> Iterator[Drawn]:
     """Draw one run with its tokens, in as many rows as it needs; without them in one column."""
     trace, words = _one_run(runs)
     narrow = width == "one-column"
@@ -144,7 +144,7 @@ def one_run(runs: Runs, width: str) -> Iterator[Drawn]:
     )
 
 
-def layers_and_heads(runs: Runs, width: str) -> Iterator[Drawn]:
+def layers_and_heads(runs: FigureRuns, width: str) -> Iterator[Drawn]:
     """One run by layer and by head."""
     trace, words = _one_run(runs)
     yield Drawn(
@@ -159,7 +159,7 @@ def layers_and_heads(runs: Runs, width: str) -> Iterator[Drawn]:
     )
 
 
-def overlays(runs: Runs, width: str) -> Iterator[Drawn]:
+def overlays(runs: FigureRuns, width: str) -> Iterator[Drawn]:
     """Where the model looks when it verifies."""
     from attnlens.reports.figure_overlays import choose
 
@@ -180,7 +180,7 @@ def overlays(runs: Runs, width: str) -> Iterator[Drawn]:
         )
 
 
-def recovery(runs: Runs, width: str) -> Iterator[Drawn]:
+def recovery(runs: FigureRuns, width: str) -> Iterator[Drawn]:
     """Compare interventions with their controls."""
     if runs.recovery is None:
         raise InputError(
@@ -197,7 +197,7 @@ def recovery(runs: Runs, width: str) -> Iterator[Drawn]:
     )
 
 
-def routes(runs: Runs, width: str) -> Iterator[Drawn]:
+def routes(runs: FigureRuns, width: str) -> Iterator[Drawn]:
     """Compare percentages of ROUTE."""
     if runs.routes is None:
         raise InputError(
@@ -231,7 +231,7 @@ def _compared(result: Recovery) -> tuple[str, str]:
     return words, str(result.data.attrs.get("versions", ""))
 
 
-def definitions(runs: Runs, width: str) -> Iterator[Drawn]:
+def definitions(runs: FigureRuns, width: str) -> Iterator[Drawn]:
     """All definitions on the same runs."""
     mode = runs.preferred(*VERIFICATIONS)
     traces = runs.traces(mode)
@@ -247,7 +247,7 @@ def definitions(runs: Runs, width: str) -> Iterator[Drawn]:
     )
 
 
-def dependence(runs: Runs, width: str) -> Iterator[Drawn]:
+def dependence(runs: FigureRuns, width: str) -> Iterator[Drawn]:
     """Attention against use."""
     if not runs.dependence:
         raise InputError("there is no dependence/*.zarr (what attnlens.dependence returns)")
@@ -262,7 +262,7 @@ def dependence(runs: Runs, width: str) -> Iterator[Drawn]:
     )
 
 
-def dilution(runs: Runs, width: str) -> Iterator[Drawn]:
+def dilution(runs: FigureRuns, width: str) -> Iterator[Drawn]:
     """Check the theorem, and split the change into counts and preference."""
     mode = runs.preferred("cot")
     traces = runs.traces(mode)
@@ -278,7 +278,7 @@ def dilution(runs: Runs, width: str) -> Iterator[Drawn]:
     )
 
 
-def long_answers(runs: Runs, width: str) -> Iterator[Drawn]:
+def long_answers(runs: FigureRuns, width: str) -> Iterator[Drawn]:
     """Check the theorem where the number of keys grows much."""
     if not runs.long:
         raise InputError("there is no long/*.zarr (traces of long answers)")
@@ -295,7 +295,7 @@ def long_answers(runs: Runs, width: str) -> Iterator[Drawn]:
     )
 
 
-def insertion(runs: Runs, width: str) -> Iterator[Drawn]:
+def insertion(runs: FigureRuns, width: str) -> Iterator[Drawn]:
     """Theorem 3.2: more visual keys, on the same forced answers."""
     if not runs.twins:
         raise InputError("there is no *_twins/ (forced twins with visual tokens inserted)")
@@ -319,7 +319,7 @@ def insertion(runs: Runs, width: str) -> Iterator[Drawn]:
     )
 
 
-def information(runs: Runs, width: str) -> Iterator[Drawn]:
+def information(runs: FigureRuns, width: str) -> Iterator[Drawn]:
     """Bounds of the mutual information of answer and image."""
     if not runs.answers:
         raise InputError("there is no *_answers/ (dependence of sampled answers)")
@@ -335,7 +335,7 @@ def information(runs: Runs, width: str) -> Iterator[Drawn]:
     )
 
 
-FIGURES: dict[str, Callable[[Runs, str], Iterator[Drawn]]] = {
+FIGURES: dict[str, Callable[[FigureRuns, str], Iterator[Drawn]]] = {
     "01_decay_and_refocus": decay_and_refocus,
     "02_one_run": one_run,
     "03_layers_and_heads": layers_and_heads,

@@ -12,7 +12,7 @@ import attnlens
 from attnlens.errors import InputError
 from attnlens.files import write_file
 from attnlens.progress import progress
-from attnlens.reports.figure_inputs import Runs
+from attnlens.reports.figure_inputs import FigureRuns
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ DIGITS = 6
 """Digits of the numbers in the data: fewer than those that rounding reaches."""
 
 
-def draw_figures(runs: Runs, folder: Path, width: str) -> list[str]:
+def draw_figures(runs: FigureRuns, folder: Path, width: str) -> list[str]:
     """Draw what can be drawn, report what is left out, and write the files.
 
     Parameters
@@ -71,7 +71,7 @@ def draw_figures(runs: Runs, folder: Path, width: str) -> list[str]:
     return drawn
 
 
-def _files(one: Drawn, runs: Runs) -> dict[str, bytes]:
+def _files(one: Drawn, runs: FigureRuns) -> dict[str, bytes]:
     """Contents of a figure's files by name."""
     from attnlens.plots.figure import render
 
@@ -88,7 +88,7 @@ def _files(one: Drawn, runs: Runs) -> dict[str, bytes]:
     return files
 
 
-def caption_file(one: Drawn, runs: Runs) -> str:
+def caption_file(one: Drawn, runs: FigureRuns) -> str:
     """Put together the text of a caption file: a figure's own caption, and what it was made of."""
     own = [text.get_text() for text in one.figure.texts if text.get_gid() == "caption"]
     models = ", ".join(_model(name) for name in sorted(runs.models)) or "not noted"

@@ -38,6 +38,8 @@ CHECKPOINT_FILES = (
 """The other files of a checkpoint that results follow from."""
 LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "torchvision")
 """What turns a prompt into tokens and pixels, and these into an answer."""
+RESOLVED = ("model", "device", "dtype")
+"""Settings that ``model_provenance`` gives as what they became: auto may become cpu."""
 MOST_HASHED = 64 * 2**20
 """Weights larger than this, in bytes, are identified by size and modification time."""
 LONGEST_DIFFERENCE = 60
@@ -56,11 +58,12 @@ def provenance(
     model
         From ``model_provenance``.
     """
+    asked = {name: value for name, value in asdict(settings).items() if name not in RESOLVED}
     return {
         "attnlens": __version__,
         "image_sha256": question.image_sha256,
         "question": question.text,
-        "settings": asdict(settings),
+        "settings": asked,
         "model": dict(model),
     }
 

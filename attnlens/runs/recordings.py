@@ -29,7 +29,7 @@ def load_for(settings: RecordingSettings) -> VLM:
     from attnlens.recording.record import choose_layers
 
     vlm = settings.load()
-    choose_layers(settings.layers, len(parts_of(vlm.model).attention))
+    choose_layers(settings.layers, parts_of(vlm.model).layer_count)
     return vlm
 
 

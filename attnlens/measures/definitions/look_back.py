@@ -19,7 +19,7 @@ def look_back(data: xr.Dataset, visual: Segments) -> xr.DataArray:
     - Source: Look-Back (arXiv 2507.03019), its trend script.
     - Step owner: the query token. The step that predicts the first response token is left out,
       because its query token belongs to the prompt.
-    - Denominator: the keys from the first visual key on; sink and system lie before it.
+    - Denominator: the keys from the first visual key on; sink and system come before it.
     - Keys: sum.
     - Reduction: mean over heads before the division, mean over layers after it. So there is no
       value for a single head.

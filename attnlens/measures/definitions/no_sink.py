@@ -21,7 +21,7 @@ def no_sink(data: xr.Dataset, visual: Segments) -> xr.DataArray:
     - Denominator: all visible keys but the very first.
     - Keys: sum.
     - Reduction: ratio per head, then mean over heads, then mean over layers. A head whose whole
-      mass lies on the sink has no value and is left out of the mean.
+      mass is on the sink has no value and is left out of the mean.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ def reflection_v(data: xr.Dataset, visual: Segments) -> xr.DataArray:
       belongs to the last prompt token.
     - Denominator: all visible keys, then the number of visual keys with non-zero weight. A trace
       holds float32 weights whatever dtype the model runs in, so that a weight is 0 only where a key
-      is hidden or its weight lies under about 1e-45, 103 below the row's largest in scores. The
+      is hidden or its weight is less than about 1e-45, 103 below the row's largest in scores. The
       script reads the weights of eager attention, which are cast to the model's dtype: bfloat16
       keeps them down to about 5e-41, nearly as far, but float16 turns those under 3e-8 into 0 (17
       below). On four answers of the testbed no key was without weight in any layer and step in

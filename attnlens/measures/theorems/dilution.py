@@ -55,7 +55,7 @@ def dilution(
         needs the memory of one.
     between : pair of windows, or a list of one pair for each run
         What is compared by the split into counts and preference: first and last quarter of the
-        run unless told. A pair is a tuple of two windows; a window is a region's name, step labels
+        run by default. A pair is a tuple of two windows; a window is a region's name, step labels
         ``(start, stop)``, or two floats: fractions of the run.
     layers : int, sequence of int or None
         Layer indices in the model to use; None uses every recorded layer.

@@ -53,7 +53,7 @@ class Information(Result):
     distinct : int
         How many of the answers to one prompt differ, summed over prompts.
     reference : str
-        What stood in the image's place.
+        What replaced the image.
     nats, nats_low, nats_high, standard_error : float
         The upper bound: sum over steps of log p(token | image) - log q(token), nats an answer: mean
         over prompts of the mean over a prompt's answers, interval over prompts, and
@@ -170,7 +170,7 @@ def mutual_information(
         For each prompt, what ``attnlens.dependence`` gives for its answers, sampled from the model
         at temperature 1 without top-k and top-p.
     reference
-        What stands in the image's place: a reference of ``attnlens.dependence``, or ``others``, the
+        What replaces the image: a reference of ``attnlens.dependence``, or ``others``, the
         average over all of its other images. ``others`` where there are several, or else
         ``removed`` or the first, when not given.
     bins

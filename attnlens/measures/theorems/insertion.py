@@ -3,7 +3,7 @@
 Qwen-LookAgain (arXiv 2505.23558), Theorem 3.2: inserting k visual tokens turns the fraction of keys
 that is visual from ``r = L_c / L`` into ``r' = (L_c + k) / (L + k)``, which is larger, and with
 equal contributions of all keys attention to the image rises with it. Measured on the same forced
-continuation, so that nothing but the insertion differs.
+continuation, so that only the insertion differs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Insertion(Result):
         Number of prompts that have an exponent.
     saturates_at : str or None
         The insertion from which on no larger one clearly brings more mass: the gain of each over
-        it has an interval that holds 0 or lies below it. None where there is no such one, and with
+        its interval holds 0 or is below it. None where there is no such one, and with
         one prompt, which has no interval.
     confidence : float
         Level of the intervals.

@@ -2,7 +2,7 @@
 
 A row's scores are ``q . k / sqrt(d)``. Keys are random, so that scores scatter about 0 with the
 standard deviation asked for; visual keys have a part along the query that raises their scores by a
-gap; the first key, the sink, has a score of its own. Then, for every row,
+gap; the first key, the sink, has a separate score. Then, for every row,
 
     preference = gap + log mean over V of exp(e) - log mean over R of exp(e)
 

@@ -29,7 +29,7 @@ from attnlens.text import one_line
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """Everything that determines the weights of a training run.
 
     Attributes
@@ -95,7 +95,7 @@ class Plan:
 
 def train(
     folder: Path,
-    plan: Plan,
+    plan: TrainingPlan,
     *,
     start: Path | None = None,
     checkpoint_every: int = 100,
@@ -121,7 +121,7 @@ def train(
     Returns
     -------
     dict
-        Plan and log, as in ``training.json``.
+        The plan and log, as in ``training.json``.
 
     Raises
     ------
@@ -182,7 +182,7 @@ def train(
     return record
 
 
-def _check(folder: Path, plan: Plan) -> None:
+def _check(folder: Path, plan: TrainingPlan) -> None:
     """Refuse what cannot be trained or written, before anything is built."""
     check_writable(folder)
     check_writable(folder.parent)  # for checkpoints
@@ -196,7 +196,7 @@ def _check(folder: Path, plan: Plan) -> None:
         )
 
 
-def _beginning(plan: Plan, start: Path | None) -> tuple[Any, Any, Plan]:
+def _beginning(plan: TrainingPlan, start: Path | None) -> tuple[Any, Any, TrainingPlan]:
     """Return processor, model, and the plan with the hash of the weights that it starts from."""
     if start is None:
         tokenizer = train_tokenizer(corpus(plan.seed, plan.corpus_scenes))
@@ -279,7 +279,7 @@ class Muon(torch.optim.Optimizer):
         return parameter.grad.lerp(average, share)
 
 
-def build_optimisers(model: Any, plan: Plan) -> list[torch.optim.Optimizer]:
+def build_optimisers(model: Any, plan: TrainingPlan) -> list[torch.optim.Optimizer]:
     """Build Muon for the matrices of both towers, AdamW for everything else.
 
     With Muon, 140 perception steps brought the loss where AdamW alone took 220 (rates 2e-3 and
@@ -333,7 +333,7 @@ def _mask(batch: dict[str, torch.Tensor], image_token: int) -> dict[str, torch.T
 
 
 def _save_checkpoint(
-    path: Path, plan: Plan, step: int, model: Any, optimisers: list[Any], log: list[dict]
+    path: Path, plan: TrainingPlan, step: int, model: Any, optimisers: list[Any], log: list[dict]
 ) -> None:
     state = {
         "plan": json.dumps(asdict(plan)),
@@ -346,7 +346,9 @@ def _save_checkpoint(
         torch.save(state, temporary)
 
 
-def _resume(path: Path, plan: Plan, model: Any, optimisers: list[Any]) -> tuple[int, list[dict]]:
+def _resume(
+    path: Path, plan: TrainingPlan, model: Any, optimisers: list[Any]
+) -> tuple[int, list[dict]]:
     """Load a checkpoint if there is one; return the next step and the log so far."""
     if not path.exists():
         return 0, []

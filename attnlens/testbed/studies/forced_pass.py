@@ -2,7 +2,7 @@
 
 A recorded run, or an answer forced token by token, gives attention masses only, and a knock-out
 there begins and ends at a trigger. Here the true answer goes through the model in one pass with
-eager attention, which returns every weight and takes a mask of its own for each row. Masses agree
+eager attention, which returns every weight and takes a separate mask for each row. Masses agree
 with those of a recorded run to 1e-5, as a test checks.
 """
 

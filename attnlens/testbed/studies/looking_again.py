@@ -1,4 +1,4 @@
-"""All ways of looking again, with their controls, on held-out scenes with known truth.
+"""All interventions, with their controls, on held-out scenes with known truth.
 
 The testbed's counterpart of Tables 4 to 6 of Qwen-LookAgain (arXiv 2505.23558): how much visual
 attention each way recovers, what it does to answers and verified facts, and what it costs.
@@ -87,7 +87,7 @@ def looking_again(vlm: VLM, scenes: int, seed: int = 0, *, mode: str = "back") -
         ``mark`` and ``described`` (fraction right: mean over the ``count`` scenes that have such
         facts, with 95% intervals over scenes), and, by definition, the columns of
         ``Recovery.table`` with inserted tokens counted as image and not (``seconds_ratio`` over the
-        scenes with a free run of their own, see ``reuse`` of ``attnlens.recover``). ``chance``: of
+        scenes with a separate free run, see ``reuse`` of ``attnlens.recover``). ``chance``: of
         guessing sizes, marks and both.
 
     Raises
