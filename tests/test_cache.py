@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import attnlens
 from attnlens.errors import InputError
+from attnlens.files import clear_leftover_folders
 from attnlens.runs.cache import Entry, make_each
 from attnlens.runs.dataset import Question
 from attnlens.runs.provenance import canonical
@@ -84,38 +87,50 @@ KILLED = """
 import os, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
-from test_cache import make_all
 
 OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "shutil.rmtree"}
-root = Path(sys.argv[1])
-kills = 0
-while True:
-    folder = root / str(kills)
-    make_all(folder, 0)
-    child = os.fork()
-    if child == 0:
-        left = kills
-        def hook(event, args):
-            global left
-            if event in OPERATIONS and str(folder) in str(args[0]):
-                if left == 0:
-                    os._exit(9)
-                left -= 1
-        sys.addaudithook(hook)
-        make_all(folder, 1)
-        os._exit(0)
-    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
-        break
-    kills += 1
+
+def kill_before_each(root, prepare, act, stride=1):
+    # act runs in one process after the other; each is killed some operations later
+    kills = 0
+    while True:
+        folder = root / str(kills)
+        prepare(folder)
+        child = os.fork()
+        if child == 0:
+            left = kills
+            def hook(event, args):
+                nonlocal left
+                if event in OPERATIONS and str(folder) in str(args[0]):
+                    if left == 0:
+                        os._exit(9)
+                    left -= 1
+            sys.addaudithook(hook)
+            act(folder)
+            os._exit(0)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+            break
+        kills += stride
 """
+FORKS = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 
 
-@pytest.mark.skipif(not hasattr(sys, "addaudithook") or sys.platform == "win32", reason="forks")
+def run_killed(script: str, folder: Path, *arguments: str) -> list[Path]:
+    """Run a script that calls ``kill_before_each``; one folder for each kill."""
+    paths = [str(Path(__file__).parent), *sys.path]
+    code = f"{KILLED}\nroot, *given = {[str(folder), *arguments]!r}\nroot = Path(root)\n{script}"
+    subprocess.run([sys.executable, "-c", code, "", *paths], check=True)
+    return sorted(folder.iterdir(), key=lambda p: int(p.name))
+
+
+@FORKS
 def test_killed_before_any_file_operation(tmp_path):
     """A process that replaces older entries is killed before each thing that it does to a file."""
-    here = str(Path(__file__).parent)
-    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), here, *sys.path], check=True)
-    killed = sorted(tmp_path.iterdir(), key=lambda p: int(p.name))
+    script = """
+from test_cache import make_all
+kill_before_each(root, lambda folder: make_all(folder, 0), lambda folder: make_all(folder, 1))
+"""
+    killed = run_killed(script, tmp_path)
     assert len(killed) > 20
     made, set_aside = [], []
     for folder in killed:
@@ -135,3 +150,57 @@ def test_killed_before_any_file_operation(tmp_path):
     assert made == sorted(made, key=len, reverse=True)
     assert made[0] == [1, 2]
     assert made[-1] == []
+
+
+@FORKS
+def test_a_single_answers_files_are_never_of_two_answers(tmp_path, testbed):
+    """Killed while a new answer replaces an old one: trace, table, summary and picture agree."""
+    scene = Path(__file__).parents[1] / "demo_images" / "scene_1.png"
+    for tokens in (4, 5):
+        prompt = testbed.prompt(scene, "How many?", "back")
+        attnlens.run(testbed, prompt, tokens).save(tmp_path / f"{tokens}.zarr")
+    script = """
+import shutil
+from attnlens.recording.trace import Trace
+from attnlens.reports import trend
+from attnlens.runs.dataset import Question
+from attnlens.runs.settings import RecordingSettings
+
+def draw(trace, mode, output, folder):
+    (folder / f"{mode}_step_attention.png").write_text(str(trace.data.sizes["step"]))
+
+def report(tokens, folder):
+    trend._draw = draw
+    question = Question(image=given[2], text="How many?")
+    trace = Trace.load(f"{given[0]}/{tokens}.zarr")
+    output = trend.TrendOutput(save_folder=str(folder), formats=("png",))
+    trend.report_one(trace, question, RecordingSettings(mode="back"), output, folder / "scene")
+
+# in a process apart, since Zarr's threads do not survive a fork
+if os.fork() == 0:
+    report(4, Path(given[1]))
+    os._exit(0)
+os.wait()
+kill_before_each(
+    root, lambda folder: shutil.copytree(given[1], folder), lambda f: report(5, f), stride=31
+)
+"""
+    (tmp_path / "killed").mkdir()
+    old = tmp_path / "old"
+    killed = run_killed(script, tmp_path / "killed", str(tmp_path), str(old), str(scene))
+    assert len(killed) > 5
+    found = []
+    for folder in (one / "scene" for one in killed):
+        clear_leftover_folders(folder)
+        found.append(
+            {
+                json.loads((folder / "summary.json").read_text())["steps"],
+                len(list(csv.DictReader((folder / "back_steps.csv").open(newline="")))),
+                attnlens.Trace.load(folder / "back_trace.zarr").data.sizes["step"],
+                int((folder / "back_step_attention.png").read_text()),
+            }
+        )
+        assert {p.name for p in folder.parent.iterdir()} == {"scene"}
+    assert found[0] == {4}
+    assert found[-1] == {5}
+    assert all(len(steps) == 1 for steps in found)

@@ -7,13 +7,12 @@ import json
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from attnlens._version import __version__
+from attnlens._version import versions
 from attnlens.errors import InputError
 from attnlens.models.families import parts_of
 from attnlens.models.family import Parts
@@ -176,11 +175,7 @@ class Recorder:
         return {
             "model": self._origin.name,
             "config_hash": digest.hexdigest()[:16],
-            "versions": {
-                "attnlens": __version__,
-                "python": platform.python_version(),
-                **{p: version(p) for p in ("torch", "transformers")},
-            },
+            "versions": {**versions(), "python": platform.python_version()},
             "dtype": str(weight.dtype).removeprefix("torch."),
             "attention": self._implementation,
             "device": str(weight.device),

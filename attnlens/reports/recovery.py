@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-import attnlens
+from attnlens._version import versions
 from attnlens.errors import InputError
 from attnlens.files import check_results, check_writable, clear_leftover_folders, write_folder
 from attnlens.measures.definitions import get_definition
@@ -174,8 +174,6 @@ def _cell(row: dict[Any, Any], name: str, layout: str, samples: int) -> str:
 def _summary(
     result: Recovery, questions: list[Question], settings: RecoverySettings, output: RecoveryOutput
 ) -> dict[str, Any]:
-    from importlib.metadata import version
-
     data = result.data
     return {
         **result.summary(output.definition),
@@ -192,10 +190,7 @@ def _summary(
             for i, question in enumerate(questions)
         ],
         "settings": {**asdict(settings), **asdict(output)},
-        "versions": {
-            "attnlens": attnlens.__version__,
-            **{name: version(name) for name in ("torch", "transformers")},
-        },
+        "versions": versions(),
     }
 
 

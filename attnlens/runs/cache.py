@@ -149,7 +149,8 @@ def only_process(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is still ours
+        with suppress(PermissionError):  # Windows keeps the file while it is open
+            path.unlink(missing_ok=True)  # while the lock is still ours
         lock.release()
         if made:
             with suppress(OSError):  # it holds results

@@ -25,11 +25,10 @@ Figures whose runs are missing are left out.
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnlens._version import __version__
+from attnlens._version import versions
 from attnlens.errors import InputError
 from attnlens.experiments.dependence import dependence, sampled_dependence, save_dependence
 from attnlens.experiments.force import force, twins
@@ -123,7 +122,7 @@ def _record(vlm: VLM, samples: dict[str, list[Sample]], folder: Path) -> None:
         trace.save(folder / mode / f"{i:04d}.zarr")
         if mode == "back" and i < MOST_DEPENDENCE:
             data = dependence(vlm, trace, prompt=prompt)
-            data.attrs["versions"] = versions()
+            data.attrs["versions"] = _versions_text()
             save_dependence(data, folder / "dependence" / f"{i:04d}.zarr")
 
 
@@ -150,7 +149,7 @@ def _sample(vlm: VLM, samples: list[Sample], seed: int, folder: Path) -> None:
             vlm, prompt_of(vlm, sample), SAMPLED, others, max_new_tokens=MAX_NEW_TOKENS, seed=seed
         )
         for j, data in enumerate(found):
-            data.attrs["versions"] = versions()
+            data.attrs["versions"] = _versions_text()
             save_dependence(data, folder / "cot_answers" / f"{i:04d}" / f"{j}.zarr")
 
 
@@ -167,12 +166,10 @@ def _compare(vlm: VLM, samples: list[Sample], folder: Path) -> None:
         expected=[s.question.answer for s in samples],
         detail="step",
         reuse=True,
-    ).data.assign_attrs(versions=versions())
+    ).data.assign_attrs(versions=_versions_text())
     for name, interventions in by_file.items():
         Recovery(found.sel(run=[UNTOUCHED, *interventions])).save(folder / name)
 
 
-def versions() -> str:
-    """Name the versions that determine the results of a run."""
-    others = (f"{name} {version(name)}" for name in ("torch", "transformers"))
-    return ", ".join([f"attnlens {__version__}", *others])
+def _versions_text() -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions().items())
