@@ -281,7 +281,7 @@ def test_inserting_raises_the_part_of_the_keys(visual, rest, inserted):
         (0.2, 0.8, "less steeply than in proportion"),
         (0.5, 1.5, "1, in proportion, is not ruled out"),
         (-0.2, 0.5, "less steeply than in proportion, if at all"),
-        (-0.2, 1.5, "neither proportion nor no relation is settled"),
+        (-0.2, 1.5, "neither proportionality nor independence is ruled out"),
         (-0.9, -0.1, "mass goes the other way"),
     ],
 )

@@ -159,7 +159,7 @@ class Recovery:
             Each mean says over how many samples it is, as in ``rise_samples``: ``rise``, ``area``,
             ``free_rise``, ``kl`` and ``hellinger`` over those in which it acted and which have a
             value; ``right`` and ``right_untouched`` over those whose true answer is known;
-            ``seconds_ratio`` over those with a free run of their own (``reuse``); the others over
+            ``seconds_ratio`` over those with a separate free run (``reuse``); the others over
             all, also where it never acted. ``half_life`` is over the ``half_lives`` samples whose
             rise has a positive peak.
 

@@ -34,7 +34,7 @@ class Route(Copy):
     Visual Token ROUTE of Qwen-LookAgain (arXiv 2505.23558, Eq. 5): by attention so far,
     ``a_j = (1 / L_y) sum_i A_ij`` over the ``L_y`` response tokens before the trigger, A being the
     mean over layers and heads. Where the response has no token before the trigger, the last prompt
-    row stands in.
+    row is used instead.
 
     Parameters
     ----------

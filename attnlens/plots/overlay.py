@@ -61,8 +61,8 @@ def overlay(
     image_index
         Which image of the prompt, counted from 0.
     boxes
-        Boxes to outline, each (left, top, right, bottom) in pixels of the image: where the object
-        spoken of stands, say.
+        Boxes to outline, each (left, top, right, bottom) in pixels of the image, such as that of
+        the object that the token names.
     width
         "one-column" (3.35 inches), "two-column" (6.9 inches) or a number of inches.
 

@@ -164,7 +164,7 @@ class Recorder:
             raise RuntimeError(
                 f"generate returned {generated[0]} sequences of {generated[1]} tokens, but "
                 f"{len(places)} steps of {batch} were recorded: some passes went past the "
-                "recording, or had no separate token; record one plain call of model.generate"
+                "recording, or did not produce a token; record one plain call of model.generate"
             )
 
     def _provenance(self, prompt: Prompt | None) -> dict[str, Any]:

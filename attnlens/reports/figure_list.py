@@ -326,7 +326,7 @@ def information(runs: FigureRuns, width: str) -> Iterator[Drawn]:
     found = measures.mutual_information(runs.answers)
     yield Drawn(
         "12_information",
-        "What an answer owes to the image, part by part, beside the shape of the theorem's bound",
+        "What an answer owes to the image, part by part, with the shape of the theorem's bound",
         plots.information(found, width=width),
         {"": found.curve},
         f"{found.answers} sampled answers to {found.prompts} prompts",

@@ -92,10 +92,17 @@ def model_provenance(vlm: VLM) -> dict[str, Any]:
         "revision": getattr(vlm.model.config, "_commit_hash", None),
         "files": files,
         "dtype": str(parameter.dtype).removeprefix("torch."),
-        "device": parameter.device.type,
+        "device": _device_name(parameter.device),
         "attention": getattr(vlm.model.config, "_attn_implementation", None),
         **{name: _version(name) for name in LIBRARIES},
     }
+
+
+def _device_name(device: Any) -> str:
+    """Name the kind of a device, not its number: two cards of one model give the same results."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
 
 
 def _version(library: str) -> str | None:

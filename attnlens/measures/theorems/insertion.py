@@ -37,8 +37,8 @@ class Insertion(Result):
     exponent_samples : int
         Number of prompts that have an exponent.
     saturates_at : str or None
-        The insertion from which on no larger one clearly brings more mass: the gain of each over
-        its interval holds 0 or is below it. None where there is no such one, and with
+        The insertion from which on no larger one clearly brings more mass: the interval of the gain
+        of each larger one over it holds 0 or is below 0. None where there is no such one, and with
         one prompt, which has no interval.
     confidence : float
         Level of the intervals.

@@ -138,4 +138,4 @@ def _compare(found: Dilution) -> str:
         return "1, in proportion, is not ruled out"
     if high < 1:
         return "less steeply than in proportion, if at all"
-    return "neither proportion nor no relation is settled"
+    return "neither proportionality nor independence is ruled out"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attnlens.errors import InputError
+from attnlens.models.families import parts_of
 from attnlens.recording.response import token_texts
 from attnlens.testbed.model.architecture import embed
 from attnlens.testbed.studies.scoring import prompt_of
@@ -148,10 +149,10 @@ def forced_pass(
 @contextmanager
 def _eager(model: Any) -> Iterator[Any]:
     """Use eager attention in the text layers within the block."""
-    text_model = model.model.language_model
+    text_model = parts_of(model).text
     before = text_model.config._attn_implementation
-    model.set_attn_implementation({"text_config": "eager"})
+    text_model.set_attn_implementation("eager")
     try:
         yield text_model
     finally:
-        model.set_attn_implementation({"text_config": before})
+        text_model.set_attn_implementation(before)

@@ -127,8 +127,8 @@ def working(scene: Scene, question: Question, *, looked: bool = False) -> list[P
         a, b = (len(members(scene, group)) for group in question.subjects)
         first, second = question.subjects
         than = "exceeds" if a > b else "is below" if a < b else "equals"
-        # first the words of the task, as in the summary; beside the conclusion once more what was
-        # asked, which the words of the relation do not repeat
+        # first the words of the task, as in the summary; the conclusion repeats what was asked,
+        # which the words of the relation do not
         text = (
             f" {question.asked} {first} than {second}? {first} {a}, {second} {b}: {a} {than} {b}, "
             f"asked for {question.asked}, so {question.answer}."

@@ -149,8 +149,8 @@ def token_truth(sample: Sample, tokens: Sequence[str]) -> list[TokenTruth]:
     if not spelled.startswith(answer) or len(answer) not in ends:
         at = next((i for i, (a, b) in enumerate(zip(spelled, answer, strict=False)) if a != b), 0)
         raise InputError(
-            f"the tokens do not spell the true answer: {spelled[at : at + 40]!r} is there "
-            f"where {answer[at : at + 40]!r} is true (character {at})"
+            f"the tokens do not spell the true answer: found {spelled[at : at + 40]!r} where "
+            f"{answer[at : at + 40]!r} was expected (character {at})"
         )
     part_at = [part for part in sample.parts for _ in part.text]
     result = []
