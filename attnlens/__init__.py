@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attnlens._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from attnlens import interventions, measures, plots, testbed
+    from attnlens import interventions, lenses, measures, plots, testbed
     from attnlens.errors import InputError
     from attnlens.experiments.dependence import dependence
     from attnlens.experiments.force import force
@@ -36,7 +36,7 @@ _HOMES = {
     "record": "attnlens.recording.record",
     "run": "attnlens.experiments.run",
 }
-_MODULES = ("interventions", "measures", "plots", "testbed")
+_MODULES = ("interventions", "lenses", "measures", "plots", "testbed")
 
 __all__ = [
     "VLM",
@@ -47,6 +47,7 @@ __all__ = [
     "dependence",
     "force",
     "interventions",
+    "lenses",
     "load",
     "measures",
     "plots",

@@ -91,6 +91,7 @@ def test_the_reference_documents_what_is_public(tmp_path):
     text = "\n".join(f.read_text() for f in files)
     assert all(f"reference/{f.name}" in NAVIGATION for f in files)
     modules = [attnlens, *(getattr(attnlens, n) for n in attnlens.__all__)]
+    modules += [getattr(attnlens.lenses, n) for n in attnlens.lenses.__all__]
     for module in (m for m in modules if isinstance(m, ModuleType)):
         for name in module.__all__:
             if not isinstance(getattr(module, name), ModuleType):

@@ -39,5 +39,7 @@ def lower_bounds(requirements: Iterable[Requirement]) -> list[str]:
 if __name__ == "__main__":
     file = Path(__file__).parents[1] / "pyproject.toml"
     project = tomllib.loads(file.read_text())["project"]
-    texts = project["dependencies"] + project["optional-dependencies"]["dev"]
+    extras = project["optional-dependencies"]
+    dev = [text for text in extras["dev"] if text != "attnlens[lenses]"]
+    texts = project["dependencies"] + extras["lenses"] + dev
     print("\n".join(lower_bounds(map(Requirement, texts))))

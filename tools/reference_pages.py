@@ -15,17 +15,25 @@ FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 
 
 def page(module: ModuleType) -> str:
-    """Return the page of what a module exports, submodules aside."""
-    entries = [f"# {module.__name__}"]
-    for name in module.__all__:
-        value = getattr(module, name)
+    """Return the page of what a module exports, and its submodules where it exports only these."""
+    return "\n\n".join([f"# {module.__name__}", *entries_of(module)]) + "\n"
+
+
+def entries_of(module: ModuleType) -> list[str]:
+    """Return a directive for everything that a module exports."""
+    exported = {name: getattr(module, name) for name in module.__all__}
+    if all(isinstance(value, ModuleType) for value in exported.values()):
+        return [one for value in exported.values() for one in entries_of(value)]
+    entries = []
+    for name, value in exported.items():
         if isinstance(value, ModuleType):
             continue
         public = home = f"{module.__name__}.{name}"
-        if find_spec(public):  # a submodule of the same name hides what it exports
+        # a submodule of the same name hides what a package exports
+        if hasattr(module, "__path__") and find_spec(public):
             home = f"{value.__module__}.{name}"
         entries.append(entry(home, public))
-    return "\n\n".join(entries) + "\n"
+    return entries
 
 
 def entry(home: str, heading: str) -> str:
@@ -41,6 +49,7 @@ def write(folder: Path = FOLDER) -> list[Path]:
         "core": attnlens,
         "measures": attnlens.measures,
         "interventions": attnlens.interventions,
+        "lenses": attnlens.lenses,
         "plots": attnlens.plots,
         "testbed": attnlens.testbed,
     }

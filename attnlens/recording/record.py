@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from attnlens._version import versions
 from attnlens.errors import InputError
 from attnlens.models.families import parts_of
 from attnlens.models.family import Parts
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt, PromptBatch
-from attnlens.recording.assemble import Generated, Recording, assemble
 from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.layout import KeyLayout, key_layout
 from attnlens.recording.recorder import AttentionRecorder
-from attnlens.recording.response import UNKNOWN, special_ids, token_stream, token_texts
-from attnlens.recording.store import as_plain
 from attnlens.recording.tap import attach, attention_implementation, detach
 from attnlens.recording.trace import Trace
+from attnlens.recording.traces import Origin, build_traces
 
 PROMPT_ROWS = ("last", "query", "all")
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a recording was made of; ``prompts`` is empty where only segments are known."""
-
-    name: str
-    tokenizer: Any = None
-    prompts: tuple[Prompt, ...] = ()
-    seed: int | None = None
-
-    def texts(self, ids: Sequence[int]) -> list[str]:
-        """Texts of token ids."""
-        if self.tokenizer is None:
-            return ["" if i == UNKNOWN else f"<{i}>" for i in ids]
-        return token_texts(self.tokenizer, ids)
 
 
 class Recorder:
@@ -58,7 +35,6 @@ class Recorder:
         whole_prompt: bool = False,
     ) -> None:
         self._parts = parts
-        self._layout = recorder.layout
         self._recorder = recorder
         self._origin = origin
         self._whole_prompt = whole_prompt
@@ -104,7 +80,14 @@ class Recorder:
         if self._open:
             raise RuntimeError("the trace is ready when the `with` block has ended")
         if self._traces is None:
-            self._traces = self._build()
+            self._traces = build_traces(
+                self._recorder,
+                self._watch,
+                self._origin,
+                self._parts,
+                implementation=self._implementation,
+                whole_prompt=self._whole_prompt,
+            )
         return self._traces
 
     @property
@@ -114,79 +97,6 @@ class Recorder:
         if len(traces) != 1:
             raise RuntimeError(f"{len(traces)} sequences were generated: use recorder.traces")
         return traces[0]
-
-    def _build(self) -> list[Trace]:
-        rows = self._recorder.rows()
-        first = next(iter(rows.values()))
-        steps = first.positions[first.positions >= self._layout.prompt_length - 1]
-        if not len(steps):
-            raise RuntimeError(
-                "nothing was recorded: call model.generate(**prompt.inputs) inside the block"
-            )
-        batch = first.mass.shape[0]
-        inserted = self._recorder.inserted
-        # the response's tokens are counted without inserted ones
-        places = steps - inserted.before(steps)
-        slots = np.array(list(self._recorder.ids), dtype=np.int64)
-        fed_places = (slots - inserted.before(slots)).tolist()
-        fed = dict(zip(fed_places, (i.tolist() for i in self._recorder.ids.values()), strict=True))
-        watch = self._watch
-        if watch.sequences is not None:
-            self._check_steps(places, tuple(watch.sequences.shape), batch)
-        recording = Recording(self._layout, rows, inserted, self._whole_prompt)
-        traces = []
-        for row in range(batch):
-            prompt_row = row // (batch // self._layout.batch)
-            prompt = self._origin.prompts[prompt_row] if self._origin.prompts else None
-            generated = None if watch.sequences is None else watch.sequences[row].tolist()
-            stream = token_stream(
-                places,
-                {slot: ids[row % len(ids)] for slot, ids in fed.items()},
-                generated,
-                self._layout.prompt_length,
-                watch.end_ids,
-                watch.pad_ids if batch > 1 else frozenset(),
-            )
-            one = Generated(row, prompt_row, stream)
-            if prompt is not None:
-                texts = self._origin.texts(prompt.inputs["input_ids"][0].tolist())
-                one = replace(one, prompt_texts=texts, grids=prompt.grids)
-            attrs = as_plain(self._provenance(prompt))
-            traces.append(Trace(assemble(recording, one, self._origin.texts, attrs)))
-        return traces
-
-    def _check_steps(self, places: np.ndarray, generated: tuple[int, ...], batch: int) -> None:
-        """Check that there is a step for each token that ``generate`` returned."""
-        first = self._layout.prompt_length - 1
-        if generated != (batch, len(places)) or not np.array_equal(
-            places, np.arange(first, first + len(places))
-        ):
-            raise RuntimeError(
-                f"generate returned {generated[0]} sequences of {generated[1]} tokens, but "
-                f"{len(places)} steps of {batch} were recorded: some passes went past the "
-                "recording, or did not produce a token; record one plain call of model.generate"
-            )
-
-    def _provenance(self, prompt: Prompt | None) -> dict[str, Any]:
-        config = self._parts.generator.config
-        plain = {k: v for k, v in config.to_dict().items() if not k.startswith("_")}
-        digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
-        weight = next(self._parts.text.parameters())
-        return {
-            "model": self._origin.name,
-            "config_hash": digest.hexdigest()[:16],
-            "versions": {**versions(), "python": platform.python_version()},
-            "dtype": str(weight.dtype).removeprefix("torch."),
-            "attention": self._implementation,
-            "device": str(weight.device),
-            "mode": "" if prompt is None else prompt.mode,
-            "question": "" if prompt is None else prompt.question,
-            "prompt": "" if prompt is None else prompt.text,
-            "generation": self._watch.settings,
-            "seed": self._origin.seed,
-            "images": [] if prompt is None else [i.as_dict() for i in prompt.images],
-            "special_token_ids": sorted(special_ids(self._origin.tokenizer)),
-        }
 
 
 def record(
@@ -249,10 +159,7 @@ def record(
     is_vlm = isinstance(model, VLM)
     bare = model.model if is_vlm else model
     parts = parts_of(bare)
-    if isinstance(prompt, Prompt | PromptBatch):
-        layout = key_layout(prompt.segments, np.atleast_2d(prompt.image_of_key))
-    else:
-        layout = key_layout(prompt)
+    layout = layout_of(prompt)
     if not (layout.visual_slots >= 0).any():
         raise InputError(
             "the prompt has no visual token, so there is no visual mass to record: "
@@ -271,15 +178,26 @@ def record(
         prompt_positions=_prompt_positions(layout, prompt_rows),
         every=every,
     )
-    prompts = (prompt,) if isinstance(prompt, Prompt) else getattr(prompt, "prompts", ())
     name = model.name if is_vlm else ""
     origin = Origin(
         name or getattr(parts.generator.config, "_name_or_path", "") or type(bare).__name__,
         model.tokenizer if is_vlm else tokenizer,
-        tuple(prompts),
+        prompts_of(prompt),
         seed,
     )
     return Recorder(parts, recorder, origin, whole_prompt=prompt_rows == "all")
+
+
+def layout_of(prompt: Prompt | PromptBatch | Any) -> KeyLayout:
+    """Return the layout of the keys of a prompt, a batch, or bare segment names."""
+    if isinstance(prompt, Prompt | PromptBatch):
+        return key_layout(prompt.segments, np.atleast_2d(prompt.image_of_key))
+    return key_layout(prompt)
+
+
+def prompts_of(prompt: Prompt | PromptBatch | Any) -> tuple[Prompt, ...]:
+    """Return the prompts of a batch, or the one; none for bare segment names."""
+    return (prompt,) if isinstance(prompt, Prompt) else tuple(getattr(prompt, "prompts", ()))
 
 
 def choose_layers(layers: Iterable[int] | None, count: int) -> list[int]:
