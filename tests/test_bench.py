@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from attnlens.benchmark import model as models
-from attnlens.benchmark.memory import peak_memory, peak_mib, reset_peak
+from attnlens.benchmark.memory import OverLimit, peak_memory, peak_mib, reset_peak
 from attnlens.cli.main import main
 
 MIB = 2**20
@@ -110,3 +110,66 @@ def test_insertions_are_timed_beside_one_pass(monkeypatch):
     for name in ("never", "never, ROUTE", "never, by share"):
         assert result[name] == pytest.approx(seconds[name] / seconds["plain"])
     assert result["rounds"] == {name: [result[name]] for name in LIMITS}
+
+
+def test_every_peer_gives_the_same_mass_and_tokens(tmp_path, monkeypatch, capsys):
+    """And one that takes more memory than it may is named, not timed."""
+    from attnlens.benchmark import peers
+
+    def measured(shape, device, visual, new, peer, limit):
+        assert limit == 2048
+        if (peer, visual) == ("eager", 9):
+            raise peers.OverLimit
+        return {"peak_mib": 300.0 if peer == "attentions" else 100.0}
+
+    monkeypatch.setattr(peers, "peak_memory", measured)
+    monkeypatch.setitem(models.SHAPES, "small", LEAN)
+    path = tmp_path / "figures.json"
+    asked = ["--no_recording", "--context", "--peers", "--peer_sizes", "4x3", "9x6"]
+    options = [*asked, "--memory_limit", "2", "--repeats", "1", "--json", str(path)]
+    assert main(["bench", *options, "--device", "cpu"]) == 0
+    found = json.loads(path.read_text())["peers"]
+    assert [(row["visual"], row["peer"]) for row in found["rows"]] == [
+        (visual, peer) for visual in (4, 9) for peer in peers.PEERS
+    ]
+    for row in found["rows"]:
+        if (row["peer"], row["visual"]) == ("eager", 9):
+            assert row["seconds"] is row["mass_error"] is row["same_tokens"] is None
+            continue
+        assert row["same_tokens"]
+        assert row["memory_ratio"] == (3 if row["peer"] == "attentions" else 1)
+        if row["peer"] != "plain":
+            assert row["mass_error"] < 1e-6
+            assert row["steps_compared"] == row["new"]
+    out = capsys.readouterr().out
+    assert "eager               more than 2 GiB of memory" in out
+    assert "NO" not in out
+
+
+def test_other_tokens_are_compared_up_to_where_they_part():
+    """The step after the first other token is fed that token, and is not compared."""
+    import numpy as np
+    import torch
+
+    from attnlens.benchmark.peers import _agreement
+    from attnlens.benchmark.variants import Seen
+
+    exact = np.full((4, 1, 1), 0.5)
+    mass = np.array([0.5, 0.625, 0.5, 0.0])[:, None, None]
+    plain = torch.tensor([5, 6, 7, 8])
+    parted = _agreement(Seen(torch.tensor([5, 9, 7, 8]), mass), plain, exact)
+    assert parted == {"mass_error": 0.125, "steps_compared": 2, "same_tokens": False}
+    assert _agreement(Seen(plain, mass), plain, exact)["mass_error"] == 0.5
+
+
+@on_linux
+def test_a_process_that_takes_too_much_memory_is_ended():
+    assert peak_memory(LEAN, "cpu", 64, 2, "plain", 2000.0)["peak_mib"] < 2000
+    with pytest.raises(OverLimit, match="plain takes more than 200 MiB"):
+        peak_memory(LEAN, "cpu", 64, 2, "plain", 200.0)
+
+
+@pytest.mark.parametrize("size", ["64", "0x4", "4x1", "4x", "axb"])
+def test_a_size_that_is_none_is_refused(size, capsys):
+    assert main(["bench", "--peers", "--peer_sizes", size]) == 2
+    assert f"--peer_sizes {size!r}: give visual and new tokens" in capsys.readouterr().err

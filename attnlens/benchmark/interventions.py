@@ -6,11 +6,9 @@ import statistics
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
-from attnlens.benchmark.model import SHAPES, build, build_inputs
+from attnlens.benchmark.model import SHAPES, build, build_prompt
 from attnlens.benchmark.recording import now, rotated
 from attnlens.interventions import (
     At,
@@ -23,12 +21,8 @@ from attnlens.interventions import (
 )
 from attnlens.interventions.cache_editor import feed_embedded
 from attnlens.models.cache import returned_cache
-from attnlens.models.images import ImageInfo
 from attnlens.models.load import VLM
-from attnlens.models.prompt import Prompt
-from attnlens.models.qwen2_5_vl import QWEN2_5_VL
 from attnlens.progress import progress
-from attnlens.testbed.model.tokenizer import load_tokenizer
 
 THRESHOLD = 0.4
 """Threshold of a trigger: about half the visual share of 1,024 tokens under random weights."""
@@ -41,13 +35,6 @@ LIMITS = {
     "never, by share": "a trigger at half of the share that never fires in the plain run (1.05)",
 }
 """What is measured, as ratios, with the bound that each should keep."""
-
-
-class _Processor:
-    """Holds the testbed's tokenizer, which triggers that look for text need."""
-
-    def __init__(self) -> None:
-        self.tokenizer = load_tokenizer()
 
 
 def compare_interventions(
@@ -78,11 +65,8 @@ def compare_interventions(
         as it must be known). ``rounds``: the ratios of every round, which these are the medians of;
         ``seconds`` (medians of each).
     """
-    shape = SHAPES[size]
-    model = build(shape, device)
-    inputs, segments = build_inputs(visual, device, getattr(torch, shape.dtype))
-    vlm = VLM(model, _Processor(), "random weights", QWEN2_5_VL)
-    prompt = _prompt(model.config, inputs, segments)
+    vlm = build(SHAPES[size], device)
+    prompt = build_prompt(vlm, visual)
     runs = _runs(new)
     warm_up = _runs(2)
     seconds: dict[str, list[float]] = {name: [] for name in (*runs, "insertion", "one pass")}
@@ -92,8 +76,8 @@ def compare_interventions(
         chosen, step = (warm_up[name], 2) if first else (runs[name], new)
         begun = now(device)
         with nullcontext() if chosen is None else intervene(vlm, prompt, chosen) as session:
-            output = model.generate(
-                **inputs,
+            output = vlm.model.generate(
+                **prompt.inputs,
                 max_new_tokens=step + 2,
                 min_new_tokens=step + 2,
                 do_sample=False,
@@ -107,7 +91,9 @@ def compare_interventions(
             assert session is not None
             seconds["insertion"].append(session.events[0].seconds)
             seconds["one pass"].append(
-                _one_pass(vlm, returned_cache(output), len(segments) - 1 + new, visual, device)
+                _one_pass(
+                    vlm, returned_cache(output), len(prompt.segments) - 1 + new, visual, device
+                )
             )
 
     def ratios(name: str, base: str) -> list[float]:
@@ -141,15 +127,6 @@ def _runs(step: int) -> dict[str, Intervention | None]:
         "route": Route(when=AtStep(step), percent=50),
         "random": Route(when=AtStep(step), percent=50, select="random"),
     }
-
-
-def _prompt(config: Any, inputs: dict[str, torch.Tensor], segments: np.ndarray) -> Prompt:
-    """Wrap random inputs as a prompt."""
-    ((rows, columns),) = QWEN2_5_VL.grids(config, inputs)
-    image_of_key = np.where(segments == "visual", 0, -1)
-    info = ImageInfo(None, "", columns * 28, rows * 28, rows, columns)
-    picture = Image.new("RGB", (columns * 28, rows * 28))
-    return Prompt(inputs, segments, image_of_key, (info,), "normal", "?", "", (picture,))
 
 
 def _one_pass(vlm: VLM, cache: Any, past: int, tokens: int, device: str) -> float:

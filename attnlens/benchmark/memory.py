@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,24 +23,44 @@ WARM_UP = (4, 2)
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
+_OVER = 86
+"""Exit status of a process that took more memory than it may."""
+_KILLED = "OutOfMemoryError"
+"""What torch calls it on a GPU."""
+_PAUSE = 0.01
+"""Seconds between two looks at the memory."""
 
 
-def peak_memory(shape: Shape, device: str, visual: int, new: int, variant: str) -> dict[str, float]:
+class OverLimit(Exception):
+    """A variant took more memory than it may."""
+
+
+def peak_memory(
+    shape: Shape,
+    device: str,
+    visual: int,
+    new: int,
+    variant: str,
+    limit_mib: float | None = None,
+) -> dict[str, float]:
     """Run one of ``attnlens.benchmark.variants`` in a new process; return its peak memory.
 
     Building the model and a short generation come first and do not count. ``peak_mib`` is the
     highest resident memory of the process during generation on a CPU, or the highest allocated
     memory on a GPU, weights included; ``base_mib`` what was held right before it; ``rise_mib`` the
     difference. Where the system does not let a process reset its peak, ``peak_mib`` is that of the
-    whole run. A process that fails raises ``RuntimeError``.
+    whole run. A process that fails raises ``RuntimeError``, and one that takes more than
+    ``limit_mib`` is ended and raises ``OverLimit``.
     """
-    arguments = json.dumps([asdict(shape), device, visual, new, variant])
+    arguments = json.dumps([asdict(shape), device, visual, new, variant, limit_mib])
     finished = subprocess.run(
         [sys.executable, "-m", "attnlens.benchmark.memory", arguments],
         capture_output=True,
         text=True,
         check=False,
     )
+    if finished.returncode == _OVER or (limit_mib and _KILLED in finished.stderr):
+        raise OverLimit(f"{variant} takes more than {limit_mib:,.0f} MiB")
     if finished.returncode:
         raise RuntimeError(f"measuring the memory of {variant!r} failed: {finished.stderr[-2000:]}")
     return json.loads(finished.stdout.strip().splitlines()[-1])
@@ -89,17 +112,39 @@ def _status_mib(name: str) -> float | None:
     return int(found[1]) / 2**10 if found else None
 
 
-def _main(shape_fields: dict[str, Any], device: str, visual: int, new: int, variant: str) -> None:
-    import torch
+def _end_above(limit_mib: float, device: str) -> None:
+    """End this process as soon as it takes more than a limit."""
+    if device.startswith("cuda"):
+        import torch
 
-    from attnlens.benchmark.model import Shape, build, build_inputs
+        whole = torch.cuda.get_device_properties(device).total_memory / 2**20
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_mib / whole), device)
+        return
+
+    def watch() -> None:
+        while (_status_mib("VmRSS") or 0) <= limit_mib:
+            time.sleep(_PAUSE)
+        os._exit(_OVER)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _main(
+    shape_fields: dict[str, Any],
+    device: str,
+    visual: int,
+    new: int,
+    variant: str,
+    limit_mib: float | None,
+) -> None:
+    from attnlens.benchmark.model import Shape, build, build_prompt
     from attnlens.benchmark.variants import variant_calls
 
-    shape = Shape(**shape_fields)
-    dtype = getattr(torch, shape.dtype)
-    model: Any = build(shape, device)
-    variant_calls(model, *build_inputs(WARM_UP[0], device, dtype), WARM_UP[1])[variant]()
-    call = variant_calls(model, *build_inputs(visual, device, dtype), new)[variant]
+    vlm = build(Shape(**shape_fields), device)
+    variant_calls(vlm, build_prompt(vlm, WARM_UP[0]), WARM_UP[1])[variant]()
+    call = variant_calls(vlm, build_prompt(vlm, visual), new)[variant]
+    if limit_mib is not None:
+        _end_above(limit_mib, device)
     base = reset_peak(device)
     call()
     peak = peak_mib(device)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+
+from attnlens.models.images import ImageInfo
+from attnlens.models.load import TESTBED, VLM
+from attnlens.models.prompt import Prompt
+from attnlens.models.qwen2_5_vl import QWEN2_5_VL
 
 VISION_START, VISION_END, IMAGE, VIDEO = 1, 2, 3, 4
 PATCH_VALUES = 3 * 2 * 14 * 14
@@ -32,8 +37,11 @@ SHAPES = {
 """``small`` for a CPU (head dimension 128, as in the published models); ``7b`` for a GPU."""
 
 
-def build(shape: Shape, device: str) -> Any:
-    """Build a model with random weights; its vision tower is small, as recording ignores it."""
+def build(shape: Shape, device: str) -> VLM:
+    """Build a model with random weights, and the testbed's processor.
+
+    Its vision tower is small, as recording ignores it.
+    """
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     config = Qwen2_5_VLConfig(
@@ -76,16 +84,12 @@ def build(shape: Shape, device: str) -> Any:
             model = Qwen2_5_VLForConditionalGeneration(config)
         finally:
             torch.set_default_dtype(default)
-    return model.eval()
+    return VLM(model.eval(), QWEN2_5_VL.load_processor(TESTBED), "random weights", QWEN2_5_VL)
 
 
-def build_inputs(
-    visual: int, device: str, dtype: torch.dtype
-) -> tuple[dict[str, torch.Tensor], np.ndarray]:
-    """Build a prompt of random tokens around one image of so many visual tokens.
-
-    Returns what ``generate`` takes, and the segment of every key. ``dtype`` is that of the pixels.
-    """
+def build_prompt(vlm: VLM, visual: int) -> Prompt:
+    """Build a prompt of random tokens around one image of so many visual tokens."""
+    device, dtype = vlm.model.device, vlm.model.dtype
     rows = max(r for r in range(1, int(visual**0.5) + 1) if visual % r == 0)
     rng = np.random.default_rng(0)
     before, after = rng.integers(10, 1000, 16), rng.integers(10, 1000, 48)
@@ -93,7 +97,7 @@ def build_inputs(
     segments = np.array(
         ["sink"] + ["system"] * 16 + ["visual"] * visual + ["vision_end"] + ["query"] * 48
     )
-    grid = [1, 2 * rows, 2 * visual // rows]
+    columns = visual // rows
     tokens = torch.from_numpy(ids)[None].to(device)
     inputs = {
         "input_ids": tokens,
@@ -102,6 +106,16 @@ def build_inputs(
         "pixel_values": torch.from_numpy(
             rng.standard_normal((4 * visual, PATCH_VALUES), dtype=np.float32)
         ).to(device, dtype),
-        "image_grid_thw": torch.tensor([grid], device=device),
+        "image_grid_thw": torch.tensor([[1, 2 * rows, 2 * columns]], device=device),
     }
-    return inputs, segments
+    size = (columns * 28, rows * 28)
+    return Prompt(
+        inputs,
+        segments,
+        np.where(segments == "visual", 0, -1),
+        (ImageInfo(None, "", *size, rows, columns),),
+        "normal",
+        "?",
+        "",
+        (Image.new("RGB", size),),
+    )

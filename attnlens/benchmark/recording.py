@@ -12,15 +12,18 @@ import torch
 
 import attnlens
 from attnlens.benchmark.memory import peak_memory
-from attnlens.benchmark.model import SHAPES, build, build_inputs
-from attnlens.benchmark.variants import VARIANTS, generate, variant_calls
+from attnlens.benchmark.model import SHAPES, build, build_prompt
+from attnlens.benchmark.variants import VARIANTS, Seen, generate, variant_calls
+from attnlens.models.load import VLM
+from attnlens.models.prompt import Prompt
 from attnlens.progress import progress
 
 MEMORY_RUNS = 5
 """Processes per variant; their median peak is reported, since peaks vary by about 50 MiB."""
 
 
-def _seconds(call: Callable, device: str) -> tuple[float, Any]:
+def timed(call: Callable[[], Seen], device: str) -> tuple[float, Seen]:
+    """Return the seconds that a call takes, and what it gives."""
     begun = now(device)
     result = call()
     return now(device) - begun, result
@@ -72,18 +75,17 @@ def compare(
         variant: sorted(runs, key=lambda run: run["peak_mib"])[MEMORY_RUNS // 2]
         for variant, runs in measured.items()
     }
-    model = build(shape, device)
-    inputs, segments = build_inputs(visual, device, getattr(torch, shape.dtype))
-    calls = variant_calls(model, inputs, segments, new)
+    vlm = build(shape, device)
+    calls = variant_calls(vlm, build_prompt(vlm, visual), new)
     seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     same = True
-    reference = calls["plain"]()
+    reference = calls["plain"]().tokens
     rounds = [variant for round_ in range(repeats) for variant in rotated(list(VARIANTS), round_)]
     for variant in progress(rounds, description="timing"):
-        taken, tokens = _seconds(calls[variant], device)
+        taken, seen = timed(calls[variant], device)
         seconds[variant].append(taken)
         if variant != "eager":
-            same = same and torch.equal(tokens, reference)
+            same = same and torch.equal(seen.tokens, reference)
     medians = {variant: statistics.median(values) for variant, values in seconds.items()}
     plain = memory["plain"]["peak_mib"]
     return {
@@ -131,15 +133,14 @@ def by_context(
         and ``spread``: half the range of the middle half of the runs, over the median, the
         larger of the two. A smaller difference of the ratio from 1 means nothing.
     """
-    shape = SHAPES[size]
-    model = build(shape, device)
+    vlm = build(SHAPES[size], device)
     table = []
     for visual in progress(visuals, description="context"):
-        inputs, segments = build_inputs(visual, device, getattr(torch, shape.dtype))
+        prompt = build_prompt(vlm, visual)
         taken: dict[str, list[float]] = {"plain": [], "recorded": []}
         for round_ in range(repeats + 1):
             for variant in rotated(list(taken), round_):
-                milliseconds = 1000 * _after_prefill(model, inputs, segments, new, variant, device)
+                milliseconds = 1000 * _after_prefill(vlm, prompt, new, variant, device)
                 if round_:  # the first round warms up
                     taken[variant].append(milliseconds / (new - 1))
         plain, recorded = (statistics.median(values) for values in taken.values())
@@ -172,13 +173,11 @@ class _FirstToken:
         """Do nothing."""
 
 
-def _after_prefill(
-    model: Any, inputs: dict[str, Any], segments: Any, new: int, variant: str, device: str
-) -> float:
+def _after_prefill(vlm: VLM, prompt: Prompt, new: int, variant: str, device: str) -> float:
     """Seconds from the first token to the end of a generation, recording included."""
     clock = _FirstToken(device)
-    with attnlens.record(model, segments) if variant == "recorded" else nullcontext():
-        generate(model, inputs, new, streamer=clock)
+    with attnlens.record(vlm, prompt) if variant == "recorded" else nullcontext():
+        generate(vlm.model, prompt.inputs, new, streamer=clock)
     return now(device) - clock.at
 
 

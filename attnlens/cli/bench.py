@@ -52,9 +52,30 @@ def add_parser(commands: Any) -> None:
         help="measure what inserting visual tokens costs, too",
     )
     parser.add_argument(
+        "--peers",
+        action="store_true",
+        help="compare with eager attention, nnsight, TransformerLens and a second pass, too: "
+        "time, memory, and the visual mass that each gives",
+    )
+    parser.add_argument(
+        "--peer_sizes",
+        nargs="+",
+        default=["64x32", "256x128", "1024x256", "4096x1024"],
+        metavar="NxM",
+        help="visual times new tokens for --peers (64x32 256x128 1024x256 4096x1024)",
+    )
+    parser.add_argument(
+        "--memory_limit",
+        type=float,
+        default=8.0,
+        metavar="GIB",
+        help="most memory for each of --peers; one that takes more is not timed (8)",
+    )
+    parser.add_argument(
         "--no_recording",
         action="store_true",
-        help="leave the table of recording out, where only --context or --interventions is asked",
+        help="leave the table of recording out, where only --context, --interventions or --peers "
+        "is asked",
     )
     parser.add_argument("--json", metavar="FILE", help="write all figures here too")
     parser.set_defaults(run=run_bench)
@@ -69,6 +90,9 @@ def run_bench(options: argparse.Namespace) -> int:
     at_least("repeats", options.repeats, 1)
     if any(n < 1 for n in options.context):
         raise InputError(f"--context {min(options.context)}: give at least 1 visual token")
+    sizes = [_peer_size(text) for text in options.peer_sizes]
+    if options.memory_limit <= 0:
+        raise InputError(f"--memory_limit {options.memory_limit}: give more than 0 GiB")
     if options.json is not None:
         check_file(Path(options.json))
     from attnlens.benchmark.recording import by_context
@@ -107,9 +131,64 @@ def run_bench(options: argparse.Namespace) -> int:
                 f"{what:73}{result['interventions'][name]:>8.3f}"
                 f"  ({min(rounds):.3f} to {max(rounds):.3f})"
             )
+    if options.peers:
+        result["peers"] = _compare_peers(options, device, sizes)
     if options.json is not None:
         write_json(options.json, result)
     return 0
+
+
+def _peer_size(text: str) -> tuple[int, int]:
+    """Read ``1024x256``."""
+    visual, _, new = text.partition("x")
+    if not (visual.isdecimal() and new.isdecimal() and int(visual) >= 1 and int(new) >= 2):
+        raise InputError(
+            f"--peer_sizes {text!r}: give visual and new tokens, such as 1024x256 (at least 1x2)"
+        )
+    return int(visual), int(new)
+
+
+def _compare_peers(
+    options: argparse.Namespace, device: str, sizes: list[tuple[int, int]]
+) -> dict[str, Any]:
+    import torch
+
+    from attnlens._version import versions
+    from attnlens.benchmark.peers import compare_peers
+    from attnlens.lenses.optional import library
+
+    for name in ("nnsight", "transformer_lens"):
+        library(name)  # refused before anything is measured
+    rows = compare_peers(
+        options.size,
+        device=device,
+        sizes=sizes,
+        repeats=options.repeats,
+        limit_mib=options.memory_limit * 1024,
+    )
+    print(
+        f"{'visual':>8}{'new':>6}  {'':18}{'seconds':>9}{'ratio':>8}{'peak MiB':>10}{'ratio':>8}"
+        f"{'mass error':>12}  same tokens"
+    )
+    for row in rows:
+        head = f"{row['visual']:>8}{row['new']:>6}  {row['peer']:18}"
+        if row["peak_mib"] is None:
+            print(f"{head}  more than {options.memory_limit:g} GiB of memory")
+            continue
+        error = "-" if row["mass_error"] is None else f"{row['mass_error']:.1e}"
+        print(
+            f"{head}{row['seconds']:>9.2f}{row['time_ratio']:>8.3f}{row['peak_mib']:>10.0f}"
+            f"{row['memory_ratio']:>8.2f}{error:>12}  {'yes' if row['same_tokens'] else 'NO'}"
+        )
+    return {
+        "rows": rows,
+        "size": options.size,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "repeats": options.repeats,
+        "limit_gib": options.memory_limit,
+        "versions": versions(),
+    }
 
 
 def _compare(options: argparse.Namespace, device: str) -> dict[str, Any]:
