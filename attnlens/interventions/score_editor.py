@@ -87,14 +87,14 @@ class ScoreEditor:
             bias = torch.zeros_like(scores)
             chosen = list(heads)
             bias[:, chosen] = scope.edit.bias(scores[:, chosen])
-            additive = _additive(mask, query, key, self._past)
+            additive = additive_mask(mask, query, key, self._past)
             additive = additive.expand(-1, bias.shape[1], -1, -1).clone()
             additive[:, :, first:last, columns] += bias.to(additive.dtype)
             mask = additive
         return mask
 
 
-def _additive(
+def additive_mask(
     mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, past: int
 ) -> torch.Tensor:
     """Additive mask [batch, 1 or heads, rows, keys] that stands for the one given."""

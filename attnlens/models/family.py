@@ -45,6 +45,28 @@ class ImagePiece:
 
 
 @dataclass(frozen=True)
+class Block:
+    """The parts of one text layer.
+
+    Attributes
+    ----------
+    layer
+        Takes the residual stream, and returns it with what the layer adds.
+    values
+        Projects to the values, [..., key heads x dimension].
+    output
+        Projects the heads' outputs, [..., heads x dimension], to what attention adds.
+    mlp
+        Gives the rest of what the layer adds.
+    """
+
+    layer: Any
+    values: Any
+    output: Any
+    mlp: Any
+
+
+@dataclass(frozen=True)
 class Parts:
     """The parts of a model that recording and interventions attach to.
 
@@ -60,6 +82,10 @@ class Parts:
         The text model; each call is one forward pass over the key-value cache.
     attention
         The text layers' attention modules, by layer index.
+    blocks
+        The parts of the text layers.
+    norm, unembed
+        What turns the residual stream after the last layer into logits.
     """
 
     generator: Any
@@ -67,6 +93,9 @@ class Parts:
     vision: nn.Module
     text: Any
     attention: tuple[nn.Module, ...]
+    blocks: tuple[Block, ...]
+    norm: Any
+    unembed: Any
 
     @property
     def layer_count(self) -> int:

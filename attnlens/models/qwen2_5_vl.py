@@ -18,7 +18,15 @@ from transformers.processing_utils import ProcessingKwargs
 from transformers.utils import is_torchvision_available
 
 from attnlens.errors import InputError
-from attnlens.models.family import Family, ImagePiece, Inputs, Parts, PixelLimits, SpecialTokens
+from attnlens.models.family import (
+    Block,
+    Family,
+    ImagePiece,
+    Inputs,
+    Parts,
+    PixelLimits,
+    SpecialTokens,
+)
 from attnlens.models.images import check_pixel_limits
 
 if TYPE_CHECKING:
@@ -147,6 +155,12 @@ class Qwen2_5_VL(Family):
             vision=generator.model.visual,
             text=text,
             attention=tuple(layer.self_attn for layer in text.layers),
+            blocks=tuple(
+                Block(layer, layer.self_attn.v_proj, layer.self_attn.o_proj, layer.mlp)
+                for layer in text.layers
+            ),
+            norm=text.norm,
+            unembed=generator.lm_head,
         )
 
     def special_tokens(self, config: Any) -> SpecialTokens:

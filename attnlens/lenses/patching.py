@@ -1,0 +1,378 @@
+"""Activation patching between two images: which activations carry what the images differ in.
+
+The model reads the second image ("corrupted") while single activations are taken from its pass over
+the first ("clean"); what this does to the difference of two logits says what they carry: activation
+patching, or causal tracing (Vig et al. 2020, arXiv 2004.12265; Meng et al. 2022, arXiv 2202.05262;
+Zhang & Nanda 2023, arXiv 2309.16042). In path patching (Wang et al. 2022, arXiv 2211.00593;
+Goldowsky-Dill et al. 2023, arXiv 2304.05969) only what flows along one path is replaced: here from
+one visual token, through one head, to the row that answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from attnlens.errors import InputError
+from attnlens.lenses.direct_logit_attribution import visual_places
+from attnlens.lenses.text_pass import Hook, TextPass
+from attnlens.models.load import VLM
+from attnlens.models.prompt import Prompt
+from attnlens.progress import progress
+from attnlens.recording.masks import as_bias, select_rows
+from attnlens.recording.mass import attention_scores, attention_weights
+from attnlens.recording.record import choose_layers
+from attnlens.recording.tap import LayerAttention
+
+HEAD_ROWS = ("visual", "text", "last")
+"""Rows whose head outputs are patched together: the visual tokens; the text after the image; the
+last row, which answers."""
+
+
+@dataclass(frozen=True)
+class PromptPair:
+    """Two prompts that differ in the image, and one response that both share up to a step.
+
+    Attributes
+    ----------
+    clean, corrupted
+        The prompts: token for token of one length, with images of one grid.
+    response
+        Token ids up to the step's own, which is not fed.
+    step
+        The step whose prediction is compared.
+    clean_token, corrupted_token
+        Ids of what is right there for each image.
+    """
+
+    clean: Prompt
+    corrupted: Prompt
+    response: Sequence[int]
+    step: int
+    clean_token: int
+    corrupted_token: int
+
+    def passes(self, vlm: VLM) -> tuple[TextPass, TextPass]:
+        """Run both prompts.
+
+        Raises
+        ------
+        InputError
+            If the prompts differ in more than the image's content, or the two tokens are the same.
+        """
+        one, other = self.clean, self.corrupted
+        if not np.array_equal(one.segments, other.segments) or one.grids != other.grids:
+            raise InputError(
+                f"prompts of {len(one.segments)} keys, grids {list(one.grids)}, and "
+                f"{len(other.segments)} keys, grids {list(other.grids)}: give two that differ in "
+                "the content of the image alone"
+            )
+        if not torch.equal(one.inputs["input_ids"], other.inputs["input_ids"]):
+            raise InputError("the prompts differ in their text: give two that differ in the image")
+        if self.clean_token == self.corrupted_token:
+            raise InputError(
+                f"clean_token and corrupted_token are both {self.clean_token}: their logits "
+                "have no difference"
+            )
+        fed = list(self.response)[: self.step + 1]
+        return TextPass(vlm, one, fed), TextPass(vlm, other, fed)
+
+    def difference(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logit of the clean token minus that of the corrupted one."""
+        return (logits[..., self.clean_token] - logits[..., self.corrupted_token]).double()
+
+
+@torch.no_grad()
+def activation_patching(
+    vlm: VLM, pair: PromptPair, *, layers: Iterable[int] | None = None, batch: int = 32
+) -> xr.Dataset:
+    """Patch the residual stream, by layer and position, and head outputs, by layer and head.
+
+    Parameters
+    ----------
+    vlm
+        The model.
+    pair
+        Two prompts; see ``PromptPair``.
+    layers
+        Indices of the layers that are patched; all when not given.
+    batch
+        How many patches run side by side; memory grows with it.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``residual[layer, position]``: change of the logit difference when what enters layer l at a
+        position comes from the clean pass, for every position from the first visual token on;
+        ``by_head[layer, head, rows]``: the same for the output of a head, at all rows of
+        ``HEAD_ROWS`` together. ``clean`` and ``corrupted`` are the logit differences of the two
+        passes, so a change of ``clean - corrupted`` restores all of it. In units of the logit.
+        Coordinates: ``segment`` and ``token`` of each position, ``visual_row`` and
+        ``visual_column`` (-1 for text).
+
+    Raises
+    ------
+    InputError
+        As ``PromptPair.passes``, or if there is no such step.
+    """
+    clean, corrupted = pair.passes(vlm)
+    row = corrupted.row(pair.step)
+    before = _states(clean)
+    base = pair.difference(corrupted.run(rows=[row])[0, 0])
+    aim = pair.difference(clean.run(rows=[row])[0, 0])
+    first = int(clean.visual[0])
+    positions = range(first, corrupted.length)
+    heads = clean.parts.head_count
+    chosen = choose_layers(layers, clean.parts.layer_count)
+    residual = np.zeros((len(chosen), len(positions)))
+    by_head = np.zeros((len(chosen), heads, len(HEAD_ROWS)))
+    groups = _head_rows(corrupted, row)
+    patches = _Patches(corrupted, pair, row, batch)
+    for place, layer in enumerate(progress(chosen, description="patching")):
+        sites = [[p] for p in positions]
+        block = corrupted.parts.blocks[layer]
+        residual[place] = patches.change(block.layer, before.entering[layer], sites)
+        outputs = before.outputs[layer]
+        width = outputs.shape[-1] // heads
+        sites = [rows for rows in groups.values() for _ in range(heads)]
+        columns = [slice(h * width, (h + 1) * width) for _ in groups for h in range(heads)]
+        found = patches.change(block.output, outputs, sites, columns)
+        by_head[place] = found.reshape(len(groups), heads).T
+    places = visual_places(pair.clean)
+    on_visual = np.isin(np.array(positions), clean.visual)
+    coordinates: dict[str, Any] = {
+        "layer": chosen,
+        "position": np.array(positions),
+        "head": range(heads),
+        "rows": list(HEAD_ROWS),
+        "segment": ("position", _segments(corrupted)[first:]),
+        "token": ("position", np.array(_texts(vlm, corrupted)[first:], dtype=str)),
+    }
+    for name, (_, values) in places.items():
+        spread = np.full(len(positions), -1)
+        spread[on_visual] = values
+        coordinates[name] = ("position", spread)
+    return xr.Dataset(
+        {
+            "residual": (("layer", "position"), residual, {"units": "logit"}),
+            "by_head": (("layer", "head", "rows"), by_head, {"units": "logit"}),
+            "clean": ((), float(aim)),
+            "corrupted": ((), float(base)),
+        },
+        coordinates,
+        _attributes(vlm, pair),
+    )
+
+
+@torch.no_grad()
+def path_patching(
+    vlm: VLM,
+    pair: PromptPair,
+    *,
+    rows: str = "text",
+    layers: Iterable[int] | None = None,
+    batch: int = 32,
+) -> xr.Dataset:
+    """Patch what one visual token gives one head for some rows, and for no others.
+
+    The key and the value of the token come from the clean pass, and only these rows see them;
+    everything after the layer follows.
+
+    Parameters
+    ----------
+    vlm, pair
+        As in ``activation_patching``.
+    rows
+        ``"last"``: the row that answers, so that what is measured is the path from the token
+        through the head to the answer; ``"text"``: all rows after the image, so that paths by way
+        of earlier words count, too.
+    layers, batch
+        As in ``activation_patching``.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``path[layer, head, visual]``: change of the logit difference, in units of the logit;
+        ``clean`` and ``corrupted`` as in ``activation_patching``. Coordinates ``visual_row`` and
+        ``visual_column``.
+
+    Raises
+    ------
+    InputError
+        If ``rows`` is unknown, or as ``activation_patching``.
+    """
+    if rows not in ("last", "text"):
+        raise InputError(f"rows={rows!r}: use last or text")
+    clean, corrupted = pair.passes(vlm)
+    row = corrupted.row(pair.step)
+    one, other = _states(clean), _states(corrupted)
+    base = pair.difference(corrupted.run(rows=[row])[0, 0])
+    aim = pair.difference(clean.run(rows=[row])[0, 0])
+    heads, visual = clean.parts.head_count, clean.visual.tolist()
+    chosen = choose_layers(layers, clean.parts.layer_count)
+    groups = _head_rows(corrupted, row)
+    receiving = groups["last"] if rows == "last" else groups["text"] + groups["last"]
+    path = np.zeros((len(chosen), heads, len(visual)))
+    patches = _Patches(corrupted, pair, row, batch)
+    for place, layer in enumerate(progress(chosen, description="path patching")):
+        block = corrupted.parts.blocks[layer]
+        width = other.outputs[layer].shape[-1] // heads
+        for head in range(heads):
+            outputs = [_with_clean_key(one, other, layer, head, receiving, v) for v in visual]
+            columns = [slice(head * width, (head + 1) * width)] * len(visual)
+            sites = [receiving] * len(visual)
+            path[place, head] = patches.change(block.output, outputs, sites, columns)
+    return xr.Dataset(
+        {
+            "path": (("layer", "head", "visual"), path, {"units": "logit"}),
+            "clean": ((), float(aim)),
+            "corrupted": ((), float(base)),
+        },
+        {"layer": chosen, "head": range(heads), **visual_places(pair.clean)},
+        _attributes(vlm, pair) | {"rows": rows},
+    )
+
+
+@dataclass
+class _States:
+    """Activations of a pass, by layer: [rows, width] and queries, keys and values."""
+
+    entering: list[torch.Tensor]
+    outputs: list[torch.Tensor]
+    values: list[torch.Tensor]
+    attention: dict[int, LayerAttention]
+
+
+def _states(whole: TextPass) -> _States:
+    found = _States([], [], [], {})
+
+    def see_input(into: list[torch.Tensor]) -> Any:
+        def see(_module: Any, args: tuple, options: dict) -> None:
+            into.append((args[0] if args else options["hidden_states"])[0])
+
+        return see
+
+    def see_values(_module: Any, _args: tuple, _options: dict, output: torch.Tensor) -> None:
+        found.values.append(output[0])
+
+    hooks: list[Hook] = []
+    for block in whole.parts.blocks:
+        hooks.append((block.layer, "pre", see_input(found.entering)))
+        hooks.append((block.output, "pre", see_input(found.outputs)))
+        hooks.append((block.values, "post", see_values))
+
+    def see_attention(seen: LayerAttention) -> None:
+        found.attention[seen.layer] = seen
+
+    with whole.attention(see_attention):
+        whole.run(hooks, rows=[0])
+    return found
+
+
+class _Patches:
+    """Runs the corrupted pass with patches, several side by side."""
+
+    def __init__(self, whole: TextPass, pair: PromptPair, row: int, batch: int) -> None:
+        if not isinstance(batch, int) or batch < 1:
+            raise InputError(f"batch={batch!r}: give at least 1")
+        self._whole, self._pair, self._row, self._batch = whole, pair, row, batch
+        self._bases: dict[int, np.ndarray] = {}
+
+    def _differences(self, count: int, hooks: Sequence[Hook] = ()) -> np.ndarray:
+        logits = self._whole.run(hooks, [self._row], batch=count)
+        return self._pair.difference(logits[:, 0]).cpu().numpy()
+
+    def change(
+        self,
+        module: Any,
+        source: torch.Tensor | Sequence[torch.Tensor],
+        rows: Sequence[Sequence[int]],
+        columns: Sequence[slice] | None = None,
+    ) -> np.ndarray:
+        """Change of the logit difference, for each entry of ``rows``, with its rows patched.
+
+        Parameters
+        ----------
+        module
+            Its input is patched.
+        source
+            The module's input in the clean pass, [tokens, width]; or for each entry what its rows
+            become, [rows, columns].
+        rows, columns
+            What is patched in each run; all columns when not given.
+        """
+        found = []
+        for start in range(0, len(rows), self._batch):
+            here = range(start, min(start + self._batch, len(rows)))
+
+            def patch(_module: Any, args: tuple, options: dict, here: range = here) -> Any:
+                states = (args[0] if args else options["hidden_states"]).clone()
+                for place, i in enumerate(here):
+                    part = slice(None) if columns is None else columns[i]
+                    at = list(rows[i])
+                    states[place, at, part] = (
+                        source[at, part] if isinstance(source, torch.Tensor) else source[i]
+                    )
+                if args:
+                    return (states, *args[1:]), options
+                return args, options | {"hidden_states": states}
+
+            if len(here) not in self._bases:  # as many side by side round alike
+                self._bases[len(here)] = self._differences(len(here))
+            patched = self._differences(len(here), [(module, "pre", patch)])
+            found.append(patched - self._bases[len(here)])
+        return np.concatenate(found)
+
+
+def _with_clean_key(
+    clean: _States, corrupted: _States, layer: int, head: int, rows: Sequence[int], slot: int
+) -> torch.Tensor:
+    """Return what a head gives some rows, [rows, dimension], with one key and value clean."""
+    ours, theirs = corrupted.attention[layer], clean.attention[layer]
+    places = torch.tensor(list(rows))
+    mask = select_rows(ours.mask, places)
+    bias = None if mask is None else as_bias(mask)
+    bias = bias[:, head : head + 1] if bias is not None and bias.shape[1] > 1 else bias
+    of_keys = head // (ours.query.shape[1] // ours.key.shape[1])
+    key = ours.key[:, of_keys : of_keys + 1].clone()
+    key[:, :, slot] = theirs.key[:, of_keys : of_keys + 1, slot]
+    query = ours.query[:, head : head + 1][:, :, places]
+    scores = attention_scores(query, key, ours.scaling)
+    weights = attention_weights(scores, places, bias=bias)[0, 0]
+    dimension = query.shape[-1]
+    columns = slice(of_keys * dimension, (of_keys + 1) * dimension)
+    values = corrupted.values[layer][:, columns].clone()
+    values[slot] = clean.values[layer][slot, columns]
+    return (weights @ values.float()).to(query.dtype)
+
+
+def _head_rows(whole: TextPass, row: int) -> dict[str, list[int]]:
+    visual = set(whole.visual.tolist())
+    text = [p for p in range(min(visual), row) if p not in visual]
+    return {"visual": sorted(visual), "text": text, "last": [row]}
+
+
+def _segments(whole: TextPass) -> np.ndarray:
+    names = np.full(whole.length, "response", dtype="<U10")
+    names[: whole.prompt_length] = whole.prompt.segments
+    return names
+
+
+def _texts(vlm: VLM, whole: TextPass) -> list[str]:
+    ids = whole.prompt.inputs["input_ids"][0].tolist() + whole.ids[:-1]
+    return [str(text) for text in vlm.tokenizer.convert_ids_to_tokens(ids)]
+
+
+def _attributes(vlm: VLM, pair: PromptPair) -> dict[str, Any]:
+    texts = vlm.tokenizer.convert_ids_to_tokens
+    return {
+        "model": vlm.name,
+        "step": int(pair.step),
+        "clean_token": str(texts(int(pair.clean_token))),
+        "corrupted_token": str(texts(int(pair.corrupted_token))),
+    }

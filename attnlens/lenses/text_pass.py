@@ -1,0 +1,190 @@
+"""One pass of the text model over a prompt and a response, that can be run again with changes.
+
+The images are encoded once. What the text model is called with is kept, so a pass can be repeated
+for a batch of changes, and it is that of the model whatever its family passes along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from attnlens.errors import InputError
+from attnlens.models.families import parts_of
+from attnlens.models.load import VLM
+from attnlens.models.prompt import Prompt
+from attnlens.recording.generation import GenerateWatch
+from attnlens.recording.tap import LayerAttention, Pass, attach, detach
+from attnlens.recording.trace import Trace
+
+Response = Trace | Sequence[int]
+"""A recorded response, or token ids."""
+
+
+def response_ids(response: Response) -> list[int]:
+    """Return the token ids of a response.
+
+    Raises
+    ------
+    InputError
+        If there is none, or one is unknown.
+    """
+    given = response.data["predicted_token_id"].values if isinstance(response, Trace) else response
+    ids = [int(token) for token in given]
+    if not ids:
+        raise InputError("the response has no token: give at least one id")
+    if min(ids) < 0:
+        raise InputError("the trace does not know every token of its response: give their ids")
+    return ids
+
+
+class TextPass:
+    """The text model's pass over a prompt and a response.
+
+    Parameters
+    ----------
+    vlm, prompt
+        The model, and what is asked.
+    response
+        What follows the prompt. Row ``len(prompt.segments) - 1 + t`` predicts token t.
+
+    Attributes
+    ----------
+    parts
+        The model's parts.
+    ids
+        Token ids of the response.
+    prompt_length
+        Number of prompt keys.
+    length
+        Number of tokens that are fed: prompt and response, except for the last one.
+    visual
+        int64 [visual]: slots of the visual tokens.
+    """
+
+    def __init__(self, vlm: VLM, prompt: Prompt, response: Response) -> None:
+        if not isinstance(vlm, VLM) or not isinstance(prompt, Prompt):
+            raise InputError(
+                f"({type(vlm).__name__}, {type(prompt).__name__}) cannot be looked into: give what "
+                "attnlens.load and vlm.prompt return"
+            )
+        self.vlm, self.prompt = vlm, prompt
+        self.parts = parts_of(vlm.model)
+        self.ids = response_ids(response)
+        self.prompt_length = len(prompt.segments)
+        self.length = self.prompt_length + len(self.ids) - 1
+        self.visual = np.flatnonzero(prompt.segments == "visual")
+        self._call: dict[str, Any] = {}
+
+        def keep(_module: Any, args: tuple, options: dict[str, Any]) -> None:
+            if args or options.get("inputs_embeds") is None:
+                raise InputError(
+                    f"{type(self.parts.text).__name__} is called in a way that cannot be repeated"
+                )
+            self._call = dict(options)
+
+        inputs = vlm.family.append(vlm.model.config, prompt.inputs, self.ids[:-1])
+        with torch.no_grad(), hooked([(self.parts.text, "pre", keep)]):
+            vlm.model(**inputs, use_cache=False, logits_to_keep=1)
+
+    def row(self, step: int) -> int:
+        """Return the row of a step, which predicts the response's token of that number.
+
+        Raises
+        ------
+        InputError
+            If the response has no such token.
+        """
+        if not isinstance(step, int | np.integer) or not 0 <= step < len(self.ids):
+            raise InputError(
+                f"there is no step {step!r}: the response has steps 0 to {len(self.ids) - 1}"
+            )
+        return self.prompt_length - 1 + int(step)
+
+    def run(
+        self, hooks: Sequence[Hook] = (), rows: Sequence[int] | None = None, batch: int = 1
+    ) -> torch.Tensor:
+        """Run the pass, and return the logits of some rows.
+
+        Parameters
+        ----------
+        hooks
+            What is read or changed, while it runs.
+        rows
+            Rows whose logits are wanted; those of all steps when not given.
+        batch
+            How often the pass is run side by side.
+
+        Returns
+        -------
+        torch.Tensor
+            float32 [batch, rows, vocabulary].
+        """
+        wanted = range(self.prompt_length - 1, self.length) if rows is None else rows
+        call = {name: _repeated(name, value, batch) for name, value in self._call.items()}
+        with torch.no_grad(), hooked(hooks):
+            states = self.parts.text(**call)[0]
+            return self.parts.unembed(states[:, list(wanted)]).float()
+
+    @contextmanager
+    def attention(self, see: Callable[[LayerAttention], None]) -> Iterator[None]:
+        """Show every layer's queries, keys and mask while a block runs passes."""
+        listener = _Listener(see)
+        attach(self.parts, listener, GenerateWatch(self.prompt_length))
+        try:
+            yield
+        finally:
+            detach(self.parts, listener)
+
+
+Hook = tuple[nn.Module, str, Callable]
+"""A module, ``pre`` or ``post``, and a hook that is given options."""
+
+
+@contextmanager
+def hooked(hooks: Sequence[Hook]) -> Iterator[None]:
+    """Hold hooks on modules for the time of a block."""
+    with ExitStack() as stack:
+        for module, when, hook in hooks:
+            register = (
+                module.register_forward_pre_hook if when == "pre" else module.register_forward_hook
+            )
+            handle = register(hook, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def _repeated(name: str, value: Any, batch: int) -> Any:
+    """Repeat an argument of the text model; position ids have their batch in the middle."""
+    if not isinstance(value, torch.Tensor) or batch == 1:
+        return value
+    place = value.ndim - 2 if name == "position_ids" else 0
+    if value.ndim < 2 or value.shape[place] != 1:
+        return value
+    sizes = [-1] * value.ndim
+    sizes[place] = batch
+    return value.expand(sizes)
+
+
+class _Listener:
+    """Hands each layer's attention on; see ``attnlens.recording.tap.Listener``."""
+
+    def __init__(self, see: Callable[[LayerAttention], None]) -> None:
+        self.attention = see
+
+    def begin_pass(self, begun: Pass) -> None:
+        """Do nothing."""
+
+    def end_pass(self) -> None:
+        """Do nothing."""
+
+    def tokens(self, input_ids: torch.Tensor) -> None:
+        """Do nothing."""
+
+    def step_back(self, start: int, segments: Sequence[str | None]) -> None:
+        """Do nothing."""
