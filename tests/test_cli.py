@@ -122,7 +122,7 @@ def test_batch_of_questions(tmp_path, scene, capsys):
     arguments = ["--data", tmp_path / "questions.jsonl", "--mode", "cot"]
     assert trend(*arguments, question=None, folder=tmp_path / "out") == 1
     err = capsys.readouterr().err
-    assert "line 2: is no JSON" in err
+    assert "line 2: is not valid JSON" in err
     assert "line 3: there is no image" in err
     assert "line 6: has no 'question'; it has 'image'" in err
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
@@ -319,7 +319,11 @@ BAD = {
     "long folder": (lambda d: {"folder": d / ("a" * 300)}, "name is too long"),
     "odd layers": (lambda d: {"options": ["--layers", "a-b"]}, "--layers 'a-b'"),
     "absent layer": (lambda d: {"options": ["--layers", "9"]}, "no layer 9"),
-    "unknown option": (lambda d: {"options": ["--colour", "red"]}, "unrecognized arguments"),
+    "unknown option": (
+        lambda d: {"options": ["--colour", "red"]},
+        r"attnlens trend: error: unrecognized arguments: --colour red \(see attnlens trend --help",
+    ),
+    "layers backwards": (lambda d: {"options": ["--layers", "3-1"]}, "'3-1' runs backwards"),
     "special token": (lambda d: {"question": "<|image_pad|>?"}, "special token"),
     "half a character": (lambda d: {"question": "What \udcff?"}, r"'What \udcff?' is not UTF-8"),
     "a name in no UTF-8": (lambda d: {"image": d / "\udcff.png"}, r"\udcff.png' is not UTF-8"),

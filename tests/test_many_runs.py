@@ -112,7 +112,7 @@ def test_killed_and_resumed(name, runs, tables, data, done, tmp_path, capsys):
 
     assert main(command(name, data, out)) == 1  # a line was skipped
     said = capsys.readouterr()
-    assert "line 2: is no JSON" in said.err
+    assert "line 2: is not valid JSON" in said.err
     assert f"{len(before)} of {COUNT} questions were done before" in said.err
     after = states(out, runs)
     assert len(after) == COUNT
@@ -225,8 +225,8 @@ def test_only_runs_of_their_own_are_found(tmp_path):
         (b'{"image": "0.png", "question": 3}', "'question' is 3: give a text"),
         (b'{"image": "0.png", "Question": "What?"}', "no 'question'; it has 'image', 'Question'"),
         (b'{"image": "0.png", "question": "?", "answer": [3]}', "'answer' is [3]: give a text"),
-        (b"[" * 100_000, "is no JSON"),
-        (b"[]", "is no JSON object"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b"[]", "is not a JSON object"),
     ],
 )
 def test_a_bad_line_says_what_is_wrong_and_takes_no_other_with_it(line, message, data, capsys):
@@ -454,7 +454,7 @@ def test_answers_that_had_not_ended_are_said_in_a_recovery(copied, data, capsys)
     said = capsys.readouterr()
     length = "had not ended at the longest length, 40 tokens (--max_new_tokens)"
     assert f"{COUNT} of {COUNT} questions have an answer that {length}" in said.err
-    assert "an interval needs 8 prompts (--data), of answers 12" in said.out
+    assert "intervals need 8 prompts (--data); for answers, 12" in said.out
 
 
 def test_a_second_process_is_kept_out(data, copied, capsys):

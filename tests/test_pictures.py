@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -375,13 +374,16 @@ def test_urls_in_a_file_of_questions(tmp_path):
     assert len({job.image_sha256 for job in good}) == 1
 
 
-def test_a_data_url_from_the_command_line_is_refused_in_one_short_line(capsys):
+def test_a_data_url_from_the_command_line_is_refused_in_one_short_line(
+    tmp_path, monkeypatch, capsys
+):
     from attnlens.cli.main import main
 
+    monkeypatch.chdir(tmp_path)
     status = main(["trend", "--image_path", f"data:image/png;base64,{LONG}", "--question", "?"])
     error = capsys.readouterr().err
     assert status == 2
     assert "save it as a file" in error
     assert len(error.splitlines()) == 1
     assert len(error) < 400
-    assert not Path("results").exists()
+    assert not list(tmp_path.iterdir())

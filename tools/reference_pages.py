@@ -15,18 +15,18 @@ FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 
 
 def page(module: ModuleType) -> str:
-    """Return the page of what a module exports, and its submodules where it exports only these."""
+    """Return the page of what a module exports."""
     return "\n\n".join([f"# {module.__name__}", *entries_of(module)]) + "\n"
 
 
 def entries_of(module: ModuleType) -> list[str]:
     """Return a directive for everything that a module exports."""
-    exported = {name: getattr(module, name) for name in module.__all__}
-    if all(isinstance(value, ModuleType) for value in exported.values()):
-        return [one for value in exported.values() for one in entries_of(value)]
     entries = []
-    for name, value in exported.items():
+    for name in module.__all__:
+        value = getattr(module, name)
         if isinstance(value, ModuleType):
+            # the modules in attnlens have pages of their own
+            entries += [] if module is attnlens else entries_of(value)
             continue
         public = home = f"{module.__name__}.{name}"
         # a submodule of the same name hides what a package exports

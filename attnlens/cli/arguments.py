@@ -213,9 +213,12 @@ def parse_layers(text: str | None) -> list[int] | None:
             piece.strip().partition("-") if piece.strip()[:1] != "-" else (piece.strip(), "", "")
         )
         try:
-            layers += range(int(first), int(last) + 1) if dash else [int(first)]
+            ends = int(first), int(last if dash else first)
         except ValueError as error:
             raise InputError(f"--layers {text!r}: give indices such as 0,2,-1 or 4-7") from error
+        if ends[0] > ends[1]:
+            raise InputError(f"--layers {text!r}: {piece!r} runs backwards, give {last}-{first}")
+        layers += range(ends[0], ends[1] + 1)
     return layers
 
 

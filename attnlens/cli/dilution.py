@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand's options."""
     parser = commands.add_parser(
         "dilution",
-        help="say how much of the decay of visual attention is growing key counts",
+        help="say how much of the decay of visual attention is due to growing key counts",
         description="Read saved traces (of attnlens trend, or Trace.save), or ask a model the "
         "questions of a file; check Theorem 3.1 of Qwen-LookAgain over the runs, split the change "
         "of visual attention between two windows into key counts and preference, and write into "

@@ -59,7 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             top.error(f"{argument!r} is not UTF-8: rename the file, or set the terminal to UTF-8")
     if words and words[0] in ("--image_path", "--question", "--data"):
         top.error(f"{words[0]} comes before the command: write attnlens trend {words[0]} ...")
-    options = top.parse_args(words)
+    options, unknown = top.parse_known_args(words)
+    if unknown:
+        command = f"attnlens {options.command or ''}".strip()
+        top.exit(
+            2,
+            f"{command}: error: unrecognized arguments: {one_line(' '.join(unknown))} "
+            f"(see {command} --help)\n",
+        )
     if options.command is None:
         top.print_help()
         return 0

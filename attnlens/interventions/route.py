@@ -62,8 +62,10 @@ class Route(Copy):
     @classmethod
     def from_words(cls, words: Words) -> Route | None:
         """See ``Intervention``."""
-        if words.name != "route" or words.value is None:
+        if words.name != "route":
             return None
+        if words.value is None:
+            raise InputError("intervention 'route' needs a percentage: write route:50, for example")
         percent, _, select = words.value.partition(":")
         if select and select not in SELECTIONS:
             raise InputError(f"intervention {words.text!r}: select one of {', '.join(SELECTIONS)}")

@@ -21,6 +21,7 @@ from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 from attnlens.recording.masks import as_bias, select_rows
 from attnlens.recording.mass import attention_scores, attention_weights
+from attnlens.recording.response import token_texts
 from attnlens.recording.tap import LayerAttention
 from attnlens.segments import SEGMENTS
 
@@ -101,7 +102,6 @@ def direct_logit_attribution(
             f"{type(vlm.model).__name__} computes logits in a way that direct attribution does "
             "not know"
         )
-    texts = vlm.tokenizer.convert_ids_to_tokens
     data = xr.Dataset(
         {
             "by_head": (("layer", "head"), heads.cpu().numpy()),
@@ -121,8 +121,8 @@ def direct_logit_attribution(
         {
             "model": vlm.name,
             "step": int(step),
-            "token": texts(int(token)),
-            "against": "" if against is None else texts(int(against)),
+            "token": token_texts(vlm.tokenizer, [int(token)])[0],
+            "against": "" if against is None else token_texts(vlm.tokenizer, [int(against)])[0],
         },
     )
     for variable in data.data_vars.values():

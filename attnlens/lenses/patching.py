@@ -27,6 +27,7 @@ from attnlens.progress import progress
 from attnlens.recording.masks import as_bias, select_rows
 from attnlens.recording.mass import attention_scores, attention_weights
 from attnlens.recording.record import choose_layers
+from attnlens.recording.response import token_texts
 from attnlens.recording.tap import LayerAttention
 
 HEAD_ROWS = ("visual", "text", "last")
@@ -365,14 +366,17 @@ def _segments(whole: TextPass) -> np.ndarray:
 
 def _texts(vlm: VLM, whole: TextPass) -> list[str]:
     ids = whole.prompt.inputs["input_ids"][0].tolist() + whole.ids[:-1]
-    return [str(text) for text in vlm.tokenizer.convert_ids_to_tokens(ids)]
+    return token_texts(vlm.tokenizer, ids)
 
 
 def _attributes(vlm: VLM, pair: PromptPair) -> dict[str, Any]:
-    texts = vlm.tokenizer.convert_ids_to_tokens
+    clean, corrupted = (
+        token_texts(vlm.tokenizer, [int(token)])[0]
+        for token in (pair.clean_token, pair.corrupted_token)
+    )
     return {
         "model": vlm.name,
         "step": int(pair.step),
-        "clean_token": str(texts(int(pair.clean_token))),
-        "corrupted_token": str(texts(int(pair.corrupted_token))),
+        "clean_token": clean,
+        "corrupted_token": corrupted,
     }

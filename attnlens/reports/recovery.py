@@ -159,7 +159,7 @@ def as_text(result: Recovery, definition: str) -> str:
         notes.insert(0, "(n): over n prompts, in which it acted or the true answer is known")
     if samples < LEAST_FOR_PROPORTIONS:
         least = f"{LEAST_FOR_MEANS} prompts (--data)"
-        notes.append(f"an interval needs {least}, of answers {LEAST_FOR_PROPORTIONS}")
+        notes.append(f"intervals need {least}; for answers, {LEAST_FOR_PROPORTIONS}")
     return "\n".join([*lines, "; ".join(notes)])
 
 

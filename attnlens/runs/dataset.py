@@ -91,9 +91,9 @@ def _question(number: int, line: bytes, folder: Path) -> Question:
     except UnicodeDecodeError as error:
         return _bad(number, f"is not UTF-8 (byte {error.start + 1} of it)")
     except (ValueError, RecursionError) as error:
-        return _bad(number, f"is no JSON ({error})")
+        return _bad(number, f"is not valid JSON ({error})")
     if not isinstance(value, dict):
-        return _bad(number, 'is no JSON object: write {"image": ..., "question": ...}')
+        return _bad(number, 'is not a JSON object: write {"image": ..., "question": ...}')
     for name in ("image", "question"):
         text = value.get(name)
         if name not in value:

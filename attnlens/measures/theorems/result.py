@@ -114,11 +114,11 @@ class Dilution(Result):
             least, most = (choose(known, key=lambda k: known[k]) for choose in (min, max))
             here = (
                 f"a key of {most!r} gets {known[most]:.2g} times and one of {least!r} "
-                f"{known[least]:.2g} times an even part"
+                f"{known[least]:.2g} times an equal share"
             )
             if known[most] - known[least] < 1e-3:
                 here = "it is so"
-            sentences.append(f"The theorem lets each key weigh alike; here {here}.")
+            sentences.append(f"The theorem gives each key equal weight; here {here}.")
         return sentences
 
 

@@ -1,0 +1,97 @@
+"""Figures of the lenses: what they show, at both widths."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+from conftest import picture
+
+import attnlens
+from attnlens import lenses, plots
+from attnlens.errors import InputError
+
+WIDTHS = ("one-column", "two-column")
+
+
+@pytest.fixture(scope="module")
+def made(tiny):
+    """What each figure is drawn from."""
+    prompt, other = (tiny.prompt(picture(seed=s), "How many?", "back") for s in (0, 7))
+    trace = attnlens.run(tiny, prompt, 6, do_sample=False)
+    ids = trace.data["predicted_token_id"].values.tolist()
+    pair = lenses.PromptPair(prompt, other, ids, 3, ids[3], ids[1])
+    return {
+        "attribution": lenses.direct_logit_attribution(tiny, prompt, trace, 3, against=ids[1]),
+        "logit_lens": lenses.logit_lens(tiny, prompt, trace),
+        "heads": lenses.looking_heads(tiny, prompt, trace, [2, 3]),
+        "windows": lenses.window_sweep(tiny, prompt, trace),
+        "patching": lenses.activation_patching(tiny, pair),
+        "paths": lenses.path_patching(tiny, pair, rows="last"),
+    }
+
+
+def matrices(figure):
+    return [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
+
+
+def caption(figure):
+    return next(text.get_text() for text in figure.texts if text.get_gid() == "caption")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(
+    "name", ["attribution", "logit_lens", "heads", "windows", "patching", "paths"]
+)
+def test_each_is_drawn_and_saved(made, tmp_path, name, width):
+    figure = getattr(plots, name)(made[name], width=width)
+    plots.save(figure, tmp_path / f"{name}.pdf")
+    assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert len(caption(figure)) > 60
+    for axes in figure.axes:
+        assert axes.get_xlabel() or axes.get_ylabel()
+
+
+def test_what_is_drawn_is_what_was_measured(made):
+    data = made["attribution"]
+    by_part, by_place = matrices(plots.attribution(data))
+    assert np.allclose(by_part[:, :4], data["by_head"])
+    assert np.allclose(by_part[:, 4], data["by_mlp"])
+    assert np.allclose(by_place.ravel(), data["by_visual"].sum(("layer", "head")))
+    data = made["patching"]
+    (restored,) = matrices(plots.patching(data))
+    assert np.allclose(restored * float(data["clean"] - data["corrupted"]), data["residual"])
+    data = made["paths"]
+    best, places = matrices(plots.paths(data))
+    parts = data["path"].values / float(data["clean"] - data["corrupted"])
+    assert np.allclose(best, parts.max(-1))
+    layer, head = np.unravel_index(best.argmax(), best.shape)
+    assert np.allclose(places.ravel(), parts[layer, head])
+    figure = plots.logit_lens(made["logit_lens"], [0, 4])
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert len(words) == 6
+    (likely,) = matrices(figure)
+    expected = np.exp(made["logit_lens"]["top_log_probability"][:, [0, 4], 0])
+    assert np.allclose(likely, expected)
+    change, *_ = matrices(plots.heads(made["heads"]))
+    assert np.allclose(change, made["heads"]["change"])
+    line = plots.windows(made["windows"], [1, 2]).axes[0].lines[-1]
+    assert np.allclose(line.get_ydata(), made["windows"]["change"][:, [1, 2]].mean("step"))
+
+
+@pytest.mark.parametrize(
+    "name", ["attribution", "logit_lens", "heads", "windows", "patching", "paths"]
+)
+def test_what_another_function_made_is_refused(name):
+    with pytest.raises(InputError, match=r"give what attnlens\.lenses\.\w+ returns"):
+        getattr(plots, name)(xr.Dataset({"mass": ("step", [1.0])}))
+
+
+def test_positions_that_are_not_there_are_refused(made):
+    with pytest.raises(InputError, match=r"positions=\[9\]: give some from 0 to 5"):
+        plots.logit_lens(made["logit_lens"], [9])
+    with pytest.raises(InputError, match=r"steps=\[\]: give some from 0 to 5"):
+        plots.windows(made["windows"], [])
+    several = made["attribution"].assign_coords(visual_row=("visual", np.full(16, -1)))
+    with pytest.raises(InputError, match="the prompt has several images"):
+        plots.attribution(several)
