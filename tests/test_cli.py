@@ -321,7 +321,7 @@ BAD = {
     "absent layer": (lambda d: {"options": ["--layers", "9"]}, "no layer 9"),
     "unknown option": (
         lambda d: {"options": ["--colour", "red"]},
-        r"attnlens trend: error: unrecognized arguments: --colour red \(see attnlens trend --help",
+        "attnlens trend: error: unrecognized arguments: --colour red (see attnlens trend --help)",
     ),
     "layers backwards": (lambda d: {"options": ["--layers", "3-1"]}, "'3-1' runs backwards"),
     "special token": (lambda d: {"question": "<|image_pad|>?"}, "special token"),

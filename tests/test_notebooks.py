@@ -26,6 +26,7 @@ NOTEBOOKS = [
     "03_copy_route_and_recovery",
     "04_dilution_theorem",
     "05_your_own_checkpoint",
+    "06_lenses",
 ]
 SECONDS_PER_CELL = 240
 MOST_BYTES = 400_000

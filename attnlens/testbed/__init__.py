@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from attnlens.testbed.model.tokenizer import load_tokenizer
 from attnlens.testbed.studies.scoring import mark_response, respond, score
+from attnlens.testbed.world.pairs import ScenePair, held_out_pair
 from attnlens.testbed.world.questions import KINDS, Question
 from attnlens.testbed.world.samples import (
     Sample,
@@ -25,7 +26,9 @@ __all__ = [
     "Sample",
     "Scene",
     "SceneObject",
+    "ScenePair",
     "TokenTruth",
+    "held_out_pair",
     "held_out_sample",
     "load_tokenizer",
     "make_sample",
