@@ -167,3 +167,17 @@ def test_the_command_writes_all_tables(tmp_path, capsys, monkeypatch):
     assert list(record["modes"]) == ["back", "reflection"]
     assert "50.0%" in capsys.readouterr().out
     assert main(["testbed", "recover", "--scenes", "2", "--json", str(path)]) == 2
+
+
+def test_the_command_patches_pairs_and_writes_where_it_finds_the_difference(tmp_path):
+    from attnlens.cli.main import main
+
+    path = tmp_path / "pairs.json"
+    assert main(["testbed", "patch", "--pairs", "1", "--seed", "3", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    assert found["residual_right"]["mean"] == found["path_right"]["mean"] == 1
+    assert found["path_heads"] == found["knockout_heads"] == {"2.3": 1}
+    assert found["restored"]["mean"] > 0.9
+    assert found["path_restored"]["mean"] >= found["direct_restored"]["mean"]
+    assert main(["testbed", "patch", "--pairs", "0", "--json", str(path)]) == 2
+    assert main(["testbed", "patch", "--seed", "-1", "--json", str(path)]) == 2

@@ -29,6 +29,7 @@ def add_parser(commands: Any) -> None:
     _add_score(actions)
     _add_study(actions)
     _add_recover(actions)
+    _add_patch(actions)
 
 
 def _add_train(actions: Any) -> None:
@@ -134,6 +135,21 @@ def _add_recover(actions: Any) -> None:
     recover.set_defaults(run=run_recover)
 
 
+def _add_patch(actions: Any) -> None:
+    patch = actions.add_parser(
+        "patch",
+        help="patch pairs of held-out scenes that differ in one object",
+        description="Does patching find the visual token that shows the object, which head reads "
+        "it, and is that the head whose knock-out costs the facts most? Written as JSON.",
+    )
+    _add_json(patch, required=True)
+    patch.add_argument("--model_path", default="testbed", metavar="NAME", help="(testbed)")
+    patch.add_argument("--device", default="auto")
+    patch.add_argument("--pairs", type=int, default=100, metavar="N", help="(100)")
+    _add_seed(patch)
+    patch.set_defaults(run=run_patch)
+
+
 def _add_model_and_scenes(parser: Any) -> None:
     parser.add_argument("--model_path", default="testbed", metavar="NAME", help="(testbed)")
     parser.add_argument("--device", default="auto")
@@ -235,6 +251,23 @@ def run_study(options: argparse.Namespace) -> int:
         for mode in options.modes
     }
     write_json(options.json, {"model": options.model_path, "modes": tables})
+    print(f"written to {options.json}")
+    return 0
+
+
+def run_patch(options: argparse.Namespace) -> int:
+    """Patch pairs of scenes."""
+    from attnlens.files import check_file
+    from attnlens.models.load import load
+    from attnlens.testbed.studies.patched_pairs import patched_pairs
+    from attnlens.testbed.world.pairs import held_out_pair
+
+    at_least("pairs", options.pairs, 1)
+    check_file(Path(options.json))
+    held_out_pair(options.seed, 0)
+    vlm = load(options.model_path, device=options.device, dtype="float32")
+    found = patched_pairs(vlm, options.pairs, options.seed)
+    write_json(options.json, {"model": options.model_path, "seed": options.seed, **found})
     print(f"written to {options.json}")
     return 0
 

@@ -95,7 +95,7 @@ def paths(data: xr.Dataset, *, width: str | float = "two-column") -> Figure:
         seen = (
             "the row that answers" if data.attrs["rows"] == "last" else "the text after the image"
         )
-        what = f"key and value of one visual token, as {seen} sees them through one head"
+        what = f"key and value of one visual token, as {seen} sees them through one head,"
         places = f" {first}: the best visual token of each head. {second}: all of them, {best}."
         finish(panels.figure, panels.height, _caption(data, what) + places)
     return panels.figure

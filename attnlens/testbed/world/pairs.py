@@ -79,10 +79,12 @@ def held_out_pair(seed: int, index: int, attribute: str = "mark", mode: str = "b
     Raises
     ------
     InputError
-        If the attribute is unknown.
+        If the attribute is unknown, or the seed is out of range.
     """
     if attribute not in ATTRIBUTES:
         raise InputError(f"attribute={attribute!r}: use one of {', '.join(ATTRIBUTES)}")
+    if not 0 <= seed < 2**32 - HELD_OUT:  # NumPy would read a larger one as two numbers
+        raise InputError(f"seed {seed} of held-out pairs: give 0 to {2**32 - HELD_OUT - 1}")
     rng = np.random.default_rng((HELD_OUT + seed, index, 1))
     kinds = [kind for kind in KINDS if kind != "attribute"]  # its answer would differ, too
     sample = make_sample(rng, mode, kind=str(rng.choice(kinds)), objects=int(rng.integers(2, 9)))
