@@ -191,7 +191,7 @@ class _Seen:
         segment[: len(names)] = names
         of_segment = torch.tensor(np.array([segment == s for s in SEGMENTS], dtype=np.float64))
         of_segment = of_segment.to(direction.device)
-        visual = torch.from_numpy(self._whole.visual).to(direction.device)
+        visual = torch.from_numpy(self._whole.visual_slots).to(direction.device)
         heads, by_visual, by_segment = [], [], []
         bias = direction.new_zeros(())
         for layer, block in enumerate(parts.blocks):

@@ -215,7 +215,7 @@ def _visual_mass(whole: TextPass) -> np.ndarray:
         mask = select_rows(seen.mask, rows)
         bias = None if mask is None else as_bias(mask)
         weights = attention_weights(scores, rows, bias=bias)[0]
-        found[seen.layer] = weights[..., whole.visual].sum(-1).mean(-1).cpu().numpy()
+        found[seen.layer] = weights[..., whole.visual_slots].sum(-1).mean(-1).cpu().numpy()
 
     with whole.attention(see):
         whole.run(rows=[0])

@@ -77,7 +77,7 @@ def logit_lens(
         raise InputError(f"there is no token {wrong[0]!r}: give ids from 0 to {vocabulary - 1}")
     on_response = where == "response"
     steps = range(whole.prompt_length - 1, whole.length)
-    rows = list(steps) if on_response else whole.visual.tolist()
+    rows = list(steps) if on_response else whole.visual_slots.tolist()
     own = torch.tensor(whole.ids) if on_response else None
     streams: list[torch.Tensor] = []
 

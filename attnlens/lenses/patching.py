@@ -126,7 +126,7 @@ def activation_patching(
     before = _states(clean)
     base = pair.difference(corrupted.run(rows=[row])[0, 0])
     aim = pair.difference(clean.run(rows=[row])[0, 0])
-    first = int(clean.visual[0])
+    first = int(clean.visual_slots[0])
     positions = range(first, corrupted.length)
     heads = clean.parts.head_count
     chosen = choose_layers(layers, clean.parts.layer_count)
@@ -145,7 +145,7 @@ def activation_patching(
         found = patches.change(block.output, outputs, sites, columns)
         by_head[place] = found.reshape(len(groups), heads).T
     places = visual_places(pair.clean)
-    on_visual = np.isin(np.array(positions), clean.visual)
+    on_visual = np.isin(np.array(positions), clean.visual_slots)
     coordinates: dict[str, Any] = {
         "layer": chosen,
         "position": np.array(positions),
@@ -214,7 +214,7 @@ def path_patching(
     one, other = _states(clean), _states(corrupted)
     base = pair.difference(corrupted.run(rows=[row])[0, 0])
     aim = pair.difference(clean.run(rows=[row])[0, 0])
-    heads, visual = clean.parts.head_count, clean.visual.tolist()
+    heads, visual = clean.parts.head_count, clean.visual_slots.tolist()
     chosen = choose_layers(layers, clean.parts.layer_count)
     groups = _head_rows(corrupted, row)
     receiving = groups["last"] if rows == "last" else groups["text"] + groups["last"]
@@ -353,7 +353,7 @@ def _with_clean_key(
 
 
 def _head_rows(whole: TextPass, row: int) -> dict[str, list[int]]:
-    visual = set(whole.visual.tolist())
+    visual = set(whole.visual_slots.tolist())
     text = [p for p in range(min(visual), row) if p not in visual]
     return {"visual": sorted(visual), "text": text, "last": [row]}
 

@@ -63,7 +63,7 @@ class TextPass:
         Number of prompt keys.
     length
         Number of tokens that are fed: prompt and response, except for the last one.
-    visual
+    visual_slots
         int64 [visual]: slots of the visual tokens.
     """
 
@@ -78,7 +78,7 @@ class TextPass:
         self.ids = response_ids(response)
         self.prompt_length = len(prompt.segments)
         self.length = self.prompt_length + len(self.ids) - 1
-        self.visual = np.flatnonzero(prompt.segments == "visual")
+        self.visual_slots = np.flatnonzero(prompt.segments == "visual")
         self._call: dict[str, Any] = {}
 
         def keep(_module: Any, args: tuple, options: dict[str, Any]) -> None:

@@ -94,9 +94,10 @@ class Dilution(Result):
 
     def _clearly(self) -> str:
         if self.too_short == self.samples:
-            return f"too short to tell whether clearly (fewer than {LEAST_STEPS} steps)"
+            return f"each is too short (under {LEAST_STEPS} steps) to tell from noise"
         of = f" of the {self.samples - self.too_short} of {LEAST_STEPS} steps and more"
-        return f"clearly in {self.falling_clearly:.0%}{of if self.too_short else ''}"
+        clear = f"{self.falling_clearly:.0%}{of if self.too_short else ''}"
+        return f"within a single run the fall is clear (5% level) in {clear}"
 
     def verdict(self) -> list[str]:
         """Say in sentences what was found, with its figures."""
@@ -105,7 +106,7 @@ class Dilution(Result):
             f"{self.key_share_last:.3f}; mass on it goes as r to the power of "
             f"{self.exponent:.2f}{interval_text(self.exponent_low, self.exponent_high)}: "
             f"{_compare(self)}.",
-            f"Mass falls over the steps in {self.falling:.0%} of {counted(self.samples, 'run')}, "
+            f"Mass falls over the steps in {self.falling:.0%} of {counted(self.samples, 'run')}; "
             f"{self._clearly()}.",
             self.change.words(*self.between),
         ]
