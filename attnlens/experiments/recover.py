@@ -192,6 +192,6 @@ def _check_greedy(vlm: VLM, options: dict[str, Any]) -> None:
     own = set(vlm.model.generation_config.to_diff_dict()) - _HARMLESS_SETTINGS
     if options or own:
         raise InputError(
-            f"reuse=True with {', '.join([*options, *sorted(own)])}: the forced twin shows "
-            "only what plain greedy decoding would do"
+            f"reuse=True with {', '.join([*options, *sorted(own)])}: only plain greedy decoding "
+            "can be inferred from the forced twin"
         )
