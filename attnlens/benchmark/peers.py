@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from attnlens.benchmark.memory import OverLimit, peak_memory
 from attnlens.benchmark.model import SHAPES, build, build_prompt
 from attnlens.benchmark.recording import rotated, timed
 from attnlens.benchmark.variants import PEERS, Seen, variant_calls
+from attnlens.lenses.text_pass import TextPass
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 from attnlens.progress import progress
-from attnlens.recording.generation import GenerateWatch
-from attnlens.recording.tap import LayerAttention, Pass, attach, detach
+from attnlens.recording.tap import LayerAttention
 
 ROWS_AT_ONCE = 64
 """Query rows whose weights are held at a time, in float64."""
@@ -115,40 +116,6 @@ def _agreement(seen: Seen | None, plain: torch.Tensor, exact: np.ndarray | None)
     return {"mass_error": error, "steps_compared": steps, "same_tokens": bool(same.all())}
 
 
-class _Float64Mass:
-    """Listens to one forced pass and adds up visual mass in float64; see ``tap.Listener``."""
-
-    def __init__(self, prompt: Prompt) -> None:
-        self._visual = torch.from_numpy(prompt.segments == "visual")
-        self.layers: dict[int, np.ndarray] = {}
-
-    def begin_pass(self, begun: Pass) -> None:
-        """Do nothing."""
-
-    def end_pass(self) -> None:
-        """Do nothing."""
-
-    def tokens(self, input_ids: torch.Tensor) -> None:
-        """Do nothing."""
-
-    def step_back(self, start: int, segments: Sequence[str | None]) -> None:
-        """Do nothing: there is nothing to go back to."""
-
-    def attention(self, seen: LayerAttention) -> None:
-        """Take the rows from the last one of the prompt on."""
-        first, length = len(self._visual) - 1, seen.key.shape[2]
-        repeated = seen.key.double().repeat_interleave(seen.query.shape[1] // seen.key.shape[1], 1)
-        slots = torch.arange(length, device=seen.key.device)
-        parts = []
-        for start in range(first, length, ROWS_AT_ONCE):
-            rows = slots[start : start + ROWS_AT_ONCE]
-            scores = seen.query[:, :, rows].double() @ repeated.mT * seen.scaling
-            scores = scores.masked_fill(slots > rows[:, None], float("-inf"))
-            weights = torch.softmax(scores, dim=-1)[0, :, :, : first + 1]
-            parts.append(weights[:, :, self._visual].sum(-1).T.cpu())
-        self.layers[seen.layer] = torch.cat(parts).numpy()
-
-
 def float64_mass(vlm: VLM, prompt: Prompt, tokens: torch.Tensor) -> np.ndarray:
     """Visual mass of an answer in float64, weights and all, by one forced pass.
 
@@ -164,18 +131,27 @@ def float64_mass(vlm: VLM, prompt: Prompt, tokens: torch.Tensor) -> np.ndarray:
     numpy.ndarray
         Fraction of attention mass on visual keys, [steps, layers, heads].
     """
-    model = copy.deepcopy(vlm.model).double()
-    parts = vlm.family.parts(model)
-    inputs = vlm.family.append(model.config, prompt.inputs, tokens[:-1].tolist())
     inputs = {
         name: value.double() if value.is_floating_point() else value
-        for name, value in inputs.items()
+        for name, value in prompt.inputs.items()
     }
-    listener = _Float64Mass(prompt)
-    attach(parts, listener, GenerateWatch(len(prompt.segments)))
-    try:
-        with torch.no_grad():
-            model(**inputs, use_cache=False, logits_to_keep=1)
-    finally:
-        detach(parts, listener)
-    return np.stack([listener.layers[layer] for layer in sorted(listener.layers)], axis=1)
+    exact = replace(vlm, model=copy.deepcopy(vlm.model).double())
+    whole = TextPass(exact, replace(prompt, inputs=inputs), tokens.tolist())
+    layers: dict[int, np.ndarray] = {}
+
+    def see(seen: LayerAttention) -> None:
+        """Take the rows from the last one of the prompt on, apart from our own functions."""
+        repeated = seen.key.double().repeat_interleave(seen.query.shape[1] // seen.key.shape[1], 1)
+        slots = torch.arange(whole.length, device=seen.key.device)
+        parts = []
+        for start in range(whole.prompt_length - 1, whole.length, ROWS_AT_ONCE):
+            rows = slots[start : start + ROWS_AT_ONCE]
+            scores = seen.query[:, :, rows].double() @ repeated.mT * seen.scaling
+            scores = scores.masked_fill(slots > rows[:, None], float("-inf"))
+            weights = torch.softmax(scores, dim=-1)[0]
+            parts.append(weights[:, :, whole.visual_slots].sum(-1).T.cpu())
+        layers[seen.layer] = torch.cat(parts).numpy()
+
+    with whole.attention(see):
+        whole.run(rows=[0])
+    return np.stack([layers[layer] for layer in sorted(layers)], axis=1)

@@ -143,16 +143,19 @@ def _add_patch(actions: Any) -> None:
         "it, and is that the head whose knock-out costs the facts most? Written as JSON.",
     )
     _add_json(patch, required=True)
-    patch.add_argument("--model_path", default="testbed", metavar="NAME", help="(testbed)")
-    patch.add_argument("--device", default="auto")
+    _add_model(patch)
     patch.add_argument("--pairs", type=int, default=100, metavar="N", help="(100)")
     _add_seed(patch)
     patch.set_defaults(run=run_patch)
 
 
-def _add_model_and_scenes(parser: Any) -> None:
+def _add_model(parser: Any) -> None:
     parser.add_argument("--model_path", default="testbed", metavar="NAME", help="(testbed)")
     parser.add_argument("--device", default="auto")
+
+
+def _add_model_and_scenes(parser: Any) -> None:
+    _add_model(parser)
     parser.add_argument("--scenes", type=int, default=100, metavar="N", help="per mode (100)")
     _add_seed(parser)
 

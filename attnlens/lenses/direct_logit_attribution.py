@@ -16,11 +16,9 @@ import torch
 import xarray as xr
 
 from attnlens.errors import InputError
-from attnlens.lenses.text_pass import Hook, Response, TextPass
+from attnlens.lenses.text_pass import Hook, Response, TextPass, weights_of_rows
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
-from attnlens.recording.masks import as_bias, select_rows
-from attnlens.recording.mass import attention_scores, attention_weights
 from attnlens.recording.response import token_texts
 from attnlens.recording.tap import LayerAttention
 from attnlens.segments import SEGMENTS
@@ -174,21 +172,15 @@ class _Seen:
 
     def attention(self, seen: LayerAttention) -> None:
         """Keep the row's weights: float64 [heads, keys]."""
-        row = torch.tensor([self._row])
-        scores = attention_scores(seen.query[:, :, row], seen.key, seen.scaling)
-        mask = select_rows(seen.mask, row)
-        bias = None if mask is None else as_bias(mask)
-        weights = attention_weights(scores, row, bias=bias)
-        self.weights[seen.layer] = weights[0, :, 0].double()
+        weights = weights_of_rows(seen, torch.tensor([self._row]))
+        self.weights[seen.layer] = weights[:, 0].double()
 
     def by_key(
         self, direction: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Parts of heads, of visual tokens, of segments, and of the projections' biases."""
         parts, row = self._whole.parts, self._row
-        names = self._whole.prompt.segments
-        segment = np.full(self._whole.length, "response", dtype=object)
-        segment[: len(names)] = names
+        segment = self._whole.segments
         of_segment = torch.tensor(np.array([segment == s for s in SEGMENTS], dtype=np.float64))
         of_segment = of_segment.to(direction.device)
         visual = torch.from_numpy(self._whole.visual_slots).to(direction.device)

@@ -19,13 +19,11 @@ import xarray as xr
 from attnlens.errors import InputError
 from attnlens.interventions.base import Heads, select_heads
 from attnlens.interventions.score_editor import additive_mask
-from attnlens.lenses.text_pass import Response, TextPass
+from attnlens.lenses.text_pass import Response, TextPass, weights_of_rows
 from attnlens.measures.correlation import spearman
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 from attnlens.progress import progress
-from attnlens.recording.masks import as_bias, select_rows
-from attnlens.recording.mass import attention_scores, attention_weights
 from attnlens.recording.response import token_texts
 from attnlens.recording.tap import LayerAttention, attach_editor, detach_editor
 from attnlens.segments import SEGMENTS
@@ -56,7 +54,6 @@ class Edges:
     heads: Heads = None
 
 
-@torch.no_grad()
 def edge_knockout(
     vlm: VLM, prompt: Prompt, response: Response, edges: Sequence[Edges]
 ) -> xr.Dataset:
@@ -83,7 +80,11 @@ def edge_knockout(
     InputError
         If a segment is unknown or empty, or a slot, layer or head is not there.
     """
-    whole = TextPass(vlm, prompt, response)
+    return _knocked_out(TextPass(vlm, prompt, response), edges)
+
+
+@torch.no_grad()
+def _knocked_out(whole: TextPass, edges: Sequence[Edges]) -> xr.Dataset:
     cuts = [_Cut(whole, one) for one in edges]
     base = whole.run()[0].log_softmax(-1)
     own = torch.tensor(whole.ids, device=base.device)[:, None]
@@ -94,7 +95,7 @@ def edge_knockout(
             logs = whole.run()[0].log_softmax(-1)
         change.append((logs - base).gather(1, own)[:, 0].cpu().numpy())
         kept.append((logs.argmax(-1) == best).cpu().numpy())
-    words = np.array(token_texts(vlm.tokenizer, whole.ids), dtype=str)
+    words = np.array(token_texts(whole.vlm.tokenizer, whole.ids), dtype=str)
     return xr.Dataset(
         {
             "change": (("edges", "step"), np.array(change), {"units": "nats"}),
@@ -102,7 +103,7 @@ def edge_knockout(
             "log_probability": ("step", base.gather(1, own)[:, 0].cpu().numpy()),
         },
         {"step": range(len(whole.ids)), "response_token": ("step", words)},
-        {"model": vlm.name},
+        {"model": whole.vlm.name},
     )
 
 
@@ -190,7 +191,7 @@ def looking_heads(
     layers, heads = whole.parts.layer_count, whole.parts.head_count
     pairs = [(layer, head) for layer in range(layers) for head in range(heads)]
     edges = [Edges(queries, "visual", heads=[pair]) for pair in pairs]
-    found = edge_knockout(vlm, prompt, whole.ids, [*edges, Edges(queries, "visual")])
+    found = _knocked_out(whole, [*edges, Edges(queries, "visual")])
     change = found["change"].values[:, places].mean(-1)
     mass = _visual_mass(whole)
     rho = spearman(-change[:-1], mass.ravel())
@@ -211,10 +212,7 @@ def _visual_mass(whole: TextPass) -> np.ndarray:
     found: dict[int, np.ndarray] = {}
 
     def see(seen: LayerAttention) -> None:
-        scores = attention_scores(seen.query[:, :, rows], seen.key, seen.scaling)
-        mask = select_rows(seen.mask, rows)
-        bias = None if mask is None else as_bias(mask)
-        weights = attention_weights(scores, rows, bias=bias)[0]
+        weights = weights_of_rows(seen, rows)
         found[seen.layer] = weights[..., whole.visual_slots].sum(-1).mean(-1).cpu().numpy()
 
     with whole.attention(see):
@@ -275,9 +273,7 @@ def _slots(whole: TextPass, which: Positions) -> torch.Tensor:
         return torch.arange(whole.prompt_length - 1, whole.length)
     if which not in SEGMENTS:
         raise InputError(f"{which!r} is no segment: use {STEPS}, {', '.join(SEGMENTS)} or slots")
-    names = np.full(whole.length, "response", dtype="<U10")
-    names[: whole.prompt_length] = whole.prompt.segments
-    found = np.flatnonzero(names == which)
+    found = np.flatnonzero(whole.segments == which)
     if not len(found):
         raise InputError(f"the prompt and response have no key of segment {which!r}")
     return torch.from_numpy(found)

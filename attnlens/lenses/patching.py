@@ -151,7 +151,7 @@ def activation_patching(
         "position": np.array(positions),
         "head": range(heads),
         "rows": list(HEAD_ROWS),
-        "segment": ("position", _segments(corrupted)[first:]),
+        "segment": ("position", corrupted.segments[first:]),
         "token": ("position", np.array(_texts(vlm, corrupted)[first:], dtype=str)),
     }
     for name, (_, values) in places.items():
@@ -356,12 +356,6 @@ def _head_rows(whole: TextPass, row: int) -> dict[str, list[int]]:
     visual = set(whole.visual_slots.tolist())
     text = [p for p in range(min(visual), row) if p not in visual]
     return {"visual": sorted(visual), "text": text, "last": [row]}
-
-
-def _segments(whole: TextPass) -> np.ndarray:
-    names = np.full(whole.length, "response", dtype="<U10")
-    names[: whole.prompt_length] = whole.prompt.segments
-    return names
 
 
 def _texts(vlm: VLM, whole: TextPass) -> list[str]:

@@ -19,6 +19,8 @@ from attnlens.models.families import parts_of
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 from attnlens.recording.generation import GenerateWatch
+from attnlens.recording.masks import as_bias, select_rows
+from attnlens.recording.mass import attention_scores, attention_weights
 from attnlens.recording.tap import LayerAttention, Pass, attach, detach
 from attnlens.recording.trace import Trace
 
@@ -32,15 +34,24 @@ def response_ids(response: Response) -> list[int]:
     Raises
     ------
     InputError
-        If there is none, or one is unknown.
+        If one is unknown.
     """
     given = response.data["predicted_token_id"].values if isinstance(response, Trace) else response
     ids = [int(token) for token in given]
-    if not ids:
-        raise InputError("the response has no token: give at least one id")
-    if min(ids) < 0:
+    if min(ids, default=0) < 0:
         raise InputError("the trace does not know every token of its response: give their ids")
     return ids
+
+
+def weights_of_rows(seen: LayerAttention, rows: torch.Tensor) -> torch.Tensor:
+    """Softmax weights of some rows of a whole pass, float32 [heads, rows, keys].
+
+    ``rows`` are int64 indices, on the CPU.
+    """
+    mask = select_rows(seen.mask, rows)
+    bias = None if mask is None else as_bias(mask)
+    scores = attention_scores(seen.query[:, :, rows], seen.key, seen.scaling)
+    return attention_weights(scores, rows, bias=bias)[0]
 
 
 class TextPass:
@@ -63,6 +74,8 @@ class TextPass:
         Number of prompt keys.
     length
         Number of tokens that are fed: prompt and response, except for the last one.
+    segments
+        str [length]: the segment of every token.
     visual_slots
         int64 [visual]: slots of the visual tokens.
     """
@@ -76,8 +89,12 @@ class TextPass:
         self.vlm, self.prompt = vlm, prompt
         self.parts = parts_of(vlm.model)
         self.ids = response_ids(response)
+        if not self.ids:
+            raise InputError("the response has no token: give at least one id")
         self.prompt_length = len(prompt.segments)
         self.length = self.prompt_length + len(self.ids) - 1
+        self.segments = np.full(self.length, "response", dtype="<U10")
+        self.segments[: self.prompt_length] = prompt.segments
         self.visual_slots = np.flatnonzero(prompt.segments == "visual")
         self._call: dict[str, Any] = {}
 

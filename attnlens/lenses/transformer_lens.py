@@ -14,6 +14,7 @@ import torch
 
 from attnlens.errors import InputError
 from attnlens.lenses.optional import copy_structure, library
+from attnlens.lenses.text_pass import response_ids
 from attnlens.lenses.weights import Generation
 from attnlens.models.families import family_of
 from attnlens.models.load import VLM
@@ -198,10 +199,7 @@ def activation_cache(
     InputError
         If a token id of the response is unknown.
     """
-    ids = response.data["predicted_token_id"].values if isinstance(response, Trace) else response
-    known = [int(token) for token in ids]
-    if min(known, default=0) < 0:
-        raise InputError("the trace does not know every token of its response: give their ids")
+    known = response_ids(response)
     config = model.original_model.config
     inputs = family_of(config, model.cfg.model_name).append(config, prompt.inputs, known)
     with torch.no_grad():
