@@ -93,6 +93,52 @@ def test_a_response_that_cannot_be_fed_is_refused(tiny, prompt, response, messag
         TextPass(tiny.model, prompt, [3])
 
 
+def test_a_pass_that_starts_at_a_layer_is_the_whole_one(tiny, prompt, ids):
+    whole = TextPass(tiny, prompt, ids)
+    expected = whole.run()
+    assert whole.first_plain_layer == 0
+    for layer in (1, 2):
+        calls: list[int] = []
+        hooks = [(b.layer, "pre", lambda *_, c=calls: c.append(1)) for b in whole.parts.blocks]
+        found = whole.run(hooks, batch=2, first_layer=layer)
+        assert len(calls) == 3 - layer
+        assert (found - expected).abs().max() < 1e-5
+
+
+def test_a_model_that_adds_features_between_layers_is_run_from_the_start(tiny, prompt, ids):
+    """As Qwen3-VL does: what enters layer 2 is not what layer 1 returned."""
+    model = copy.deepcopy(tiny.model)
+    vlm = attnlens.VLM(model, tiny.processor, "tiny", tiny.family)
+
+    text, inside = model.model.language_model, []
+
+    def add(_module, args):
+        return (args[0] + 0.1, *args[1:]) if inside else None
+
+    text.register_forward_pre_hook(lambda *_: inside.append(True))
+    text.register_forward_hook(lambda *_: inside.clear())
+    text.layers[2].register_forward_pre_hook(add)
+    expected = logits_of(vlm, prompt, ids)
+    assert (expected - logits_of(tiny, prompt, ids)).abs().max() > 1e-2
+    whole = TextPass(vlm, prompt, ids)
+    assert whole.first_plain_layer == 2
+    for layer in range(3):
+        assert (whole.run(first_layer=layer)[0] - expected).abs().max() < 1e-5
+
+
+def test_attention_that_is_no_softmax_mean_is_not_cut(tiny, prompt, pair, ids):
+    """A gate on the heads' outputs, as some families have."""
+    model = copy.deepcopy(tiny.model)
+    vlm = attnlens.VLM(model, tiny.processor, "tiny", tiny.family)
+    projection = model.model.language_model.layers[1].self_attn.o_proj
+    projection.register_forward_pre_hook(lambda _module, args: (args[0] * 0.5,))
+    message = "its attention does more, and cannot be cut or patched by edge"
+    with pytest.raises(InputError, match=message):
+        edge_knockout(vlm, prompt, ids, [Edges()])
+    with pytest.raises(InputError, match=message):
+        path_patching(vlm, pair)
+
+
 # Direct logit attribution
 
 
@@ -231,8 +277,7 @@ def test_two_prompts_without_a_difference_patch_nothing(tiny, prompt, ids):
     assert not found["by_head"].values.any()
     assert float(found["clean"]) == float(found["corrupted"])
     for rows in ("last", "text"):
-        paths = path_patching(tiny, pair, rows=rows, batch=5)["path"].values
-        assert np.abs(paths).max() < 1e-5  # the head's output is computed anew
+        assert not path_patching(tiny, pair, rows=rows, batch=5)["path"].values.any()
 
 
 def test_patched_streams_are_those_of_hooks_on_the_whole_model(tiny, pair):

@@ -169,8 +169,9 @@ def test_the_command_writes_all_tables(tmp_path, capsys, monkeypatch):
     assert main(["testbed", "recover", "--scenes", "2", "--json", str(path)]) == 2
 
 
-def test_the_command_patches_pairs_and_writes_where_it_finds_the_difference(tmp_path):
+def test_the_command_patches_pairs_and_writes_where_it_finds_the_difference(tmp_path, monkeypatch):
     from attnlens.cli.main import main
+    from attnlens.testbed.studies import patched_pairs
 
     path = tmp_path / "pairs.json"
     assert main(["testbed", "patch", "--pairs", "1", "--seed", "3", "--json", str(path)]) == 0
@@ -179,5 +180,18 @@ def test_the_command_patches_pairs_and_writes_where_it_finds_the_difference(tmp_
     assert found["path_heads"] == found["knockout_heads"] == {"2.3": 1}
     assert found["restored"]["mean"] > 0.9
     assert found["path_restored"]["mean"] >= found["direct_restored"]["mean"]
+
+    def refuse(*_, **__):
+        raise AssertionError("a pair that was there is patched again")
+
+    before = path.read_text()
+    monkeypatch.setattr(patched_pairs, "patched_pair", refuse)
+    assert main(["testbed", "patch", "--pairs", "1", "--seed", "3", "--json", str(path)]) == 0
+    assert path.read_text() == before
+    monkeypatch.setattr(patched_pairs, "patched_pair", lambda *_: found["rows"][0])
+    assert main(["testbed", "patch", "--pairs", "3", "--seed", "3", "--json", str(path)]) == 0
+    assert json.loads(path.read_text())["pairs"] == 3
+    assert main(["testbed", "patch", "--pairs", "2", "--seed", "4", "--json", str(path)]) == 0
+    assert json.loads(path.read_text())["pairs"] == 2, "another seed begins anew"
     assert main(["testbed", "patch", "--pairs", "0", "--json", str(path)]) == 2
     assert main(["testbed", "patch", "--seed", "-1", "--json", str(path)]) == 2

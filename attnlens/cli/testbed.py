@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,7 +141,8 @@ def _add_patch(actions: Any) -> None:
         "patch",
         help="patch pairs of held-out scenes that differ in one object",
         description="Does patching find the visual token that shows the object, which head reads "
-        "it, and is that the head whose knock-out costs the facts most? Written as JSON.",
+        "it, and is that the head whose knock-out costs the facts most? Written as JSON after each "
+        "pair; given again after an interruption, the same command goes on.",
     )
     _add_json(patch, required=True)
     _add_model(patch)
@@ -262,17 +264,34 @@ def run_patch(options: argparse.Namespace) -> int:
     """Patch pairs of scenes."""
     from attnlens.files import check_file
     from attnlens.models.load import load
-    from attnlens.testbed.studies.patched_pairs import patched_pairs
+    from attnlens.progress import progress
+    from attnlens.runs.provenance import model_provenance
+    from attnlens.testbed.studies.patched_pairs import patched_pair, summary
     from attnlens.testbed.world.pairs import held_out_pair
 
     at_least("pairs", options.pairs, 1)
-    check_file(Path(options.json))
+    path = Path(options.json)
+    check_file(path)
     held_out_pair(options.seed, 0)
     vlm = load(options.model_path, device=options.device, dtype="float32")
-    found = patched_pairs(vlm, options.pairs, options.seed)
-    write_json(options.json, {"model": options.model_path, "seed": options.seed, **found})
-    print(f"written to {options.json}")
+    made_with = {"model": model_provenance(vlm), "seed": options.seed}
+    rows = _rows_made(path, made_with)[: options.pairs]
+    for index in progress(range(len(rows), options.pairs), description="patching pairs"):
+        rows.append(patched_pair(vlm, index, options.seed))
+        write_json(path, {"made_with": made_with, "rows": rows})
+    write_json(path, {"made_with": made_with, **summary(rows), "rows": rows})
+    print(f"written to {path}")
     return 0
+
+
+def _rows_made(path: Path, made_with: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what an earlier run with the same model and seed has written."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    same = isinstance(found, dict) and found.get("made_with") == made_with
+    return found["rows"] if same else []
 
 
 def run_recover(options: argparse.Namespace) -> int:

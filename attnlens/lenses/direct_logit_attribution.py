@@ -16,7 +16,8 @@ import torch
 import xarray as xr
 
 from attnlens.errors import InputError
-from attnlens.lenses.text_pass import Hook, Response, TextPass, weights_of_rows
+from attnlens.lenses.head_outputs import head_weights
+from attnlens.lenses.text_pass import Hook, Response, TextPass
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 from attnlens.recording.response import token_texts
@@ -168,11 +169,11 @@ class _Seen:
         self.mlp.append(found[0, self._row].double())
 
     def _see_values(self, _module: Any, _args: tuple, _options: dict, output: Any) -> None:
-        self.values.append(output[0].double())
+        self.values.append(output[0])
 
     def attention(self, seen: LayerAttention) -> None:
         """Keep the row's weights: float64 [heads, keys]."""
-        weights = weights_of_rows(seen, torch.tensor([self._row]))
+        weights = head_weights(seen, torch.tensor([self._row]))
         self.weights[seen.layer] = weights[:, 0].double()
 
     def by_key(
@@ -190,7 +191,7 @@ class _Seen:
             weight = block.output.weight.double()  # width, heads x dimension
             dimension = weight.shape[1] // parts.head_count
             reading = (direction @ weight).reshape(parts.head_count, dimension)
-            values = self.values[layer].reshape(self._whole.length, -1, dimension)
+            values = self.values[layer].double().reshape(self._whole.length, -1, dimension)
             repeats = parts.head_count // values.shape[1]
             values = values.repeat_interleave(repeats, dim=1)  # keys, heads, dimension
             of_key = torch.einsum("khd,hd->hk", values, reading) * self.weights[layer]

@@ -7,9 +7,9 @@ heads read it shows when they are cut one head at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,19 @@ import xarray as xr
 
 from attnlens.errors import InputError
 from attnlens.interventions.base import Heads, select_heads
-from attnlens.interventions.score_editor import additive_mask
-from attnlens.lenses.text_pass import Response, TextPass, weights_of_rows
+from attnlens.lenses.head_outputs import (
+    CHUNK_ELEMENTS,
+    check_output,
+    head_weights,
+    output_without_keys,
+)
+from attnlens.lenses.text_pass import Hook, Response, TextPass
 from attnlens.measures.correlation import spearman
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 from attnlens.progress import progress
 from attnlens.recording.response import token_texts
-from attnlens.recording.tap import LayerAttention, attach_editor, detach_editor
+from attnlens.recording.tap import LayerAttention
 from attnlens.segments import SEGMENTS
 
 STEPS = "steps"
@@ -91,8 +96,7 @@ def _knocked_out(whole: TextPass, edges: Sequence[Edges]) -> xr.Dataset:
     best = base.argmax(-1)
     change, kept = [], []
     for cut in progress(cuts, description="cutting edges"):
-        with cut.made():
-            logs = whole.run()[0].log_softmax(-1)
+        logs = cut.logits()[0].log_softmax(-1)
         change.append((logs - base).gather(1, own)[:, 0].cpu().numpy())
         kept.append((logs.argmax(-1) == best).cpu().numpy())
     words = np.array(token_texts(whole.vlm.tokenizer, whole.ids), dtype=str)
@@ -212,8 +216,10 @@ def _visual_mass(whole: TextPass) -> np.ndarray:
     found: dict[int, np.ndarray] = {}
 
     def see(seen: LayerAttention) -> None:
-        weights = weights_of_rows(seen, rows)
-        found[seen.layer] = weights[..., whole.visual_slots].sum(-1).mean(-1).cpu().numpy()
+        total = torch.zeros(seen.query.shape[1], device=seen.query.device)
+        for some in rows.split(max(1, CHUNK_ELEMENTS // (len(total) * whole.length))):
+            total += head_weights(seen, some)[..., whole.visual_slots].sum((-1, -2))
+        found[seen.layer] = (total / len(rows)).cpu().numpy()
 
     with whole.attention(see):
         whole.run(rows=[0])
@@ -221,41 +227,51 @@ def _visual_mass(whole: TextPass) -> np.ndarray:
 
 
 class _Cut:
-    """Hides edges from a pass; see ``attnlens.recording.tap.Editor``."""
+    """Hides edges from a pass: the outputs of the heads are replaced in the rows that have any."""
 
     def __init__(self, whole: TextPass, edges: Edges) -> None:
-        self._parts = whole.parts
+        self._whole = whole
         rows, columns = (_slots(whole, which) for which in (edges.queries, edges.keys))
-        hidden = torch.zeros((whole.length, whole.length), dtype=torch.bool)
-        hidden[rows[:, None], columns] = True
-        self._hidden = hidden.fill_diagonal_(False)
+        self._rows = rows.unique()
+        hidden = torch.zeros(whole.length, dtype=torch.bool)
+        hidden[columns] = True
+        self._hidden = hidden.expand(len(self._rows), -1).clone()
+        self._hidden[range(len(self._rows)), self._rows] = False
         self._heads = select_heads(
             edges.layers, edges.heads, whole.parts.layer_count, whole.parts.head_count
         )
+        self._seen: dict[int, LayerAttention] = {}
+        self._values: dict[int, torch.Tensor] = {}
 
-    @contextmanager
-    def made(self) -> Iterator[None]:
-        """Cut the edges while a block runs passes."""
-        attach_editor(self._parts, self)
-        try:
-            yield
-        finally:
-            detach_editor(self._parts, self)
+    def logits(self) -> torch.Tensor:
+        """Run the pass without the edges."""
+        hooks: list[Hook] = []
+        for layer in self._heads:
+            block = self._whole.parts.blocks[layer]
+            hooks.append((block.values, "post", partial(self._see_values, layer)))
+            hooks.append((block.output, "pre", partial(self._replace, layer)))
+        with self._whole.attention(self._see):
+            return self._whole.run(hooks, first_layer=min(self._heads))
 
-    def begin_pass(self, tokens: int, past: int) -> None:
-        """Do nothing."""
+    def _see(self, seen: LayerAttention) -> None:
+        if seen.layer in self._heads:
+            self._seen[seen.layer] = seen
 
-    def edit(self, seen: LayerAttention) -> torch.Tensor | None:
-        """Return the mask without the edges."""
-        heads = self._heads.get(seen.layer)
-        if heads is None:
-            return seen.mask
-        mask = additive_mask(seen.mask, seen.query, seen.key, 0)
-        mask = mask.expand(-1, seen.query.shape[1], -1, -1).clone()
-        mask[:, list(heads)] = mask[:, list(heads)].masked_fill(
-            self._hidden.to(mask.device), float("-inf")
-        )
-        return mask
+    def _see_values(
+        self, layer: int, _module: Any, _args: tuple, _options: dict, output: torch.Tensor
+    ) -> None:
+        self._values[layer] = output[0]
+
+    def _replace(self, layer: int, _module: Any, args: tuple, options: dict) -> Any:
+        states = args[0].clone()
+        seen, values = self._seen.pop(layer), self._values.pop(layer)
+        row = int(self._rows[-1])
+        check_output(seen, values, row, states[0, row])
+        heads = list(self._heads[layer])
+        changed = output_without_keys(seen, values, heads, self._rows, self._hidden)
+        by_head = states[0].unflatten(-1, (self._whole.parts.head_count, -1))
+        by_head[self._rows[:, None], heads] = changed.to(states.dtype)
+        return (states, *args[1:]), options
 
 
 def _slots(whole: TextPass, which: Positions) -> torch.Tensor:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +21,11 @@ import xarray as xr
 
 from attnlens.errors import InputError
 from attnlens.lenses.direct_logit_attribution import visual_places
+from attnlens.lenses.head_outputs import change_by_key, check_output
 from attnlens.lenses.text_pass import Hook, TextPass
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 from attnlens.progress import progress
-from attnlens.recording.masks import as_bias, select_rows
-from attnlens.recording.mass import attention_scores, attention_weights
 from attnlens.recording.record import choose_layers
 from attnlens.recording.response import token_texts
 from attnlens.recording.tap import LayerAttention
@@ -123,13 +123,13 @@ def activation_patching(
     """
     clean, corrupted = pair.passes(vlm)
     row = corrupted.row(pair.step)
-    before = _states(clean)
     base = pair.difference(corrupted.run(rows=[row])[0, 0])
     aim = pair.difference(clean.run(rows=[row])[0, 0])
     first = int(clean.visual_slots[0])
     positions = range(first, corrupted.length)
     heads = clean.parts.head_count
     chosen = choose_layers(layers, clean.parts.layer_count)
+    before = _heads_of(clean, chosen)
     residual = np.zeros((len(chosen), len(positions)))
     by_head = np.zeros((len(chosen), heads, len(HEAD_ROWS)))
     groups = _head_rows(corrupted, row)
@@ -137,12 +137,12 @@ def activation_patching(
     for place, layer in enumerate(progress(chosen, description="patching")):
         sites = [[p] for p in positions]
         block = corrupted.parts.blocks[layer]
-        residual[place] = patches.change(block.layer, before.entering[layer], sites)
-        outputs = before.outputs[layer]
+        residual[place] = patches.change(layer, block.layer, clean.entering(layer), sites)
+        outputs = before[layer].outputs
         width = outputs.shape[-1] // heads
         sites = [rows for rows in groups.values() for _ in range(heads)]
         columns = [slice(h * width, (h + 1) * width) for _ in groups for h in range(heads)]
-        found = patches.change(block.output, outputs, sites, columns)
+        found = patches.change(layer, block.output, outputs, sites, columns)
         by_head[place] = found.reshape(len(groups), heads).T
     places = visual_places(pair.clean)
     on_visual = np.isin(np.array(positions), clean.visual_slots)
@@ -211,23 +211,28 @@ def path_patching(
         raise InputError(f"rows={rows!r}: use last or text")
     clean, corrupted = pair.passes(vlm)
     row = corrupted.row(pair.step)
-    one, other = _states(clean), _states(corrupted)
     base = pair.difference(corrupted.run(rows=[row])[0, 0])
     aim = pair.difference(clean.run(rows=[row])[0, 0])
     heads, visual = clean.parts.head_count, clean.visual_slots.tolist()
     chosen = choose_layers(layers, clean.parts.layer_count)
+    one, other = _heads_of(clean, chosen), _heads_of(corrupted, chosen)
     groups = _head_rows(corrupted, row)
     receiving = groups["last"] if rows == "last" else groups["text"] + groups["last"]
+    rows_of = torch.tensor(receiving)
     path = np.zeros((len(chosen), heads, len(visual)))
     patches = _Patches(corrupted, pair, row, batch)
     for place, layer in enumerate(progress(chosen, description="path patching")):
         block = corrupted.parts.blocks[layer]
-        width = other.outputs[layer].shape[-1] // heads
+        (own, values, outputs), theirs = other[layer], one[layer][:2]
+        check_output(own, values, row, outputs[row])
+        width = outputs.shape[-1] // heads
+        sites = [receiving] * len(visual)
         for head in range(heads):
-            outputs = [_with_clean_key(one, other, layer, head, receiving, v) for v in visual]
-            columns = [slice(head * width, (head + 1) * width)] * len(visual)
-            sites = [receiving] * len(visual)
-            path[place, head] = patches.change(block.output, outputs, sites, columns)
+            part = slice(head * width, (head + 1) * width)
+            change = change_by_key((own, values), theirs, head, rows_of, visual)
+            changed = (outputs[receiving, part].double() + change).to(outputs.dtype)
+            columns = [part] * len(visual)
+            path[place, head] = patches.change(layer, block.output, changed, sites, columns)
     return xr.Dataset(
         {
             "path": (("layer", "head", "visual"), path, {"units": "logit"}),
@@ -239,40 +244,38 @@ def path_patching(
     )
 
 
-@dataclass
-class _States:
-    """Activations of a pass, by layer: [rows, width] and queries, keys and values."""
+class _Heads(NamedTuple):
+    """What one layer's heads attend with and give: values and outputs are [tokens, width]."""
 
-    entering: list[torch.Tensor]
-    outputs: list[torch.Tensor]
-    values: list[torch.Tensor]
-    attention: dict[int, LayerAttention]
+    attention: LayerAttention
+    values: torch.Tensor
+    outputs: torch.Tensor
 
 
-def _states(whole: TextPass) -> _States:
-    found = _States([], [], [], {})
+def _heads_of(whole: TextPass, layers: Sequence[int]) -> dict[int, _Heads]:
+    """Run a pass, and keep what the heads of some layers do."""
+    values: dict[int, torch.Tensor] = {}
+    outputs: dict[int, torch.Tensor] = {}
+    attention: dict[int, LayerAttention] = {}
 
-    def see_input(into: list[torch.Tensor]) -> Any:
-        def see(_module: Any, args: tuple, options: dict) -> None:
-            into.append((args[0] if args else options["hidden_states"])[0])
+    def see_values(layer: int, _module: Any, _args: tuple, _options: dict, output: Any) -> None:
+        values[layer] = output[0]
 
-        return see
-
-    def see_values(_module: Any, _args: tuple, _options: dict, output: torch.Tensor) -> None:
-        found.values.append(output[0])
-
-    hooks: list[Hook] = []
-    for block in whole.parts.blocks:
-        hooks.append((block.layer, "pre", see_input(found.entering)))
-        hooks.append((block.output, "pre", see_input(found.outputs)))
-        hooks.append((block.values, "post", see_values))
+    def see_outputs(layer: int, _module: Any, args: tuple, _options: dict) -> None:
+        outputs[layer] = args[0][0]
 
     def see_attention(seen: LayerAttention) -> None:
-        found.attention[seen.layer] = seen
+        if seen.layer in values:
+            attention[seen.layer] = seen
 
+    hooks: list[Hook] = []
+    for layer in layers:
+        block = whole.parts.blocks[layer]
+        hooks.append((block.values, "post", partial(see_values, layer)))
+        hooks.append((block.output, "pre", partial(see_outputs, layer)))
     with whole.attention(see_attention):
         whole.run(hooks, rows=[0])
-    return found
+    return {layer: _Heads(attention[layer], values[layer], outputs[layer]) for layer in layers}
 
 
 class _Patches:
@@ -282,16 +285,17 @@ class _Patches:
         if not isinstance(batch, int) or batch < 1:
             raise InputError(f"batch={batch!r}: give at least 1")
         self._whole, self._pair, self._row, self._batch = whole, pair, row, batch
-        self._bases: dict[int, np.ndarray] = {}
+        self._bases: dict[tuple[int, int], np.ndarray] = {}
 
-    def _differences(self, count: int, hooks: Sequence[Hook] = ()) -> np.ndarray:
-        logits = self._whole.run(hooks, [self._row], batch=count)
+    def _differences(self, layer: int, count: int, hooks: Sequence[Hook] = ()) -> np.ndarray:
+        logits = self._whole.run(hooks, [self._row], batch=count, first_layer=layer)
         return self._pair.difference(logits[:, 0]).cpu().numpy()
 
     def change(
         self,
+        layer: int,
         module: Any,
-        source: torch.Tensor | Sequence[torch.Tensor],
+        source: torch.Tensor,
         rows: Sequence[Sequence[int]],
         columns: Sequence[slice] | None = None,
     ) -> np.ndarray:
@@ -299,11 +303,11 @@ class _Patches:
 
         Parameters
         ----------
-        module
-            Its input is patched.
+        layer, module
+            A module of this layer, whose input is patched.
         source
             The module's input in the clean pass, [tokens, width]; or for each entry what its rows
-            become, [rows, columns].
+            become, [entries, rows, columns].
         rows, columns
             What is patched in each run; all columns when not given.
         """
@@ -316,40 +320,17 @@ class _Patches:
                 for place, i in enumerate(here):
                     part = slice(None) if columns is None else columns[i]
                     at = list(rows[i])
-                    states[place, at, part] = (
-                        source[at, part] if isinstance(source, torch.Tensor) else source[i]
-                    )
+                    states[place, at, part] = source[at, part] if source.ndim == 2 else source[i]
                 if args:
                     return (states, *args[1:]), options
                 return args, options | {"hidden_states": states}
 
-            if len(here) not in self._bases:  # as many side by side round alike
-                self._bases[len(here)] = self._differences(len(here))
-            patched = self._differences(len(here), [(module, "pre", patch)])
-            found.append(patched - self._bases[len(here)])
+            alike = layer, len(here)  # as many side by side round alike
+            if alike not in self._bases:
+                self._bases[alike] = self._differences(*alike)
+            patched = self._differences(*alike, [(module, "pre", patch)])
+            found.append(patched - self._bases[alike])
         return np.concatenate(found)
-
-
-def _with_clean_key(
-    clean: _States, corrupted: _States, layer: int, head: int, rows: Sequence[int], slot: int
-) -> torch.Tensor:
-    """Return what a head gives some rows, [rows, dimension], with one key and value clean."""
-    ours, theirs = corrupted.attention[layer], clean.attention[layer]
-    places = torch.tensor(list(rows))
-    mask = select_rows(ours.mask, places)
-    bias = None if mask is None else as_bias(mask)
-    bias = bias[:, head : head + 1] if bias is not None and bias.shape[1] > 1 else bias
-    of_keys = head // (ours.query.shape[1] // ours.key.shape[1])
-    key = ours.key[:, of_keys : of_keys + 1].clone()
-    key[:, :, slot] = theirs.key[:, of_keys : of_keys + 1, slot]
-    query = ours.query[:, head : head + 1][:, :, places]
-    scores = attention_scores(query, key, ours.scaling)
-    weights = attention_weights(scores, places, bias=bias)[0, 0]
-    dimension = query.shape[-1]
-    columns = slice(of_keys * dimension, (of_keys + 1) * dimension)
-    values = corrupted.values[layer][:, columns].clone()
-    values[slot] = clean.values[layer][slot, columns]
-    return (weights @ values.float()).to(query.dtype)
 
 
 def _head_rows(whole: TextPass, row: int) -> dict[str, list[int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,6 @@ from attnlens.models.families import parts_of
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 from attnlens.recording.generation import GenerateWatch
-from attnlens.recording.masks import as_bias, select_rows
-from attnlens.recording.mass import attention_scores, attention_weights
 from attnlens.recording.tap import LayerAttention, Pass, attach, detach
 from attnlens.recording.trace import Trace
 
@@ -43,19 +42,10 @@ def response_ids(response: Response) -> list[int]:
     return ids
 
 
-def weights_of_rows(seen: LayerAttention, rows: torch.Tensor) -> torch.Tensor:
-    """Softmax weights of some rows of a whole pass, float32 [heads, rows, keys].
-
-    ``rows`` are int64 indices, on the CPU.
-    """
-    mask = select_rows(seen.mask, rows)
-    bias = None if mask is None else as_bias(mask)
-    scores = attention_scores(seen.query[:, :, rows], seen.key, seen.scaling)
-    return attention_weights(scores, rows, bias=bias)[0]
-
-
 class TextPass:
     """The text model's pass over a prompt and a response.
+
+    The residual stream that enters each layer is kept: layers x tokens x width numbers.
 
     Parameters
     ----------
@@ -105,9 +95,40 @@ class TextPass:
                 )
             self._call = dict(options)
 
+        self._entering: list[torch.Tensor] = []
+        self._block_calls: list[tuple[tuple, dict[str, Any]]] = []
+        self._leaving: list[torch.Tensor] = []
+        hooks: list[Hook] = [(self.parts.text, "pre", keep)]
+        for block in self.parts.blocks:
+            hooks.append((block.layer, "pre", self._see_call))
+            hooks.append((block.layer, "post", self._see_output))
         inputs = vlm.family.append(vlm.model.config, prompt.inputs, self.ids[:-1])
-        with torch.no_grad(), hooked([(self.parts.text, "pre", keep)]):
+        with torch.no_grad(), hooked(hooks):
             vlm.model(**inputs, use_cache=False, logits_to_keep=1)
+
+    def _see_call(self, _module: Any, args: tuple, options: dict[str, Any]) -> None:
+        states = args[0] if args else options["hidden_states"]
+        others = {name: value for name, value in options.items() if name != "hidden_states"}
+        self._entering.append(states)
+        self._block_calls.append((args[1:], others))
+
+    def _see_output(self, _module: Any, _args: tuple, _options: dict, output: Any) -> None:
+        self._leaving.append(_states_in(output))
+
+    def entering(self, layer: int) -> torch.Tensor:
+        """Return the residual stream that enters a layer: [tokens, width]."""
+        return self._entering[layer][0]
+
+    @cached_property
+    def first_plain_layer(self) -> int:
+        """The first layer from which on each takes what the one before returned, and no more.
+
+        Some families add image features between early layers.
+        """
+        layer = self.parts.layer_count - 1
+        while layer and torch.equal(self._entering[layer], self._leaving[layer - 1]):
+            layer -= 1
+        return layer
 
     def row(self, step: int) -> int:
         """Return the row of a step, which predicts the response's token of that number.
@@ -124,7 +145,11 @@ class TextPass:
         return self.prompt_length - 1 + int(step)
 
     def run(
-        self, hooks: Sequence[Hook] = (), rows: Sequence[int] | None = None, batch: int = 1
+        self,
+        hooks: Sequence[Hook] = (),
+        rows: Sequence[int] | None = None,
+        batch: int = 1,
+        first_layer: int = 0,
     ) -> torch.Tensor:
         """Run the pass, and return the logits of some rows.
 
@@ -136,6 +161,8 @@ class TextPass:
             Rows whose logits are wanted; those of all steps when not given.
         batch
             How often the pass is run side by side.
+        first_layer
+            Hooks change nothing before this layer, so that the pass may start there.
 
         Returns
         -------
@@ -143,10 +170,22 @@ class TextPass:
             float32 [batch, rows, vocabulary].
         """
         wanted = range(self.prompt_length - 1, self.length) if rows is None else rows
-        call = {name: _repeated(name, value, batch) for name, value in self._call.items()}
         with torch.no_grad(), hooked(hooks):
-            states = self.parts.text(**call)[0]
+            if first_layer > 0 and first_layer >= self.first_plain_layer:
+                states = self._run_layers(first_layer, batch)
+            else:
+                call = {name: _repeated(name, value, batch) for name, value in self._call.items()}
+                states = self.parts.text(**call)[0]
             return self.parts.unembed(states[:, list(wanted)]).float()
+
+    def _run_layers(self, first: int, batch: int) -> torch.Tensor:
+        """Run the layers from one on, and the last norm."""
+        states = self._entering[first].expand(batch, -1, -1)
+        for block, (args, options) in zip(
+            self.parts.blocks[first:], self._block_calls[first:], strict=True
+        ):
+            states = _states_in(block.layer(states, *args, **options))
+        return self.parts.norm(states)
 
     @contextmanager
     def attention(self, see: Callable[[LayerAttention], None]) -> Iterator[None]:
@@ -174,6 +213,11 @@ def hooked(hooks: Sequence[Hook]) -> Iterator[None]:
             handle = register(hook, with_kwargs=True)
             stack.callback(handle.remove)
         yield
+
+
+def _states_in(output: Any) -> torch.Tensor:
+    """Return the residual stream in what a layer returns."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _repeated(name: str, value: Any, batch: int) -> Any:
