@@ -126,8 +126,11 @@ def test_every_peer_gives_the_same_mass_and_tokens(tmp_path, monkeypatch, capsys
     monkeypatch.setitem(models.SHAPES, "small", LEAN)
     path = tmp_path / "figures.json"
     asked = ["--no_recording", "--context", "--peers", "--peer_sizes", "4x3", "9x6"]
+    picture = tmp_path / "figure.svg"
     options = [*asked, "--memory_limit", "2", "--repeats", "1", "--json", str(path)]
+    options += ["--figure", str(picture)]
     assert main(["bench", *options, "--device", "cpu"]) == 0
+    assert "peak memory" in picture.read_text()
     found = json.loads(path.read_text())["peers"]
     assert [(row["visual"], row["peer"]) for row in found["rows"]] == [
         (visual, peer) for visual in (4, 9) for peer in peers.PEERS
@@ -167,6 +170,11 @@ def test_a_process_that_takes_too_much_memory_is_ended():
     assert peak_memory(LEAN, "cpu", 64, 2, "plain", 2000.0)["peak_mib"] < 2000
     with pytest.raises(OverLimit, match="plain takes more than 200 MiB"):
         peak_memory(LEAN, "cpu", 64, 2, "plain", 200.0)
+
+
+def test_a_figure_needs_peers(tmp_path, capsys):
+    assert main(["bench", "--figure", str(tmp_path / "figure.pdf")]) == 2
+    assert "give --peers, which it draws" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", ["64", "0x4", "4x1", "4x", "axb"])

@@ -95,3 +95,42 @@ def test_positions_that_are_not_there_are_refused(made):
     several = made["attribution"].assign_coords(visual_row=("visual", np.full(16, -1)))
     with pytest.raises(InputError, match="the prompt has several images"):
         plots.attribution(several)
+
+
+@pytest.fixture
+def rows():
+    """Two sizes; at the second, one way takes more than the limit."""
+
+    def row(peer, visual, time, memory):
+        sizes = {"visual": visual, "new": 8, "limit_gib": 4.0, "repeats": 3}
+        return {"peer": peer, "time_ratio": time, "memory_ratio": memory, **sizes}
+
+    return [
+        row("plain", 16, 1, 1),
+        row("recorded", 16, 1.1, 1.01),
+        row("eager", 16, 1.3, 2.5),
+        row("plain", 64, 1, 1),
+        row("recorded", 64, 1.2, 1.02),
+        row("eager", 64, None, None),
+    ]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_peers_are_drawn_until_they_run_out_of_memory(rows, width):
+    figure = plots.peers(rows, width=width)
+    time, memory = figure.axes
+    lines = {line.get_label(): line for line in memory.lines}
+    assert [text.get_text() for text in time.get_xticklabels()] == ["16 + 8", "64 + 8"]
+    assert lines["attnlens.record"].get_ydata().tolist() == [1.01, 1.02]
+    eager = lines["with hidden states, too"].get_ydata()
+    assert eager[0] == 2.5
+    assert np.isnan(eager[1])
+    crosses = [line for line in memory.lines if line.get_marker() == "x"]
+    assert [list(map(list, line.get_data())) for line in crosses] == [[[0, 1], [2.5, 2.5]]]
+    assert "more than 4 GiB" in caption(figure)
+
+
+@pytest.mark.parametrize("given", [[], [{"peer": "plain"}], [3]])
+def test_what_is_no_row_of_peers_is_refused(given):
+    with pytest.raises(InputError, match="give the rows that"):
+        plots.peers(given)

@@ -57,7 +57,7 @@ def compare_peers(
         layer and head from ``float64_mass``, over the steps whose tokens equal those of plain
         (``steps_compared``); ``same_tokens``, whether all do. What takes more than the limit has
         None for all of these, and None stands for what a way does not give. The error is given for
-        models in float32.
+        models in float32. ``limit_gib`` and ``repeats`` are as given.
     """
     shape = SHAPES[size]
     peaks: dict[tuple[int, int, str], float | None] = {}
@@ -93,6 +93,8 @@ def compare_peers(
                 "time_ratio": _ratio(medians.get(peer), medians.get("plain")),
                 "peak_mib": peak,
                 "memory_ratio": _ratio(peak, peaks[visual, new, "plain"]),
+                "limit_gib": limit_mib / 1024,
+                "repeats": repeats,
                 **_agreement(seen.get(peer), plain, exact),
             }
             rows.append(row)

@@ -77,6 +77,9 @@ def add_parser(commands: Any) -> None:
         help="leave the table of recording out, where only --context, --interventions or --peers "
         "is asked",
     )
+    parser.add_argument(
+        "--figure", metavar="FILE", help="draw time and memory of --peers here (pdf, svg or png)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write all figures here too")
     parser.set_defaults(run=run_bench)
 
@@ -93,8 +96,11 @@ def run_bench(options: argparse.Namespace) -> int:
     sizes = [_peer_size(text) for text in options.peer_sizes]
     if options.memory_limit <= 0:
         raise InputError(f"--memory_limit {options.memory_limit}: give more than 0 GiB")
-    if options.json is not None:
-        check_file(Path(options.json))
+    if options.figure is not None and not options.peers:
+        raise InputError(f"--figure {options.figure}: give --peers, which it draws")
+    for file in (options.json, options.figure):
+        if file is not None:
+            check_file(Path(file))
     from attnlens.benchmark.recording import by_context
     from attnlens.models.load import find_device
 
@@ -135,6 +141,10 @@ def run_bench(options: argparse.Namespace) -> int:
         result["peers"] = _compare_peers(options, device, sizes)
     if options.json is not None:
         write_json(options.json, result)
+    if options.figure is not None:
+        from attnlens import plots
+
+        plots.save(plots.peers(result["peers"]["rows"]), options.figure)
     return 0
 
 
@@ -185,8 +195,6 @@ def _compare_peers(
         "size": options.size,
         "device": device,
         "threads": torch.get_num_threads(),
-        "repeats": options.repeats,
-        "limit_gib": options.memory_limit,
         "versions": versions(),
     }
 

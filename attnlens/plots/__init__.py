@@ -20,6 +20,7 @@ from attnlens.plots.logit_lens import logit_lens as logit_lens
 from attnlens.plots.overlay import overlay as overlay
 from attnlens.plots.patching import patching as patching
 from attnlens.plots.patching import paths as paths
+from attnlens.plots.peers import peers as peers
 from attnlens.plots.recovery import recovery as recovery
 from attnlens.plots.routes import routes as routes
 from attnlens.plots.tokens import tokens as tokens
