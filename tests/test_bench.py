@@ -165,9 +165,39 @@ def test_other_tokens_are_compared_up_to_where_they_part():
     assert _agreement(Seen(plain, mass), plain, exact)["mass_error"] == 0.5
 
 
+def test_a_size_at_which_plain_takes_too_much_is_left_out(monkeypatch, capsys):
+    from attnlens.benchmark import peers
+
+    def measured(shape, device, visual, new, peer, limit):
+        if peer == "plain":
+            raise peers.OverLimit
+        return {"peak_mib": 100.0}
+
+    monkeypatch.setattr(peers, "peak_memory", measured)
+    monkeypatch.setitem(models.SHAPES, "small", LEAN)
+    asked = ["--no_recording", "--context", "--peers", "--peer_sizes", "4x3", "--device", "cpu"]
+    assert main(["bench", *asked]) == 0
+    out = capsys.readouterr().out
+    assert "plain               more than 8 GiB of memory" in out
+    assert "recorded            plain takes more than 8 GiB of memory" in out
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(-9, ""), (1, "RuntimeError: [enforce fail] can't allocate memory")]
+)
+def test_a_process_that_the_system_refuses_memory_is_over_the_limit(monkeypatch, status, message):
+    done = subprocess.CompletedProcess([], status, "", message)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(OverLimit):
+        peak_memory(LEAN, "cpu", 64, 2, "plain", 2000.0)
+    with pytest.raises(RuntimeError, match="measuring the memory of 'plain' failed"):
+        peak_memory(LEAN, "cpu", 64, 2, "plain")
+
+
 @on_linux
 def test_a_process_that_takes_too_much_memory_is_ended():
     assert peak_memory(LEAN, "cpu", 64, 2, "plain", 2000.0)["peak_mib"] < 2000
+    assert peak_memory(LEAN, "cpu", 64, 2, "nnsight", 2000.0)["peak_mib"] < 2000
     with pytest.raises(OverLimit, match="plain takes more than 200 MiB"):
         peak_memory(LEAN, "cpu", 64, 2, "plain", 200.0)
 

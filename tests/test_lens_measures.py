@@ -8,13 +8,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import picture
+from conftest import picture, tiny_vlm
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import attnlens
 from attnlens.errors import InputError
-from attnlens.interventions import AtStep, Knockout
+from attnlens.interventions import AtStep, Copy, Knockout
 from attnlens.interventions.teacher_forcing import ForcedSession
 from attnlens.lenses import (
     Edges,
@@ -22,12 +22,15 @@ from attnlens.lenses import (
     activation_patching,
     direct_logit_attribution,
     edge_knockout,
+    head_outputs,
     logit_lens,
     looking_heads,
     path_patching,
+    text_pass,
     transformer_lens,
     window_sweep,
 )
+from attnlens.lenses import edges as edges_module
 from attnlens.lenses.text_pass import TextPass
 from attnlens.recording.response import token_texts
 from attnlens.testbed.studies.scoring import prompt_of
@@ -84,13 +87,75 @@ def test_the_pass_is_the_models(tiny, prompt, ids):
 
 
 @pytest.mark.parametrize(
-    ("response", "message"), [([], "has no token"), ([4, -1], "does not know every token")]
+    ("response", "message"),
+    [
+        ([], "has no token"),
+        ([4, -1], "response holds -1: give token ids from 0 to"),
+        ([4, 10**6], "response holds 1000000: give token ids from 0 to"),
+    ],
 )
 def test_a_response_that_cannot_be_fed_is_refused(tiny, prompt, response, message):
     with pytest.raises(InputError, match=message):
         TextPass(tiny, prompt, response)
     with pytest.raises(InputError, match=r"give what attnlens\.load and vlm\.prompt return"):
         TextPass(tiny.model, prompt, [3])
+
+
+def test_a_trace_must_be_that_of_the_prompt_untouched(tiny, prompt, other, trace):
+    """What was inserted is not fed again, so that nothing would be what happened."""
+    changed = attnlens.run(tiny, prompt, NEW, Copy(when=AtStep(3)), do_sample=False)
+    with pytest.raises(InputError, match="made under an intervention"):
+        logit_lens(tiny, prompt, changed)
+    with pytest.raises(InputError, match="the prompt is not that of the trace"):
+        edge_knockout(tiny, other, trace, [Edges()])
+    ids = changed.data["predicted_token_id"].values.tolist()
+    assert edge_knockout(tiny, prompt, ids, [Edges()]).sizes["step"] == NEW
+
+
+def test_what_is_read_in_pieces_is_read_whole(tiny, prompt, ids, pair, monkeypatch):
+    edges = [Edges("query", "visual", heads=[(1, 2), (2, 0)]), Edges()]
+    whole = edge_knockout(tiny, prompt, ids, edges)
+    heads = looking_heads(tiny, prompt, ids, [2])
+    paths = path_patching(tiny, pair, layers=[1])
+    monkeypatch.setattr(head_outputs, "CHUNK_ELEMENTS", 300)
+    monkeypatch.setattr(edges_module, "CHUNK_ELEMENTS", 300)
+    monkeypatch.setattr(text_pass, "CHUNK_ELEMENTS", 1)
+    pieces = edge_knockout(tiny, prompt, ids, edges)
+    assert float(abs(pieces["change"] - whole["change"]).max()) < 1e-5
+    assert (pieces["kept"] == whole["kept"]).all()
+    assert float(abs(looking_heads(tiny, prompt, ids, [2])["mass"] - heads["mass"]).max()) < 1e-6
+    again = path_patching(tiny, pair, layers=[1], batch=3)
+    assert float(abs(again["path"] - paths["path"]).max()) < 1e-5
+
+
+def test_a_prompt_without_an_image_is_refused(tiny, ids):
+    text = tiny.prompt(None, "How many?", "back")
+    for call in (
+        lambda: logit_lens(tiny, text, ids, where="visual"),
+        lambda: looking_heads(tiny, text, ids, [1]),
+        lambda: activation_patching(tiny, PromptPair(text, text, ids, 3, ids[3], ids[1])),
+    ):
+        with pytest.raises(InputError, match="the prompt has no image"):
+            call()
+
+
+def test_the_other_family_is_looked_into_alike(tokenizer):
+    vlm = tiny_vlm(tokenizer, "qwen2_vl")
+    prompt, other = (vlm.prompt(picture(seed=s), "How many?", "back") for s in (0, 7))
+    trace = attnlens.run(vlm, prompt, NEW, do_sample=False)
+    ids = trace.data["predicted_token_id"].values.tolist()
+    expected = logits_of(vlm, prompt, ids)
+    found = direct_logit_attribution(vlm, prompt, trace, 2)
+    total = found["by_head"].sum() + found["by_mlp"].sum() + found["embedding"] + found["bias"]
+    assert float(total) == pytest.approx(float(expected[2, ids[2]]), abs=1e-4)
+    assert logit_lens(vlm, prompt, trace)["top_id"][-1, :, 0].values.tolist() == ids
+    same = activation_patching(vlm, PromptPair(prompt, prompt, trace, 3, ids[3], 5))
+    assert not same["residual"].values.any()
+    pair = PromptPair(prompt, other, trace, 3, ids[3], 5)
+    patched = activation_patching(vlm, pair, layers=[0])
+    assert abs(patched["residual"]).max() > 1e-4
+    assert abs(path_patching(vlm, pair, layers=[0])["path"]).max() > 1e-5
+    assert abs(looking_heads(vlm, prompt, trace, [3])["change"]).max() > 1e-4
 
 
 def test_a_pass_that_starts_at_a_layer_is_the_whole_one(tiny, prompt, ids):
@@ -173,6 +238,17 @@ def test_attributions_of_heads_are_those_of_transformer_lens(tiny, prompt, trace
     parts = dict(zip(by_part.labels, by_part.attribution.detach().numpy()[:, 0], strict=True))
     for layer in range(3):
         assert parts[f"{layer}_mlp_out"] == pytest.approx(float(found["by_mlp"][layer]), abs=1e-4)
+
+
+def test_an_adapter_that_is_not_merged_is_found_in_bfloat16(tiny, prompt, ids):
+    """Single products are rounded, and what a layer adds is still compared closely."""
+    model = copy.deepcopy(tiny.model).to(torch.bfloat16)
+    vlm = attnlens.VLM(model, tiny.processor, "half", tiny.family)
+    direct_logit_attribution(vlm, prompt, ids, 2)
+    projection = model.model.language_model.layers[1].self_attn.o_proj
+    projection.register_forward_hook(lambda _module, _args, output: output * 1.15)
+    with pytest.raises(InputError, match=r"what attention adds in layer 1 differs by 1[234]"):
+        direct_logit_attribution(vlm, prompt, ids, 2)
 
 
 def test_a_visual_tokens_part_is_its_weight_times_its_value(tiny, prompt, ids):
@@ -338,20 +414,14 @@ def test_patched_streams_are_those_of_hooks_on_the_whole_model(tiny, pair):
     assert float(at) == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_last_stream_of_the_last_row_is_all_there_is(tiny, pair):
-    """What enters the last layer at all positions together restores everything."""
-    found = activation_patching(tiny, pair, layers=[0])
-    assert found["layer"].values.tolist() == [0]
-    whole, clean = TextPass(tiny, pair.corrupted, pair.response[:4]), None
-    row = whole.row(pair.step)
-    entering = []
-    block = whole.parts.blocks[2].layer
-    other = TextPass(tiny, pair.clean, pair.response[:4])
-    other.run([(block, "pre", lambda _m, args, _o: entering.append(args[0]))], [row])
-    clean = pair.difference(other.run(rows=[row])[0, 0])
-    hook = (block, "pre", lambda _m, args, options: ((entering[0], *args[1:]), options))
-    restored = pair.difference(whole.run([hook], [row])[0, 0])
-    assert float(restored) == pytest.approx(float(clean), abs=1e-5)
+def test_chosen_layers_are_patched_as_among_all(tiny, pair):
+    """The pass of each starts at its own layer."""
+    whole = activation_patching(tiny, pair)
+    found = activation_patching(tiny, pair, layers=[-1, 0])
+    assert found["layer"].values.tolist() == [0, 2]
+    for name in ("residual", "by_head"):
+        assert float(abs(found[name] - whole[name].sel(layer=[0, 2])).max()) < 1e-5
+    assert float(abs(whole["residual"].sel(layer=2)[-1])) > 1e-3
 
 
 @pytest.mark.parametrize("rows", ["last", "text"])
@@ -405,15 +475,19 @@ def test_patched_paths_are_those_of_an_attention_function_of_ones_own(tiny, pair
     ("change", "message"),
     [
         (lambda p: {"corrupted": p["wide"]}, "differ in the content of the image alone"),
-        (lambda p: {"corrupted": p["asked"]}, "differ in the content of the image alone|text"),
+        (lambda p: {"corrupted": p["asked"]}, "the prompts differ in their text"),
         (lambda p: {"clean_token": 5, "corrupted_token": 5}, "are both 5"),
         (lambda p: {"step": 9}, "there is no step 9"),
+        (lambda p: {"step": -1}, "there is no step -1"),
+        (lambda p: {"step": 1.5}, r"there is no step 1\.5"),
+        (lambda p: {"clean_token": -1}, "clean_token=-1: give a token id from 0 to"),
+        (lambda p: {"corrupted_token": 10**6}, "corrupted_token=1000000: give a token id"),
     ],
 )
 def test_what_is_no_pair_is_refused(tiny, pair, change, message):
     prompts = {
         "wide": tiny.prompt(picture(140, 112), "How many?", "back"),
-        "asked": tiny.prompt(picture(), "How big?", "back"),
+        "asked": tiny.prompt(picture(), "How much?", "back"),
     }
     fields = {**vars(pair), **change(prompts)}
     with pytest.raises(InputError, match=message):
@@ -529,8 +603,30 @@ def test_hooks_and_taps_are_gone_afterwards(tiny, prompt, ids, pair):
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tiny.model.modules()]
     activation_patching(tiny, pair, layers=[1])
     looking_heads(tiny, prompt, ids, [1])
-    with pytest.raises(InputError):
-        direct_logit_attribution(tiny, prompt, ids, 99)
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    calls = {
+        "first": lambda: logit_lens(tiny, prompt, ids),
+        "attribution": lambda: direct_logit_attribution(tiny, prompt, ids, 2),
+        "patching": lambda: activation_patching(tiny, pair),
+        "paths": lambda: path_patching(tiny, pair),
+        "edges": lambda: edge_knockout(tiny, prompt, ids, [Edges()]),
+    }
+    for call in calls.values():
+        # fails in the last layer of the first pass, and of the second one
+        for after in (0, 1):
+            left = [after]
+
+            def at_last(*_, left=left):
+                left[0] -= 1
+                return fail() if left[0] < 0 else None
+
+            handle = tiny.model.model.language_model.layers[2].mlp.register_forward_hook(at_last)
+            with pytest.raises(ZeroDivisionError):
+                call()
+            handle.remove()
     assert [sorted(m.__dict__) for m in tiny.model.modules()] == before
     assert hooks == [
         len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tiny.model.modules()

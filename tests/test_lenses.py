@@ -107,11 +107,12 @@ def half(tiny):
     return attnlens.VLM(model, tiny.processor, "half", tiny.family)
 
 
-def test_nnsight_sees_the_same_queries_and_keys_in_bfloat16(half, prompts):
-    (trace,) = nnsight.record(half, prompts["one"], NEW, do_sample=False)
-    (ours,) = recorded(half, prompts["one"])
-    assert difference(trace, ours) < 1e-5
-    assert trace.attrs["dtype"] == "bfloat16"
+@pytest.mark.parametrize("name", ["one", "several", "batch"])
+def test_nnsight_sees_the_same_queries_and_keys_in_bfloat16(half, prompts, name):
+    traces = nnsight.record(half, prompts[name], NEW, do_sample=False)
+    for trace, ours in zip(traces, recorded(half, prompts[name]), strict=True):
+        assert difference(trace, ours) < 1e-5
+        assert trace.attrs["dtype"] == "bfloat16"
 
 
 def test_transformer_lens_shows_the_weights_of_eager_attention_in_bfloat16(half, prompts):
@@ -292,6 +293,14 @@ def test_a_bridge_shares_the_weights_until_it_rewrites_them(tiny):
     assert not ours & {p.data_ptr() for p in made.original_model.parameters()}
 
 
+def test_a_bridge_that_is_converted_leaves_the_model_as_it_was(tiny):
+    made = transformer_lens.bridge(tiny)
+    made.to(torch.bfloat16)
+    assert {p.dtype for p in made.original_model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in tiny.model.parameters()} == {torch.float32}
+    assert {b.dtype for b in tiny.model.buffers() if b.is_floating_point()} == {torch.float32}
+
+
 def test_a_bridge_can_be_recorded(tiny, prompts, bridge):
     """Hooks of both see the same generation; what surrounds it is as before."""
     prompt, shapes = prompts["one"], []
@@ -346,7 +355,7 @@ def test_an_activation_cache_serves_the_tools_of_others(tiny, prompts):
 
 
 def test_an_activation_cache_needs_every_token(tiny, prompts, bridge):
-    with pytest.raises(InputError, match="does not know every token"):
+    with pytest.raises(InputError, match="response holds -1: give token ids from 0 to"):
         transformer_lens.activation_cache(bridge, prompts["one"], [5, -1])
 
 
@@ -358,9 +367,15 @@ def test_without_the_libraries_the_message_says_what_to_install(tiny, prompts, m
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "nnsight", None)
     monkeypatch.setitem(sys.modules, "transformer_lens", None)
-    for call in (nnsight.wrap, transformer_lens.bridge):
+    prompt = prompts["one"]
+    for call in (
+        lambda: nnsight.wrap(tiny),
+        lambda: nnsight.record(tiny, prompt, NEW),
+        lambda: transformer_lens.bridge(tiny),
+        lambda: transformer_lens.record(tiny, prompt, NEW),
+    ):
         with pytest.raises(InputError, match=r"run pip install 'attnlens\[lenses\]'"):
-            call(tiny)
+            call()
     assert recorded(tiny, prompts["one"])[0].data.sizes["step"] == NEW
 
 
@@ -380,6 +395,7 @@ def test_structure_is_copied_and_weights_are_shared(tiny):
     for (name, ours), (_, theirs) in zip(
         tiny.model.named_parameters(), made.named_parameters(), strict=True
     ):
-        assert ours is theirs, name
+        assert ours.data_ptr() == theirs.data_ptr(), name
+        assert ours is not theirs, name  # what converts one leaves the other
     assert not {id(m) for m in made.modules()} & {id(m) for m in tiny.model.modules()}
     assert made.config is not tiny.model.config

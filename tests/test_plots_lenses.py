@@ -21,6 +21,7 @@ def made(tiny):
     trace = attnlens.run(tiny, prompt, 6, do_sample=False)
     ids = trace.data["predicted_token_id"].values.tolist()
     pair = lenses.PromptPair(prompt, other, ids, 3, ids[3], ids[1])
+    own = lenses.Edges("response", "response")
     return {
         "attribution": lenses.direct_logit_attribution(tiny, prompt, trace, 3, against=ids[1]),
         "logit_lens": lenses.logit_lens(tiny, prompt, trace),
@@ -28,6 +29,7 @@ def made(tiny):
         "windows": lenses.window_sweep(tiny, prompt, trace),
         "patching": lenses.activation_patching(tiny, pair),
         "paths": lenses.path_patching(tiny, pair, rows="last"),
+        "edges": lenses.edge_knockout(tiny, prompt, trace, [lenses.Edges(), own]),
     }
 
 
@@ -41,10 +43,11 @@ def caption(figure):
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize(
-    "name", ["attribution", "logit_lens", "heads", "windows", "patching", "paths"]
+    "name", ["attribution", "logit_lens", "heads", "windows", "patching", "paths", "edges"]
 )
 def test_each_is_drawn_and_saved(made, tmp_path, name, width):
-    figure = getattr(plots, name)(made[name], width=width)
+    names = [["image", "own keys"]] if name == "edges" else []
+    figure = getattr(plots, name)(made[name], *names, width=width)
     plots.save(figure, tmp_path / f"{name}.pdf")
     assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     assert len(caption(figure)) > 60
@@ -59,15 +62,18 @@ def test_what_is_drawn_is_what_was_measured(made):
     assert np.allclose(by_part[:, 4], data["by_mlp"])
     assert np.allclose(by_place.ravel(), data["by_visual"].sum(("layer", "head")))
     data = made["patching"]
-    (restored,) = matrices(plots.patching(data))
-    assert np.allclose(restored * float(data["clean"] - data["corrupted"]), data["residual"])
+    (change,) = matrices(plots.patching(data))
+    assert np.allclose(change, data["residual"])
     data = made["paths"]
     best, places = matrices(plots.paths(data))
-    parts = data["path"].values / float(data["clean"] - data["corrupted"])
-    assert np.allclose(best, parts.max(-1))
-    layer, head = np.unravel_index(best.argmax(), best.shape)
-    assert np.allclose(places.ravel(), parts[layer, head])
-    figure = plots.logit_lens(made["logit_lens"], [0, 4])
+    restored = data["path"].values / float(data["clean"] - data["corrupted"])
+    whole = float(data["clean"] - data["corrupted"])
+    assert np.allclose(best / whole, restored.max(-1))
+    layer, head = np.unravel_index(restored.max(-1).argmax(), best.shape)
+    assert np.allclose(places.ravel(), data["path"].values[layer, head])
+    (change,) = matrices(plots.edges(made["edges"], ["image", "own"]))
+    assert np.allclose(change, made["edges"]["change"])
+    figure = plots.logit_lens(made["logit_lens"], np.array([0, 4]))
     words = [text.get_text() for text in figure.axes[0].texts]
     assert len(words) == 6
     (likely,) = matrices(figure)
@@ -85,6 +91,23 @@ def test_what_is_drawn_is_what_was_measured(made):
 def test_what_another_function_made_is_refused(name):
     with pytest.raises(InputError, match=r"give what attnlens\.lenses\.\w+ returns"):
         getattr(plots, name)(xr.Dataset({"mass": ("step", [1.0])}))
+
+
+def test_what_has_other_dimensions_is_refused(made):
+    for name, data in (("windows", "heads"), ("windows", "edges")):
+        with pytest.raises(InputError, match=r"give what attnlens\.lenses\.window_sweep returns"):
+            getattr(plots, name)(made[data])
+    with pytest.raises(InputError, match=r"give what attnlens\.lenses\.edge_knockout returns"):
+        plots.edges(made["windows"], ["a"])
+    with pytest.raises(InputError, match="1 names were given: give 2, one a cut"):
+        plots.edges(made["edges"], ["image"])
+
+
+def test_images_that_make_no_difference_are_not_drawn(made):
+    for name in ("patching", "paths"):
+        same = made[name].assign(clean=made[name]["corrupted"])
+        with pytest.raises(InputError, match="there is nothing to restore"):
+            getattr(plots, name)(same)
 
 
 def test_positions_that_are_not_there_are_refused(made):

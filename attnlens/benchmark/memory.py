@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -25,8 +26,8 @@ _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 _OVER = 86
 """Exit status of a process that took more memory than it may."""
-_KILLED = "OutOfMemoryError"
-"""What torch calls it on a GPU."""
+_NO_MEMORY = ("OutOfMemoryError", "can't allocate memory", "MemoryError")
+"""What torch and Python call it, on a GPU and on a CPU."""
 _PAUSE = 0.01
 """Seconds between two looks at the memory."""
 
@@ -50,7 +51,7 @@ def peak_memory(
     memory on a GPU, weights included; ``base_mib`` what was held right before it; ``rise_mib`` the
     difference. Where the system does not let a process reset its peak, ``peak_mib`` is that of the
     whole run. A process that fails raises ``RuntimeError``, and one that takes more than
-    ``limit_mib`` is ended and raises ``OverLimit``.
+    ``limit_mib``, or than the system has, is ended and raises ``OverLimit``.
     """
     arguments = json.dumps([asdict(shape), device, visual, new, variant, limit_mib])
     finished = subprocess.run(
@@ -59,7 +60,9 @@ def peak_memory(
         text=True,
         check=False,
     )
-    if finished.returncode == _OVER or (limit_mib and _KILLED in finished.stderr):
+    killed = finished.returncode == -signal.SIGKILL  # as the system does when memory is short
+    refused = any(name in finished.stderr for name in _NO_MEMORY)
+    if finished.returncode == _OVER or (limit_mib and (killed or refused)):
         raise OverLimit(f"{variant} takes more than {limit_mib:,.0f} MiB")
     if finished.returncode:
         raise RuntimeError(f"measuring the memory of {variant!r} failed: {finished.stderr[-2000:]}")
@@ -122,7 +125,7 @@ def _end_above(limit_mib: float, device: str) -> None:
         return
 
     def watch() -> None:
-        while (_status_mib("VmRSS") or 0) <= limit_mib:
+        while (_status_mib("VmRSS") or peak_mib(device)) <= limit_mib:
             time.sleep(_PAUSE)
         os._exit(_OVER)
 

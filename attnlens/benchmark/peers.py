@@ -56,8 +56,9 @@ def compare_peers(
         ``memory_ratio``; ``mass_error``, the largest difference of the visual mass of any step,
         layer and head from ``float64_mass``, over the steps whose tokens equal those of plain
         (``steps_compared``); ``same_tokens``, whether all do. What takes more than the limit has
-        None for all of these, and None stands for what a way does not give. The error is given for
-        models in float32. ``limit_gib`` and ``repeats`` are as given.
+        None for all of these, and so have all ways of a size at which plain does; None stands for
+        what a way does not give. The error is given for models in float32.
+        ``limit_gib`` and ``repeats`` are as given.
     """
     shape = SHAPES[size]
     peaks: dict[tuple[int, int, str], float | None] = {}
@@ -74,11 +75,13 @@ def compare_peers(
         prompt = build_prompt(vlm, visual)
         calls = variant_calls(vlm, prompt, new)
         within = [peer for peer in PEERS if peaks[visual, new, peer] is not None]
-        plain = calls["plain"]().tokens
-        exact = float64_mass(vlm, prompt, plain) if shape.dtype == "float32" else None
+        if "plain" not in within:  # nothing to compare with
+            within = []
+        plain = calls["plain"]().tokens if within else torch.zeros(0)
+        exact = float64_mass(vlm, prompt, plain) if within and shape.dtype == "float32" else None
         seconds: dict[str, list[float]] = {peer: [] for peer in within}
         seen: dict[str, Seen] = {}
-        rounds = [peer for r in range(repeats) for peer in rotated(within, r)]
+        rounds = [peer for r in range(repeats if within else 0) for peer in rotated(within, r)]
         for peer in progress(rounds, description=f"{visual} visual, {new} new tokens"):
             taken, seen[peer] = timed(calls[peer], device)
             seconds[peer].append(taken)
@@ -119,7 +122,9 @@ def _agreement(seen: Seen | None, plain: torch.Tensor, exact: np.ndarray | None)
 
 
 def float64_mass(vlm: VLM, prompt: Prompt, tokens: torch.Tensor) -> np.ndarray:
-    """Visual mass of an answer in float64, weights and all, by one forced pass.
+    """Visual mass of an answer by one forced pass in float64.
+
+    Weights and states are float64; what the model itself computes in float32 (RMSNorm) stays so.
 
     Parameters
     ----------

@@ -182,8 +182,9 @@ def _compare_peers(
     )
     for row in rows:
         head = f"{row['visual']:>8}{row['new']:>6}  {row['peer']:18}"
-        if row["peak_mib"] is None:
-            print(f"{head}  more than {options.memory_limit:g} GiB of memory")
+        if row["seconds"] is None:
+            whose = "plain takes " if row["peak_mib"] is not None else ""
+            print(f"{head}  {whose}more than {options.memory_limit:g} GiB of memory")
             continue
         error = "-" if row["mass_error"] is None else f"{row['mass_error']:.1e}"
         print(

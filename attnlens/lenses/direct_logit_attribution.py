@@ -17,7 +17,7 @@ import xarray as xr
 
 from attnlens.errors import InputError
 from attnlens.lenses.head_outputs import head_weights
-from attnlens.lenses.text_pass import Hook, Response, TextPass
+from attnlens.lenses.text_pass import Hook, Response, TextPass, check_tokens
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 from attnlens.recording.response import token_texts
@@ -26,6 +26,8 @@ from attnlens.segments import SEGMENTS
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
 """Largest difference between a logit and the sum of its parts, relative to the largest part."""
+LAYER_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.03}
+"""Largest difference between what attention adds in a layer and the sum of its heads, by length."""
 
 
 @torch.no_grad()
@@ -73,10 +75,9 @@ def direct_logit_attribution(
     row = whole.row(step)
     parts = whole.parts
     token = whole.ids[step] if token is None else token
-    vocabulary = parts.unembed.weight.shape[0]
-    for name, one in (("token", token), ("against", against)):
-        if one is not None and not (isinstance(one, int | np.integer) and 0 <= one < vocabulary):
-            raise InputError(f"{name}={one!r}: give a token id from 0 to {vocabulary - 1}")
+    check_tokens(whole.vocabulary, token=token)
+    if against is not None:
+        check_tokens(whole.vocabulary, against=against)
     seen = _Seen(whole, row)
     with whole.attention(seen.attention):
         logits = whole.run(seen.hooks, [row])[0, 0].double()
@@ -145,6 +146,7 @@ class _Seen:
         self._whole, self._row = whole, row
         self.mlp: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
+        self.outputs: list[torch.Tensor] = []
         self.weights: dict[int, torch.Tensor] = {}
         self.final = self.embedding = torch.zeros(0)
         parts = whole.parts
@@ -155,6 +157,7 @@ class _Seen:
         for block in parts.blocks:
             self.hooks.append((block.mlp, "post", self._see_mlp))
             self.hooks.append((block.values, "post", self._see_values))
+            self.hooks.append((block.output, "post", self._see_output))
 
     def _see_embedding(self, _module: Any, args: tuple, options: dict) -> None:
         states = args[0] if args else options["hidden_states"]
@@ -170,6 +173,9 @@ class _Seen:
 
     def _see_values(self, _module: Any, _args: tuple, _options: dict, output: Any) -> None:
         self.values.append(output[0])
+
+    def _see_output(self, _module: Any, _args: tuple, _options: dict, output: Any) -> None:
+        self.outputs.append(output[0, self._row].double())
 
     def attention(self, seen: LayerAttention) -> None:
         """Keep the row's weights: float64 [heads, keys]."""
@@ -194,6 +200,7 @@ class _Seen:
             values = self.values[layer].double().reshape(self._whole.length, -1, dimension)
             repeats = parts.head_count // values.shape[1]
             values = values.repeat_interleave(repeats, dim=1)  # keys, heads, dimension
+            self._check_heads(layer, values, weight, block.output.bias)
             of_key = torch.einsum("khd,hd->hk", values, reading) * self.weights[layer]
             of_key[:, row + 1 :] = 0.0
             heads.append(of_key.sum(-1))
@@ -202,6 +209,20 @@ class _Seen:
             if block.output.bias is not None:
                 bias = bias + block.output.bias.double() @ direction
         return torch.stack(heads), torch.stack(by_visual), torch.stack(by_segment), bias
+
+    def _check_heads(self, layer: int, values: torch.Tensor, weight: Any, bias: Any) -> None:
+        """Refuse a layer whose attention adds something else than its heads do."""
+        given = self.outputs[layer]
+        heads = torch.einsum("hk,khd->hd", self.weights[layer], values).flatten()
+        ours = weight @ heads + (0.0 if bias is None else bias.double())
+        limit = LAYER_TOLERANCE.get(self._whole.parts.unembed.weight.dtype, 1e-3)
+        error = float((ours - given).norm() / given.norm().clamp(min=1e-9))
+        if error > limit:
+            raise InputError(
+                f"what attention adds in layer {layer} differs by {error:.1%} from what its heads "
+                "give: its attention or its output does more than direct attribution knows (an "
+                "adapter that is not merged, a gate)"
+            )
 
 
 def _norm_scale(norm: Any, states: torch.Tensor) -> torch.Tensor:

@@ -83,7 +83,14 @@ def edge_knockout(
     Raises
     ------
     InputError
-        If a segment is unknown or empty, or a slot, layer or head is not there.
+        If a segment is unknown or empty, a slot, layer or head is not there, no edges are given,
+        the attention of a layer is no softmax mean, or a trace is that of another prompt or was
+        made under an intervention.
+
+    Notes
+    -----
+    Memory: that of one pass, the residual stream that enters each layer, and at most 16 million
+    attention weights or logits (float32) at a time, however long the response is.
     """
     return _knocked_out(TextPass(vlm, prompt, response), edges)
 
@@ -91,20 +98,20 @@ def edge_knockout(
 @torch.no_grad()
 def _knocked_out(whole: TextPass, edges: Sequence[Edges]) -> xr.Dataset:
     cuts = [_Cut(whole, one) for one in edges]
-    base = whole.run()[0].log_softmax(-1)
-    own = torch.tensor(whole.ids, device=base.device)[:, None]
-    best = base.argmax(-1)
+    if not cuts:
+        raise InputError("no edges were given: give at least one Edges(...)")
+    base, best = whole.read()
     change, kept = [], []
     for cut in progress(cuts, description="cutting edges"):
-        logs = cut.logits()[0].log_softmax(-1)
-        change.append((logs - base).gather(1, own)[:, 0].cpu().numpy())
-        kept.append((logs.argmax(-1) == best).cpu().numpy())
+        found, likely = cut.read()
+        change.append((found - base).numpy())
+        kept.append((likely == best).numpy())
     words = np.array(token_texts(whole.vlm.tokenizer, whole.ids), dtype=str)
     return xr.Dataset(
         {
             "change": (("edges", "step"), np.array(change), {"units": "nats"}),
             "kept": (("edges", "step"), np.array(kept)),
-            "log_probability": ("step", base.gather(1, own)[:, 0].cpu().numpy()),
+            "log_probability": ("step", base.numpy()),
         },
         {"step": range(len(whole.ids)), "response_token": ("step", words)},
         {"model": whole.vlm.name},
@@ -189,6 +196,7 @@ def looking_heads(
         If there is no step, or one that the response lacks; or as in ``edge_knockout``.
     """
     whole = TextPass(vlm, prompt, response)
+    whole.check_image()
     if not len(steps):
         raise InputError("no step was given: name at least one whose token counts")
     places = [whole.row(step) - whole.prompt_length + 1 for step in steps]
@@ -233,25 +241,23 @@ class _Cut:
         self._whole = whole
         rows, columns = (_slots(whole, which) for which in (edges.queries, edges.keys))
         self._rows = rows.unique()
-        hidden = torch.zeros(whole.length, dtype=torch.bool)
-        hidden[columns] = True
-        self._hidden = hidden.expand(len(self._rows), -1).clone()
-        self._hidden[range(len(self._rows)), self._rows] = False
+        self._hidden = torch.zeros(whole.length, dtype=torch.bool)
+        self._hidden[columns] = True
         self._heads = select_heads(
             edges.layers, edges.heads, whole.parts.layer_count, whole.parts.head_count
         )
         self._seen: dict[int, LayerAttention] = {}
         self._values: dict[int, torch.Tensor] = {}
 
-    def logits(self) -> torch.Tensor:
-        """Run the pass without the edges."""
+    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the pass without the edges; see ``TextPass.read``."""
         hooks: list[Hook] = []
         for layer in self._heads:
             block = self._whole.parts.blocks[layer]
             hooks.append((block.values, "post", partial(self._see_values, layer)))
             hooks.append((block.output, "pre", partial(self._replace, layer)))
         with self._whole.attention(self._see):
-            return self._whole.run(hooks, first_layer=min(self._heads))
+            return self._whole.read(hooks, first_layer=min(self._heads))
 
     def _see(self, seen: LayerAttention) -> None:
         if seen.layer in self._heads:

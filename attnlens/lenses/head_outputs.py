@@ -81,10 +81,12 @@ def output_without_keys(
 
     Parameters
     ----------
-    seen, heads, rows, hidden
-        As in ``head_weights``; ``hidden`` is [rows, keys].
+    seen, heads, rows
+        As in ``head_weights``.
     values
         As in ``head_values``.
+    hidden
+        bool [keys]: the keys that are not seen, except by their own row.
 
     Returns
     -------
@@ -94,9 +96,10 @@ def output_without_keys(
     of_heads = head_values(seen, values, heads)
     at_once = max(1, CHUNK_ELEMENTS // (len(heads) * seen.key.shape[2]))
     pieces = []
-    for start in range(0, len(rows), at_once):
-        piece = slice(start, start + at_once)
-        weights = head_weights(seen, rows[piece], heads, hidden[piece])
+    for some in rows.split(at_once):
+        cut = hidden.expand(len(some), -1).clone()
+        cut[range(len(some)), some] = False
+        weights = head_weights(seen, some, heads, cut)
         pieces.append((weights @ of_heads).transpose(0, 1))
     return torch.cat(pieces)
 
@@ -123,22 +126,21 @@ def change_by_key(
     Returns
     -------
     torch.Tensor
-        float64 [slots, rows, dimension].
+        float64 [slots, rows, dimension]; as much is held a few times while it is computed.
     """
     (seen, values), (theirs, their_values) = own, other
+    places = list(slots)
     mine = head_values(seen, values, [head])[0].double()
-    replaced = head_values(theirs, their_values, [head])[0].double()[list(slots)]
-    at_once = max(1, CHUNK_ELEMENTS // seen.key.shape[2])
+    replaced = head_values(theirs, their_values, [head])[0].double()[places]
     pieces = []
-    for start in range(0, len(rows), at_once):
-        here = rows[start : start + at_once]
+    for here in rows.split(max(1, CHUNK_ELEMENTS // seen.key.shape[2])):
         before = _scores(seen, seen.key, head, here)
-        after = _scores(seen, theirs.key, head, here)[:, list(slots)]
+        after = _scores(seen, theirs.key, head, here)[:, places]
         highest = torch.maximum(before.amax(-1), after.amax(-1))[:, None]
         before, after = (before - highest).exp(), (after - highest).exp()
-        taken = before[:, list(slots)]
+        taken = before[:, places]
         total, summed = before.sum(-1, keepdim=True), before @ mine
-        added = after[..., None] * replaced - taken[..., None] * mine[list(slots)]
+        added = after[..., None] * replaced - taken[..., None] * mine[places]
         new = (summed[:, None] + added) / (total + (after - taken))[..., None]
         pieces.append((new - (summed / total)[:, None]).transpose(0, 1))
     return torch.cat(pieces, dim=1)
@@ -174,7 +176,7 @@ def check_output(
         If it is something else, such as attention with sinks, a cap on scores, or a gate.
     """
     heads = range(seen.query.shape[1])
-    none = torch.zeros((1, seen.key.shape[2]), dtype=torch.bool)
+    none = torch.zeros(seen.key.shape[2], dtype=torch.bool)
     ours = output_without_keys(seen, values, heads, torch.tensor([row]), none).flatten()
     largest = float(output.float().abs().max())
     error = float((ours - output.float()).abs().max())

@@ -15,13 +15,11 @@ import xarray as xr
 
 from attnlens.errors import InputError
 from attnlens.lenses.direct_logit_attribution import visual_places
-from attnlens.lenses.text_pass import Hook, Response, TextPass
+from attnlens.lenses.text_pass import CHUNK_ELEMENTS, Hook, Response, TextPass, check_tokens
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 from attnlens.recording.response import token_texts
 
-CHUNK_ELEMENTS = 16_000_000
-"""Largest number of logits (float32) held at a time."""
 WHERE = ("visual", "response")
 
 
@@ -70,11 +68,10 @@ def logit_lens(
     if not isinstance(top, int) or top < 1:
         raise InputError(f"top={top!r}: give at least 1")
     whole = TextPass(vlm, prompt, response)
-    parts = whole.parts
-    vocabulary = parts.unembed.weight.shape[0]
-    wrong = [t for t in tokens if not 0 <= t < vocabulary]
-    if wrong:
-        raise InputError(f"there is no token {wrong[0]!r}: give ids from 0 to {vocabulary - 1}")
+    parts, vocabulary = whole.parts, whole.vocabulary
+    check_tokens(vocabulary, tokens=list(tokens))
+    if where == "visual":
+        whole.check_image()
     on_response = where == "response"
     steps = range(whole.prompt_length - 1, whole.length)
     rows = list(steps) if on_response else whole.visual_slots.tolist()

@@ -19,7 +19,7 @@ def library(name: str) -> Any:
     """
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # a broken torchvision raises the latter
         raise InputError(
             f"this needs {name}, which cannot be imported ({error}): "
             "run pip install 'attnlens[lenses]'"
@@ -27,10 +27,16 @@ def library(name: str) -> Any:
 
 
 def copy_structure(model: Any) -> Any:
-    """Copy a model's modules and configurations, but not its weights, which both then share.
+    """Copy a model's modules and configurations, but not the numbers of its weights.
 
-    A library may put wrappers, hooks or another attention implementation into the copy, and the
-    model stays as it is.
+    Both share these until one of them moves or converts its own (``.to``). A library may put
+    wrappers, hooks or another attention implementation into the copy, and the model stays as it is.
     """
-    weights = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(weight): weight for weight in weights})
+    from torch import nn
+
+    shared: dict[int, Any] = {}
+    for parameter in model.parameters():
+        shared[id(parameter)] = nn.Parameter(parameter.data, parameter.requires_grad)
+    for buffer in model.buffers():
+        shared[id(buffer)] = buffer.detach()
+    return copy.deepcopy(model, shared)

@@ -22,7 +22,8 @@ import xarray as xr
 from attnlens.errors import InputError
 from attnlens.lenses.direct_logit_attribution import visual_places
 from attnlens.lenses.head_outputs import change_by_key, check_output
-from attnlens.lenses.text_pass import Hook, TextPass
+from attnlens.lenses.text_pass import Hook, Response, TextPass, check_tokens, response_ids
+from attnlens.models.families import parts_of
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 from attnlens.progress import progress
@@ -44,7 +45,7 @@ class PromptPair:
     clean, corrupted
         The prompts: token for token of one length, with images of one grid.
     response
-        Token ids up to the step's own, which is not fed.
+        Token ids, or the trace of the clean prompt; the step's own and later ones are not fed.
     step
         The step whose prediction is compared.
     clean_token, corrupted_token
@@ -53,7 +54,7 @@ class PromptPair:
 
     clean: Prompt
     corrupted: Prompt
-    response: Sequence[int]
+    response: Response
     step: int
     clean_token: int
     corrupted_token: int
@@ -64,7 +65,9 @@ class PromptPair:
         Raises
         ------
         InputError
-            If the prompts differ in more than the image's content, or the two tokens are the same.
+            If the prompts differ in more than the image's content or have none, the two tokens are
+            the same, a token or the step is not there, or a trace is that of another prompt or was
+            made under an intervention.
         """
         one, other = self.clean, self.corrupted
         if not np.array_equal(one.segments, other.segments) or one.grids != other.grids:
@@ -80,8 +83,17 @@ class PromptPair:
                 f"clean_token and corrupted_token are both {self.clean_token}: their logits "
                 "have no difference"
             )
-        fed = list(self.response)[: self.step + 1]
-        return TextPass(vlm, one, fed), TextPass(vlm, other, fed)
+        vocabulary = int(parts_of(vlm.model).unembed.weight.shape[0])
+        ids = response_ids(self.response, one, vocabulary)
+        check_tokens(vocabulary, clean_token=self.clean_token, corrupted_token=self.corrupted_token)
+        if not isinstance(self.step, int | np.integer) or not 0 <= self.step < len(ids):
+            raise InputError(
+                f"there is no step {self.step!r}: the response has steps 0 to {len(ids) - 1}"
+            )
+        fed = ids[: self.step + 1]
+        passes = TextPass(vlm, one, fed), TextPass(vlm, other, fed)
+        passes[0].check_image()
+        return passes
 
     def difference(self, logits: torch.Tensor) -> torch.Tensor:
         """Logit of the clean token minus that of the corrupted one."""
@@ -119,8 +131,14 @@ def activation_patching(
     Raises
     ------
     InputError
-        As ``PromptPair.passes``, or if there is no such step.
+        As ``PromptPair.passes``, or if a layer is not there or ``batch`` is less than 1.
+
+    Notes
+    -----
+    Memory: the residual stream that enters each layer, twice; the head outputs of the chosen
+    layers; and ``batch`` passes side by side, with logits of one row each.
     """
+    _check_batch(batch)
     clean, corrupted = pair.passes(vlm)
     row = corrupted.row(pair.step)
     base = pair.difference(corrupted.run(rows=[row])[0, 0])
@@ -129,7 +147,7 @@ def activation_patching(
     positions = range(first, corrupted.length)
     heads = clean.parts.head_count
     chosen = choose_layers(layers, clean.parts.layer_count)
-    before = _heads_of(clean, chosen)
+    before = _outputs_of(clean, chosen)
     residual = np.zeros((len(chosen), len(positions)))
     by_head = np.zeros((len(chosen), heads, len(HEAD_ROWS)))
     groups = _head_rows(corrupted, row)
@@ -138,7 +156,7 @@ def activation_patching(
         sites = [[p] for p in positions]
         block = corrupted.parts.blocks[layer]
         residual[place] = patches.change(layer, block.layer, clean.entering(layer), sites)
-        outputs = before[layer].outputs
+        outputs = before[layer]
         width = outputs.shape[-1] // heads
         sites = [rows for rows in groups.values() for _ in range(heads)]
         columns = [slice(h * width, (h + 1) * width) for _ in groups for h in range(heads)]
@@ -205,10 +223,17 @@ def path_patching(
     Raises
     ------
     InputError
-        If ``rows`` is unknown, or as ``activation_patching``.
+        If ``rows`` is unknown, the attention of a layer is no softmax mean, or as
+        ``activation_patching``.
+
+    Notes
+    -----
+    Memory: queries, keys, values and head outputs of the chosen layers, twice; and what
+    ``activation_patching`` says.
     """
     if rows not in ("last", "text"):
         raise InputError(f"rows={rows!r}: use last or text")
+    _check_batch(batch)
     clean, corrupted = pair.passes(vlm)
     row = corrupted.row(pair.step)
     base = pair.difference(corrupted.run(rows=[row])[0, 0])
@@ -226,13 +251,15 @@ def path_patching(
         (own, values, outputs), theirs = other[layer], one[layer][:2]
         check_output(own, values, row, outputs[row])
         width = outputs.shape[-1] // heads
-        sites = [receiving] * len(visual)
         for head in range(heads):
             part = slice(head * width, (head + 1) * width)
-            change = change_by_key((own, values), theirs, head, rows_of, visual)
-            changed = (outputs[receiving, part].double() + change).to(outputs.dtype)
-            columns = [part] * len(visual)
-            path[place, head] = patches.change(layer, block.output, changed, sites, columns)
+            for start in range(0, len(visual), batch):
+                some = slice(start, start + batch)
+                change = change_by_key((own, values), theirs, head, rows_of, visual[some])
+                changed = (outputs[receiving, part].double() + change).to(outputs.dtype)
+                sites, columns = [receiving] * len(changed), [part] * len(changed)
+                found = patches.change(layer, block.output, changed, sites, columns)
+                path[place, head, some] = found
     return xr.Dataset(
         {
             "path": (("layer", "head", "visual"), path, {"units": "logit"}),
@@ -252,29 +279,34 @@ class _Heads(NamedTuple):
     outputs: torch.Tensor
 
 
-def _heads_of(whole: TextPass, layers: Sequence[int]) -> dict[int, _Heads]:
-    """Run a pass, and keep what the heads of some layers do."""
-    values: dict[int, torch.Tensor] = {}
+def _outputs_of(whole: TextPass, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+    """Run a pass, and keep what the heads of some layers give: [tokens, width]."""
     outputs: dict[int, torch.Tensor] = {}
+
+    def see(layer: int, _module: Any, args: tuple, _options: dict) -> None:
+        outputs[layer] = args[0][0]
+
+    blocks = whole.parts.blocks
+    whole.run([(blocks[one].output, "pre", partial(see, one)) for one in layers], rows=[0])
+    return outputs
+
+
+def _heads_of(whole: TextPass, layers: Sequence[int]) -> dict[int, _Heads]:
+    """Run passes, and keep what the heads of some layers do."""
+    values: dict[int, torch.Tensor] = {}
     attention: dict[int, LayerAttention] = {}
 
     def see_values(layer: int, _module: Any, _args: tuple, _options: dict, output: Any) -> None:
         values[layer] = output[0]
 
-    def see_outputs(layer: int, _module: Any, args: tuple, _options: dict) -> None:
-        outputs[layer] = args[0][0]
-
     def see_attention(seen: LayerAttention) -> None:
         if seen.layer in values:
             attention[seen.layer] = seen
 
-    hooks: list[Hook] = []
-    for layer in layers:
-        block = whole.parts.blocks[layer]
-        hooks.append((block.values, "post", partial(see_values, layer)))
-        hooks.append((block.output, "pre", partial(see_outputs, layer)))
+    blocks = whole.parts.blocks
     with whole.attention(see_attention):
-        whole.run(hooks, rows=[0])
+        whole.run([(blocks[one].values, "post", partial(see_values, one)) for one in layers], [0])
+    outputs = _outputs_of(whole, layers)
     return {layer: _Heads(attention[layer], values[layer], outputs[layer]) for layer in layers}
 
 
@@ -282,8 +314,6 @@ class _Patches:
     """Runs the corrupted pass with patches, several side by side."""
 
     def __init__(self, whole: TextPass, pair: PromptPair, row: int, batch: int) -> None:
-        if not isinstance(batch, int) or batch < 1:
-            raise InputError(f"batch={batch!r}: give at least 1")
         self._whole, self._pair, self._row, self._batch = whole, pair, row, batch
         self._bases: dict[tuple[int, int], np.ndarray] = {}
 
@@ -331,6 +361,11 @@ class _Patches:
             patched = self._differences(*alike, [(module, "pre", patch)])
             found.append(patched - self._bases[alike])
         return np.concatenate(found)
+
+
+def _check_batch(batch: int) -> None:
+    if not isinstance(batch, int) or batch < 1:
+        raise InputError(f"batch={batch!r}: give at least 1")
 
 
 def _head_rows(whole: TextPass, row: int) -> dict[str, list[int]]:

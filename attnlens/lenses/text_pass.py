@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from attnlens.errors import InputError
+from attnlens.experiments.force import differing_parts
 from attnlens.models.families import parts_of
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
@@ -23,23 +24,51 @@ from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.tap import LayerAttention, Pass, attach, detach
 from attnlens.recording.trace import Trace
 
+CHUNK_ELEMENTS = 16_000_000
+"""Largest number of logits (float32) held at a time, where they are read row by row."""
 Response = Trace | Sequence[int]
 """A recorded response, or token ids."""
 
 
-def response_ids(response: Response) -> list[int]:
-    """Return the token ids of a response.
+def response_ids(response: Response, prompt: Prompt, vocabulary: int) -> list[int]:
+    """Return the token ids of a response to a prompt.
 
     Raises
     ------
     InputError
-        If one is unknown.
+        If there are none, one is unknown or beyond the vocabulary, or a trace is that of another
+        prompt or was made under an intervention, whose passes were others.
     """
-    given = response.data["predicted_token_id"].values if isinstance(response, Trace) else response
+    if isinstance(response, Trace):
+        if response.attrs.get("interventions") or "hidden" in response.data:
+            raise InputError(
+                "the trace was made under an intervention: give one of an untouched run, or its "
+                "token ids alone, which are then looked at without the intervention"
+            )
+        if differing_parts(prompt, response):
+            raise InputError("the prompt is not that of the trace: give the one that was generated")
+        given = response.data["predicted_token_id"].values
+    else:
+        given = response
     ids = [int(token) for token in given]
-    if min(ids, default=0) < 0:
+    if not ids:
+        raise InputError("the response has no token: give at least one id")
+    if min(ids) < 0 and isinstance(response, Trace):
         raise InputError("the trace does not know every token of its response: give their ids")
+    check_tokens(vocabulary, response=ids)
     return ids
+
+
+def check_tokens(vocabulary: int, **tokens: Any) -> None:
+    """Refuse token ids that a model does not have; each option is one id or a list of them."""
+    for name, given in tokens.items():
+        for token in given if isinstance(given, list | tuple) else [given]:
+            if not isinstance(token, int | np.integer) or not 0 <= token < vocabulary:
+                raise InputError(
+                    f"{name} holds {token!r}: give token ids from 0 to {vocabulary - 1}"
+                    if isinstance(given, list | tuple)
+                    else f"{name}={token!r}: give a token id from 0 to {vocabulary - 1}"
+                )
 
 
 class TextPass:
@@ -78,9 +107,7 @@ class TextPass:
             )
         self.vlm, self.prompt = vlm, prompt
         self.parts = parts_of(vlm.model)
-        self.ids = response_ids(response)
-        if not self.ids:
-            raise InputError("the response has no token: give at least one id")
+        self.ids = response_ids(response, prompt, self.vocabulary)
         self.prompt_length = len(prompt.segments)
         self.length = self.prompt_length + len(self.ids) - 1
         self.segments = np.full(self.length, "response", dtype="<U10")
@@ -130,6 +157,16 @@ class TextPass:
             layer -= 1
         return layer
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens that the model may predict."""
+        return int(self.parts.unembed.weight.shape[0])
+
+    def check_image(self) -> None:
+        """Refuse a prompt without an image."""
+        if not len(self.visual_slots):
+            raise InputError("the prompt has no image: give one that has")
+
     def row(self, step: int) -> int:
         """Return the row of a step, which predicts the response's token of that number.
 
@@ -169,14 +206,48 @@ class TextPass:
         torch.Tensor
             float32 [batch, rows, vocabulary].
         """
-        wanted = range(self.prompt_length - 1, self.length) if rows is None else rows
+        wanted = self._steps if rows is None else rows
         with torch.no_grad(), hooked(hooks):
-            if first_layer > 0 and first_layer >= self.first_plain_layer:
-                states = self._run_layers(first_layer, batch)
-            else:
-                call = {name: _repeated(name, value, batch) for name, value in self._call.items()}
-                states = self.parts.text(**call)[0]
-            return self.parts.unembed(states[:, list(wanted)]).float()
+            return self._logits(self._states(batch, first_layer), wanted)
+
+    def read(
+        self, hooks: Sequence[Hook] = (), first_layer: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the pass, and read the response's own tokens.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            Log-probability (nats) of each token of the response, float32 [steps], and the most
+            likely one instead, int64 [steps]; on the CPU. At most ``CHUNK_ELEMENTS`` logits are
+            held at a time.
+        """
+        own = torch.tensor(self.ids)[:, None]
+        steps = torch.tensor(self._steps)
+        at_once = max(1, CHUNK_ELEMENTS // self.vocabulary)
+        found, best = [], []
+        with torch.no_grad(), hooked(hooks):
+            states = self._states(1, first_layer)
+            for rows, ids in zip(steps.split(at_once), own.split(at_once), strict=True):
+                logs = self._logits(states, rows.tolist())[0].log_softmax(-1)
+                found.append(logs.gather(1, ids.to(logs.device))[:, 0].cpu())
+                best.append(logs.argmax(-1).cpu())
+        return torch.cat(found), torch.cat(best)
+
+    @property
+    def _steps(self) -> range:
+        """Rows that predict the response."""
+        return range(self.prompt_length - 1, self.length)
+
+    def _states(self, batch: int, first_layer: int) -> torch.Tensor:
+        """Run the text model, and return its last states."""
+        if first_layer > 0 and first_layer >= self.first_plain_layer:
+            return self._run_layers(first_layer, batch)
+        call = {name: _repeated(name, value, batch) for name, value in self._call.items()}
+        return self.parts.text(**call)[0]
+
+    def _logits(self, states: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        return self.parts.unembed(states[:, list(rows)]).float()
 
     def _run_layers(self, first: int, batch: int) -> torch.Tensor:
         """Run the layers from one on, and the last norm."""

@@ -197,9 +197,11 @@ def activation_cache(
     Raises
     ------
     InputError
-        If a token id of the response is unknown.
+        If a token id of the response is unknown, or a trace is that of another prompt or was made
+        under an intervention.
     """
-    known = response_ids(response)
+    fed = isinstance(response, Trace) or len(response)
+    known = response_ids(response, prompt, int(model.cfg.d_vocab)) if fed else []
     config = model.original_model.config
     inputs = family_of(config, model.cfg.model_name).append(config, prompt.inputs, known)
     with torch.no_grad():

@@ -135,11 +135,11 @@ class Generation:
                 f"record({type(vlm).__name__}, {type(prompt).__name__}): give what attnlens.load "
                 "returns, and what vlm.prompt or vlm.batch returns"
             )
+        settings = options.get("generation_config")
         for name in ("num_return_sequences", "cache_implementation", "use_cache"):
-            if options.get(name) not in (None, 1, True):
-                raise InputError(
-                    f"{name}={options[name]!r} is not supported here: use attnlens.record"
-                )
+            given = options.get(name, getattr(settings, name, None))
+            if given not in (None, 1, True):
+                raise InputError(f"{name}={given!r} is not supported here: use attnlens.record")
         self._origin = Origin(vlm.name, vlm.tokenizer, prompts_of(prompt))
         self._parts = parts_of(vlm.model)
         chosen = choose_layers(layers, self._parts.layer_count)

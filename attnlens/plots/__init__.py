@@ -10,6 +10,7 @@ from attnlens.plots.averages import averages as averages
 from attnlens.plots.definitions import definitions as definitions
 from attnlens.plots.dependence import dependence as dependence
 from attnlens.plots.dilution import dilution as dilution
+from attnlens.plots.edges import edges as edges
 from attnlens.plots.figure import save as save
 from attnlens.plots.heads import heads as heads
 from attnlens.plots.heads import windows as windows

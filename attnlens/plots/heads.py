@@ -97,7 +97,7 @@ def windows(
     InputError
         If it is given something else, a step is not there, or ``width`` cannot be used.
     """
-    check_dataset(data, "change", "window_sweep")
+    check_dataset(data, "change", "window_sweep", dimension="first_layer")
     inches = width_in_inches(width)
     count = data.sizes["step"]
     chosen = list(range(count)) if steps is None else [int(step) for step in steps]

@@ -20,7 +20,7 @@ LONGEST = 9
 
 
 def logit_lens(
-    data: xr.Dataset, positions: Sequence[int] = range(12), *, width: str | float = "two-column"
+    data: xr.Dataset, positions: Sequence[int] | None = None, *, width: str | float = "two-column"
 ) -> Figure:
     """Draw the most likely token after each layer, at some positions.
 
@@ -46,10 +46,9 @@ def logit_lens(
     check_dataset(data, "top_token", "logit_lens")
     inches = width_in_inches(width)
     count = data.sizes["position"]
-    chosen = [p for p in positions if positions != range(12) or p < count]
-    wrong = [p for p in chosen if not 0 <= p < count]
-    if wrong or not chosen:
-        raise InputError(f"positions={list(positions)!r}: give some from 0 to {count - 1}")
+    chosen = list(range(min(12, count))) if positions is None else [int(p) for p in positions]
+    if not chosen or not all(0 <= p < count for p in chosen):
+        raise InputError(f"positions={chosen!r}: give some from 0 to {count - 1}")
     some = data.isel(position=chosen, rank=0)
     likely = np.exp(some["top_log_probability"].values)
     words = some["top_token"].values

@@ -75,15 +75,16 @@ def number_axes(axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
 
 
-def check_dataset(data: Any, needed: str, maker: str) -> xr.Dataset:
+def check_dataset(data: Any, needed: str, maker: str, dimension: str | None = None) -> xr.Dataset:
     """Refuse what another function made.
 
     Raises
     ------
     InputError
-        If it is no dataset with the variable ``needed``.
+        If it is no dataset with the variable ``needed``, or that lacks a dimension.
     """
-    if not isinstance(data, xr.Dataset) or needed not in data.data_vars:
+    there = isinstance(data, xr.Dataset) and needed in data.data_vars
+    if not there or (dimension is not None and dimension not in data[needed].dims):
         raise InputError(
             f"{type(data).__name__} was given: give what attnlens.lenses.{maker} returns"
         )

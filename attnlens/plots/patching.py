@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from attnlens.errors import InputError
 from attnlens.plots.figure import Figure, finish, new_figure, two_panels
 from attnlens.plots.labels import readable
 from attnlens.plots.matrix import check_dataset, draw_matrix, draw_places, number_axes
@@ -12,6 +13,7 @@ from attnlens.plots.style import style, width_in_inches
 
 HEIGHT = 2.3
 """Height of a panel, in inches."""
+UNIT = "change of logit difference (logits)"
 
 
 def patching(data: xr.Dataset, *, width: str | float = "two-column") -> Figure:
@@ -27,22 +29,22 @@ def patching(data: xr.Dataset, *, width: str | float = "two-column") -> Figure:
     Returns
     -------
     Figure
-        A cell for each layer and position, as a fraction of the difference between the clean and
-        the corrupted logit difference: 0 changes nothing, 1 restores it.
+        A cell for each layer and position: change of the logit difference. The colour is strongest
+        where all of the way from the corrupted to the clean one is restored.
 
     Raises
     ------
     InputError
-        If it is given something else, or ``width`` cannot be used.
+        If it is given something else, the images make no difference, or ``width`` cannot be used.
     """
     check_dataset(data, "residual", "activation_patching")
     inches = width_in_inches(width)
-    restored = data["residual"] / (data["clean"] - data["corrupted"])
+    whole = _whole(data)
     segments = data["segment"].values.astype(str)
     with style():
         figure = new_figure(inches, HEIGHT)
         axes = figure.add_subplot()
-        draw_matrix(axes, restored.values, "fraction restored", limit=1.0)
+        draw_matrix(axes, data["residual"].values, UNIT, limit=whole)
         axes.set_yticks(range(data.sizes["layer"]), map(str, data["layer"].values))
         axes.set(xlabel="position, from the first visual token on", ylabel="layer")
         edges = [i for i in range(1, len(segments)) if segments[i] != segments[i - 1]]
@@ -76,21 +78,24 @@ def paths(data: xr.Dataset, *, width: str | float = "two-column") -> Figure:
     Raises
     ------
     InputError
-        If it is given something else, ``width`` cannot be used, or the prompt has several images.
+        If it is given something else, the images make no difference, the prompt has several, or
+        ``width`` cannot be used.
     """
     check_dataset(data, "path", "path_patching")
     inches = width_in_inches(width)
-    restored = (data["path"] / (data["clean"] - data["corrupted"])).values
-    layer, head = np.unravel_index(restored.max(-1).argmax(), restored.shape[:2])
+    whole, change = _whole(data), data["path"].values
+    sign = float(np.sign(data["clean"] - data["corrupted"]))
+    best_of_head = sign * (sign * change).max(-1)
+    layer, head = np.unravel_index((sign * best_of_head).argmax(), best_of_head.shape)
     best = f"layer {data['layer'].values[layer]}, head {data['head'].values[head]}"
     with style():
         panels = two_panels(inches, HEIGHT)
         left, right = panels.axes
-        draw_matrix(left, restored.max(-1), "fraction restored", limit=1.0)
+        draw_matrix(left, best_of_head, UNIT, limit=whole)
         left.set(xlabel="head", ylabel="layer")
         number_axes(left)
         left.set_yticks(range(data.sizes["layer"]), map(str, data["layer"].values))
-        draw_places(right, data, restored[layer, head], "fraction restored", 1.0)
+        draw_places(right, data, change[layer, head], UNIT, whole)
         first, second = panels.places
         seen = (
             "the row that answers" if data.attrs["rows"] == "last" else "the text after the image"
@@ -101,11 +106,21 @@ def paths(data: xr.Dataset, *, width: str | float = "two-column") -> Figure:
     return panels.figure
 
 
+def _whole(data: xr.Dataset) -> float:
+    """Return how far apart the two passes are, in units of the logit."""
+    whole = abs(float(data["clean"] - data["corrupted"]))
+    if not whole:
+        raise InputError(
+            "the logit difference is the same for both images, so that there is nothing to restore"
+        )
+    return whole
+
+
 def _caption(data: xr.Dataset, what: str) -> str:
     clean, corrupted = (readable(data.attrs[f"{name}_token"]) for name in ("clean", "corrupted"))
     return (
-        f"The model sees one image, but {what} comes from its pass over another. Logit of "
-        f"{clean!r} minus that of {corrupted!r} at step {data.attrs['step']}, as a fraction of the "
-        f"way from {float(data['corrupted']):.2f} (corrupted) to {float(data['clean']):.2f} "
-        "(clean)."
+        f"The model sees one image, but {what} comes from its pass over another. Change of the "
+        f"logit difference ({clean!r} minus {corrupted!r}, step {data.attrs['step']}), which is "
+        f"{float(data['corrupted']):.2f} with the one and {float(data['clean']):.2f} with the "
+        "other: the strongest colour is all of the way."
     )
