@@ -47,10 +47,9 @@ def response_ids(response: Response, prompt: Prompt, vocabulary: int) -> list[in
             )
         if differing_parts(prompt, response):
             raise InputError("the prompt is not that of the trace: give the one that was generated")
-        given = response.data["predicted_token_id"].values
+        ids = response.data["predicted_token_id"].values.tolist()
     else:
-        given = response
-    ids = [int(token) for token in given]
+        ids = [int(token) for token in response]
     if not ids:
         raise InputError("the response has no token: give at least one id")
     if min(ids) < 0 and isinstance(response, Trace):

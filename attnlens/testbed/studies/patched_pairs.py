@@ -78,7 +78,8 @@ def patched_pair(vlm: VLM, index: int, seed: int = 0, *, batch: int = 16) -> dic
     path = path_patching(vlm, pair, batch=batch)["path"].values / whole
     direct = path_patching(vlm, pair, rows="last", batch=batch)["path"].values / whole
     layer, head, place = np.unravel_index(path.argmax(), path.shape)
-    truth = token_truth(scenes.clean, token_texts(vlm.tokenizer, pair.response))
+    ids = vlm.tokenizer(scenes.clean.answer, add_special_tokens=False)["input_ids"]
+    truth = token_truth(scenes.clean, token_texts(vlm.tokenizer, ids))
     facts = [step for step, token in enumerate(truth) if token.states_fact]
     heads = looking_heads(vlm, pair.clean, pair.response, facts)
     change = heads["change"].values
