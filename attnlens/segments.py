@@ -10,7 +10,7 @@ A *segment* is the role of a key position in the attention of a vision-language 
 ``visual``
     the tokens of an image or a video;
 ``vision_end``
-    the token that closes an image or a video;
+    tokens that close an image or a video, or divide it (ends of rows, names of tiles);
 ``query``
     the user's text and the template after the first image, up to the first generated token
     (in a prompt without any image: everything after the sink);

@@ -199,7 +199,7 @@ CASES = {
     ),
     "another model": (
         lambda it: attnlens.record(torch.nn.Linear(1, 1), it.prompt),
-        "give a Qwen2_5_VLForConditionalGeneration",
+        "give one of Qwen2.5-VL, Qwen2-VL",
         lambda it: recorded(it, lambda: generate(it), model=it.vlm.model).trace,
     ),
     # the model

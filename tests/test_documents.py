@@ -98,6 +98,22 @@ def test_the_reference_documents_what_is_public(tmp_path):
                 assert f"heading: {module.__name__}.{name}\n" in text
 
 
+def test_every_family_is_listed(capsys):
+    from attnlens.cli.main import main
+    from attnlens.models.families import FAMILIES
+
+    page = (ROOT / "docs" / "families.md").read_text()
+    assert main(["families"]) == 0
+    printed = capsys.readouterr().out
+    for name, family in FAMILIES.items():
+        (row,) = [line for line in page.splitlines() if f"| `{name}` |" in line]
+        assert family.name in row
+        assert ("| refused" in row) == bool(family.no_insertion)
+        (line,) = [line for line in printed.splitlines() if f" {name} " in line]
+        assert line.startswith(family.name)
+        assert ("refused" in line) == bool(family.no_insertion)
+
+
 def test_the_readme_is_a_screen_and_a_half():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 90
 

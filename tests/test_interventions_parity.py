@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import picture, tiny_vlm
+from conftest import VISION, picture, tiny_vlm
 from transformers import StaticCache
 
 import attnlens
@@ -25,7 +25,6 @@ from attnlens.interventions import (
     intervene,
 )
 from attnlens.models.cache import with_cache
-from attnlens.models.families import FAMILIES
 from attnlens.segments import SEGMENTS
 
 NEW = 24
@@ -159,7 +158,7 @@ def check(vlm, prompt, intervention, insertions=None, *, policy="fresh", wrap=Tr
     return trace, session
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+@pytest.fixture(scope="module", params=list(VISION))
 def tiny(request, tokenizer):
     """A small model of each family: every test below is of all of them."""
     return tiny_vlm(tokenizer, request.param)

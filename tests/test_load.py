@@ -285,7 +285,9 @@ def test_a_text_only_model(tmp_path):
         num_key_value_heads=1,
     )
     Qwen2ForCausalLM(config).save_pretrained(tmp_path)
-    message = refuse(tmp_path, "is a 'qwen2' checkpoint: attnlens reads Qwen2.5-VL and Qwen2-VL")
+    message = refuse(
+        tmp_path, "is a 'qwen2' checkpoint: attnlens reads checkpoints of Qwen2.5-VL, Qwen2-VL"
+    )
     assert repr(str(tmp_path)) in message
 
 
@@ -299,11 +301,11 @@ def test_a_checkpoint_of_another_family_that_is_supported(tmp_path, tokenizer):
     prompt = vlm.prompt(picture(140, 112), QUESTION, "back")
     trace = attnlens.run(vlm, prompt, 6, min_new_tokens=6, do_sample=False)
     np.testing.assert_allclose(trace.data["mass"].sum("segment"), 1, atol=1e-5)
-    with pytest.raises(InputError, match=r"give a Qwen2_5_VLFor\w+ or a Qwen2VLFor"):
+    with pytest.raises(InputError, match=r"give one of Qwen2\.5-VL, Qwen2-VL, "):
         attnlens.record(torch.nn.Linear(2, 2), ["sink", "visual"])
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_vl", "llava"])
+@pytest.mark.parametrize("model_type", ["blip-2", "git"])
 def test_other_vision_language_models(folder, model_type):
     AutoConfig.for_model(model_type).save_pretrained(folder)
     refuse(folder, f"is a '{model_type}' checkpoint")

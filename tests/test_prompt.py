@@ -120,14 +120,6 @@ def test_left_padded_batch(tiny):
         assert batch.image_of_key[row].tolist() == [-1] * missing + images
         types = [0] * missing + [int(i == image_id) for i in ids]
         assert batch.inputs["mm_token_type_ids"][row].tolist() == types
-        # the same from the padded ids alone
-        labels = label_segments(
-            batch.inputs["input_ids"][row].numpy(),
-            visual_ids=(image_id,),
-            vision_end_id=tiny.tokenizer.convert_tokens_to_ids("<|vision_end|>"),
-            mask=batch.inputs["attention_mask"][row].numpy(),
-        )
-        assert labels.tolist() == batch.segments[row].tolist()
     images = [p.inputs["pixel_values"] for p in (prompts[0], prompts[2])]
     assert torch.equal(batch.inputs["pixel_values"], torch.cat(images))
     assert batch.inputs["image_grid_thw"].tolist() == [[1, 12, 12], [1, 8, 8], [1, 8, 10]]
@@ -156,10 +148,11 @@ def test_labels_of_any_ids(data):
     """A stray closing token is text; only what follows visual tokens closes an image."""
     text, image, video, end = 5, 6, 7, 8
     ids = data.draw(st.lists(st.sampled_from([text, image, video, end]), min_size=1, max_size=12))
-    padding = data.draw(st.integers(0, 3))
-    expected, seen = [], False
+    expected, seen, images = [], False, []
     for at, token in enumerate(ids):
         visual = token in (image, video)
+        starts = visual and (at == 0 or images[-1] < 0)
+        images.append(max(images, default=-1) + starts if visual else -1)
         if visual:
             expected.append("visual")
         elif at == 0:
@@ -173,13 +166,18 @@ def test_labels_of_any_ids(data):
         else:
             expected.append("query")
         seen |= visual
-    labels = label_segments(
-        np.array([image] * padding + ids),
-        visual_ids=(image, video),
-        vision_end_id=end,
-        mask=np.array([0] * padding + [1] * len(ids)),
-    )
-    assert labels.tolist() == ["padding"] * padding + expected
+    labels = label_segments(np.array(ids), np.array(images), end=(end,))
+    assert labels.tolist() == expected
+
+
+def test_what_divides_an_image_is_no_text():
+    """Ends of rows, and names of tiles, between visual tokens of one image."""
+    ids = np.array([1, 2, 9, 6, 6, 3, 6, 6, 4, 5, 2, 6, 4, 7])
+    image = np.array([-1, -1, -1, 0, 0, -1, 0, 0, -1, -1, -1, 1, -1, -1])
+    labels = label_segments(ids, image, end=(4, 5)).tolist()
+    assert labels[:3] == ["sink", "system", "system"]
+    assert labels[3:10] == ["visual"] * 2 + ["vision_end"] + ["visual"] * 2 + ["vision_end"] * 2
+    assert labels[10:] == ["query", "visual", "vision_end", "query"]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

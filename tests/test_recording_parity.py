@@ -7,11 +7,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import picture, tiny_vlm
+from conftest import VISION, picture, tiny_vlm
 
 import attnlens
 from attnlens.models.cache import with_cache
-from attnlens.models.families import FAMILIES
 from attnlens.recording import mass as mass_module
 from attnlens.recording import recorder as recorder_module
 from attnlens.recording.mass import attention_mass
@@ -53,7 +52,7 @@ def expected_mass(weights, segments, first):
     return np.stack([rows[..., labels == s].sum(-1) for s in SEGMENTS], -1).transpose(2, 0, 1, 3)
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+@pytest.fixture(scope="module", params=list(VISION))
 def tiny(request, tokenizer):
     """A small model of each family: every test below is of all of them."""
     return tiny_vlm(tokenizer, request.param)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from conftest import picture, tiny_vlm
+from conftest import VISION, picture, tiny_vlm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -43,7 +43,7 @@ from attnlens.measures import correlation, visual_share
 from attnlens.measures.definitions import DEFINITIONS
 from attnlens.measures.recovery import divergences, half_life, mean_from
 from attnlens.measures.statistics import holm, mcnemar
-from attnlens.models.families import FAMILIES, parts_of
+from attnlens.models.families import parts_of
 from attnlens.reports.recovery import as_text
 from attnlens.text import shortened
 
@@ -51,7 +51,7 @@ NEW = 14
 OPTIONS = {"min_new_tokens": NEW}
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+@pytest.fixture(scope="module", params=list(VISION))
 def tiny(request, tokenizer):
     """A small model of each family: every test below is of all of them."""
     return tiny_vlm(tokenizer, request.param)

@@ -168,7 +168,7 @@ def test_unusable_segments(tiny, segments, words):
 
 
 def test_models_that_are_not_supported(tiny, prompt):
-    with pytest.raises(InputError, match=r"Linear is no supported model: give a Qwen2_5_VL"):
+    with pytest.raises(InputError, match=r"Linear is no supported model: give one of Qwen2\.5-VL"):
         attnlens.record(torch.nn.Linear(2, 2), prompt.segments)
     model = copy.deepcopy(tiny.model)
     model.model.language_model.config.layer_types[1] = "sliding_attention"

@@ -79,7 +79,7 @@ def dependence(
     """
     if not isinstance(trace, Trace):
         raise InputError(f"{type(trace).__name__} was given: give a trace (attnlens.run)")
-    if trace.attrs.get("interventions") or "hidden" in trace.data:
+    if not trace.untouched:
         raise InputError("the trace was made under an intervention: give one of an untouched run")
     unknown = [name for name in references if name not in REFERENCES]
     if unknown:

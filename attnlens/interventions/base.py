@@ -113,6 +113,8 @@ class Intervention(ABC):
         it.
     edits_scores
         Whether attention scores must be open to changes.
+    inserts_visual
+        Whether it puts visual tokens into the cache, which not all families take.
     forms
         The words that ``from_words`` reads, such as ``boost:LOG_ODDS``.
     """
@@ -121,6 +123,7 @@ class Intervention(ABC):
     until: Trigger | None = None
     follows: ClassVar[bool] = False
     edits_scores: ClassVar[bool] = False
+    inserts_visual: ClassVar[bool] = False
     forms: ClassVar[tuple[str, ...]] = ()
 
     @classmethod

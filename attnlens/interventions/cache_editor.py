@@ -104,19 +104,27 @@ class CacheEditor:
         if not run:
             return
         embed = self._model.get_input_embeddings()
-        device = embed.weight.device
-        parts = []
+        device, width = embed.weight.device, embed.weight.shape[1]
+        parts, visual, further = [], [], []
         for piece, _ in run:
+            seen = isinstance(piece, VisualPiece)
+            visual += [seen] * piece.count
             if isinstance(piece, VisualPiece):
                 chosen = piece.features[list(piece.kept)]
-                parts.append(chosen.to(device=device, dtype=embed.weight.dtype))
+                chosen = chosen.to(device=device, dtype=embed.weight.dtype)
+                parts.append(chosen[:, :width])
+                further.append(chosen[:, width:].unflatten(1, (-1, width)))
             else:
                 parts.append(embed(torch.tensor(piece.ids, device=device)))
         block = torch.cat(parts)[None]
+        options = {}
+        if further and further[0].shape[1]:
+            shown = torch.tensor([visual], device=device)
+            options = self._family.further_features(shown, torch.cat(further))
         rope = np.concatenate([positions for _, positions in run], axis=1)
         slots = torch.arange(start, start + block.shape[1])
         positions = self._family.position_ids(slots, torch.from_numpy(rope)).to(device)
-        feed_embedded(self._parts.text, block, positions, start, cache)
+        feed_embedded(self._parts.text, block, positions, start, cache, **options)
 
     def move(self, cache: Any, options: dict[str, Any], end: int) -> None:
         """Move positions and mask of the pass that comes next by what was inserted.
@@ -162,9 +170,12 @@ def _repeat_cached(cache: Any, slots: tuple[int, ...]) -> None:
 
 
 def feed_embedded(
-    text: Any, block: torch.Tensor, positions: torch.Tensor, past: int, cache: Any
+    text: Any, block: torch.Tensor, positions: torch.Tensor, past: int, cache: Any, **options: Any
 ) -> None:
-    """Run a text model over embedded tokens [1, tokens, width], after ``past`` cached ones."""
+    """Run a text model over embedded tokens [1, tokens, width], after ``past`` cached ones.
+
+    ``options`` are what else it takes.
+    """
     end = past + block.shape[1]
     with torch.no_grad():
         text(
@@ -173,4 +184,5 @@ def feed_embedded(
             attention_mask=torch.ones((1, end), dtype=torch.int64, device=block.device),
             use_cache=True,
             **with_cache(text, cache),
+            **options,
         )

@@ -64,6 +64,7 @@ class Copy(TokenInsertion):
     edit that began before them, or at the same moment but earlier in the sum.
     """
 
+    inserts_visual = True
     when: Trigger
     image: int | None = None
     source: Any = None
@@ -136,15 +137,19 @@ class Copy(TokenInsertion):
             return []
         inner = self._inner(generation, image, kept)
         if self.wrap and self.source != "text":
-            special = generation.vlm.family.special_tokens(generation.vlm.model.config)
-            start, end = TextPiece((special.start,)), TextPiece((special.end,))
-            return [start, inner, end] * self.repeat
+            vlm = generation.vlm
+            special = vlm.family.special_tokens(vlm.model.config, vlm.tokenizer)
+            wrapped = [TextPiece(special.start), inner, TextPiece(special.end)]
+            return [piece for piece in wrapped if piece.count] * self.repeat
         return [inner] * self.repeat
 
     def _inner(self, generation: Generation, image: int, kept: tuple[int, ...]) -> Piece:
         if self.source == "text":
             ids = generation.vlm.tokenizer(generation.prompt.question, add_special_tokens=False)
-            count = len(kept) + 2 * self.wrap  # as many tokens as the image with its wrapping
+            vlm = generation.vlm
+            special = vlm.family.special_tokens(vlm.model.config, vlm.tokenizer)
+            around = (len(special.start) + len(special.end)) * self.wrap
+            count = len(kept) + around  # as many tokens as the image with its wrapping
             return TextPiece(tuple(np.resize(ids["input_ids"], count).tolist()))
         if self.source is not None:
             features, grid = generation.once(
@@ -164,9 +169,13 @@ class Copy(TokenInsertion):
         if shown == "blank":
             shown = plain_picture(generation.prompt.pictures[image])
         least, most = generation.prompt.limits
-        # only the picture matters
+        # only the pictures matter; some families encode one of several in another way
         vlm = generation.vlm
-        prompt = vlm.prompt(shown, "?", min_pixels=least, max_pixels=most)
+        pictures: list[Any] = list(generation.prompt.pictures)
+        pictures[image] = shown
+        prompt = vlm.prompt(pictures, "?", min_pixels=least, max_pixels=most)
         with torch.no_grad():
             features = vlm.family.image_features(vlm.model, prompt.inputs)
-        return features, prompt.grids[0]
+        counts = [rows * columns for rows, columns in prompt.grids]
+        start = sum(counts[:image])
+        return features[start : start + counts[image]], prompt.grids[image]

@@ -113,6 +113,11 @@ class RunningIntervention:
         self.vlm = vlm
         self.prompt = prompt
         self.parts = parts_of(vlm.model)
+        if intervention.parts and (any(self.parts.windows) or self.parts.without_attention):
+            raise InputError(
+                f"interventions are not verified for {vlm.family.name}: some of its layers attend "
+                "to a window, or without softmax"
+            )
         self._watched = highest_thresholds(self._checked_triggers(intervention))
         intervention.check(prompt, self.parts.layer_count, self.parts.head_count)
         vocabulary = vlm.model.get_input_embeddings().num_embeddings
@@ -143,6 +148,12 @@ class RunningIntervention:
                 )
             if part.edits_scores:
                 self._check_attention()
+            if part.inserts_visual and self.vlm.family.no_insertion:
+                family = self.vlm.family
+                raise InputError(
+                    f"{part.name} inserts visual tokens, which {family.name} does not take: "
+                    f"{family.no_insertion}"
+                )
             if any(trigger.thresholds for trigger in triggers):
                 check_visual("a trigger by visual share", self.prompt)
             found += triggers
@@ -192,7 +203,9 @@ class RunningIntervention:
 
     def _keep_features(self, _module: Any, _args: tuple, output: Any) -> None:
         if self.started:
-            self.images.keep(self.vlm.family.features_in(output))
+            features = self.vlm.family.features_in(output)
+            if features is not None:
+                self.images.keep(features)
 
     def _layout(self) -> KeyLayout:
         return key_layout(self.prompt.segments, np.atleast_2d(self.prompt.image_of_key))

@@ -131,11 +131,14 @@ def direct_logit_attribution(
 
 
 def visual_places(prompt: Prompt) -> dict[str, Any]:
-    """Return row and column of each visual token of the prompt's image; -1 where there are more."""
+    """Return row and column of each visual token of the prompt's image.
+
+    They are -1 where there are several images, or several tiles of one.
+    """
     count = int((prompt.segments == "visual").sum())
     row = column = np.full(count, -1)
-    if len(prompt.grids) == 1:
-        row, column = np.divmod(np.arange(count), prompt.grids[0][1])
+    if len(prompt.images) == 1 and len(prompt.images[0].tiles) == 1:
+        _, row, column = prompt.images[0].places()
     return {"visual_row": ("visual", row), "visual_column": ("visual", column)}
 
 

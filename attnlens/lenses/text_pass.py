@@ -21,7 +21,7 @@ from attnlens.models.families import parts_of
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 from attnlens.recording.generation import GenerateWatch
-from attnlens.recording.tap import LayerAttention, Pass, attach, detach
+from attnlens.recording.tap import AttentionOnly, LayerAttention, attach, detach
 from attnlens.recording.trace import Trace
 
 CHUNK_ELEMENTS = 16_000_000
@@ -40,7 +40,7 @@ def response_ids(response: Response, prompt: Prompt, vocabulary: int) -> list[in
         prompt or was made under an intervention, whose passes were others.
     """
     if isinstance(response, Trace):
-        if response.attrs.get("interventions") or "hidden" in response.data:
+        if not response.untouched:
             raise InputError(
                 "the trace was made under an intervention: give one of an untouched run, or its "
                 "token ids alone, which are then looked at without the intervention"
@@ -107,6 +107,11 @@ class TextPass:
         self.vlm, self.prompt = vlm, prompt
         self.parts = parts_of(vlm.model)
         self.ids = response_ids(response, prompt, self.vocabulary)
+        if self.parts.without_attention:
+            raise InputError(
+                f"layer {self.parts.without_attention[0]} of this model attends without softmax: "
+                "give a model whose layers all attend with it"
+            )
         self.prompt_length = len(prompt.segments)
         self.length = self.prompt_length + len(self.ids) - 1
         self.segments = np.full(self.length, "response", dtype="<U10")
@@ -260,7 +265,7 @@ class TextPass:
     @contextmanager
     def attention(self, see: Callable[[LayerAttention], None]) -> Iterator[None]:
         """Show every layer's queries, keys and mask while a block runs passes."""
-        listener = _Listener(see)
+        listener = AttentionOnly(see)
         attach(self.parts, listener, GenerateWatch(self.prompt_length))
         try:
             yield
@@ -277,6 +282,11 @@ def hooked(hooks: Sequence[Hook]) -> Iterator[None]:
     """Hold hooks on modules for the time of a block."""
     with ExitStack() as stack:
         for module, when, hook in hooks:
+            if module is None:
+                raise InputError(
+                    "a layer of this model has no projection of values or outputs of its own: "
+                    "this lens cannot look into it"
+                )
             register = (
                 module.register_forward_pre_hook if when == "pre" else module.register_forward_hook
             )
@@ -292,6 +302,8 @@ def _states_in(output: Any) -> torch.Tensor:
 
 def _repeated(name: str, value: Any, batch: int) -> Any:
     """Repeat an argument of the text model; position ids have their batch in the middle."""
+    if isinstance(value, list) and all(isinstance(one, torch.Tensor) for one in value):
+        return [one.repeat(batch, 1) for one in value]  # features of all visual tokens in a row
     if not isinstance(value, torch.Tensor) or batch == 1:
         return value
     place = value.ndim - 2 if name == "position_ids" else 0
@@ -300,22 +312,3 @@ def _repeated(name: str, value: Any, batch: int) -> Any:
     sizes = [-1] * value.ndim
     sizes[place] = batch
     return value.expand(sizes)
-
-
-class _Listener:
-    """Hands each layer's attention on; see ``attnlens.recording.tap.Listener``."""
-
-    def __init__(self, see: Callable[[LayerAttention], None]) -> None:
-        self.attention = see
-
-    def begin_pass(self, begun: Pass) -> None:
-        """Do nothing."""
-
-    def end_pass(self) -> None:
-        """Do nothing."""
-
-    def tokens(self, input_ids: torch.Tensor) -> None:
-        """Do nothing."""
-
-    def step_back(self, start: int, segments: Sequence[str | None]) -> None:
-        """Do nothing."""

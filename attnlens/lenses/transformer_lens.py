@@ -47,7 +47,8 @@ def bridge(vlm: VLM) -> Any:
     Raises
     ------
     InputError
-        If TransformerLens is not installed, or has no adapter for the family.
+        If TransformerLens is not installed, or has no adapter for the family, or
+        none that has been verified.
 
     Examples
     --------
@@ -64,6 +65,11 @@ def bridge(vlm: VLM) -> Any:
         raise InputError(
             f"{vlm.name!r} is a {architecture}, for which TransformerLens "
             f"{_version()} has no adapter: use attnlens.lenses.nnsight or attnlens.record"
+        )
+    if not vlm.family.bridged:
+        raise InputError(
+            f"{vlm.family.name} has not been verified in TransformerLens: use "
+            "attnlens.lenses.nnsight or attnlens.record"
         )
     model = copy_structure(vlm.model)
     model.set_attn_implementation("eager")  # other implementations return no weights

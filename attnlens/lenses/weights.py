@@ -142,7 +142,12 @@ class Generation:
                 raise InputError(f"{name}={given!r} is not supported here: use attnlens.record")
         self._origin = Origin(vlm.name, vlm.tokenizer, prompts_of(prompt))
         self._parts = parts_of(vlm.model)
-        chosen = choose_layers(layers, self._parts.layer_count)
+        if any(self._parts.windows):
+            raise InputError(
+                "some layers of this model attend to a window, which is not supported here: use "
+                "attnlens.record"
+            )
+        chosen = choose_layers(layers, self._parts.layer_count, self._parts.without_attention)
         self.weights = WeightRows(prompt, chosen, visual_map)
         ids = [one.inputs["input_ids"] for one in self._origin.prompts]
         self._watch = GenerateWatch(self.weights.layout.prompt_length, ids)

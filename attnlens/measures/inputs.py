@@ -119,6 +119,11 @@ def visible_keys(data: xr.Dataset) -> xr.DataArray:
             "hides, so no measure that needs key counts can be had of it; make it anew, or use "
             "mass, no-sink or look-back."
         )
+    if data.attrs.get("hidden_counted_by_image") is False:
+        raise InputError(
+            "Keys were hidden in this trace and not counted by image, so no measure that needs key "
+            "counts can be had of one image; use mass, no-sink or look-back."
+        )
     keys = data["keys"].astype(np.float64)
     if "hidden" not in data:
         return keys
@@ -178,6 +183,38 @@ def select_layers(data: xr.Dataset, layers: int | Sequence[int] | None) -> xr.Da
     if not wanted or any(layer not in recorded for layer in wanted):
         raise InputError(f"Layers {wanted} cannot be selected; the trace holds layers {recorded}.")
     return data.sel(layer=wanted)
+
+
+def one_image(data: xr.Dataset, item: int) -> xr.Dataset:
+    """Keep one image as ``visual``; what the others get counts as ``vision_end``.
+
+    So it stays in every denominator, and is in no numerator. ``visual_nonzero`` is of all images
+    together, and is dropped.
+
+    Raises
+    ------
+    InputError
+        If there is no such image.
+    """
+    counts = [int(image["rows"]) * int(image["columns"]) for image in data.attrs.get("images", [])]
+    if (
+        isinstance(item, bool)
+        or not isinstance(item, (int, np.integer))
+        or (not 0 <= item < len(counts))
+    ):
+        raise InputError(f"item={item!r}: the trace has {len(counts)} images, counted from 0")
+    if len(counts) == 1:
+        return data
+    mass, keys = data["mass"].copy(deep=True), data["keys"].copy(deep=True)
+    own = data["mass_by_image"].sel(image=item, drop=True).transpose(*mass.isel(segment=0).dims)
+    visual = {"segment": "visual"}
+    others = mass.sel(visual, drop=True) - own
+    mass.loc[visual] = own
+    mass.loc[{"segment": "vision_end"}] += others
+    keys.loc[visual] = counts[item]
+    keys.loc[{"segment": "vision_end"}] += sum(counts) - counts[item]
+    kept = data.drop_vars("visual_nonzero").assign(mass=mass, keys=keys)
+    return kept.assign_attrs(hidden_counted_by_image=False) if "hidden" in data else kept
 
 
 def regions_of(trace: TraceLike) -> list[RegionLike]:

@@ -9,7 +9,13 @@ import xarray as xr
 
 from attnlens.errors import InputError
 from attnlens.measures.definitions import DEFINITIONS, Definition, get_definition
-from attnlens.measures.inputs import TraceLike, dataset_of, owned_token, select_layers
+from attnlens.measures.inputs import (
+    TraceLike,
+    dataset_of,
+    one_image,
+    owned_token,
+    select_layers,
+)
 
 _KEPT_COORDINATES = (
     "step",
@@ -30,6 +36,7 @@ def visual_share(
     layers: int | Sequence[int] | None = None,
     reduction: str = "mean",
     include_copied: bool = False,
+    item: int | None = None,
 ) -> xr.DataArray:
     """Measure attention to the image, step by step.
 
@@ -47,8 +54,10 @@ def visual_share(
         ``"none"``: one value per layer and head. Values that are undefined (a head with all its
         mass on the sink under ``no-sink``) are left out of a mean.
     include_copied : bool
-        Whether visual tokens that were inserted again count as visual. Several images count
-        together in any case.
+        Whether visual tokens that were inserted again count as visual.
+    item : int or None
+        Which image of the prompt, counted from 0; None counts several images together. The other
+        images stay in the denominator.
 
     Returns
     -------
@@ -57,23 +66,28 @@ def visual_share(
         along ``step``: those of the trace; ``token``, the text of the token that owns the step;
         and ``region``, the region of that token (``""`` for a token of the prompt). Attributes:
         ``definition``, ``formula``, ``source``, ``units``, ``step_owner``, ``long_name``,
-        ``reduction``, ``include_copied``. ``look-back`` has no step 0; ``lookback-ratio`` is NaN
-        there.
+        ``reduction``, ``include_copied``, and ``item`` where one was chosen. ``look-back`` has no
+        step 0; ``lookback-ratio`` is NaN there.
 
     Raises
     ------
     InputError
         If the trace has no visual keys, the definition or reduction is unknown, the definition
-        reduces heads itself and `reduction` is ``"none"``, a layer was not recorded, or copied
-        tokens cannot be counted.
+        reduces heads itself and `reduction` is ``"none"``, a layer was not recorded, copied tokens
+        cannot be counted, there is no such item, or the definition counts keys of single images
+        that the trace does not know.
     """
     chosen = get_definition(definition)
     _check_reduction(chosen, reduction)
     data = select_layers(dataset_of(trace), layers)
+    if item is not None:
+        data = one_image(data, item)
     visual = visual_segments(chosen, data, include_copied)
     share = _reduce(chosen.compute(data, visual), reduction)
     share = _label_steps(share, data, chosen)
     share.attrs = _attributes(chosen, chosen.long_name, chosen.formula, reduction, include_copied)
+    if item is not None:
+        share.attrs["item"] = str(item)
     return share.rename(definition)
 
 

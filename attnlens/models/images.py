@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,37 @@ def check_pixel_limits(min_pixels: int | None, max_pixels: int | None) -> None:
 
 
 @dataclass(frozen=True)
+class Tile:
+    """A grid of visual tokens: an image, or a part of it that is encoded by itself.
+
+    Attributes
+    ----------
+    rows, columns
+        Its visual tokens, in reading order.
+    box
+        Left, top, right and bottom of what it shows, as fractions of the image, beyond 0 and 1
+        where the image was padded; None where it is not known.
+    newlines
+        Whether each row ends in one more visual token, which shows nothing.
+    """
+
+    rows: int
+    columns: int
+    box: tuple[float, float, float, float] | None = (0.0, 0.0, 1.0, 1.0)
+    newlines: bool = False
+
+    @property
+    def count(self) -> int:
+        """Number of visual tokens."""
+        return self.rows * (self.columns + self.newlines)
+
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row and column of each visual token, int64; column -1 for the end of a row."""
+        row, column = np.divmod(np.arange(self.count), self.columns + self.newlines)
+        return row, np.where(column == self.columns, -1, column)
+
+
+@dataclass(frozen=True)
 class ImageInfo:
     """Facts about an image of a prompt.
 
@@ -59,9 +90,12 @@ class ImageInfo:
         Size in pixels, before the processor resizes it.
     rows, columns
         Its grid of visual tokens. The processor resized it to this many times the pixels of a
-        visual token (28 each way in Qwen2.5-VL).
+        visual token (28 each way in Qwen2.5-VL). An image of several tiles, or with tokens at the
+        ends of rows, counts as one row of all its visual tokens.
     min_pixels, max_pixels
-        The limits of its area at resizing; None where they are not known.
+        The limits of its area at resizing; None where they are not known, or there are none.
+    tiles
+        Its grids of visual tokens, in the order of the sequence.
     """
 
     path: str | None
@@ -72,6 +106,27 @@ class ImageInfo:
     columns: int = 0
     min_pixels: int | None = None
     max_pixels: int | None = None
+    tiles: tuple[Tile, ...] = ()
+
+    def in_tiles(self, tiles: Sequence[Tile]) -> ImageInfo:
+        """Return the same image with its grids of visual tokens."""
+        single = len(tiles) == 1 and not tiles[0].newlines
+        count = sum(tile.count for tile in tiles)
+        rows, columns = (tiles[0].rows, tiles[0].columns) if single else (1, count)
+        return replace(self, rows=rows, columns=columns, tiles=tuple(tiles))
+
+    def places(self) -> np.ndarray:
+        """Tile, row and column of each visual token.
+
+        Returns
+        -------
+        numpy.ndarray
+            int64 [3, visual tokens]; column -1 for a token at the end of a row.
+        """
+        found = [
+            (np.full(tile.count, number), *tile.places()) for number, tile in enumerate(self.tiles)
+        ]
+        return np.concatenate([np.array(one) for one in found], axis=1, dtype=np.int64)
 
     def boxes(self) -> np.ndarray:
         """Pixel box of each visual token in the original image.
@@ -79,17 +134,31 @@ class ImageInfo:
         Returns
         -------
         numpy.ndarray
-            float64 [rows * columns, 4]: left, top, right, bottom, in reading order.
+            float64 [visual tokens, 4]: left, top, right, bottom, in the order of the sequence; NaN
+            for a token that shows nothing of the image.
         """
-        x = np.linspace(0, self.width, self.columns + 1)
-        y = np.linspace(0, self.height, self.rows + 1)
-        left, top = np.meshgrid(x[:-1], y[:-1])
-        right, bottom = np.meshgrid(x[1:], y[1:])
-        return np.stack([left, top, right, bottom], axis=-1).reshape(-1, 4)
+        found = []
+        for tile in self.tiles:
+            if tile.box is None:
+                found.append(np.full((tile.count, 4), np.nan))
+                continue
+            left, top, right, bottom = tile.box
+            x = np.linspace(left * self.width, right * self.width, tile.columns + 1)
+            y = np.linspace(top * self.height, bottom * self.height, tile.rows + 1)
+            row, column = tile.places()
+            ends = [self.width, self.height] * 2
+            boxes = np.stack([x[column], y[row], x[column + 1], y[row + 1]], axis=-1)
+            boxes = boxes.clip(0, ends)
+            empty = (boxes[:, :2] >= boxes[:, 2:]).any(1) | (column < 0)
+            found.append(np.where(empty[:, None], np.nan, boxes))
+        return np.concatenate(found)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON-able values."""
-        return asdict(self)
+        """Plain JSON-able values; tiles only where rows and columns do not say it all."""
+        values = asdict(self)
+        if all(tile == Tile(self.rows, self.columns) for tile in self.tiles):
+            del values["tiles"]
+        return values
 
 
 def open_image(source: Any) -> tuple[Image.Image, ImageInfo]:

@@ -163,7 +163,7 @@ def load(
     max_pixels: int | None = None,
     **options: Any,
 ) -> VLM:
-    """Load a checkpoint of a supported family: Qwen2.5-VL or Qwen2-VL.
+    """Load a checkpoint of a supported family (``attnlens families`` lists them).
 
     Parameters
     ----------
@@ -215,7 +215,7 @@ def load(
             "chat_template.json) of the checkpoint it was trained from into it"
         )
     limits = family.pixel_limits(processor, min_pixels, max_pixels)
-    if (min_pixels, max_pixels) != (None, None):
+    if limits is not None and (min_pixels, max_pixels) != (None, None):
         family.set_pixel_limits(processor, limits)
     with _loading(label), transformers_bars_on_terminal_only():
         model, report = family.model_class().from_pretrained(

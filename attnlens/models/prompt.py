@@ -70,7 +70,7 @@ class Prompt:
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
-        """(rows, columns) of visual tokens of each image."""
+        """(rows, columns) of visual tokens of each image; see ``ImageInfo.rows``."""
         return tuple((i.rows, i.columns) for i in self.images)
 
     @property
@@ -134,9 +134,7 @@ def build_prompt(
         allowed = {tag for tag in _special_tokens(vlm) if tag in words.template + words.system}
     _check_texts(vlm, chat.texts, allowed, own)
     opened = [open_image(source) for source in chat.images]
-    written = vlm.processor.apply_chat_template(
-        chat.messages, tokenize=False, add_generation_prompt=True
-    )
+    written = vlm.family.write(vlm.processor, chat.messages)
     limits = (min_pixels, max_pixels)
     return encode_prompt(vlm, written, opened, limits, mode=mode, question=chat.question)
 
@@ -167,8 +165,12 @@ def _check_texts(vlm: _VLM, texts: Sequence[str], allowed: set[str], own: bool) 
     In a fine-tuned model a mode's tags may be special tokens: its instruction may hold them, and
     so may the user's own words.
     """
-    for token in sorted(_special_tokens(vlm)):
+    special = vlm.family.special_tokens(vlm.model.config, vlm.tokenizer)
+    around = [*special.visual, *special.start, *special.end]
+    of_images = {vlm.processor.image_token, *vlm.tokenizer.convert_ids_to_tokens(around)}
+    for token in sorted({*_special_tokens(vlm), *filter(None, of_images)}):
         fine = token in allowed or (own and not token.startswith("<|"))
+        fine = fine and token not in of_images
         if not fine and any(token in text for text in texts):
             raise InputError(
                 f"the text holds the model's special token {token!r}: write it another way"
@@ -202,24 +204,32 @@ def encode_prompt(
             f"the prompt's text has {placeholders} placeholders for {len(pictures)} images: use "
             "the chat template of the checkpoint"
         )
-    least, most = vlm.family.pixel_limits(vlm.processor, *limits)
-    own = None if limits == (None, None) else (least, most)
+    bounds = vlm.family.pixel_limits(vlm.processor, *limits)
+    least, most = bounds or (None, None)
+    own = None if limits == (None, None) else bounds
     try:
         encoded = vlm.family.encode(vlm.processor, text, pictures, own)
     except ValueError as error:
         reason = shortened(one_line(str(error)), 200)
         raise InputError(f"the processor refused the prompt: {reason}") from error
     ids = encoded["input_ids"][0].numpy()
-    special = vlm.family.special_tokens(vlm.model.config)
-    segments = label_segments(ids, visual_ids=special.visual, vision_end_id=special.end)
-    grids = vlm.family.grids(vlm.model.config, encoded)
+    special = vlm.family.special_tokens(vlm.model.config, vlm.tokenizer)
+    sizes = [(info.height, info.width) for _, info in opened]
+    tiles = vlm.family.tiles(vlm.processor, vlm.model.config, encoded, sizes)
     infos = [
-        replace(info, rows=rows, columns=columns, min_pixels=least, max_pixels=most)
-        for (_, info), (rows, columns) in zip(opened, grids, strict=True)
+        replace(info.in_tiles(own_tiles), min_pixels=least, max_pixels=most)
+        for (_, info), own_tiles in zip(opened, tiles, strict=True)
     ]
-    image_of_key = np.full(len(ids), -1, dtype=np.int64)
+    visual = np.isin(ids, special.visual)
     counts = [info.rows * info.columns for info in infos]
-    image_of_key[segments == "visual"] = np.repeat(np.arange(len(counts)), counts)
+    if sum(counts) != visual.sum():
+        raise InputError(
+            f"the processor made {visual.sum()} visual tokens, and {vlm.family.name} has {counts} "
+            "in images of these sizes: its settings are not those that attnlens knows"
+        )
+    image_of_key = np.full(len(ids), -1, dtype=np.int64)
+    image_of_key[visual] = np.repeat(np.arange(len(counts)), counts)
+    segments = label_segments(ids, image_of_key, end=special.end)
     return Prompt(
         inputs={k: v.to(vlm.model.device) for k, v in encoded.items()},
         segments=segments,
@@ -240,9 +250,16 @@ def with_pictures(vlm: _VLM, prompt: Prompt, pictures: Sequence[Any]) -> Prompt:
     """
     text = prompt.text
     if not pictures:
-        special = vlm.family.special_tokens(vlm.model.config)
-        start, end = vlm.tokenizer.convert_ids_to_tokens([special.start, special.end])
-        text = text.replace(f"{start}{vlm.processor.image_token}{end}", "")
+        special, token = (
+            vlm.family.special_tokens(vlm.model.config, vlm.tokenizer),
+            vlm.processor.image_token,
+        )
+        start, end = (
+            "".join(vlm.tokenizer.convert_ids_to_tokens(list(ids)))
+            for ids in (special.start, special.end)
+        )
+        # some processors write what surrounds an image, others the chat template
+        text = text.replace(f"{start}{token}{end}", "").replace(token, "")
     return encode_prompt(
         vlm,
         text,
@@ -274,29 +291,25 @@ def batch_prompts(family: Family, prompts: Sequence[Prompt], padding_id: int) ->
     return PromptBatch(tuple(prompts), inputs, segments, image_of_key)
 
 
-def label_segments(
-    ids: np.ndarray,
-    *,
-    visual_ids: tuple[int, ...],
-    vision_end_id: int,
-    mask: np.ndarray | None = None,
-) -> np.ndarray:
+def label_segments(ids: np.ndarray, image: np.ndarray, *, end: tuple[int, ...] = ()) -> np.ndarray:
     """Label the keys of one prompt, str [keys]; see ``attnlens.segments`` for the names.
 
-    ``ids`` is int [keys]; ``visual_ids`` are the placeholders of images and videos, and
-    ``vision_end_id`` closes one. ``mask`` [keys] is 0 where a key is left padding. Anything between
-    two images counts as ``query``.
+    ``ids`` is int [keys]; ``image`` is the image that each visual key belongs to, -1 for others;
+    ``end`` are the tokens that close one. What divides an image, between its visual keys, counts as
+    ``vision_end``, too; anything between two images counts as ``query``.
     """
-    visible = np.ones(len(ids), dtype=bool) if mask is None else np.asarray(mask).astype(bool)
-    visual = np.isin(ids, visual_ids) & visible
+    visual = image >= 0
     labels = np.full(len(ids), "query", dtype="<U10")
     if visual.any():
-        first_visual = int(np.argmax(visual))
-        labels[:first_visual] = "system"
+        labels[: int(np.argmax(visual))] = "system"
+    for number in range(int(image.max(initial=-1)) + 1):
+        slots = np.flatnonzero(image == number)
+        labels[slots[0] : slots[-1]] = "vision_end"
         # only what closes an image: a stray token in the user's text is text
-        closes = (ids == vision_end_id) & np.concatenate([[False], visual[:-1]])
-        labels[closes] = "vision_end"
-    labels[int(np.argmax(visible))] = "sink"
+        for place, token in enumerate(end, slots[-1] + 1):
+            if place >= len(ids) or ids[place] != token:
+                break
+            labels[place] = "vision_end"
+    labels[0] = "sink"
     labels[visual] = "visual"
-    labels[~visible] = PADDING
     return labels

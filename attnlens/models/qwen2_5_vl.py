@@ -12,22 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from transformers import ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 from transformers.utils import is_torchvision_available
 
 from attnlens.errors import InputError
-from attnlens.models.family import (
-    Block,
-    Family,
-    ImagePiece,
-    Inputs,
-    Parts,
-    PixelLimits,
-    SpecialTokens,
-)
-from attnlens.models.images import check_pixel_limits
+from attnlens.models.family import Family, ImagePiece, Inputs, PixelLimits, SpecialTokens
+from attnlens.models.images import Tile, check_pixel_limits
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -89,20 +80,13 @@ class Qwen2_5_VL(Family):
 
     model_type = "qwen2_5_vl"
     name = "Qwen2.5-VL"
+    bridged = True
+    window_advice = (
+        "set use_sliding_window to false and remove layer_types in its config.json, and load it "
+        "anew; answers change where a text is longer than the window"
+    )
 
     # Loading
-
-    def model_class(self) -> Any:
-        """See ``Family``."""
-        from transformers import Qwen2_5_VLForConditionalGeneration
-
-        return Qwen2_5_VLForConditionalGeneration
-
-    def processor_class(self) -> Any:
-        """Stock processor of transformers, which needs torchvision."""
-        from transformers import Qwen2_5_VLProcessor
-
-        return Qwen2_5_VLProcessor
 
     def load_processor(self, folder: str | Path, **hub: Any) -> Any:
         """See ``Family``; the stock one where torchvision works, else ours."""
@@ -125,9 +109,9 @@ class Qwen2_5_VL(Family):
     ) -> PixelLimits:
         """See ``Family``."""
         check_pixel_limits(min_pixels, max_pixels)
-        images = processor.image_processor
-        least = images.size["shortest_edge"] if min_pixels is None else min_pixels
-        most = images.size["longest_edge"] if max_pixels is None else max_pixels
+        images, factor = processor.image_processor, self.area_factor(processor)
+        least = images.size["shortest_edge"] // factor if min_pixels is None else min_pixels
+        most = images.size["longest_edge"] // factor if max_pixels is None else max_pixels
         token = (images.patch_size * images.merge_size) ** 2
         if most < token:
             raise InputError(
@@ -142,40 +126,27 @@ class Qwen2_5_VL(Family):
 
     def set_pixel_limits(self, processor: Any, limits: PixelLimits) -> None:
         """See ``Family``."""
-        processor.image_processor.size = _size(limits)
+        processor.image_processor.size = self._size(processor, limits)
+
+    def area_factor(self, processor: Any) -> int:
+        """Return what an image's area is multiplied by where its limits are compared."""
+        return 1
+
+    def _size(self, processor: Any, limits: PixelLimits) -> dict[str, int]:
+        """Name limits as the image processors do: they are areas, despite the names."""
+        factor = self.area_factor(processor)
+        return {"shortest_edge": limits[0] * factor, "longest_edge": limits[1] * factor}
 
     # The model
 
-    def parts(self, generator: Any) -> Parts:
-        """See ``Family``."""
-        text = generator.model.language_model
-        return Parts(
-            generator=generator,
-            multimodal=generator.model,
-            vision=generator.model.visual,
-            text=text,
-            attention=tuple(layer.self_attn for layer in text.layers),
-            blocks=tuple(
-                Block(layer, layer.self_attn.v_proj, layer.self_attn.o_proj, layer.mlp)
-                for layer in text.layers
-            ),
-            norm=text.norm,
-            unembed=generator.lm_head,
-        )
-
-    def special_tokens(self, config: Any) -> SpecialTokens:
+    def special_tokens(self, config: Any, tokenizer: Any) -> SpecialTokens:
         """See ``Family``."""
         return SpecialTokens(
             image=config.image_token_id,
             visual=(config.image_token_id, config.video_token_id),
-            start=config.vision_start_token_id,
-            end=config.vision_end_token_id,
+            start=(config.vision_start_token_id,),
+            end=(config.vision_end_token_id,),
         )
-
-    def layer_kinds(self, config: Any) -> tuple[str, ...]:
-        """See ``Family``."""
-        kinds = config.get_text_config().layer_types
-        return tuple("full" if kind == "full_attention" else "window" for kind in kinds)
 
     # Prompts
 
@@ -183,7 +154,9 @@ class Qwen2_5_VL(Family):
         self, processor: Any, text: str, pictures: Sequence[Image.Image], limits: PixelLimits | None
     ) -> Inputs:
         """See ``Family``."""
-        options = {} if limits is None else {"images_kwargs": {"size": _size(limits)}}
+        options = (
+            {} if limits is None else {"images_kwargs": {"size": self._size(processor, limits)}}
+        )
         encoded = processor(
             text=[text],
             images=list(pictures) or None,
@@ -193,44 +166,14 @@ class Qwen2_5_VL(Family):
         )
         return dict(encoded)
 
-    def grids(self, config: Any, inputs: Inputs) -> list[tuple[int, int]]:
+    def tiles(
+        self, processor: Any, config: Any, inputs: Inputs, sizes: Sequence[tuple[int, int]]
+    ) -> list[tuple[Tile, ...]]:
         """See ``Family``."""
         merge = config.vision_config.spatial_merge_size
         found = inputs.get("image_grid_thw")
         grids = [] if found is None else found.tolist()
-        return [(rows // merge, columns // merge) for _, rows, columns in grids]
-
-    def join(self, rows: Sequence[Inputs], padding_id: int) -> Inputs:
-        """See ``Family``."""
-        length = max(row["input_ids"].shape[1] for row in rows)
-        fill = {"input_ids": padding_id, "attention_mask": 0, "mm_token_type_ids": 0}
-        inputs = {
-            name: torch.cat(
-                [F.pad(row[name], (length - row[name].shape[1], 0), value=value) for row in rows]
-            )
-            for name, value in fill.items()
-        }
-        return inputs | _images(rows)
-
-    def append(
-        self, config: Any, inputs: Inputs, ids: Sequence[int], images: Inputs | None = None
-    ) -> Inputs:
-        """See ``Family``."""
-        more = inputs["input_ids"].new_tensor([list(ids)])
-        joined = dict(inputs)
-        added = {
-            "input_ids": more,
-            "attention_mask": torch.ones_like(more),
-            "mm_token_type_ids": more == config.image_token_id,
-        }
-        for name, values in added.items():
-            if name in inputs:  # a prompt of text alone may come without types
-                joined[name] = torch.cat([inputs[name], values.to(inputs[name].dtype)], dim=1)
-        return joined | _images([inputs] if images is None else [inputs, images])
-
-    def pixels(self, inputs: Inputs) -> torch.Tensor:
-        """See ``Family``."""
-        return inputs["pixel_values"]
+        return [(Tile(rows // merge, columns // merge),) for _, rows, columns in grids]
 
     # Features and positions
 
@@ -241,7 +184,7 @@ class Qwen2_5_VL(Family):
         )
         return torch.cat(tuple(found.pooler_output))
 
-    def features_in(self, output: Any) -> torch.Tensor:
+    def features_in(self, output: Any) -> torch.Tensor | None:
         """See ``Family``."""
         return output.pooler_output
 
@@ -301,20 +244,6 @@ def multimodal_positions(pieces: Sequence[int | ImagePiece]) -> np.ndarray:
             parts.append(start + np.stack([np.zeros_like(kept), rows, columns]))
             start += max(piece.rows, piece.columns)
     return np.concatenate(parts, axis=1, dtype=np.int64) if parts else np.zeros((3, 0), np.int64)
-
-
-def _size(limits: PixelLimits) -> dict[str, int]:
-    """Name limits as the image processors do: they are areas, despite the names."""
-    return {"shortest_edge": limits[0], "longest_edge": limits[1]}
-
-
-def _images(rows: Sequence[Inputs]) -> Inputs:
-    """Join the images of several inputs."""
-    return {
-        name: torch.cat([row[name] for row in rows if name in row])
-        for name in ("pixel_values", "image_grid_thw")
-        if any(name in row for row in rows)
-    }
 
 
 QWEN2_5_VL = Qwen2_5_VL()

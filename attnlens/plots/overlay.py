@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from attnlens.errors import InputError
 from attnlens.measures.inputs import dataset_of, select_layers
-from attnlens.models.images import open_image
+from attnlens.models.images import ImageInfo, Tile, open_image
 from attnlens.plots.figure import Figure, finish, new_figure
 from attnlens.plots.labels import readable
 from attnlens.plots.style import style, width_in_inches
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAP_COLOUR = "#D0006F"
 """Colour of the map: rare in images."""
+RASTER = 480
+"""Longest side of what is drawn over an image of several tiles, in cells."""
 OPACITY = 0.6
 """Opacity of the cell with the most mass; a cell without mass is clear."""
 TITLE_TOKEN = 20
@@ -70,7 +72,8 @@ def overlay(
     -------
     Figure
         A Matplotlib figure. Each cell is the pixel box of a visual token, coloured by its
-        fraction of attention mass (mean over heads).
+        fraction of attention mass (mean over heads). An image that is encoded in several grids,
+        such as tiles and a thumbnail, shows their sum, see ``spread``.
 
     Raises
     ------
@@ -88,7 +91,8 @@ def overlay(
     record = _record(data.attrs.get("images"), image_index)
     picture = _picture(record, image, image_index)
     outlined = _checked_boxes(boxes, picture.size)
-    values = _grid(select_layers(moment, layer)["visual_map"].mean("layer"), record, image_index)
+    weights = select_layers(moment, layer)["visual_map"].mean("layer")
+    values, total, tiled = _cells(weights, record, image_index)
     pixels_wide, pixels_high = picture.size
     with style():
         panel = min(max((inches - 0.8) * pixels_high / pixels_wide, 1.0), 9.0)
@@ -121,11 +125,14 @@ def overlay(
                 )
         axes.set_title(_title(moment))
         bar = figure.colorbar(cells, cax=axes.inset_axes((1.02, 0, 0.04, 1)))
-        bar.set_label("fraction of attention mass,\nper visual token")
+        what = "cell of the finest grid" if tiled else "visual token"
+        bar.set_label(f"fraction of attention mass,\nper {what}")
         bar.outline.set_linewidth(0.4)
         which = "mean over layers" if layer is None else f"layer {layer}"
-        seen = f"{values.sum():.3g}"
-        caption = f"Mean over heads, {which}; the image gets {seen} in all."
+        caption = f"Mean over heads, {which}; the image gets {total:.3g} in all."
+        grids = sum(tile["columns"] > 0 for tile in record.get("tiles", ()))
+        if grids > 1:
+            caption += f" It is encoded in {grids} grids, which are added up."
         if outlined:
             caption += f" Outlined: the {'box' if len(outlined) == 1 else 'boxes'} given."
         finish(figure, panel + 0.4, caption)
@@ -170,9 +177,63 @@ def _picture(record: dict[str, Any], image: Any, index: int) -> Image.Image:
     return picture
 
 
-def _grid(visual: xr.DataArray, record: dict[str, Any], index: int) -> np.ndarray:
-    """Values of one image's visual tokens in their places, float ``[row, column]``."""
+def _cells(
+    visual: xr.DataArray, record: dict[str, Any], index: int
+) -> tuple[np.ndarray, float, bool]:
+    """Return what is drawn over an image [row, column], all that it gets, and whether in tiles."""
     mine = visual.isel(visual=visual["visual_image"].values == index)
+    tiles = [Tile(**tile) for tile in record.get("tiles", ())]
+    if not tiles:
+        values = _grid(mine, record, index)
+        return values, float(values.sum()), False
+    info = ImageInfo("", "", record["width"], record["height"]).in_tiles(tiles)
+    count = sum(tile.count for tile in tiles)
+    if mine.size != count:
+        raise InputError(
+            f"image {index} has {mine.size} visual tokens, and its tiles {count}: record a "
+            "prompt made by vlm.prompt"
+        )
+    return spread(info, mine.values), float(mine.sum()), True
+
+
+def spread(info: ImageInfo, weights: np.ndarray) -> np.ndarray:
+    """Spread the weight of each visual token evenly over what it shows, and add tiles up.
+
+    Parameters
+    ----------
+    info
+        An image with its tiles.
+    weights
+        [visual tokens]; those of tokens that show nothing are left out.
+
+    Returns
+    -------
+    numpy.ndarray
+        [RASTER at most, RASTER at most]: the weight in each place for an area as large as the
+        smallest one that a token shows.
+    """
+    boxes = info.boxes()
+    shown = ~np.isnan(boxes[:, 0])
+    if not shown.any():
+        raise InputError(
+            "where the visual tokens are in the picture is not known for this family of models"
+        )
+    boxes, weights = boxes[shown], weights[shown]
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    scale = min(1.0, RASTER / max(info.width, info.height))
+    height, width = max(1, round(info.height * scale)), max(1, round(info.width * scale))
+    x = (np.arange(width) + 0.5) * info.width / width
+    y = (np.arange(height) + 0.5) * info.height / height
+    found = np.zeros((height, width))
+    for box, weight in zip(boxes, weights * areas.min() / areas, strict=True):
+        columns = slice(*np.searchsorted(x, [box[0], box[2]]))
+        rows = slice(*np.searchsorted(y, [box[1], box[3]]))
+        found[rows, columns] += weight
+    return found
+
+
+def _grid(mine: xr.DataArray, record: dict[str, Any], index: int) -> np.ndarray:
+    """Values of one image's visual tokens in their places, float ``[row, column]``."""
     rows, columns = mine["visual_row"].values, mine["visual_column"].values
     shape = (record["rows"], record["columns"])
     if mine.size != shape[0] * shape[1] or min(rows, default=-1) < 0:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from attnlens.models.images import ImageInfo
 from attnlens.recording.layout import InsertedKeys, KeyLayout
 from attnlens.recording.mass import RecordedRows
 from attnlens.recording.response import TokenStream, find_regions, region_of_steps
@@ -34,7 +35,7 @@ class Generated:
     """One sequence of the batch.
 
     ``row`` is its row in the generated batch, ``prompt_row`` that of its prompt in the layout.
-    ``prompt_texts`` of the prompt's tokens, and ``grids`` (rows, columns) of its images, are given
+    ``prompt_texts`` of the prompt's tokens, and ``images``, are given
     where they are known.
     """
 
@@ -42,7 +43,7 @@ class Generated:
     prompt_row: int
     stream: TokenStream
     prompt_texts: Sequence[str] | None = None
-    grids: Sequence[tuple[int, int]] = ()
+    images: Sequence[ImageInfo] = ()
 
 
 def assemble(
@@ -105,7 +106,7 @@ def assemble(
         visual = layout.visual_slots[one.prompt_row] >= 0
         weights = np.stack([rows[i].visual_weight[one.row] for i in layers], axis=1)  # type: ignore[index]
         variables["visual_map"] = (("step", "layer", "visual"), weights[: len(steps), :, visual])
-        coordinates |= _visual_places(of_key[own_segments == "visual"], images, one.grids)
+        coordinates |= _visual_places(of_key[own_segments == "visual"], images, one.images)
     own = own_segments != "padding"
     extra = np.flatnonzero(first.positions < layout.prompt_length)
     extra = extra[own[first.positions[extra]]]
@@ -154,17 +155,17 @@ def _key_counts(
 
 
 def _visual_places(
-    image: np.ndarray, images: list[int], grids: Sequence[tuple[int, int]]
+    image: np.ndarray, images: list[int], infos: Sequence[ImageInfo]
 ) -> dict[str, Any]:
-    """Image, row and column of each visual token; -1 where the grid is not known."""
-    row = np.full(len(image), -1)
-    column = np.full(len(image), -1)
+    """Image, tile, row and column of each visual token; -1 where the grid is not known."""
+    places = np.full((3, len(image)), -1)
     for number, index in enumerate(images):
         here = image == index
-        if number < len(grids) and int(here.sum()) == grids[number][0] * grids[number][1]:
-            row[here], column[here] = np.divmod(np.arange(int(here.sum())), grids[number][1])
+        if number < len(infos) and int(here.sum()) == infos[number].places().shape[1]:
+            places[:, here] = infos[number].places()
     return {
         "visual_image": ("visual", image),
-        "visual_row": ("visual", row),
-        "visual_column": ("visual", column),
+        "visual_tile": ("visual", places[0]),
+        "visual_row": ("visual", places[1]),
+        "visual_column": ("visual", places[2]),
     }

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from attnlens.errors import InputError
-from attnlens.models.families import parts_of
+from attnlens.models.families import FAMILIES, parts_of
 from attnlens.models.family import Parts
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt, PromptBatch
 from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.layout import KeyLayout, key_layout
+from attnlens.recording.probe import probe
 from attnlens.recording.recorder import AttentionRecorder
 from attnlens.recording.tap import attach, attention_implementation, detach
 from attnlens.recording.trace import Trace
@@ -169,11 +170,19 @@ def record(
         raise InputError(
             f"unknown prompt_rows {prompt_rows!r}: use one of {', '.join(PROMPT_ROWS)}"
         )
+    family = FAMILIES.get(parts.generator.config.model_type)
+    if family is None:
+        probe(parts)
+    if prompt_rows != "last" and family is not None and family.both_ways:
+        raise InputError(
+            f"prompt_rows={prompt_rows!r}: tokens of this model's prompt see later ones; use 'last'"
+        )
     if every < 1:
         raise InputError(f"every={every}: give a number of steps of at least 1")
     recorder = AttentionRecorder(
         layout,
-        choose_layers(layers, parts.layer_count),
+        choose_layers(layers, parts.layer_count, parts.without_attention),
+        windows=parts.windows,
         visual_map=visual_map,
         prompt_positions=_prompt_positions(layout, prompt_rows),
         every=every,
@@ -200,17 +209,26 @@ def prompts_of(prompt: Prompt | PromptBatch | Any) -> tuple[Prompt, ...]:
     return (prompt,) if isinstance(prompt, Prompt) else tuple(getattr(prompt, "prompts", ()))
 
 
-def choose_layers(layers: Iterable[int] | None, count: int) -> list[int]:
-    """Return the layers to record, in order: those named, if they are there, or all."""
+def choose_layers(
+    layers: Iterable[int] | None, count: int, without: Sequence[int] = ()
+) -> list[int]:
+    """Return the layers to record, in order: those named, if they are there, or all.
+
+    ``without`` are layers without softmax attention, which cannot be recorded.
+    """
     if layers is None:
-        return list(range(count))
+        return [layer for layer in range(count) if layer not in without]
     chosen = list(layers)
     for layer in chosen:
         if not isinstance(layer, int | np.integer) or not -count <= layer < count:
             raise InputError(f"there is no layer {layer!r}: the model has layers 0 to {count - 1}")
     if not chosen:
         raise InputError("layers is empty: name at least one layer")
-    return sorted({int(layer) % count for layer in chosen})
+    found = sorted({int(layer) % count for layer in chosen})
+    wrong = [layer for layer in found if layer in without]
+    if wrong:
+        raise InputError(f"layer {wrong[0]} attends without softmax: there is no mass to record")
+    return found
 
 
 def _prompt_positions(layout: KeyLayout, which: str) -> list[int]:

@@ -10,8 +10,7 @@ checks that this holds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from attnlens.recording.masks import as_bias, check_padding, select_rows, stack_
 from attnlens.recording.mass import (
     AttentionRows,
     KeyColumns,
+    Mass,
     Part,
     RecordedRows,
     attention_mass,
@@ -45,7 +45,9 @@ class _CurrentPass:
     tokens: int
     """Number of queries that every layer must have."""
     keys: int
-    """Number of keys that every layer must have."""
+    """Number of keys that every layer must have that sees all."""
+    past: int
+    """Number of cached tokens before the pass."""
     seen: set[int] = field(default_factory=set)
     """Layers that have been seen."""
 
@@ -81,6 +83,8 @@ class AttentionRecorder:
         not named.
     checks_cache
         Whether to compare the cache with the keys that were written into it.
+    windows
+        For each layer of the model how many keys its queries see, None for all.
     """
 
     def __init__(
@@ -93,9 +97,17 @@ class AttentionRecorder:
         every: int = 32,
         map_heads: Mapping[int, Sequence[int]] | None = None,
         checks_cache: bool = True,
+        windows: Sequence[int | None] = (),
     ) -> None:
         self.layout = layout
         self.layers = tuple(layers)
+        self._windows = {
+            layer: windows[layer]
+            for layer in self.layers
+            if layer < len(windows) and windows[layer] is not None
+        }
+        full = [layer for layer in self.layers if layer not in self._windows]
+        self._first_full = full[0] if full else None
         self.inserted = InsertedKeys()
         self.ids: dict[int, torch.Tensor] = {}
         """Token ids [batch] fed in at a key slot, for response slots and the last prompt slot."""
@@ -113,7 +125,7 @@ class AttentionRecorder:
         self._queues: dict[int, _LayerQueue] = {}
         self._results: dict[int, list[Part]] = {i: [] for i in self.layers}
         self._written = _WrittenKeys() if checks_cache else None
-        self._columns_made: tuple[Any, Any] = (None, None)
+        self._columns_made: dict[tuple, KeyColumns] = {}
 
     # Listener interface
 
@@ -142,7 +154,7 @@ class AttentionRecorder:
         if not waits or any(len(q.positions) == self._every for q in self._queues.values()):
             self.flush()
         rows = [p - past for p in wanted]
-        self._pass = _CurrentPass(wanted, rows, waits, tokens, begun.keys)
+        self._pass = _CurrentPass(wanted, rows, waits, tokens, begun.keys, past)
         self._done.update(wanted)
         if self._fed is not None and self._fed.shape[1] in (tokens, past + tokens):
             start = past + tokens - self._fed.shape[1]
@@ -183,10 +195,18 @@ class AttentionRecorder:
         if current is None or layer not in self._results or layer in current.seen:
             return  # outside any pass, or computed again for a backward pass
         current.seen.add(layer)
-        if (query.shape[2], key.shape[2]) != (current.tokens, current.keys):
+        keys, window = current.keys, self._windows.get(layer)
+        if self._windows and keys != current.past + current.tokens:
+            raise RuntimeError(
+                "some layers attend to a window, which cannot be recorded with a static cache: "
+                "record with a dynamic cache"
+            )
+        if window is not None:
+            keys = min(current.past, window - 1) + current.tokens
+        if (query.shape[2], key.shape[2]) != (current.tokens, keys):
             raise RuntimeError(
                 f"layer {layer} attends with {query.shape[2]} queries to {key.shape[2]} keys where "
-                f"the pass has {current.tokens} and {current.keys}: its cache drops or compresses "
+                f"the pass has {current.tokens} and {keys}: its cache drops or compresses "
                 "keys, so that which key is which is lost: record with a dynamic or static cache "
                 "that keeps them all"
             )
@@ -197,14 +217,14 @@ class AttentionRecorder:
                 f"the model runs a batch of {query.shape[0]} where the prompt has "
                 f"{self.layout.batch}: record the batch that is generated"
             )
-        if current.waits:
+        if current.waits and window is None:
             queue = self._queues.setdefault(layer, _LayerQueue())
             # a copy: compiled decoding writes the next step's query over this one
             queue.queries.append(query.clone())
             queue.positions += current.positions
             queue.masks.append(select_rows(seen.mask, _ONLY_ROW))
             queue.key, queue.scaling = key, seen.scaling
-            if layer == self.layers[0] and self._written is not None:
+            if layer == self._first_full and self._written is not None:
                 self._written.add(current.positions[0], key)
             return
         rows = torch.tensor(current.rows)
@@ -217,7 +237,10 @@ class AttentionRecorder:
         gapless = last - first + 1 == len(rows)
         queries = query[:, :, first : last + 1] if gapless else query[:, :, rows]
         positions = torch.tensor(current.positions)
-        self._compute([layer], AttentionRows([queries], [key], positions, seen.scaling, bias))
+        # a window's cache has dropped what came before
+        dropped = current.past + current.tokens - keys if window is not None else 0
+        attention = AttentionRows([queries], [key], positions - dropped, seen.scaling, bias)
+        self._compute([layer], attention, dropped)
 
     def step_back(self, start: int, segments: Sequence[str | None]) -> None:
         """Forget what was recorded from a slot on; see ``Listener``."""
@@ -230,14 +253,14 @@ class AttentionRecorder:
         self._end = start
         self.ids = {p: ids for p, ids in self.ids.items() if p < start}
         self.inserted.add(start, segments)
-        self._columns_made = (None, None)
+        self._columns_made = {}
 
     # The queue
 
     @property
     def waiting_slots(self) -> list[int]:
         """Key slots of the queries that wait for their mass."""
-        queue = self._queues.get(self.layers[0])
+        queue = self._queues.get(self.layers[0] if self._first_full is None else self._first_full)
         return [] if queue is None else queue.positions
 
     def waiting(self, layers: Sequence[int]) -> Iterator[tuple[list[int], AttentionRows]]:
@@ -273,7 +296,7 @@ class AttentionRecorder:
         RuntimeError
             If the cache no longer holds the keys of earlier steps.
         """
-        first = self._queues.get(self.layers[0])
+        first = None if self._first_full is None else self._queues.get(self._first_full)
         if first is not None and first.key is not None and self._written is not None:
             self._written.check(first.key)
         for layers, attention in self.waiting(list(self._queues)):
@@ -282,17 +305,22 @@ class AttentionRecorder:
 
     # Mass
 
-    def _compute(self, layers: Sequence[int], attention: AttentionRows) -> None:
-        positions = attention.positions.tolist()
+    def _compute(self, layers: Sequence[int], attention: AttentionRows, dropped: int = 0) -> None:
+        """Compute mass; ``dropped`` keys from the first one on are no longer in the cache."""
+        positions = (attention.positions + dropped).tolist()
         key, heads = attention.keys[0], self._map_heads
+        columns = self._columns(key.shape[2] + dropped, key.shape[0], key.device)
         masses = attention_mass(
             attention,
-            self._columns(key.shape[2], key.shape[0], key.device),
+            _without_first(columns, dropped),
             want_visual=self._visual_map,
             # prompt rows come first
             without_visual=sum(p < self.layout.prompt_length - 1 for p in positions),
             visual_heads=[heads.get(layer) for layer in layers] if heads else None,
         )
+        if dropped:
+            counts = _counts(columns.of_keys[:, :dropped], columns.count)
+            masses = [_with_hidden(mass, counts) for mass in masses]
         for layer, mass in zip(layers, masses, strict=True):
             self._results[layer].append((positions, mass))
 
@@ -301,8 +329,9 @@ class AttentionRecorder:
 
         In a chunked prefill the last visual keys may not be there yet: their slots become -1.
         """
-        if self._columns_made[0] == (length, batch, device):
-            return self._columns_made[1]
+        kind = (length, batch, device)
+        if kind in self._columns_made:
+            return self._columns_made[kind]
         layout = self.layout
         known = layout.columns[:, :length]
         columns = np.full((len(known), length), layout.response_column, known.dtype)
@@ -317,7 +346,7 @@ class AttentionRecorder:
             len(layout.names),
             torch.from_numpy(visual.repeat(repeats, axis=0)),
         )
-        self._columns_made = ((length, batch, device), made)
+        self._columns_made = {kind: made}
         return made
 
     # What was recorded
@@ -337,6 +366,26 @@ class AttentionRecorder:
         return {
             layer: join_rows(parts, complete, first_step) for layer, parts in self._results.items()
         }
+
+
+def _without_first(columns: KeyColumns, dropped: int) -> KeyColumns:
+    """Leave out the keys that a window's cache has dropped."""
+    if not dropped:
+        return columns
+    visual = columns.visual_slots - dropped
+    return KeyColumns(columns.of_keys[:, dropped:], columns.count, visual.clamp(min=-1))
+
+
+def _counts(of_keys: torch.Tensor, count: int) -> torch.Tensor:
+    """Count keys by column: int32 [batch, columns]; padding counts as none."""
+    one_hot = torch.nn.functional.one_hot(of_keys.clamp(min=0), count)
+    return (one_hot * (of_keys >= 0)[..., None]).sum(1).int().cpu()
+
+
+def _with_hidden(mass: Mass, counts: torch.Tensor) -> Mass:
+    """Count keys [batch, columns] as hidden from every row and head."""
+    hidden = counts[:, None, None, :].expand_as(mass.by_column)
+    return replace(mass, hidden=hidden if mass.hidden is None else mass.hidden + hidden)
 
 
 class _WrittenKeys:

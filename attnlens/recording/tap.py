@@ -108,6 +108,25 @@ class Listener(Protocol):
         """
 
 
+class AttentionOnly:
+    """A listener that hands each layer's attention on, and nothing else."""
+
+    def __init__(self, see: Callable[[LayerAttention], None]) -> None:
+        self.attention = see
+
+    def begin_pass(self, begun: Pass) -> None:
+        """Do nothing."""
+
+    def end_pass(self) -> None:
+        """Do nothing."""
+
+    def tokens(self, input_ids: torch.Tensor) -> None:
+        """Do nothing."""
+
+    def step_back(self, start: int, segments: Sequence[str | None]) -> None:
+        """Do nothing."""
+
+
 class Editor(Protocol):
     """What changes the attention of every pass; listeners see the changed attention."""
 
@@ -127,7 +146,7 @@ class Tap:
         self.counted: tuple[Any, int] = (None, 0)
         """A cache, and how many keys it held after the last pass."""
         self._parts = parts
-        self._layers = {id(module): i for i, module in enumerate(parts.attention)}
+        self._layers = {id(m): i for i, m in enumerate(parts.attention) if m is not None}
         self._methods: dict[str, tuple[Any, Any]] = {}
         """Methods of the model object: ours, and what the object itself had under the name."""
         self._handles: list[Any] = []
@@ -194,7 +213,7 @@ class Tap:
         return watched
 
     def _function(self) -> Callable:
-        module = self._parts.attention[0]
+        module = next(m for m in self._parts.attention if m is not None)
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         base_function = ALL_ATTENTION_FUNCTIONS.get_interface(self._base, eager)
         show = torch.compiler.disable(self._show)

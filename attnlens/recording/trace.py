@@ -39,13 +39,14 @@ class Trace:
         ``keys[step, segment]``
             number of keys in each segment, up to the step's own. All layers and heads see them,
             except those that ``hidden`` counts.
-        ``hidden[step, layer, head, segment]`` (where a mask hid some: ``Knockout``, or your own)
+        ``hidden[step, layer, head, segment]`` (by ``Knockout``, your own mask, or a layer's window)
             number of these keys that the head does not see; measures count the others.
         ``visual_nonzero[step, layer]``
             number of visual keys whose weight, summed over heads, is not zero.
         ``visual_map[step, layer, visual]`` (when asked for)
             weight of each visual token, mean over heads, with coordinates ``visual_image``,
-            ``visual_row`` and ``visual_column``.
+            ``visual_tile`` (of images that are encoded in several grids), ``visual_row`` and
+            ``visual_column`` (-1 for a token at the end of a row).
         ``mass_by_image[step, layer, head, image]`` (with several images)
             mass on each image.
         ``prompt_mass[prompt_row, layer, head, segment]`` (when asked for)
@@ -80,6 +81,12 @@ class Trace:
                 f"not {list(SEGMENTS)}"
             )
         self.data = data
+
+    @property
+    def untouched(self) -> bool:
+        """Whether no intervention, and no mask other than the model's own, changed the run."""
+        hidden = "hidden" in self.data and not self.attrs.get("windows")
+        return not self.attrs.get("interventions") and not hidden
 
     @property
     def attrs(self) -> dict[str, Any]:

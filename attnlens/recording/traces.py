@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from attnlens._version import versions
+from attnlens.models.families import is_verified
 from attnlens.models.family import Parts
 from attnlens.models.prompt import Prompt
 from attnlens.recording.assemble import Generated, Recording, assemble
@@ -121,7 +122,7 @@ def build_traces(
         one = Generated(row, prompt_row, stream)
         if prompt is not None:
             texts = origin.texts(prompt.inputs["input_ids"][0].tolist())
-            one = replace(one, prompt_texts=texts, grids=prompt.grids)
+            one = replace(one, prompt_texts=texts, images=prompt.images)
         attrs = {
             **_provenance(origin, parts, prompt),
             "attention": implementation,
@@ -161,5 +162,8 @@ def _provenance(origin: Origin, parts: Parts, prompt: Prompt | None) -> dict[str
         "prompt": "" if prompt is None else prompt.text,
         "seed": origin.seed,
         "images": [] if prompt is None else [i.as_dict() for i in prompt.images],
+        "windows": {str(i): size for i, size in enumerate(parts.windows) if size is not None},
+        "verified_family": is_verified(parts),
+        "layers_without_attention": list(parts.without_attention),
         "special_token_ids": sorted(special_ids(origin.tokenizer)),
     }

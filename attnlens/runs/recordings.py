@@ -29,7 +29,8 @@ def load_for(settings: RecordingSettings) -> VLM:
     from attnlens.recording.record import choose_layers
 
     vlm = settings.load()
-    choose_layers(settings.layers, parts_of(vlm.model).layer_count)
+    parts = parts_of(vlm.model)
+    choose_layers(settings.layers, parts.layer_count, parts.without_attention)
     return vlm
 
 

@@ -121,12 +121,12 @@ def _continue_with_copy(
 
     if not split:
         return {}
-    special = vlm.family.special_tokens(vlm.model.config)
+    special = vlm.family.special_tokens(vlm.model.config, vlm.tokenizer)
     rows = []
     for i, (before, tag) in split.items():
         prompt = prompts[i].inputs
         visual = int((prompt["input_ids"] == special.image).sum())
-        more = [*before, special.start, *[special.image] * visual, special.end, *tag]
+        more = [*before, *special.start, *[special.image] * visual, *special.end, *tag]
         rows.append(vlm.family.append(vlm.model.config, prompt, more, images=prompt))
     inputs = vlm.family.join(rows, vlm.tokenizer.pad_token_id)
     with torch.no_grad():

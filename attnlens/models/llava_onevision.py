@@ -1,0 +1,54 @@
+"""LLaVA-OneVision: as LLaVA-NeXT, with a limit on tiles; of several images, the overviews alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from attnlens.errors import InputError
+from attnlens.models.family import Family, Inputs, PixelLimits
+from attnlens.models.images import Tile
+from attnlens.models.llava import seen_box
+from attnlens.models.llava_next import fine_grid, overview
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+NEWLINE = Tile(1, 0, newlines=True)
+"""A token after an image, which shows nothing."""
+
+
+class LlavaOnevision(Family):
+    """LLaVA-OneVision (arXiv 2408.03326)."""
+
+    model_type = "llava_onevision"
+    name = "LLaVA-OneVision"
+
+    def encode(
+        self, processor: Any, text: str, pictures: Sequence[Image.Image], limits: PixelLimits | None
+    ) -> Inputs:
+        """See ``Family``; images of one prompt are one list, and then not cut into tiles."""
+        images = [list(pictures)] if pictures else None
+        encoded = processor(text=[text], images=images, return_tensors="pt", padding=False)
+        return dict(encoded)
+
+    def tiles(
+        self, processor: Any, config: Any, inputs: Inputs, sizes: Sequence[tuple[int, int]]
+    ) -> list[tuple[Tile, ...]]:
+        """See ``Family``."""
+        if len(sizes) > 1:
+            grid = overview(config)
+            padded = (Tile(grid.rows, grid.columns, seen_box(*size, pad=True)) for size in sizes)
+            return [(tile, NEWLINE) for tile in padded]
+        most = config.vision_aspect_ratio.removeprefix("anyres_max_")
+        if not most.isdecimal():
+            raise InputError(
+                f"vision_aspect_ratio={config.vision_aspect_ratio!r}: {self.name} is read with "
+                "anyres_max_N, such as anyres_max_9"
+            )
+        found = inputs.get("image_sizes")
+        resized = [] if found is None else found.tolist()
+        return [(overview(config), fine_grid(config, h, w, int(most))) for h, w in resized]
+
+
+LLAVA_ONEVISION = LlavaOnevision()
