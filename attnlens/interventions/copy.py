@@ -17,6 +17,7 @@ from attnlens.interventions.pieces import (
     POSITIONS,
     CachedPiece,
     Piece,
+    PromptImages,
     TextPiece,
     VisualPiece,
 )
@@ -174,8 +175,5 @@ class Copy(TokenInsertion):
         pictures: list[Any] = list(generation.prompt.pictures)
         pictures[image] = shown
         prompt = vlm.prompt(pictures, "?", min_pixels=least, max_pixels=most)
-        with torch.no_grad():
-            features = vlm.family.image_features(vlm.model, prompt.inputs)
-        counts = [rows * columns for rows, columns in prompt.grids]
-        start = sum(counts[:image])
-        return features[start : start + counts[image]], prompt.grids[image]
+        features = PromptImages(vlm, generation.parts, prompt).features(image)
+        return features, prompt.grids[image]

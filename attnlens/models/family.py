@@ -262,7 +262,7 @@ class Family(ABC):
             vision=_first(multimodal, "visual", "vision_tower", "vision_model"),
             text=text,
             attention=tuple(getattr(layer, "self_attn", None) for layer in text.layers),
-            blocks=tuple(map(_block, text.layers)),
+            blocks=tuple(map(block_of, text.layers)),
             norm=text.norm,
             unembed=generator.lm_head,
             windows=tuple(window if kind == "window" else None for kind in kinds),
@@ -439,10 +439,11 @@ class Family(ABC):
         return position_ids + rotary
 
 
-def _block(layer: Any) -> Block:
+def block_of(layer: Any) -> Block:
+    """Find the parts of a text layer; None for one that is not there."""
     attention = getattr(layer, "self_attn", None)
     values, output = (getattr(attention, name, None) for name in ("v_proj", "o_proj"))
-    return Block(layer, values, output, layer.mlp)
+    return Block(layer, values, output, getattr(layer, "mlp", None))
 
 
 def square(tokens: int) -> Tile:

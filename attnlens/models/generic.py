@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from attnlens.errors import InputError
-from attnlens.models.family import Block, Family, Inputs, Parts
+from attnlens.models.family import Family, Inputs, Parts, block_of
 from attnlens.models.images import Tile
 
 
@@ -47,15 +47,6 @@ class Generic(Family):
                 f"layer {layer} of {type(generator).__name__} has no self_attn: it cannot be "
                 "recorded"
             )
-        blocks = (
-            Block(
-                layer,
-                getattr(module, "v_proj", None),
-                getattr(module, "o_proj", None),
-                getattr(layer, "mlp", None),
-            )
-            for layer, module in zip(layers, attention, strict=True)
-        )
         multimodal = getattr(generator, "model", generator)
         return Parts(
             generator=generator,
@@ -63,7 +54,7 @@ class Generic(Family):
             vision=multimodal,
             text=text,
             attention=attention,
-            blocks=tuple(blocks),
+            blocks=tuple(map(block_of, layers)),
             norm=getattr(text, "norm", None),
             unembed=unembed,
             windows=(None,) * len(attention),
