@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from attnlens.benchmark import model as models
 from attnlens.benchmark.memory import OverLimit, peak_memory, peak_mib, reset_peak
+from attnlens.benchmark.variants import variant_calls
 from attnlens.cli.main import main
 
 MIB = 2**20
@@ -48,8 +51,8 @@ def test_a_new_process_does_not_inherit_the_peak_of_its_parent():
 @on_linux
 def test_eager_attention_shows_in_the_peak_and_recording_does_not():
     memory = {}
-    # of three processes the lowest: one alone varies upwards, on a busy machine by some 50 MiB
-    for way, processes in (("plain", 3), ("recorded", 3), ("eager", 1)):
+    # of two processes the lowest: one alone varies upwards, on a busy machine by some 50 MiB
+    for way, processes in (("plain", 2), ("recorded", 2), ("eager", 1)):
         found = [peak_memory(LEAN, "cpu", 1024, 4, way) for _ in range(processes)]
         for row in found:
             assert row["rise_mib"] == pytest.approx(row["peak_mib"] - row["base_mib"])
@@ -94,6 +97,66 @@ def test_the_command_prints_and_writes_its_figures(tmp_path, monkeypatch, capsys
     assert lines["seconds"][-2:] == ["rise", "MiB"]
     assert [lines[way][-1] for way in rises] == ["10", "12", "300"]
     assert [row["visual"] for row in result["by_context"]] == [4]
+
+
+def test_a_family_is_measured_through_its_own_processor(tmp_path, monkeypatch, capsys):
+    from attnlens.benchmark import recording
+
+    asked = []
+
+    def measured(shape, device, visual, new, way):
+        asked.append(shape)
+        return {"peak_mib": 100.0, "base_mib": 90.0, "rise_mib": 10.0}
+
+    monkeypatch.setattr(recording, "peak_memory", measured)
+    monkeypatch.setitem(models.SHAPES, "small", LEAN)
+    options = ["--visual", "40", "--new", "3", "--repeats", "1", "--context", "10"]
+    path = tmp_path / "figures.json"
+    asked_for = ["bench", "--family", "gemma3", *options, "--device", "cpu", "--json", str(path)]
+    assert main(asked_for) == 0
+    result = json.loads(path.read_text())
+    assert asked == [replace(LEAN, family="gemma3")] * 15
+    assert (result["family"], result["visual"]) == ("gemma3", 48)  # three pictures of 16 tokens
+    assert result["same_tokens"] is True
+    assert [row["visual"] for row in result["by_context"]] == [16]
+    assert capsys.readouterr().out.startswith("48 visual tokens, 3 new tokens")
+
+
+@pytest.mark.parametrize("family", ["gemma3", "llava_onevision"])
+def test_eager_attention_of_a_family_gives_the_recorded_mass(family):
+    """Also where the cache of a window has dropped keys, and several pictures are shown less."""
+    shape = models.Shape(3, 64, 4, 2, 96, 0, family=family)
+    vlm, prompt_of = models.build(shape, "cpu")
+    prompt = prompt_of(100)
+    assert models.visual_tokens(prompt) >= 100
+    calls = variant_calls(vlm, prompt, 6)
+    recorded, eager = calls["recorded"](), calls["eager"]()
+    assert recorded.tokens.equal(eager.tokens)
+    assert np.abs(recorded.mass - eager.mass).max() < 1e-5
+
+
+@on_linux
+def test_the_memory_of_a_family_is_that_of_its_own_process():
+    shape = replace(LEAN, family="llava")
+    plain, eager = (peak_memory(shape, "cpu", 600, 2, way) for way in ("plain", "eager"))
+    kept = 2 * 8 * 600**2 * 4 / MIB
+    assert eager["rise_mib"] > plain["rise_mib"] + kept / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--family", "nope"], "unknown family 'nope': use one of qwen2_5_vl, "),
+        (["--family", "llava", "--peers"], "--family llava with --peers, which measures"),
+        (["--family", "llava", "--interventions"], "--family llava with --interventions, which"),
+    ],
+)
+def test_a_family_that_cannot_be_measured_is_refused(options, message, monkeypatch, capsys):
+    from attnlens.benchmark import recording
+
+    monkeypatch.setattr(recording, "compare", None)  # nothing is measured before
+    assert main(["bench", *options, "--device", "cpu"]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_insertions_are_timed_beside_one_pass(monkeypatch):
@@ -151,7 +214,6 @@ def test_every_peer_gives_the_same_mass_and_tokens(tmp_path, monkeypatch, capsys
 
 def test_other_tokens_are_compared_up_to_where_they_part():
     """The step after the first other token is fed that token, and is not compared."""
-    import numpy as np
     import torch
 
     from attnlens.benchmark.peers import _agreement

@@ -1,4 +1,4 @@
-"""Every family, on a tiny random model of its own class and its own image processor."""
+"""Every family, on a small random model of its own class and its own image processor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import picture
 from PIL import Image
-from tiny_families import SIGLIP, TEMPLATE, TEXT, TINY, Tiny, tiny_tokenizer, tiny_vlm
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import attnlens
@@ -19,20 +18,34 @@ from attnlens.errors import InputError
 from attnlens.interventions import AtStep, Boost, Copy, Route, intervene
 from attnlens.models import paligemma
 from attnlens.models.families import FAMILIES
+from attnlens.models.family import Shape
+from attnlens.models.llava import small_clip
+from attnlens.models.small import PICTURE, SMALL, TEMPLATE, small_tokenizer, small_vlm
 
 NEW = 5
-RECORDED = [name for name in TINY if name in FAMILIES]
-each = pytest.mark.parametrize("family", RECORDED)
+FOUR_LAYERS = dataclasses.replace(SMALL, layers=4)
+"""Two layers with softmax where every other one has it."""
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 4096,
+}
+each = pytest.mark.parametrize("family", FAMILIES)
 
 
 @pytest.fixture(scope="session")
-def vlms(tokenizer):
-    """Tiny models by family, each built once."""
+def vlms():
+    """Small models by family, each built once."""
     made = {}
 
     def get(family):
         if family not in made:
-            made[family] = tiny_vlm(tokenizer, family)
+            mixed = "none" in FAMILIES[family].other_layers
+            made[family] = small_vlm(family, shape=FOUR_LAYERS if mixed else SMALL, seed=1)
         return made[family]
 
     return get
@@ -147,7 +160,7 @@ def test_the_share_of_one_image_of_several(vlms, family):
         attnlens.measures.visual_share(trace, "reflection-v", item=1)
 
 
-@pytest.mark.parametrize("family", [n for n in RECORDED if not FAMILIES[n].other_layers])
+@pytest.mark.parametrize("family", [n for n in FAMILIES if not FAMILIES[n].other_layers])
 def test_a_planted_bias_moves_mass_as_algebra_says(vlms, family):
     """Log-odds of visual mass rise by the bias in the first layer, whose queries stay the same."""
     vlm = vlms(family)
@@ -269,6 +282,59 @@ def test_a_checkpoint_is_loaded_from_its_folder(vlms, family, tmp_path):
     assert torch.equal(generate(loaded, again), generate(vlm, prompt))
 
 
+@each
+def test_attention_of_a_small_model_is_far_from_uniform(vlms, family):
+    """Heads and layers differ in how much they look at the image, and none looks there alone."""
+    vlm = vlms(family)
+    trace = attnlens.run(vlm, vlm.prompt(picture(112, 84), "How many?"), 2, do_sample=False)
+    mass = trace.data["mass"].sel(segment="visual", step=1).values
+    assert mass.max() - mass.min() > 0.2
+    assert 0.02 < mass.mean() < 0.98
+
+
+def test_a_wider_small_model_is_as_far_from_uniform():
+    wide = Shape(layers=2, width=512, heads=4, key_heads=2, mlp=512, vocabulary=2000)
+    vlm = small_vlm("llava", shape=wide)
+    assert vlm.model.config.text_config.vocab_size == 2000
+    trace = attnlens.run(vlm, vlm.prompt(picture(112, 84), "How many?"), 2, do_sample=False)
+    mass = trace.data["mass"].sel(segment="visual", step=1).values
+    assert 0.05 < mass.max() - mass.min() < 0.95
+
+
+def test_a_small_model_follows_its_seed_alone():
+    before = torch.random.get_rng_state()
+    same, again, other = (small_vlm("llava", seed=s).model.lm_head.weight for s in (0, 0, 1))
+    assert torch.equal(same, again)
+    assert not torch.equal(same, other)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    half = small_vlm("llava", shape=dataclasses.replace(SMALL, dtype="bfloat16")).model
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
+
+
+def test_the_template_of_a_small_model_has_a_place_for_videos_where_the_family_has(vlms):
+    parts = [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "Which?"}]
+    for family, written in (
+        ("qwen3_vl", "<|image_pad|><|vision_end|><|vision_start|><|video_pad|><|vision_end|>Which"),
+        ("gemma3", "<start_of_image>Which"),
+    ):
+        vlm = vlms(family)
+        text = vlm.family.write(vlm.processor, [{"role": "user", "content": parts}])
+        assert written in text
+
+
+def test_a_small_model_that_cannot_be_built_is_refused(monkeypatch):
+    def missing():
+        raise ImportError("it needs num2words")
+
+    with pytest.raises(InputError, match="unknown family 'clip': use one of qwen2_5_vl, "):
+        small_vlm("clip")
+    monkeypatch.setattr(
+        FAMILIES["smolvlm"], "plain_processor_class", lambda: lambda *_, **__: missing()
+    )
+    with pytest.raises(InputError, match="the processor of SmolVLM cannot be built: it needs num"):
+        small_vlm("smolvlm")
+
+
 def features_of(vlm, prompt):
     """Features of the image as the model's own forward takes them, [layers, tokens, width]."""
     options = {
@@ -285,7 +351,7 @@ def features_of(vlm, prompt):
 def stitched_pass(vlm, prompt, response, event, policy):
     """One eager pass over prompt, insertion and response: logits and weights of the steps."""
     model = vlm.model
-    special = vlm.family.special_tokens(model.config, vlm.tokenizer)
+    special = vlm.special_tokens
     features = features_of(vlm, prompt)
     slots = np.flatnonzero(prompt.segments == "visual")
     length, kept = len(prompt.segments), list(event.kept)
@@ -333,7 +399,7 @@ def stitched_pass(vlm, prompt, response, event, policy):
 
 def rope_by_hand(vlm, prompt, ids, event, policy):
     """Positions by the model's own function, on the sequence with the whole image."""
-    special = vlm.family.special_tokens(vlm.model.config, vlm.tokenizer)
+    special = vlm.special_tokens
     length, count = len(prompt.segments), int((prompt.segments == "visual").sum())
     start = length + event.step - 1 + len(special.start)
     whole = torch.cat(
@@ -363,7 +429,7 @@ def rope_by_hand(vlm, prompt, ids, event, policy):
     return positions
 
 
-@pytest.mark.parametrize("family", [n for n in RECORDED if not FAMILIES[n].no_insertion])
+@pytest.mark.parametrize("family", [n for n in FAMILIES if not FAMILIES[n].no_insertion])
 @pytest.mark.parametrize(
     ("intervention", "policy"),
     [
@@ -437,7 +503,7 @@ def test_controls_insert_as_many_tokens(vlms, family):
 @pytest.mark.parametrize("family", ["llava", "internvl", "mistral3", "gemma3", "idefics3"])
 def test_tokens_of_images_are_no_text(vlms, family):
     vlm = vlms(family)
-    special = vlm.family.special_tokens(vlm.model.config, vlm.tokenizer)
+    special = vlm.special_tokens
     around = [special.image, *special.start, *special.end]
     for token in [vlm.processor.image_token, *vlm.tokenizer.convert_ids_to_tokens(around)]:
         content = [{"type": "image", "image": picture()}, {"type": "text", "text": f"a {token} b"}]
@@ -548,21 +614,20 @@ def test_an_overlay_adds_up_to_the_mass_of_what_is_shown(vlms, family):
 # Families that are not known by name
 
 
-def aya(tokenizer):
+def aya():
     """A tiny model of a family that has no file here, and its stock processor."""
     from transformers import AyaVisionConfig, AyaVisionForConditionalGeneration, AyaVisionProcessor
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
     names = ("START_OF_IMG", "END_OF_IMG", "IMG_PATCH")
     tokens = {n.lower(): f"<|{n}|>" for n in names} | {"image_token": "<image>"}
-    base = TINY["internvl"]
-    read = tiny_tokenizer(tokenizer, Tiny("<image>", tokens, base.images, base.config))
+    read = small_tokenizer(tokens)
     torch.manual_seed(0)
     ends = {"bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": len(read)}
     kinds = {"layer_types": ["full_attention"] * 3, "sliding_window": 512}
     config = AyaVisionConfig(
         text_config=TEXT | ends | kinds | {"model_type": "cohere2"},
-        vision_config=SIGLIP | {"image_size": 56},
+        vision_config=small_clip("siglip_vision_model", 56),
         image_token_index=read.convert_tokens_to_ids("<|IMG_PATCH|>"),
         downsample_factor=2,
         adapter_layer_norm_eps=1e-6,
@@ -573,15 +638,15 @@ def aya(tokenizer):
     images = GotOcr2ImageProcessorPil(
         size={"height": 56, "width": 56}, crop_to_patches=True, min_patches=1, max_patches=4
     )
-    written = TEMPLATE.replace("PICTURE", "<image>")
+    written = TEMPLATE.replace(PICTURE, "<image>")
     made = AyaVisionProcessor(
         images, read, patch_size=7, img_size=56, downsample_factor=2, chat_template=written
     )
     return model, made
 
 
-def test_an_unknown_family_is_recorded_after_a_probe(tokenizer, tmp_path):
-    model, made = aya(tokenizer)
+def test_an_unknown_family_is_recorded_after_a_probe(tmp_path):
+    model, made = aya()
     model.save_pretrained(tmp_path)
     made.save_pretrained(tmp_path)
     vlm = attnlens.load(tmp_path, device="cpu")
@@ -659,3 +724,26 @@ def test_scores_that_are_capped_are_found():
     model = decoder("gemma2", layer_types=["full_attention"] * 3, attn_logit_softcapping=0.05)
     with pytest.raises(InputError, match=r"layer 0's products differs from its attention by"):
         attnlens.record(model, ["sink", "visual", "query"])
+
+
+def test_segments_may_say_which_image_a_key_belongs_to(vlms):
+    vlm = vlms("internvl")
+    prompt = vlm.prompt([picture(112, 84), picture(84, 112, 3)], "How many?")
+    whole = attnlens.run(vlm, prompt, NEW, min_new_tokens=NEW, do_sample=False)
+    items = prompt.image_of_key
+    names = [f"visual:{i}" if i >= 0 else s for i, s in zip(items, prompt.segments, strict=True)]
+    with attnlens.record(vlm.model, names) as recorder:
+        generate(vlm, prompt)
+    trace = recorder.trace
+    assert float(abs(trace.data["mass_by_image"] - whole.data["mass_by_image"]).max()) < 1e-6
+    for definition in ("mass", "mean-weight"):
+        ours, theirs = (
+            attnlens.measures.visual_share(t, definition, item=1) for t in (trace, whole)
+        )
+        assert np.allclose(ours, theirs, atol=1e-6)
+    for wrong, words in (
+        (["visual:0", "visual", "query"], "number all visual keys, or none"),
+        (["visual:a", "query"], "unknown segment 'visual:a': number images"),
+    ):
+        with pytest.raises(InputError, match=words):
+            attnlens.record(vlm.model, wrong)

@@ -24,7 +24,7 @@ from attnlens.measures.theorems import information
 from attnlens.measures.theorems import insertion as insertion_module
 from attnlens.measures.theorems.synthetic import synthetic_attention
 
-SETS, RUNS, POOL = 1000, 40, 400
+SETS, RUNS, POOL = 1000, 40, 200
 STEPS = np.arange(8)
 LOOKED = ["visual", "copied"]
 # in the package these names are those of the functions

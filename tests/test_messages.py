@@ -309,7 +309,7 @@ USER = {"role": "user", "content": "How many?"}
         ([{**USER, "content": [{"type": "image"}]}], "has a part"),
         ([{**USER, "content": [{"type": "image", "image": "a", "path": "b"}]}], "has a part"),
         ([{**USER, "content": [{"type": "image", "image": "a", "max_pixels": 9}]}], "vlm.prompt"),
-        ([{**USER, "content": [{"type": "video", "video": "a.mp4"}]}], "has a part"),
+        ([{**USER, "content": [{"type": "audio", "audio": "a.wav"}]}], "has a part"),
         ([{**USER, "content": [{"type": "image", "image": None}]}], "has a part"),
         ([{**USER, "content": [{"type": "image", "image": 3}]}], "given as int"),
         ([{**USER, "content": [{"type": "image", "url": "https://a.b/c.png"}]}], "download it"),

@@ -27,10 +27,11 @@ NOTEBOOKS = [
     "04_dilution_theorem",
     "05_your_own_checkpoint",
     "06_lenses",
+    "07_other_models",
 ]
 SECONDS_PER_CELL = 240
 MOST_BYTES = 400_000
-OTHERS = {"matplotlib", "numpy", "pandas", "xarray"}
+OTHERS = {"matplotlib", "numpy", "pandas", "transformers", "xarray"}
 PUBLIC_MODULES = {n for n in attnlens.__all__ if isinstance(getattr(attnlens, n), ModuleType)}
 ABSOLUTE = re.compile(
     r"(?<![\w.:/])/(?:home|root|tmp|Users|usr|opt|var|private|work|mnt)/|\b[A-Z]:\\"

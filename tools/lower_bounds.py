@@ -40,6 +40,6 @@ if __name__ == "__main__":
     file = Path(__file__).parents[1] / "pyproject.toml"
     project = tomllib.loads(file.read_text())["project"]
     extras = project["optional-dependencies"]
-    dev = [text for text in extras["dev"] if text != "attnlens[lenses]"]
-    texts = project["dependencies"] + extras["lenses"] + dev
+    dev = [text for text in extras["dev"] if not text.startswith("attnlens[")]
+    texts = project["dependencies"] + extras["lenses"] + extras["video"] + dev
     print("\n".join(lower_bounds(map(Requirement, texts))))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from attnlens.benchmark.model import SHAPES, build, build_prompt
+from attnlens.benchmark.model import SHAPES, build
 from attnlens.benchmark.recording import now, rotated
 from attnlens.interventions import (
     At,
@@ -65,8 +65,8 @@ def compare_interventions(
         as it must be known). ``rounds``: the ratios of every round, which these are the medians of;
         ``seconds`` (medians of each).
     """
-    vlm = build(SHAPES[size], device)
-    prompt = build_prompt(vlm, visual)
+    vlm, prompt_of = build(SHAPES[size], device)
+    prompt = prompt_of(visual)
     runs = _runs(new)
     warm_up = _runs(2)
     seconds: dict[str, list[float]] = {name: [] for name in (*runs, "insertion", "one pass")}

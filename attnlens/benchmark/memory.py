@@ -140,12 +140,12 @@ def _main(
     variant: str,
     limit_mib: float | None,
 ) -> None:
-    from attnlens.benchmark.model import Shape, build, build_prompt
+    from attnlens.benchmark.model import Shape, build
     from attnlens.benchmark.variants import variant_calls
 
-    vlm = build(Shape(**shape_fields), device)
-    variant_calls(vlm, build_prompt(vlm, WARM_UP[0]), WARM_UP[1])[variant]()
-    call = variant_calls(vlm, build_prompt(vlm, visual), new)[variant]
+    vlm, prompt_of = build(Shape(**shape_fields), device)
+    variant_calls(vlm, prompt_of(WARM_UP[0]), WARM_UP[1])[variant]()
+    call = variant_calls(vlm, prompt_of(visual), new)[variant]
     if limit_mib is not None:
         _end_above(limit_mib, device)
     base = reset_peak(device)

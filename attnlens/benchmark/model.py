@@ -1,33 +1,39 @@
-"""Random-weight Qwen2.5-VL models with realistic shapes, and prompts for them."""
+"""Models of realistic shapes with random weights, and prompts of as many visual tokens as asked."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 
+from attnlens.models.family import Shape as TextShape
 from attnlens.models.images import ImageInfo
 from attnlens.models.load import TESTBED, VLM
 from attnlens.models.prompt import Prompt
 from attnlens.models.qwen2_5_vl import QWEN2_5_VL
+from attnlens.models.small import random_model, small_vlm
 
 VISION_START, VISION_END, IMAGE, VIDEO = 1, 2, 3, 4
 PATCH_VALUES = 3 * 2 * 14 * 14
+QUESTION = "What has changed from one picture to the next?"
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The shape of a text model (head dimension ``width / heads``), and its weights' dtype."""
+class Shape(TextShape):
+    """The shape of a text model, and the family around it.
 
-    layers: int = 8
-    width: int = 1024
-    heads: int = 8
-    key_heads: int = 2
-    mlp: int = 2816
-    vocabulary: int = 32000
-    dtype: str = "float32"
+    Attributes
+    ----------
+    family
+        ``model_type``; where empty, it is Qwen2.5-VL, with prompts of any number of visual tokens.
+    """
+
+    family: str = ""
 
 
 SHAPES = {
@@ -37,11 +43,14 @@ SHAPES = {
 """``small`` for a CPU (head dimension 128, as in the published models); ``7b`` for a GPU."""
 
 
-def build(shape: Shape, device: str) -> VLM:
-    """Build a model with random weights, and the testbed's processor.
+def build(shape: Shape, device: str) -> tuple[VLM, Callable[[int], Prompt]]:
+    """Build a model with random weights, and what makes a prompt of so many visual tokens for it.
 
     Its vision tower is small, as recording ignores it.
     """
+    if shape.family:
+        vlm = small_vlm(shape.family, shape=shape, device=device)
+        return vlm, partial(prompt_of_pictures, vlm)
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     config = Qwen2_5_VLConfig(
@@ -76,18 +85,37 @@ def build(shape: Shape, device: str) -> VLM:
         vision_end_token_id=VISION_END,
     )
     torch.manual_seed(0)
-    dtype = getattr(torch, shape.dtype)
-    with torch.device(device):
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        try:
-            model = Qwen2_5_VLForConditionalGeneration(config)
-        finally:
-            torch.set_default_dtype(default)
-    return VLM(model.eval(), QWEN2_5_VL.load_processor(TESTBED), "random weights", QWEN2_5_VL)
+    model = random_model(
+        Qwen2_5_VLForConditionalGeneration, config, shape.dtype, torch.device(device)
+    )
+    processor = QWEN2_5_VL.load_processor(TESTBED)
+    vlm = VLM(model, processor, "random weights", QWEN2_5_VL)
+    return vlm, partial(prompt_of_tokens, vlm)
 
 
-def build_prompt(vlm: VLM, visual: int) -> Prompt:
+def prompt_of_pictures(vlm: VLM, visual: int) -> Prompt:
+    """Build a prompt of as many pictures as it takes to have so many visual tokens, or more."""
+    rng = np.random.default_rng(0)
+    pictures: list[Image.Image] = []
+    count = 1
+    while True:
+        while len(pictures) < count:
+            noise = rng.integers(0, 256, (168, 168, 3), dtype=np.uint8)
+            pictures.append(Image.fromarray(noise))
+        prompt = vlm.prompt(pictures, QUESTION)
+        found = visual_tokens(prompt)
+        if found >= visual:
+            return prompt
+        # a family may show less of each picture where there are several
+        count = max(count + 1, math.ceil(visual * count / found))
+
+
+def visual_tokens(prompt: Prompt) -> int:
+    """Count the visual tokens of a prompt."""
+    return int((prompt.segments == "visual").sum())
+
+
+def prompt_of_tokens(vlm: VLM, visual: int) -> Prompt:
     """Build a prompt of random tokens around one image of so many visual tokens."""
     device, dtype = vlm.model.device, vlm.model.dtype
     rows = max(r for r in range(1, int(visual**0.5) + 1) if visual % r == 0)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from attnlens.benchmark.memory import OverLimit, peak_memory
-from attnlens.benchmark.model import SHAPES, build, build_prompt
+from attnlens.benchmark.model import SHAPES, build
 from attnlens.benchmark.recording import rotated, timed
 from attnlens.benchmark.variants import PEERS, Seen, variant_calls
 from attnlens.lenses.text_pass import TextPass
@@ -69,10 +69,10 @@ def compare_peers(
             peaks[visual, new, peer] = measured["peak_mib"]
         except OverLimit:
             peaks[visual, new, peer] = None
-    vlm = build(shape, device)
+    vlm, prompt_of = build(shape, device)
     rows = []
     for visual, new in sizes:
-        prompt = build_prompt(vlm, visual)
+        prompt = prompt_of(visual)
         calls = variant_calls(vlm, prompt, new)
         within = [peer for peer in PEERS if peaks[visual, new, peer] is not None]
         if "plain" not in within:  # nothing to compare with

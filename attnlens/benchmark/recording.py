@@ -6,13 +6,14 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 import attnlens
 from attnlens.benchmark.memory import peak_memory
-from attnlens.benchmark.model import SHAPES, build, build_prompt
+from attnlens.benchmark.model import SHAPES, build, visual_tokens
 from attnlens.benchmark.variants import VARIANTS, Seen, generate, variant_calls
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
@@ -39,6 +40,7 @@ def now(device: str) -> float:
 def compare(
     size: str = "small",
     *,
+    family: str = "",
     device: str = "cpu",
     visual: int = 1024,
     new: int = 256,
@@ -50,23 +52,28 @@ def compare(
     ----------
     size
         Name of a shape in ``attnlens.benchmark.model.SHAPES``.
+    family
+        ``model_type`` of a family whose own parts are around the text model, and whose processor
+        makes the prompt of pictures; see ``attnlens.benchmark.model.Shape``.
     device
         Where to run.
     visual, new
-        Visual tokens of the prompt, and tokens to generate.
+        Visual tokens of the prompt, and tokens to generate. A prompt of pictures may have more
+        visual tokens.
     repeats
         Timed runs of each variant, after a plain one that is not counted.
 
     Returns
     -------
     dict
+        ``visual``: how many visual tokens there were.
         ``seconds`` (medians) and ``all_seconds``; ``peak_mib`` (weights included; of the process
         with the median peak) and its ``rise_mib`` (over what was held right before generation),
         as in ``peak_memory``;
         ``time_ratio`` and ``memory_ratio`` (of the peaks) of each variant to ``plain``; and
         ``same_tokens``: whether all ``plain`` and ``recorded`` runs gave the same tokens.
     """
-    shape = SHAPES[size]
+    shape = replace(SHAPES[size], family=family)
     # first, while this process is small: a new one may inherit the peak of its parent
     measured: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
     for variant in progress([*VARIANTS] * MEMORY_RUNS, description="memory"):
@@ -75,8 +82,9 @@ def compare(
         variant: sorted(runs, key=lambda run: run["peak_mib"])[MEMORY_RUNS // 2]
         for variant, runs in measured.items()
     }
-    vlm = build(shape, device)
-    calls = variant_calls(vlm, build_prompt(vlm, visual), new)
+    vlm, prompt_of = build(shape, device)
+    prompt = prompt_of(visual)
+    calls = variant_calls(vlm, prompt, new)
     seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     same = True
     reference = calls["plain"]().tokens
@@ -92,7 +100,8 @@ def compare(
         "size": size,
         "device": device,
         "threads": torch.get_num_threads(),
-        "visual": visual,
+        "family": family,
+        "visual": visual_tokens(prompt),
         "new": new,
         "repeats": repeats,
         "seconds": medians,
@@ -108,6 +117,7 @@ def compare(
 def by_context(
     size: str = "small",
     *,
+    family: str = "",
     device: str = "cpu",
     visuals: tuple[int, ...] = (256, 1024, 4096),
     new: int = 65,
@@ -117,10 +127,10 @@ def by_context(
 
     Parameters
     ----------
-    size, device, repeats
+    size, family, device, repeats
         As in ``compare``.
     visuals
-        Numbers of visual tokens.
+        Numbers of visual tokens, at least.
     new
         Tokens generated per run. The clock starts when the first token is there: the prefill
         varies by more than all steps cost. It stops after everything that recording computes at its
@@ -133,10 +143,10 @@ def by_context(
         and ``spread``: half the range of the middle half of the runs, over the median, the
         larger of the two. A smaller difference of the ratio from 1 means nothing.
     """
-    vlm = build(SHAPES[size], device)
+    vlm, prompt_of = build(replace(SHAPES[size], family=family), device)
     table = []
     for visual in progress(visuals, description="context"):
-        prompt = build_prompt(vlm, visual)
+        prompt = prompt_of(visual)
         taken: dict[str, list[float]] = {"plain": [], "recorded": []}
         for round_ in range(repeats + 1):
             for variant in rotated(list(taken), round_):
@@ -146,7 +156,7 @@ def by_context(
         plain, recorded = (statistics.median(values) for values in taken.values())
         table.append(
             {
-                "visual": visual,
+                "visual": visual_tokens(prompt),
                 "plain": plain,
                 "recorded": recorded,
                 "ratio": recorded / plain,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
@@ -74,10 +75,14 @@ def variant_calls(vlm: VLM, prompt: Prompt, new: int) -> dict[str, Callable[[], 
     model, inputs, length = vlm.model, prompt.inputs, len(prompt.segments)
     visual = torch.from_numpy(prompt.segments == "visual")
 
-    def on_visual(weights: torch.Tensor) -> np.ndarray:
-        """Add up the rows from the last one of the prompt on: [rows, heads]."""
+    def on_visual(weights: torch.Tensor, keys: int) -> np.ndarray:
+        """Add up the rows from the last one of the prompt on: [rows, heads].
+
+        Of so many keys, the cache of a window has only the last ones.
+        """
         rows = weights[0, :, -1:] if weights.shape[2] == 1 else weights[0, :, length - 1 :]
-        return rows[:, :, :length][:, :, visual].float().sum(-1).T.cpu().numpy()
+        seen = F.pad(visual, (0, keys - length))[keys - weights.shape[3] :]
+        return rows[:, :, seen].float().sum(-1).T.cpu().numpy()
 
     def of_trace(trace: Trace) -> Seen:
         ids = torch.from_numpy(trace.data["predicted_token_id"].values)
@@ -101,7 +106,10 @@ def variant_calls(vlm: VLM, prompt: Prompt, new: int) -> dict[str, Callable[[], 
                 return_dict_in_generate=True,
                 **kept,
             )
-        steps = [np.concatenate([on_visual(w[:, :, -1:]) for w in s]) for s in output.attentions]
+        steps = [
+            np.concatenate([on_visual(weights[:, :, -1:], length + step) for weights in layers])
+            for step, layers in enumerate(output.attentions)
+        ]
         return Seen(output.sequences[0, length:].cpu(), np.stack(steps))
 
     def eager() -> Seen:
@@ -122,7 +130,8 @@ def variant_calls(vlm: VLM, prompt: Prompt, new: int) -> dict[str, Callable[[], 
         whole = vlm.family.append(model.config, inputs, tokens[:-1].tolist())
         with eager_attention(model), torch.no_grad():
             output = model(**whole, output_attentions=True, use_cache=False, logits_to_keep=1)
-        return Seen(tokens, np.stack([on_visual(w) for w in output.attentions], axis=1))
+        keys = length + new - 1
+        return Seen(tokens, np.stack([on_visual(w, keys) for w in output.attentions], axis=1))
 
     calls = (plain, recorded, attentions, eager, lens("nnsight"), lens("transformer_lens"))
     return dict(zip(PEERS, (*calls, second_pass), strict=True))

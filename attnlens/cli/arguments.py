@@ -44,7 +44,9 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def add_question_options(parser: argparse.ArgumentParser, mode: str, data_help: str) -> None:
+def add_question_options(
+    parser: argparse.ArgumentParser, mode: str, data_help: str, *, videos: bool = False
+) -> None:
     """Add the options that say what is asked: one question, or those of a file.
 
     Parameters
@@ -55,9 +57,28 @@ def add_question_options(parser: argparse.ArgumentParser, mode: str, data_help: 
         Default of ``--mode``.
     data_help
         What comes of the questions of a file.
+    videos
+        Whether it may be about a video.
     """
     group = parser.add_argument_group("what to ask")
     group.add_argument("--image_path", metavar="FILE", help="the picture")
+    if videos:
+        group.add_argument(
+            "--video_path",
+            metavar="FILE",
+            help="a video in place of the picture: a file (needs attnlens[video]) or a folder of "
+            "frames",
+        )
+        group.add_argument(
+            "--fps",
+            type=float,
+            metavar="N",
+            help="frames shown of each second of a file; of a folder, how many of its frames make "
+            "a second (2)",
+        )
+        group.add_argument(
+            "--max_frames", type=int, metavar="N", help="most frames shown of a video (768)"
+        )
     group.add_argument("--question", help="the question")
     group.add_argument(
         "--data",
@@ -186,6 +207,8 @@ def recording_options(options: argparse.Namespace) -> dict[str, Any]:
         "seed": options.seed,
         "temperature": options.temperature,
         "layers": parse_layers(options.layers),
+        "fps": getattr(options, "fps", None),
+        "max_frames": getattr(options, "max_frames", None),
     }
 
 
@@ -240,13 +263,23 @@ def _read_template(path: str) -> str:
 
 
 def questions_of(options: argparse.Namespace) -> list[Question]:
-    """Read the questions from the options ``image_path``, ``question`` and ``data``."""
+    """Read the questions from the options ``image_path``, ``question`` and ``data``.
+
+    ``video_path`` may stand in place of ``image_path``.
+    """
     from attnlens.runs.dataset import Question, read_questions
 
+    video = getattr(options, "video_path", None)
     if options.data is not None:
-        if options.image_path is not None or options.question is not None:
+        if (options.image_path, video, options.question) != (None, None, None):
             raise InputError("--data brings its own images and questions: leave the others out")
         return read_questions(options.data)
+    if video is not None:
+        if options.image_path is not None:
+            raise InputError("--image_path and --video_path are given: give one of them")
+        if options.question is None:
+            raise InputError("--question is missing: give a video and a question, or --data")
+        return [Question(image=video, text=options.question, is_video=True)]
     for name in ("image_path", "question"):
         if getattr(options, name) is None:
             raise InputError(f"--{name} is missing: give an image and a question, or --data")

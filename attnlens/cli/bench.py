@@ -20,6 +20,12 @@ def add_parser(commands: Any) -> None:
         "interleaved; medians are printed as ratios to plain.",
     )
     parser.add_argument(
+        "--family",
+        metavar="NAME",
+        help="a random-weight model of this family instead, a model_type of `attnlens families`, "
+        "with its own processor and as many pictures as it takes to reach --visual",
+    )
+    parser.add_argument(
         "--size",
         default="small",
         choices=("small", "7b"),
@@ -96,6 +102,9 @@ def run_bench(options: argparse.Namespace) -> int:
     sizes = [_peer_size(text) for text in options.peer_sizes]
     if options.memory_limit <= 0:
         raise InputError(f"--memory_limit {options.memory_limit}: give more than 0 GiB")
+    if options.family is not None and (options.peers or options.interventions):
+        other = "--peers" if options.peers else "--interventions"
+        raise InputError(f"--family {options.family} with {other}, which measures Qwen2.5-VL alone")
     if options.figure is not None and not options.peers:
         raise InputError(f"--figure {options.figure}: give --peers, which it draws")
     for file in (options.json, options.figure):
@@ -105,12 +114,17 @@ def run_bench(options: argparse.Namespace) -> int:
     from attnlens.models.load import find_device
 
     device = str(find_device(options.device))
+    if options.family is not None:
+        from attnlens.models.small import small_processor
+
+        small_processor(options.family)  # refused before anything is measured
     result: dict[str, Any] = {}
     if not options.no_recording:
         result = _compare(options, device)
     if options.context:
         result["by_context"] = by_context(
             options.size,
+            family=options.family or "",
             device=device,
             visuals=tuple(options.context),
             repeats=options.repeats,
@@ -206,13 +220,14 @@ def _compare(options: argparse.Namespace, device: str) -> dict[str, Any]:
 
     result = compare(
         options.size,
+        family=options.family or "",
         device=device,
         visual=options.visual_tokens,
         new=options.new,
         repeats=options.repeats,
     )
     print(
-        f"{options.visual_tokens} visual tokens, {options.new} new tokens, {device}, "
+        f"{result['visual']} visual tokens, {options.new} new tokens, {device}, "
         f"{result['threads']} threads, median of {options.repeats}"
     )
     print(f"{'':10}{'seconds':>10}{'ratio':>8}{'peak MiB':>10}{'ratio':>8}{'rise MiB':>10}")

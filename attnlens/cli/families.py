@@ -21,11 +21,14 @@ def run_families(options: argparse.Namespace) -> int:
     """Print the table."""
     from attnlens.models.families import FAMILIES
 
-    print(f"{'family':20}{'model_type':18}{'recording':11}{'COPY, ROUTE':13}transformers")
+    print(
+        f"{'family':20}{'model_type':18}{'recording':11}{'COPY, ROUTE':13}{'video':7}transformers"
+    )
     for family in FAMILIES.values():
         insertion = "refused" if family.no_insertion else "yes"
         print(
-            f"{family.name:20}{family.model_type:18}{'yes':11}{insertion:13}{family.verified_with}"
+            f"{family.name:20}{family.model_type:18}{'yes':11}{insertion:13}"
+            f"{'yes' if family.videos else '-':7}{family.verified_with}"
         )
     for family in FAMILIES.values():
         if family.no_insertion:

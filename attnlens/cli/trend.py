@@ -27,7 +27,8 @@ def add_parser(commands: Any) -> None:
         help="draw how much a model looks at the image while it answers",
         description="Generate an answer, record visual attention at each step, and write into "
         "SAVE_FOLDER/<image name>/ the pictures {mode}_step_attention, "
-        "{mode}_step_attention_with_tokens and Step_attention_all_tokens, the table "
+        "{mode}_step_attention_with_tokens and Step_attention_all_tokens (of a video also "
+        "{mode}_frame_attention), the table "
         "{mode}_steps.csv (a row for each step), the trace {mode}_trace.zarr, and summary.json. "
         "Options are spelled with _ or -.",
     )
@@ -37,6 +38,7 @@ def add_parser(commands: Any) -> None:
         "Traces go into SAVE_FOLDER/trend_runs/{mode}/, pictures and summaries into "
         "SAVE_FOLDER/trend/{mode}/, a folder for each question, and all steps into "
         f"SAVE_FOLDER/{{mode}}_steps.parquet; {RESUMED}",
+        videos=True,
     )
     add_model_options(parser.add_argument_group("model and generation"), sampling=True)
     out = parser.add_argument_group("measure and output")
@@ -62,7 +64,9 @@ def run_trend(options: argparse.Namespace) -> int:
     output = report.TrendOutput(**output_options(options), definition=options.definition)
     settings.check()
     output.check(settings.max_new_tokens)
-    questions, skipped = check_questions(questions_of(options))
+    questions, skipped = check_questions(
+        questions_of(options), sampling=(settings.fps, settings.max_frames)
+    )
     with one_process(options):
         if options.data is None:
             folder = report.check_folder(questions[0], settings.mode, output)

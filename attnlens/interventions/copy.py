@@ -101,6 +101,11 @@ class Copy(TokenInsertion):
         """See ``Intervention``."""
         super().check(prompt, layers, heads)
         which_image(self.name, prompt, self.image)
+        if prompt.has_video:
+            raise InputError(
+                f"{self.name} inserts visual tokens of images, which has not been verified in a "
+                "prompt with a video: give one with images alone"
+            )
         if self.positions not in POSITIONS:
             raise InputError(
                 f"unknown positions {self.positions!r}: use one of {', '.join(POSITIONS)}"
@@ -139,7 +144,7 @@ class Copy(TokenInsertion):
         inner = self._inner(generation, image, kept)
         if self.wrap and self.source != "text":
             vlm = generation.vlm
-            special = vlm.family.special_tokens(vlm.model.config, vlm.tokenizer)
+            special = vlm.special_tokens
             wrapped = [TextPiece(special.start), inner, TextPiece(special.end)]
             return [piece for piece in wrapped if piece.count] * self.repeat
         return [inner] * self.repeat
@@ -148,7 +153,7 @@ class Copy(TokenInsertion):
         if self.source == "text":
             ids = generation.vlm.tokenizer(generation.prompt.question, add_special_tokens=False)
             vlm = generation.vlm
-            special = vlm.family.special_tokens(vlm.model.config, vlm.tokenizer)
+            special = vlm.special_tokens
             around = (len(special.start) + len(special.end)) * self.wrap
             count = len(kept) + around  # as many tokens as the image with its wrapping
             return TextPiece(tuple(np.resize(ids["input_ids"], count).tolist()))

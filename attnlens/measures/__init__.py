@@ -16,6 +16,7 @@ from attnlens.measures.decay import Decay as Decay
 from attnlens.measures.decay import GroupDecay as GroupDecay
 from attnlens.measures.decay import decay as decay
 from attnlens.measures.definitions import definitions as definitions
+from attnlens.measures.frames import frame_shares as frame_shares
 from attnlens.measures.regions import Refocus as Refocus
 from attnlens.measures.regions import refocus as refocus
 from attnlens.measures.regions import region_summary as region_summary

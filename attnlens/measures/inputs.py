@@ -91,10 +91,11 @@ def dataset_of(trace: TraceLike) -> xr.Dataset:
     for name in axes["mass"]:
         if name not in data.coords:
             raise InputError(f"The dataset is not a trace: it needs labels along its {name} axis.")
-    missing = [name for name in SEGMENTS if name not in data["segment"].values]
+    segments = data["segment"].values.tolist()
+    missing = [name for name in SEGMENTS if name not in segments]
     if missing:
         raise InputError(
-            f"The segment axis {data['segment'].values.tolist()} lacks {', '.join(missing)}; "
+            f"The segment axis {segments} lacks {', '.join(missing)}; "
             f"a trace has {', '.join(SEGMENTS)}."
         )
     return data
@@ -186,7 +187,7 @@ def select_layers(data: xr.Dataset, layers: int | Sequence[int] | None) -> xr.Da
 
 
 def one_image(data: xr.Dataset, item: int) -> xr.Dataset:
-    """Keep one image as ``visual``; what the others get counts as ``vision_end``.
+    """Keep one image or video as ``visual``; what the others get counts as ``vision_end``.
 
     So it stays in every denominator, and is in no numerator. ``visual_nonzero`` is of all images
     together, and is dropped.
@@ -196,12 +197,9 @@ def one_image(data: xr.Dataset, item: int) -> xr.Dataset:
     InputError
         If there is no such image.
     """
-    counts = [int(image["rows"]) * int(image["columns"]) for image in data.attrs.get("images", [])]
-    if (
-        isinstance(item, bool)
-        or not isinstance(item, (int, np.integer))
-        or (not 0 <= item < len(counts))
-    ):
+    counts = keys_by_image(data)
+    whole = isinstance(item, int | np.integer) and not isinstance(item, bool)
+    if not whole or item not in counts:
         raise InputError(f"item={item!r}: the trace has {len(counts)} images, counted from 0")
     if len(counts) == 1:
         return data
@@ -212,9 +210,21 @@ def one_image(data: xr.Dataset, item: int) -> xr.Dataset:
     mass.loc[visual] = own
     mass.loc[{"segment": "vision_end"}] += others
     keys.loc[visual] = counts[item]
-    keys.loc[{"segment": "vision_end"}] += sum(counts) - counts[item]
+    keys.loc[{"segment": "vision_end"}] += sum(counts.values()) - counts[item]
     kept = data.drop_vars("visual_nonzero").assign(mass=mass, keys=keys)
     return kept.assign_attrs(hidden_counted_by_image=False) if "hidden" in data else kept
+
+
+def keys_by_image(data: xr.Dataset) -> dict[int, int]:
+    """Count the visual keys of each image or video of the prompt, by its number."""
+    if "image_keys" in data.coords:
+        numbers, counts = data["image"].values.tolist(), data["image_keys"].values.tolist()
+        return dict(zip(numbers, counts, strict=True))
+    noted = data.attrs.get("images", [])
+    if len(noted) > 1:  # a trace that was saved before these were counted
+        return {i: int(image["rows"]) * int(image["columns"]) for i, image in enumerate(noted)}
+    count = int(data["keys"].sel(segment="visual").values[0])
+    return {0: count} if count else {}
 
 
 def regions_of(trace: TraceLike) -> list[RegionLike]:

@@ -12,6 +12,7 @@ from attnlens.measures.definitions import DEFINITIONS, Definition, get_definitio
 from attnlens.measures.inputs import (
     TraceLike,
     dataset_of,
+    keys_by_image,
     one_image,
     owned_token,
     select_layers,
@@ -56,8 +57,8 @@ def visual_share(
     include_copied : bool
         Whether visual tokens that were inserted again count as visual.
     item : int or None
-        Which image of the prompt, counted from 0; None counts several images together. The other
-        images stay in the denominator.
+        Which image or video of the prompt, counted from 0; None counts several together. The others
+        stay in the denominator.
 
     Returns
     -------
@@ -84,7 +85,7 @@ def visual_share(
         data = one_image(data, item)
     visual = visual_segments(chosen, data, include_copied)
     share = _reduce(chosen.compute(data, visual), reduction)
-    share = _label_steps(share, data, chosen)
+    share = label_steps(share, data, chosen)
     share.attrs = _attributes(chosen, chosen.long_name, chosen.formula, reduction, include_copied)
     if item is not None:
         share.attrs["item"] = str(item)
@@ -97,6 +98,7 @@ def shares(
     *,
     layers: int | Sequence[int] | None = None,
     include_copied: bool = False,
+    items: bool = False,
 ) -> xr.DataArray:
     """Measure attention to the image, the query text and the generated text, step by step.
 
@@ -115,17 +117,21 @@ def shares(
         Layer indices in the model to use; None uses every recorded layer.
     include_copied : bool
         Whether visual tokens that were inserted again count as image.
+    items : bool
+        Whether each image and video of the prompt has a curve of its own.
 
     Returns
     -------
     xarray.DataArray, float64, (step, curve)
-        Curves ``"image"``, ``"query"`` and ``"generated"``, reduced over heads and layers as the
+        Curves ``"image"`` (with `items`, ``"image 0"``, ``"video 1"`` and so on), ``"query"`` and
+        ``"generated"``, reduced over heads and layers as the
         definition says; coordinates and attributes as in ``visual_share``.
 
     Raises
     ------
     InputError
-        If the definition speaks of the image alone, and as in ``visual_share``.
+        If the definition speaks of the image alone, copied tokens are to be counted by item, and
+        as in ``visual_share``.
     """
     chosen = get_definition(definition)
     if not chosen.has_curves:
@@ -135,18 +141,28 @@ def shares(
             f"definitions with three curves: {usable}."
         )
     data = select_layers(dataset_of(trace), layers)
-    groups = {
-        "image": visual_segments(chosen, data, include_copied),
-        "query": ("query",),
-        "generated": ("response",),
+    visual = visual_segments(chosen, data, include_copied)
+    if items and include_copied:
+        raise InputError("copied tokens are not counted by item: use include_copied=False")
+    named = item_names(data) if items else {}
+    parts = {name: (one_image(data, item), visual) for item, name in named.items()} or {
+        "image": (data, visual)
     }
-    curves = [_reduce(chosen.compute(data, segments), "mean") for segments in groups.values()]
+    parts |= {"query": (data, ("query",)), "generated": (data, ("response",))}
+    curves = [_reduce(chosen.compute(part, names), "mean") for part, names in parts.values()]
     stacked = xr.concat(curves, dim="curve").transpose("step", "curve")
-    stacked = _label_steps(stacked.assign_coords(curve=list(groups)), data, chosen)
+    stacked = label_steps(stacked.assign_coords(curve=list(parts)), data, chosen)
     stacked.attrs = _attributes(
         chosen, chosen.curves_name, chosen.curves_formula, "mean", include_copied
     )
     return stacked.rename(definition)
+
+
+def item_names(data: xr.Dataset) -> dict[int, str]:
+    """Name each image and video of the prompt, such as ``image 0``, by its number."""
+    noted = data.attrs.get("images", [])
+    videos = {i for i, image in enumerate(noted) if image.get("frames")}
+    return {i: f"{'video' if i in videos else 'image'} {i}" for i in keys_by_image(data)}
 
 
 def visual_segments(chosen: Definition, data: xr.Dataset, include_copied: bool) -> tuple[str, ...]:
@@ -188,7 +204,7 @@ def _reduce(values: xr.DataArray, reduction: str) -> xr.DataArray:
     return values
 
 
-def _label_steps(share: xr.DataArray, data: xr.Dataset, chosen: Definition) -> xr.DataArray:
+def label_steps(share: xr.DataArray, data: xr.Dataset, chosen: Definition) -> xr.DataArray:
     """Attach the owner's token and region to each step, and drop labels of other axes."""
     kept = {*_KEPT_COORDINATES, *map(str, share.dims)}
     share = share.drop_vars([name for name in share.coords if name not in kept])

@@ -8,11 +8,16 @@ from typing import Any
 
 from attnlens.errors import InputError
 from attnlens.models.modes import DEFAULT_SYSTEM
+from attnlens.models.videos import Video
 from attnlens.text import shortened
 
 ROLES = ("system", "user", "assistant")
 SOURCES = ("image", "url", "path", "base64")
 """Names under which a part of a message may hold its picture."""
+VIDEO_SOURCES = ("video", "url", "path")
+"""Names under which a part of a message may hold its video."""
+SAMPLING = ("fps", "max_frames")
+"""What a part of a message may say of its video."""
 FORM = (
     '[{"role": "user", "content": '
     '[{"type": "image", "image": ...}, {"type": "text", "text": ...}]}]'
@@ -26,11 +31,11 @@ class Chat:
     Attributes
     ----------
     messages
-        As the chat template takes them; images without their pictures.
+        As the chat template takes them; images and videos without their pictures.
     texts
         All texts in them.
     images
-        The source of each image, in order.
+        The source of each image, in order; a ``Video`` for each video.
     question
         Text of the last message.
     """
@@ -80,8 +85,8 @@ def read_chat(value: Any) -> Chat:
             parts = []
             for part in content:
                 kind, held = _part(part, where)
-                parts.append({"type": "image"} if kind == "image" else {"type": kind, kind: held})
-                (images if kind == "image" else own_texts).append(held)
+                parts.append({"type": kind, "text": held} if kind == "text" else {"type": kind})
+                (own_texts if kind == "text" else images).append(held)
         else:
             raise InputError(f"{where} has the content {_short(content)}: give a text or a list")
         messages.append({"role": role, "content": parts})
@@ -95,7 +100,7 @@ def read_chat(value: Any) -> Chat:
 
 
 def _part(part: Any, where: str) -> tuple[str, Any]:
-    """Return the kind of a message's part, ``text`` or ``image``, and what it holds."""
+    """Return the kind of a message's part, ``text``, ``image`` or ``video``, and what it holds."""
     fields = _known(part) if isinstance(part, Mapping) else {}
     kind = fields.pop("type", None)
     if kind == "text" and set(fields) == {"text"} and isinstance(fields["text"], str):
@@ -108,10 +113,15 @@ def _part(part: Any, where: str) -> tuple[str, Any]:
         if name == "base64" and isinstance(value, str) and not value.startswith("data:"):
             value = f"data:;base64,{value}"
         return "image", value
+    if kind == "video":
+        sampling = {name: fields.pop(name) for name in SAMPLING if name in fields}
+        if len(fields) == 1 and next(iter(fields)) in VIDEO_SOURCES:
+            return "video", Video(next(iter(fields.values())), **sampling)
     raise InputError(
         f"{where} has a part {_short(part)}: give "
         '{"type": "text", "text": ...} or {"type": "image"} with one of '
-        f"{', '.join(SOURCES)}; limits of pixels are given to vlm.prompt"
+        f'{", ".join(SOURCES)}, or {{"type": "video"}} with one of {", ".join(VIDEO_SOURCES)} '
+        f"and, if need be, {' and '.join(SAMPLING)}; limits of pixels are given to vlm.prompt"
     )
 
 
@@ -124,9 +134,12 @@ def _short(value: Any) -> str:
     return shortened(repr(value), 80)
 
 
-def single_turn(text: str, images: int, system: str | None = None) -> list[dict]:
-    """Chat messages of one turn: system text, then so many images, then the user's text."""
+def single_turn(
+    text: str, images: int, system: str | None = None, *, videos: int = 0
+) -> list[dict]:
+    """Chat messages of one turn: system text, so many images and videos, then the user's text."""
     content: list[dict] = [{"type": "image"} for _ in range(images)]
+    content += [{"type": "video"} for _ in range(videos)]
     content.append({"type": "text", "text": text})
     system_text = DEFAULT_SYSTEM if system is None else system
     return [

@@ -12,12 +12,12 @@ import importlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from attnlens.errors import InputError
-from attnlens.models.images import Tile, check_pixel_limits
+from attnlens.models.images import Frames, Tile, check_pixel_limits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +52,61 @@ class ImagePiece:
     def count(self) -> int:
         """Number of visual tokens in the sequence."""
         return self.rows * self.columns if self.kept is None else len(self.kept)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a text model, and its weights' dtype."""
+
+    layers: int = 8
+    width: int = 1024
+    heads: int = 8
+    key_heads: int = 2
+    mlp: int = 2816
+    vocabulary: int = 32000
+    dtype: str = "float32"
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.width // self.heads
+
+
+SMALL_TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "patch_size": 7,
+}
+"""A small vision tower, in the words that most configurations share."""
+
+
+@dataclass(frozen=True)
+class Small:
+    """What a small model of a family is made of (``attnlens.models.small`` builds it).
+
+    Attributes
+    ----------
+    tokens
+        Special tokens, by the names that the family's tokenizer gives them.
+    picture, video
+        What the chat template writes for an image and for a video; empty for what it does not take.
+    images
+        The family's image processor, which needs only Pillow, set to small pictures.
+    config
+        Values of its configuration. ``text_config`` holds what the shape of the text model does not
+        say; a special token stands for its id.
+    processor
+        Further options of the processor.
+    """
+
+    tokens: dict[str, str]
+    picture: str
+    images: Any
+    config: dict[str, Any]
+    processor: dict[str, Any] = field(default_factory=dict)
+    video: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,12 +201,15 @@ class SpecialTokens:
         The placeholders of visual tokens of every kind, videos among them.
     start, end
         What opens and closes an image, in order; empty where nothing does.
+    video
+        The placeholder of a visual token of a video, where there are any.
     """
 
     image: int
     visual: tuple[int, ...]
     start: tuple[int, ...] = ()
     end: tuple[int, ...] = ()
+    video: int | None = None
 
 
 TOKEN_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
@@ -177,6 +235,8 @@ class Family(ABC):
         Whether TransformerLens's bridge has been verified for it.
     window_advice
         What to do about layers that attend to a window.
+    videos
+        Whether videos have been verified for it.
     verified_with
         Versions of transformers, lowest and newest, that the tests of the family pass with.
     """
@@ -186,6 +246,7 @@ class Family(ABC):
     both_ways: ClassVar[bool] = False
     other_layers: ClassVar[tuple[str, ...]] = ()
     bridged: ClassVar[bool] = False
+    videos: ClassVar[bool] = False
     window_advice: ClassVar[str] = "attnlens records these in Gemma 3 alone; give another model"
     verified_with: ClassVar[str] = "5.20 to 5.24"
     no_insertion: ClassVar[str] = ""
@@ -246,6 +307,10 @@ class Family(ABC):
 
     def set_pixel_limits(self, processor: Any, limits: PixelLimits) -> None:
         """Set the processor's own limits."""
+        raise NotImplementedError
+
+    def small(self, shape: Shape) -> Small:
+        """Say what a small model of this family with random weights is made of."""
         raise NotImplementedError
 
     # The model
@@ -321,10 +386,24 @@ class Family(ABC):
     def tiles(
         self, processor: Any, config: Any, inputs: Inputs, sizes: Sequence[tuple[int, int]]
     ) -> list[tuple[Tile, ...]]:
-        """Grids of the visual tokens of each image, in the order of the prompt.
+        """Grids of the visual tokens of each image, then of each video, in the order of the prompt.
 
         ``sizes`` are (height, width) of each picture before it was resized.
         """
+
+    def encode_videos(
+        self,
+        processor: Any,
+        text: str,
+        pictures: Sequence[Image.Image],
+        videos: Sequence[tuple[Sequence[Image.Image], Frames]],
+        limits: tuple[int | None, int | None],
+    ) -> Inputs:
+        """Do as ``encode`` with a text that has placeholders for videos, too.
+
+        ``limits`` are those that the user gave.
+        """
+        raise NotImplementedError
 
     def join(self, rows: Sequence[Inputs], padding_id: int) -> Inputs:
         """Join the inputs of single sequences, padded on the left to one length."""

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from transformers import ProcessorMixin
 
-from attnlens.models.family import Family, Inputs, SpecialTokens, square
+from attnlens.models.family import (
+    SMALL_TOWER,
+    Family,
+    Inputs,
+    Shape,
+    Small,
+    SpecialTokens,
+    square,
+)
 from attnlens.models.images import Tile
 from attnlens.models.internvl import cut
 
@@ -18,6 +26,34 @@ class Idefics3(Family):
 
     model_type = "idefics3"
     name = "Idefics 3"
+
+    def small(self, shape: Shape) -> Small:
+        """See ``Family``."""
+        from transformers.models.idefics3.image_processing_pil_idefics3 import (
+            Idefics3ImageProcessorPil,
+        )
+
+        rows = {f"row_{r}_{c}": f"<row_{r}_col_{c}>" for r in range(1, 5) for c in range(1, 5)}
+        return Small(
+            tokens={
+                "image_token": "<image>",
+                "fake_image_token": "<fake_token_around_image>",
+                "global_image_token": "<global-img>",
+                "end_of_utterance_token": "<end_of_utterance>",
+                **rows,
+            },
+            picture="<image>",
+            images=Idefics3ImageProcessorPil(
+                size={"longest_edge": 112}, max_image_size={"longest_edge": 56}
+            ),
+            config={
+                "text_config": {"model_type": "llama"},
+                "vision_config": SMALL_TOWER | {"image_size": 56},
+                "scale_factor": 2,
+                "image_token_id": "<image>",
+            },
+            processor={"image_seq_len": 16},
+        )
 
     def special_tokens(self, config: Any, tokenizer: Any) -> SpecialTokens:
         """See ``Family``."""

@@ -77,15 +77,35 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Frames:
+    """Which frames of a video are shown.
+
+    Attributes
+    ----------
+    indices
+        Their places in the video, counted from 0.
+    seconds
+        When each is shown, from the first frame of the video on.
+    rate
+        How many are shown of a second.
+    """
+
+    indices: tuple[int, ...]
+    seconds: tuple[float, ...]
+    rate: float
+
+
+@dataclass(frozen=True)
 class ImageInfo:
-    """Facts about an image of a prompt.
+    """Facts about an image or a video of a prompt.
 
     Attributes
     ----------
     path
         Where it was read from; None for an image given as an object or as bytes.
     sha256
-        Hash of the file's bytes, or of the RGB pixels where there is no file.
+        Hash of the file's bytes, or of the RGB pixels where there is no file; of frames, the hash
+        of their hashes.
     width, height
         Size in pixels, before the processor resizes it.
     rows, columns
@@ -95,7 +115,10 @@ class ImageInfo:
     min_pixels, max_pixels
         The limits of its area at resizing; None where they are not known, or there are none.
     tiles
-        Its grids of visual tokens, in the order of the sequence.
+        Its grids of visual tokens, in the order of the sequence. One of a video shows the next
+        frames (two in Qwen's models).
+    frames
+        The frames of a video; None for an image.
     """
 
     path: str | None
@@ -107,6 +130,7 @@ class ImageInfo:
     min_pixels: int | None = None
     max_pixels: int | None = None
     tiles: tuple[Tile, ...] = ()
+    frames: Frames | None = None
 
     def in_tiles(self, tiles: Sequence[Tile]) -> ImageInfo:
         """Return the same image with its grids of visual tokens."""
@@ -158,6 +182,8 @@ class ImageInfo:
         values = asdict(self)
         if all(tile == Tile(self.rows, self.columns) for tile in self.tiles):
             del values["tiles"]
+        if self.frames is None:
+            del values["frames"]
         return values
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from attnlens.models.family import Family, Inputs, SpecialTokens, square
+from attnlens.models.family import (
+    SMALL_TOWER,
+    Family,
+    Inputs,
+    Shape,
+    Small,
+    SpecialTokens,
+    square,
+)
 from attnlens.models.images import Tile
 
 
@@ -14,6 +22,32 @@ class InternVL(Family):
 
     model_type = "internvl"
     name = "InternVL"
+
+    def small(self, shape: Shape) -> Small:
+        """See ``Family``."""
+        from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
+            GotOcr2ImageProcessorPil,
+        )
+
+        return Small(
+            tokens={
+                "start_image_token": "<img>",
+                "end_image_token": "</img>",
+                "context_image_token": "<IMG_CONTEXT>",
+                "video_token": "<video>",
+            },
+            picture="<IMG_CONTEXT>\n",
+            video="<video>\n",
+            images=GotOcr2ImageProcessorPil(
+                size={"height": 56, "width": 56}, min_patches=1, max_patches=4
+            ),
+            config={
+                "text_config": {"model_type": "qwen2"},
+                "vision_config": SMALL_TOWER | {"image_size": [56, 56], "patch_size": [7, 7]},
+                "image_token_id": "<IMG_CONTEXT>",
+            },
+            processor={"image_seq_length": 16},
+        )
 
     def special_tokens(self, config: Any, tokenizer: Any) -> SpecialTokens:
         """See ``Family``."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attnlens.errors import InputError
-from attnlens.models.family import Family, Inputs, square
+from attnlens.models.family import SMALL_TOWER, Family, Inputs, Shape, Small, square
 from attnlens.models.images import Tile
 
 
@@ -15,6 +15,27 @@ class Llava(Family):
 
     model_type = "llava"
     name = "LLaVA-1.5"
+
+    def small(self, shape: Shape) -> Small:
+        """See ``Family``."""
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        crop = {"height": 28, "width": 28}
+        return Small(
+            tokens={"image_token": "<image>"},
+            picture="<image>\n",
+            images=CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=crop),
+            config={
+                "text_config": {"model_type": "llama"},
+                "vision_config": small_clip("clip_vision_model"),
+                "image_token_index": "<image>",
+            },
+            processor={
+                "patch_size": 7,
+                "vision_feature_select_strategy": "default",
+                "num_additional_image_tokens": 1,
+            },
+        )
 
     def tiles(
         self, processor: Any, config: Any, inputs: Inputs, sizes: Sequence[tuple[int, int]]
@@ -33,6 +54,15 @@ class Llava(Family):
             (Tile(grid.rows, grid.columns, seen_box(*one, pad=pad, size=size, crop=crop)),)
             for one in sizes
         ]
+
+
+def small_clip(model_type: str, image_size: int = 28) -> dict[str, Any]:
+    """Configure a small vision tower of CLIP's kind, CLIP's or SigLIP's, without its head."""
+    return SMALL_TOWER | {
+        "model_type": model_type,
+        "image_size": image_size,
+        "vision_use_head": False,
+    }
 
 
 def seen_box(

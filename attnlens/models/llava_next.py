@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from attnlens.models.family import Family, Inputs
+from attnlens.models.family import Family, Inputs, Shape, Small
 from attnlens.models.images import Tile
+from attnlens.models.llava import LLAVA
+
+PINPOINTS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
+"""Sizes that pictures of a small model are cut from."""
 
 
 class LlavaNext(Family):
@@ -14,6 +19,20 @@ class LlavaNext(Family):
 
     model_type = "llava_next"
     name = "LLaVA-NeXT"
+
+    def small(self, shape: Shape) -> Small:
+        """See ``Family``."""
+        from transformers.models.llava_next.image_processing_pil_llava_next import (
+            LlavaNextImageProcessorPil,
+        )
+
+        base = LLAVA.small(shape)
+        images = LlavaNextImageProcessorPil(
+            size=base.images.size, crop_size=base.images.crop_size, image_grid_pinpoints=PINPOINTS
+        )
+        text = {"text_config": {"model_type": "mistral", "sliding_window": None}}
+        config = base.config | text | {"image_grid_pinpoints": PINPOINTS}
+        return replace(base, images=images, config=config)
 
     def tiles(
         self, processor: Any, config: Any, inputs: Inputs, sizes: Sequence[tuple[int, int]]

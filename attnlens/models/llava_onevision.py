@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from attnlens.errors import InputError
-from attnlens.models.family import Family, Inputs, PixelLimits
+from attnlens.models.family import Family, Inputs, PixelLimits, Shape, Small
 from attnlens.models.images import Tile
-from attnlens.models.llava import seen_box
-from attnlens.models.llava_next import fine_grid, overview
+from attnlens.models.llava import seen_box, small_clip
+from attnlens.models.llava_next import PINPOINTS, fine_grid, overview
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,6 +23,29 @@ class LlavaOnevision(Family):
 
     model_type = "llava_onevision"
     name = "LLaVA-OneVision"
+
+    def small(self, shape: Shape) -> Small:
+        """See ``Family``."""
+        from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+            LlavaOnevisionImageProcessorPil,
+        )
+
+        return Small(
+            tokens={"image_token": "<image>", "video_token": "<video>"},
+            picture="<image>\n",
+            video="<video>\n",
+            images=LlavaOnevisionImageProcessorPil(
+                size={"height": 28, "width": 28}, image_grid_pinpoints=PINPOINTS
+            ),
+            config={
+                "text_config": {"model_type": "qwen2"},
+                "vision_config": small_clip("siglip_vision_model"),
+                "image_token_id": "<image>",
+                "video_token_id": "<video>",
+                "image_grid_pinpoints": PINPOINTS,
+            },
+            processor={"num_image_tokens": 16, "vision_feature_select_strategy": "full"},
+        )
 
     def encode(
         self, processor: Any, text: str, pictures: Sequence[Image.Image], limits: PixelLimits | None

@@ -14,8 +14,9 @@ from transformers import AutoConfig
 
 from attnlens.errors import InputError
 from attnlens.models.families import family_of
-from attnlens.models.family import Family
+from attnlens.models.family import Family, SpecialTokens
 from attnlens.models.prompt import Prompt, PromptBatch, batch_prompts, build_prompt
+from attnlens.models.videos import Video
 from attnlens.progress import transformers_bars_on_terminal_only
 from attnlens.text import printable, shortened
 
@@ -74,18 +75,26 @@ class VLM:
         """The processor's tokenizer."""
         return self.processor.tokenizer
 
+    @property
+    def special_tokens(self) -> SpecialTokens:
+        """Ids of the tokens that stand for images and around them."""
+        return self.family.special_tokens(self.model.config, self.tokenizer)
+
     def prompt(
         self,
-        image: Any,
+        image: Any = None,
         question: str | None = None,
         mode: str | None = "normal",
         *,
+        video: Any = None,
+        fps: float | None = None,
+        max_frames: int | None = None,
         system: str | None = None,
         template: str | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
     ) -> Prompt:
-        r"""Build a prompt about one image, several images, or none, or from chat messages.
+        r"""Build a prompt about images, a video, or text alone, or from chat messages.
 
         Parameters
         ----------
@@ -97,11 +106,13 @@ class VLM:
             Or chat messages in Hugging Face's form, instead of image, question and mode: a list of
             ``{"role": ..., "content": ...}`` with role ``system`` (first), ``user`` or
             ``assistant``, and as content a text or a list of ``{"type": "text", "text": ...}`` and
-            ``{"type": "image", "image": ...}`` (or ``url``, ``path``, ``base64``). The last message
-            is the user's. They contain their own instruction: ``mode`` stays ``normal`` or None,
-            and ``prompt.mode`` is ``messages``. All keys before the first image are ``system``,
-            whatever their role, and all text after it is ``query``, including earlier answers of
-            the assistant: they are part of the prompt, and ``response`` is only what is generated.
+            ``{"type": "image", "image": ...}`` (or ``url``, ``path``, ``base64``) and
+            ``{"type": "video", "video": ...}`` (or ``url``, ``path``; with ``fps`` and
+            ``max_frames``). The last message is the user's. They contain their own instruction:
+            ``mode`` stays ``normal`` or None, and ``prompt.mode`` is ``messages``. All keys before
+            the first image are ``system``, whatever their role, and all text after it is ``query``,
+            including earlier answers of the assistant: they are part of the prompt, and
+            ``response`` is only what is generated.
         question
             The question.
         mode
@@ -112,6 +123,16 @@ class VLM:
             after the question in the user's turn; with the ending ``-grpo`` as system text, with
             ``-hint`` before the question), or as its trend script does (``trend-back``,
             ``trend-cot``, ``trend-normal``); see ``attnlens.models.modes``.
+        video
+            A video, after the images: the path of a file (needs PyAV: ``pip install
+            'attnlens[video]'``) or of a folder of frames, a list of pictures, or an array of uint8
+            [frames, height, width, 3]. Its visual tokens are those of ``tiles``: one grid for each
+            pair of frames.
+        fps
+            Of a file: frames shown of each second. Of frames: how many of them make a second. 2
+            when not given. See ``attnlens.models.videos.open_video`` for which are shown.
+        max_frames
+            Most frames that are shown; 768 when not given.
         system
             System prompt; the mode's ("You are a helpful assistant.") when not given.
         template
@@ -122,6 +143,9 @@ class VLM:
             visual tokens (28 pixels in Qwen2.5-VL). Look-Back's evaluation uses 262,144 and
             1,000,000, but resizes twice, to that area and then to whole visual tokens; its grid
             often differs by a row or a column. For that very grid, resize the picture yourself.
+            They hold for frames of a video, too; where they are not given, a frame has 128 to 768
+            visual tokens, fewer in long videos (as qwen-vl-utils has it), and no more than an
+            image.
 
         Returns
         -------
@@ -132,7 +156,8 @@ class VLM:
         Raises
         ------
         InputError
-            If an image cannot be read or has an extreme aspect ratio, the question is empty, the
+            If an image or a video cannot be read or has an extreme aspect ratio, videos are not
+            verified for the family, the question is empty, the
             mode is unknown, the template has no place for the question, the text holds one of the
             model's special tokens, messages are in another form or come with another question,
             or limits of pixels cannot hold.
@@ -142,15 +167,24 @@ class VLM:
             image,
             question,
             mode,
+            video=_video(video, fps, max_frames),
             system=system,
             template=template,
-            min_pixels=min_pixels,
-            max_pixels=max_pixels,
+            limits=(min_pixels, max_pixels),
         )
 
     def batch(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """Pad prompts on the left to one length, to be generated together."""
         return batch_prompts(self.family, prompts, self.tokenizer.pad_token_id)
+
+
+def _video(source: Any, fps: float | None, max_frames: int | None) -> Video | None:
+    if source is not None:
+        return Video(source, fps, max_frames)
+    for name, value in (("fps", fps), ("max_frames", max_frames)):
+        if value is not None:
+            raise InputError(f"{name}={value!r} was given without a video: give video=")
+    return None
 
 
 def load(

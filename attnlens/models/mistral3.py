@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
-from attnlens.models.family import Family, Inputs, SpecialTokens
+from attnlens.models.family import SMALL_TOWER, Family, Inputs, Shape, Small, SpecialTokens
 from attnlens.models.images import Tile
 
 ROW_END, IMAGE_END = "[IMG_BREAK]", "[IMG_END]"
@@ -73,6 +73,28 @@ class Mistral3(Family):
     def plain_processor_class(self) -> Any:
         """See ``Family``."""
         return ImageTextProcessor
+
+    def small(self, shape: Shape) -> Small:
+        """See ``Family``."""
+        from transformers.models.pixtral.image_processing_pil_pixtral import (
+            PixtralImageProcessorPil,
+        )
+
+        return Small(
+            tokens={"image_token": "[IMG]", "image_break": ROW_END, "image_end": IMAGE_END},
+            picture="[IMG]",
+            images=PixtralImageProcessorPil(
+                size={"longest_edge": 112}, patch_size={"height": 14, "width": 14}
+            ),
+            config={
+                "text_config": {"model_type": "mistral", "sliding_window": None},
+                "vision_config": SMALL_TOWER
+                | {"model_type": "pixtral", "image_size": 112, "patch_size": 14},
+                "image_token_index": "[IMG]",
+                "spatial_merge_size": 2,
+            },
+            processor={"patch_size": 14, "spatial_merge_size": 2},
+        )
 
     def special_tokens(self, config: Any, tokenizer: Any) -> SpecialTokens:
         """See ``Family``."""

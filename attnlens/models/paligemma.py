@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnlens.errors import InputError
-from attnlens.models.family import Family, Inputs, PixelLimits, square
+from attnlens.models.family import Family, Inputs, PixelLimits, Shape, Small, square
 from attnlens.models.images import Tile
+from attnlens.models.llava import small_clip
 from attnlens.models.modes import DEFAULT_SYSTEM
 
 if TYPE_CHECKING:
@@ -43,6 +44,23 @@ class PaliGemma(Family):
         processor = super().load_processor(folder, **hub)
         processor.chat_template = processor.chat_template or TEMPLATE
         return processor
+
+    def small(self, shape: Shape) -> Small:
+        """See ``Family``."""
+        from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+        sizes = {"projection_dim": shape.width, "num_image_tokens": 16}
+        return Small(
+            tokens={"image_token": "<image>"},
+            picture="<image>",
+            images=SiglipImageProcessorPil(size={"height": 28, "width": 28}, image_seq_length=16),
+            config={
+                "text_config": {"model_type": "gemma"},
+                "vision_config": small_clip("siglip_vision_model") | sizes,
+                "projection_dim": shape.width,
+                "image_token_index": "<image>",
+            },
+        )
 
     def write(self, processor: Any, messages: list[dict[str, Any]]) -> str:
         """See ``Family``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,13 +14,17 @@ from attnlens.errors import InputError
 from attnlens.models.chat import Chat, is_chat, read_chat, single_turn
 from attnlens.models.images import ImageInfo, open_image
 from attnlens.models.modes import MESSAGES, mode_of, user_text
+from attnlens.models.videos import Video, open_video
 from attnlens.segments import PADDING
 from attnlens.text import one_line, shortened
 
 if TYPE_CHECKING:
     import torch
 
-    from attnlens.models.family import Family
+    from attnlens.models.family import Family, SpecialTokens
+
+Shown = Image.Image | tuple[Image.Image, ...]
+"""A picture, or the frames of a video."""
 
 
 class _VLM(Protocol):
@@ -37,10 +42,13 @@ class _VLM(Protocol):
     @property
     def family(self) -> Family: ...
 
+    @property
+    def special_tokens(self) -> SpecialTokens: ...
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question about images, ready to run.
+    """A question about images or videos, ready to run.
 
     Attributes
     ----------
@@ -49,14 +57,15 @@ class Prompt:
     segments
         str [keys]: the segment of every prompt key (``attnlens.segments``).
     image_of_key
-        int [keys]: which image (from 0) a visual key belongs to; -1 for other keys.
+        int [keys]: which image or video (from 0, in the order of the prompt) a visual key belongs
+        to; -1 for other keys.
     images
-        For each image: path, hash, size in pixels, grid of visual tokens.
+        For each image or video: path, hash, size in pixels, grids of visual tokens, frames.
     mode, question, text
         The mode (``messages`` for chat messages), the bare question (the text of the last
         message), and the whole prompt text with its placeholders.
     pictures
-        The opened images, RGB.
+        The opened images, RGB, without videos.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -72,6 +81,11 @@ class Prompt:
     def grids(self) -> tuple[tuple[int, int], ...]:
         """(rows, columns) of visual tokens of each image; see ``ImageInfo.rows``."""
         return tuple((i.rows, i.columns) for i in self.images)
+
+    @property
+    def has_video(self) -> bool:
+        """Whether one of the images is a video."""
+        return any(i.frames is not None for i in self.images)
 
     @property
     def limits(self) -> tuple[int | None, int | None]:
@@ -112,13 +126,15 @@ def build_prompt(
     question: str | None,
     mode: str | None,
     *,
+    video: Video | None,
     system: str | None,
     template: str | None,
-    min_pixels: int | None,
-    max_pixels: int | None,
+    limits: tuple[int | None, int | None],
 ) -> Prompt:
     """Build a prompt; see ``VLM.prompt``."""
     if is_chat(image):
+        if video is not None:
+            raise InputError("video cannot be given with messages: write it into the messages")
         chat = _own_chat(image, question, mode, system, template)
         mode, own = MESSAGES, True
         allowed: set[str] = set()
@@ -128,15 +144,27 @@ def build_prompt(
         words = mode_of(mode)
         system = words.system if system is None else system
         images = _as_list(image)
-        asked = str(question).strip()
-        chat = Chat(single_turn(text, len(images), system), [text, system], images, asked)
+        videos = [] if video is None else [video]
+        turn = single_turn(text, len(images), system, videos=len(videos))
+        chat = Chat(turn, [text, system], [*images, *videos], str(question).strip())
         own = template is not None
         allowed = {tag for tag in _special_tokens(vlm) if tag in words.template + words.system}
     _check_texts(vlm, chat.texts, allowed, own)
-    opened = [open_image(source) for source in chat.images]
+    if any(isinstance(source, Video) for source in chat.images) and not vlm.family.videos:
+        raise InputError(
+            f"videos are not verified for {vlm.family.name} (attnlens families lists those that "
+            "take them): give frames as images"
+        )
+    opened = [_opened(source) for source in chat.images]
     written = vlm.family.write(vlm.processor, chat.messages)
-    limits = (min_pixels, max_pixels)
     return encode_prompt(vlm, written, opened, limits, mode=mode, question=chat.question)
+
+
+def _opened(source: Any) -> tuple[Shown, ImageInfo]:
+    if not isinstance(source, Video):
+        return open_image(source)
+    frames, info = open_video(source)
+    return tuple(frames), info
 
 
 def _own_chat(
@@ -165,7 +193,7 @@ def _check_texts(vlm: _VLM, texts: Sequence[str], allowed: set[str], own: bool) 
     In a fine-tuned model a mode's tags may be special tokens: its instruction may hold them, and
     so may the user's own words.
     """
-    special = vlm.family.special_tokens(vlm.model.config, vlm.tokenizer)
+    special = vlm.special_tokens
     around = [*special.visual, *special.start, *special.end]
     of_images = {vlm.processor.image_token, *vlm.tokenizer.convert_ids_to_tokens(around)}
     for token in sorted({*_special_tokens(vlm), *filter(None, of_images)}):
@@ -180,7 +208,7 @@ def _check_texts(vlm: _VLM, texts: Sequence[str], allowed: set[str], own: bool) 
 def encode_prompt(
     vlm: _VLM,
     text: str,
-    opened: Sequence[tuple[Image.Image, ImageInfo]],
+    opened: Sequence[tuple[Shown, ImageInfo]],
     limits: tuple[int | None, int | None],
     *,
     mode: str,
@@ -188,8 +216,9 @@ def encode_prompt(
 ) -> Prompt:
     """Make a prompt of a text as the chat template writes it, with a placeholder for each image.
 
-    ``opened`` are the images as ``open_image`` returns them; ``limits`` are ``min_pixels`` and
-    ``max_pixels``, the processor's own where None; ``mode`` and ``question`` are only recorded.
+    ``opened`` are the images as ``open_image`` returns them, and the videos; ``limits`` are
+    ``min_pixels`` and ``max_pixels``, the processor's own where None; ``mode`` and ``question`` are
+    only recorded.
 
     Raises
     ------
@@ -197,28 +226,35 @@ def encode_prompt(
         If there are more or fewer placeholders than images, the limits cannot hold, or the
         processor refuses the prompt.
     """
-    pictures = [picture for picture, _ in opened]
-    placeholders = text.count(vlm.processor.image_token)
-    if placeholders != len(pictures):
-        raise InputError(
-            f"the prompt's text has {placeholders} placeholders for {len(pictures)} images: use "
-            "the chat template of the checkpoint"
-        )
+    pictures = [shown for shown, _ in opened if isinstance(shown, Image.Image)]
+    videos = [
+        (shown, info.frames)
+        for shown, info in opened
+        if not isinstance(shown, Image.Image) and info.frames is not None
+    ]
+    special = vlm.special_tokens
+    order = _order(vlm, special, text, [info.frames is not None for _, info in opened])
     bounds = vlm.family.pixel_limits(vlm.processor, *limits)
     least, most = bounds or (None, None)
     own = None if limits == (None, None) else bounds
     try:
-        encoded = vlm.family.encode(vlm.processor, text, pictures, own)
+        if videos:
+            encoded = vlm.family.encode_videos(vlm.processor, text, pictures, videos, limits)
+        else:
+            encoded = vlm.family.encode(vlm.processor, text, pictures, own)
     except ValueError as error:
         reason = shortened(one_line(str(error)), 200)
         raise InputError(f"the processor refused the prompt: {reason}") from error
     ids = encoded["input_ids"][0].numpy()
-    special = vlm.family.special_tokens(vlm.model.config, vlm.tokenizer)
-    sizes = [(info.height, info.width) for _, info in opened]
+    sizes = [(info.height, info.width) for _, info in opened if info.frames is None]
     tiles = vlm.family.tiles(vlm.processor, vlm.model.config, encoded, sizes)
     infos = [
-        replace(info.in_tiles(own_tiles), min_pixels=least, max_pixels=most)
-        for (_, info), own_tiles in zip(opened, tiles, strict=True)
+        replace(
+            info.in_tiles(tiles[place]),
+            min_pixels=least if info.frames is None else limits[0],
+            max_pixels=most if info.frames is None else limits[1],
+        )
+        for (_, info), place in zip(opened, order, strict=True)
     ]
     visual = np.isin(ids, special.visual)
     counts = [info.rows * info.columns for info in infos]
@@ -242,18 +278,44 @@ def encode_prompt(
     )
 
 
+def _order(vlm: _VLM, special: SpecialTokens, text: str, are_videos: Sequence[bool]) -> list[int]:
+    """Place of each image or video among all images, followed by all videos.
+
+    Raises
+    ------
+    InputError
+        If the text has not as many placeholders of each kind, in this order.
+    """
+    image = vlm.processor.image_token
+    video = None if special.video is None else vlm.processor.video_token
+    pattern = "|".join(re.escape(token) for token in (image, video) if token)
+    found = [match == video for match in re.findall(pattern, text)]
+    if found != list(are_videos):
+        asked = f"{are_videos.count(False)} images"
+        if any(are_videos):
+            asked += f" and {are_videos.count(True)} videos"
+        raise InputError(
+            f"the prompt's text has {len(found)} placeholders for {asked}: use the chat template "
+            "of the checkpoint"
+        )
+    images = found.count(False)
+    return [
+        images + sum(found[:i]) if is_video else found[:i].count(False)
+        for i, is_video in enumerate(found)
+    ]
+
+
 def with_pictures(vlm: _VLM, prompt: Prompt, pictures: Sequence[Any]) -> Prompt:
     """Ask the same about other images: as many, or none.
 
     Without ``pictures`` the images are left out with the tokens around them. Raises as
-    ``encode_prompt``.
+    ``encode_prompt``, and for a prompt with a video.
     """
+    if prompt.has_video:
+        raise InputError("the prompt has a video, which cannot be replaced: give one with images")
     text = prompt.text
     if not pictures:
-        special, token = (
-            vlm.family.special_tokens(vlm.model.config, vlm.tokenizer),
-            vlm.processor.image_token,
-        )
+        special, token = vlm.special_tokens, vlm.processor.image_token
         start, end = (
             "".join(vlm.tokenizer.convert_ids_to_tokens(list(ids)))
             for ids in (special.start, special.end)

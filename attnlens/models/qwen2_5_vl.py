@@ -17,8 +17,17 @@ from transformers.processing_utils import ProcessingKwargs
 from transformers.utils import is_torchvision_available
 
 from attnlens.errors import InputError
-from attnlens.models.family import Family, ImagePiece, Inputs, PixelLimits, SpecialTokens
-from attnlens.models.images import Tile, check_pixel_limits
+from attnlens.models.family import (
+    Family,
+    ImagePiece,
+    Inputs,
+    PixelLimits,
+    Shape,
+    Small,
+    SpecialTokens,
+)
+from attnlens.models.images import Frames, Tile, check_pixel_limits
+from attnlens.models.qwen_videos import encode_with_videos, frame_limits
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -81,6 +90,7 @@ class Qwen2_5_VL(Family):
     model_type = "qwen2_5_vl"
     name = "Qwen2.5-VL"
     bridged = True
+    videos = True
     window_advice = (
         "set use_sliding_window to false and remove layer_types in its config.json, and load it "
         "anew; answers change where a text is longer than the window"
@@ -137,6 +147,49 @@ class Qwen2_5_VL(Family):
         factor = self.area_factor(processor)
         return {"shortest_edge": limits[0] * factor, "longest_edge": limits[1] * factor}
 
+    def small(self, shape: Shape) -> Small:
+        """See ``Family``."""
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+            Qwen2VLImageProcessorPil,
+        )
+
+        tokens = {
+            "image_token": IMAGE_TOKEN,
+            "video_token": VIDEO_TOKEN,
+            "vision_start_token": "<|vision_start|>",
+            "vision_end_token": "<|vision_end|>",
+        }
+        ids = {f"{name}_id": token for name, token in tokens.items()}
+        return Small(
+            tokens=tokens,
+            picture=f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>",
+            video=f"<|vision_start|>{VIDEO_TOKEN}<|vision_end|>",
+            images=Qwen2VLImageProcessorPil(
+                size={"shortest_edge": 16 * 28**2, "longest_edge": 36 * 28**2}
+            ),
+            config={
+                "text_config": {"rope_parameters": small_rope(shape)} | self.small_text(shape),
+                "vision_config": self.small_tower(shape),
+                **ids,
+            },
+        )
+
+    def small_text(self, shape: Shape) -> dict[str, Any]:
+        """Configure what the text model of a small model has besides its rotary positions."""
+        return {}
+
+    def small_tower(self, shape: Shape) -> dict[str, Any]:
+        """Configure the vision tower of a small model."""
+        return {
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": shape.width,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+        }
+
     # The model
 
     def special_tokens(self, config: Any, tokenizer: Any) -> SpecialTokens:
@@ -144,6 +197,7 @@ class Qwen2_5_VL(Family):
         return SpecialTokens(
             image=config.image_token_id,
             visual=(config.image_token_id, config.video_token_id),
+            video=config.video_token_id,
             start=(config.vision_start_token_id,),
             end=(config.vision_end_token_id,),
         )
@@ -171,9 +225,42 @@ class Qwen2_5_VL(Family):
     ) -> list[tuple[Tile, ...]]:
         """See ``Family``."""
         merge = config.vision_config.spatial_merge_size
-        found = inputs.get("image_grid_thw")
-        grids = [] if found is None else found.tolist()
-        return [(Tile(rows // merge, columns // merge),) for _, rows, columns in grids]
+        found = [inputs[n] for n in ("image_grid_thw", "video_grid_thw") if n in inputs]
+        grids = [grid for of_kind in found for grid in of_kind.tolist()]
+        return [(Tile(rows // merge, columns // merge),) * t for t, rows, columns in grids]
+
+    def encode_videos(
+        self,
+        processor: Any,
+        text: str,
+        pictures: Sequence[Image.Image],
+        videos: Sequence[tuple[Sequence[Image.Image], Frames]],
+        limits: tuple[int | None, int | None],
+    ) -> Inputs:
+        """See ``Family`` and ``frame_limits``."""
+        images = processor.image_processor
+        length = images.temporal_patch_size
+        own = self.pixel_limits(processor, *limits)
+        areas = [
+            frame_limits(images, own, limits, -(-len(frames) // length)) for frames, _ in videos
+        ]
+        inputs = encode_with_videos(
+            processor,
+            text,
+            pictures,
+            [(*v, self._size(processor, area)) for v, area in zip(videos, areas, strict=True)],
+            image_size=self._size(processor, own),
+            write=lambda pairs, tokens, frames: self.video_text(processor, pairs, tokens, frames),
+        )
+        return inputs | self.video_times([length / frames.rate for _, frames in videos])
+
+    def video_text(self, processor: Any, pairs: int, tokens: int, frames: Frames) -> str:
+        """Write the placeholders of a video, with as many visual tokens in each pair of frames."""
+        return str(processor.video_token) * (pairs * tokens)
+
+    def video_times(self, seconds: Sequence[float]) -> Inputs:
+        """Say how many seconds each pair of frames of a video lasts."""
+        return {"second_per_grid_ts": torch.tensor(seconds)}
 
     # Features and positions
 
@@ -194,7 +281,9 @@ class Qwen2_5_VL(Family):
             inputs["input_ids"],
             mm_token_type_ids=inputs["mm_token_type_ids"],
             image_grid_thw=inputs.get("image_grid_thw"),
+            video_grid_thw=inputs.get("video_grid_thw"),
             attention_mask=inputs["attention_mask"],
+            **{name: inputs[name] for name in ("second_per_grid_ts",) if name in inputs},
         )
         return positions
 
@@ -220,6 +309,13 @@ class Qwen2_5_VL(Family):
         positions[:rows] += slots
         positions[rows:] += rotary
         return positions
+
+
+def small_rope(shape: Shape) -> dict[str, Any]:
+    """Configure rotary positions in time, height and width, in the published proportion."""
+    space = 3 * shape.head_dim // 16
+    sections = [shape.head_dim // 2 - 2 * space, space, space]
+    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
 
 
 def multimodal_positions(pieces: Sequence[int | ImagePiece]) -> np.ndarray:

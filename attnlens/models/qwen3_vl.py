@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from attnlens.models.family import Family, Inputs
+from attnlens.models.family import Family, Inputs, Shape
+from attnlens.models.images import Frames
 from attnlens.models.qwen2_5_vl import Qwen2_5_VL
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class Qwen3_VL(Qwen2_5_VL):
@@ -18,6 +24,39 @@ class Qwen3_VL(Qwen2_5_VL):
     bridged = False
 
     load_processor = Family.load_processor
+
+    def encode_videos(
+        self,
+        processor: Any,
+        text: str,
+        pictures: Sequence[Image.Image],
+        videos: Sequence[tuple[Sequence[Image.Image], Frames]],
+        limits: tuple[int | None, int | None],
+    ) -> Inputs:
+        """See ``Family``; each pair of frames is wrapped by itself, and the video is not.
+
+        So do Qwen3-VL's release and vLLM; transformers 5 keeps the template's wrapping around all.
+        """
+        start, end = processor.vision_start_token, processor.vision_end_token
+        video = processor.video_token
+        text = text.replace(f"{start}{video}{end}", video)
+        return super().encode_videos(processor, text, pictures, videos, limits)
+
+    def video_text(self, processor: Any, pairs: int, tokens: int, frames: Frames) -> str:
+        """See ``Qwen2_5_VL``; before each pair of frames comes its time, the mean of both."""
+        length = processor.image_processor.temporal_patch_size
+        seconds = [*frames.seconds, *[frames.seconds[-1]] * (-len(frames.seconds) % length)]
+        times = np.reshape(seconds, (pairs, length))[:, [0, -1]].mean(1)
+        visual = f"{processor.vision_start_token}{processor.video_token * tokens}"
+        return "".join(f"<{t:.1f} seconds>{visual}{processor.vision_end_token}" for t in times)
+
+    def video_times(self, seconds: Sequence[float]) -> Inputs:
+        """See ``Qwen2_5_VL``; the text says it."""
+        return {}
+
+    def small_tower(self, shape: Shape) -> dict[str, Any]:
+        """See ``Qwen2_5_VL``."""
+        return small_tower(shape) | {"deepstack_visual_indexes": [0, 1]}
 
     def image_features(self, model: Any, inputs: Inputs) -> torch.Tensor:
         """See ``Family``; DeepStack's features of the early layers follow those of the input."""
@@ -44,6 +83,28 @@ class Qwen3_VL_MoE(Qwen3_VL):
 
     model_type = "qwen3_vl_moe"
     name = "Qwen3-VL-MoE"
+
+    def small_text(self, shape: Shape) -> dict[str, Any]:
+        """See ``Qwen2_5_VL``."""
+        return {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": shape.mlp // 3,
+            "decoder_sparse_step": 1,
+        }
+
+
+def small_tower(shape: Shape) -> dict[str, Any]:
+    """Configure the vision tower of a small model."""
+    return {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "patch_size": 14,
+        "out_hidden_size": shape.width,
+        "num_position_embeddings": 64,
+    }
 
 
 QWEN3_VL = Qwen3_VL()

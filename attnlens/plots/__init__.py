@@ -12,6 +12,8 @@ from attnlens.plots.dependence import dependence as dependence
 from attnlens.plots.dilution import dilution as dilution
 from attnlens.plots.edges import edges as edges
 from attnlens.plots.figure import save as save
+from attnlens.plots.frame_trend import frame_trend as frame_trend
+from attnlens.plots.frames import frames as frames
 from attnlens.plots.heads import heads as heads
 from attnlens.plots.heads import windows as windows
 from attnlens.plots.information import information as information

@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from attnlens.errors import InputError
 from attnlens.measures import shares, visual_share
 from attnlens.measures.definitions import get_definition
-from attnlens.measures.inputs import regions_of
+from attnlens.measures.inputs import dataset_of, regions_of
+from attnlens.measures.share import item_names
 from attnlens.plots.labels import NO_GLYPH, NOTHING, readable
 from attnlens.plots.regions import shade_regions
-from attnlens.plots.style import CURVE_LINES, CURVE_NAMES, LONE_COLOUR, colours
+from attnlens.plots.style import CURVE_LINES, CURVE_NAMES, LONE_COLOUR, colours, item_line
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from attnlens.measures.inputs import RegionLike, TraceLike
 
 LONE = "measure"
@@ -65,10 +65,17 @@ class Curves:
         return [Line2D([], [], **_look(name, self.share)) for name in self.share["curve"].values]
 
 
-def read_curves(trace: TraceLike, definition: str, steps: tuple[int, int] | None = None) -> Curves:
+def read_curves(
+    trace: TraceLike,
+    definition: str,
+    steps: tuple[int, int] | None = None,
+    *,
+    items: bool = False,
+) -> Curves:
     """Measure a trace, at steps ``(first, stop)`` or all of them, for a figure.
 
-    A definition that speaks of the image alone gives one curve.
+    A definition that speaks of the image alone gives one curve. With ``items``, each image or video
+    of the prompt has one.
 
     Raises
     ------
@@ -77,7 +84,12 @@ def read_curves(trace: TraceLike, definition: str, steps: tuple[int, int] | None
         not such a pair, or no step is left to draw.
     """
     if get_definition(definition).has_curves:
-        share = shares(trace, definition)
+        share = shares(trace, definition, items=items)
+    elif items:
+        named = item_names(dataset_of(trace))
+        each = [visual_share(trace, definition, item=item) for item in named]
+        share = xr.concat(each, "curve", coords="minimal", compat="override")
+        share = share.assign_coords(curve=list(named.values())).transpose("step", "curve")
     else:
         share = visual_share(trace, definition).expand_dims(curve=[LONE], axis=1)
     if steps is not None:
@@ -116,11 +128,14 @@ def caption_text(array: xr.DataArray) -> str:
     """Definition, formula, reduction and source of a measure, for a caption."""
     attrs = array.attrs
     per_head = get_definition(attrs["definition"]).per_head
-    sign = ":" if len(CURVE_NAMES) == array.sizes.get("curve") else " ="
+    sign = ":" if "query" in array.coords.get("curve", ()) else " ="
     text = f"{attrs['definition']}{sign} {attrs['formula']}" + ", per layer and head" * per_head
     if attrs["reduction"] == "mean":
         text += "; then mean over " + ("heads and layers" if per_head else "layers")
-    return f"{text}. Source: {attrs['source']}."
+    text += f". Source: {attrs['source']}."
+    if not {"image", LONE} & {*map(str, array.coords.get("curve", ["image"]))}:
+        text += " The visual keys of each image and video have a curve of their own."
+    return text
 
 
 def label_note(labels: list[str]) -> str:
@@ -152,7 +167,10 @@ def draw_curves(axes: Axes, curves: Curves, first: int, last: int) -> None:
 def _look(name: str, share: xr.DataArray) -> dict[str, Any]:
     if name == LONE:
         return {"color": LONE_COLOUR, "linestyle": "-", "label": share.attrs["long_name"]}
-    return {"color": colours()[name], "linestyle": CURVE_LINES[name], "label": CURVE_NAMES[name]}
+    if name in CURVE_NAMES:
+        line = CURVE_LINES[name]
+        return {"color": colours()[name], "linestyle": line, "label": CURVE_NAMES[name]}
+    return {**item_line(int(name.split()[-1])), "label": name}  # such as image 0
 
 
 def _checked_steps(steps: Any) -> tuple[int, int]:

@@ -87,7 +87,7 @@ def overlay(
     data = dataset_of(trace)
     if "visual_map" not in data:
         raise InputError("the trace has no visual map: record with visual_map=True")
-    moment = data.isel(step=_position(step, data.sizes["step"]))
+    moment = data.isel(step=step_place(step, data.sizes["step"]))
     record = _record(data.attrs.get("images"), image_index)
     picture = _picture(record, image, image_index)
     outlined = _checked_boxes(boxes, picture.size)
@@ -105,7 +105,7 @@ def overlay(
             values,
             extent=extent,
             interpolation="nearest",
-            cmap=_colours(),
+            cmap=map_colours(),
             vmin=0,
             vmax=values.max() or 1,
         )
@@ -123,7 +123,7 @@ def overlay(
                         gid="box",
                     )
                 )
-        axes.set_title(_title(moment))
+        axes.set_title(moment_title(moment))
         bar = figure.colorbar(cells, cax=axes.inset_axes((1.02, 0, 0.04, 1)))
         what = "cell of the finest grid" if tiled else "visual token"
         bar.set_label(f"fraction of attention mass,\nper {what}")
@@ -139,7 +139,7 @@ def overlay(
     return figure
 
 
-def _position(step: Any, count: int) -> int:
+def step_place(step: Any, count: int) -> int:
     """Place of a step, counted from 0."""
     if not isinstance(step, (int, np.integer)) or isinstance(step, bool):
         raise InputError(f"step is {step!r}: give a whole number")
@@ -153,6 +153,8 @@ def _record(images: Any, index: Any) -> dict[str, Any]:
     count = len(images or ())
     if not isinstance(index, (int, np.integer)) or not 0 <= index < count:
         raise InputError(f"image_index is {index!r}: the trace has {count} images, counted from 0")
+    if images[index].get("frames"):
+        raise InputError(f"image {index} is a video: draw it with plots.frames")
     return images[index]
 
 
@@ -266,12 +268,12 @@ def _checked_boxes(boxes: Any, size: tuple[int, int]) -> list[tuple[float, ...]]
     return [tuple(float(x) for x in box) for box in listed]
 
 
-def _colours() -> ListedColormap:
+def map_colours() -> ListedColormap:
     """Return a colour map of one colour, from clear to nearly opaque."""
     return ListedColormap([to_rgba(MAP_COLOUR, alpha) for alpha in np.linspace(0, OPACITY, 256)])
 
 
-def _title(moment: xr.Dataset) -> str:
+def moment_title(moment: xr.Dataset) -> str:
     """Step and tokens, for the title."""
     looking = readable(str(moment["query_token"].item()), TITLE_TOKEN)
     predicted = readable(str(moment["predicted_token"].item()), TITLE_TOKEN)

@@ -19,6 +19,8 @@ from matplotlib import font_manager
 
 from attnlens.errors import InputError
 
+_ITEM_PLACES = (0, 9, 5, 6, 7)
+"""Indices of the palette for the images of a prompt, those of other curves left out."""
 _PLACES = {"image": 0, "query": 1, "generated": 2, "opening tag": 3, "closing tag": 4}
 """Index of each coloured thing in the palette: blue, orange, green, vermilion, purple."""
 
@@ -119,6 +121,17 @@ def colours() -> dict[str, str]:
 
     palette = seaborn.color_palette("colorblind").as_hex()
     return {name: palette[place] for name, place in _PLACES.items()}
+
+
+def item_line(number: int) -> dict[str, Any]:
+    """Look of the curve of an image or a video by its number in the prompt."""
+    import seaborn
+
+    palette = seaborn.color_palette("colorblind").as_hex()
+    rounds, place = divmod(number, len(_ITEM_PLACES))
+    lines = [line for line in LINES if line not in (DASHED, DOTTED)]  # these are of text
+    line = lines[(place + rounds) % len(lines)]
+    return {"color": palette[_ITEM_PLACES[place]], "linestyle": line}
 
 
 def tag_line(tag: str) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def trend(
     *,
     tokens: bool = False,
     steps: tuple[int, int] | None = None,
+    items: bool = False,
     width: str | float = "two-column",
 ) -> Figure:
     """Draw three curves over steps: attention to the image, the query text, the generated text.
@@ -62,6 +63,8 @@ def trend(
         all of them.
     steps
         First step and the step after the last one; by default all of them.
+    items
+        Draw a curve for each image and video of the prompt, in place of one for all of them.
     width
         "one-column" (3.35 inches), "two-column" (6.9 inches) or a number of inches; one column at
         least with `tokens`.
@@ -77,7 +80,7 @@ def trend(
         If the definition is unknown, ``steps`` or ``width`` cannot be used, or the trace has no
         visual keys or no step to draw.
     """
-    curves = read_curves(trace, definition, steps)
+    curves = read_curves(trace, definition, steps, items=items)
     inches = width_in_inches(width)
     if tokens:
         return _with_tokens(curves, inches)

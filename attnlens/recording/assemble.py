@@ -102,6 +102,7 @@ def assemble(
             mass[at_step][..., columns],
         )
         coordinates["image"] = images
+        coordinates["image_keys"] = ("image", [int((of_key == i).sum()) for i in images])
     if first.visual_weight is not None:
         visual = layout.visual_slots[one.prompt_row] >= 0
         weights = np.stack([rows[i].visual_weight[one.row] for i in layers], axis=1)  # type: ignore[index]

@@ -65,15 +65,16 @@ def key_layout(segments: Any, image: np.ndarray | None = None) -> KeyLayout:
     segments
         Names from ``attnlens.segments.PROMPT_SEGMENTS``: a sequence for one prompt, or a list of
         equally long sequences for a batch, with ``padding`` for the keys that pad on the left.
+        ``visual:0``, ``visual:1`` and so on say which image a visual key belongs to.
     image
-        int [batch, keys]: which image each visual key belongs to; by default every run of visual
-        keys is an image.
+        int [batch, keys]: which image each visual key belongs to; by default the names say it, or
+        every run of visual keys is an image.
 
     Raises
     ------
     InputError
-        If there is no key, a name is unknown, rows differ in length, or there is padding between
-        other keys.
+        If there is no key, a name is unknown, rows differ in length, there is padding between
+        other keys, or only some visual keys say their image.
     """
     try:
         names = np.atleast_2d(np.asarray(segments, dtype=str))
@@ -84,6 +85,8 @@ def key_layout(segments: Any, image: np.ndarray | None = None) -> KeyLayout:
         ) from error
     if names.ndim != 2 or names.shape[1] == 0:
         raise InputError("no segments were given: give one segment name per prompt key")
+    if image is None:
+        names, image = _split_items(names)
     unknown = sorted(set(names.ravel()) - {*PROMPT_SEGMENTS, PADDING})
     if unknown:
         raise InputError(
@@ -118,6 +121,23 @@ def key_layout(segments: Any, image: np.ndarray | None = None) -> KeyLayout:
         column_image=tuple(index for _, index in all_columns),
         visual_slots=slots,
     )
+
+
+def _split_items(names: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Split ``visual:1`` into ``visual`` and the number of the image."""
+    start = "visual:"
+    numbered = np.char.startswith(names, start)
+    if not numbered.any():
+        return names, None
+    image = np.full(names.shape, -1, dtype=np.int64)
+    for name in np.unique(names[numbered]):
+        number = str(name).removeprefix(start)
+        if not number.isdecimal():
+            raise InputError(f"unknown segment {str(name)!r}: number images as in visual:0")
+        image[names == name] = int(number)
+    if (names == "visual").any():
+        raise InputError("segments hold visual and visual:0: number all visual keys, or none")
+    return np.where(numbered, "visual", names), image
 
 
 class InsertedKeys:

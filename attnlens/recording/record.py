@@ -179,10 +179,10 @@ def record(
         )
     if every < 1:
         raise InputError(f"every={every}: give a number of steps of at least 1")
+    chosen = choose_layers(layers, parts.layer_count, parts.without_attention)
     recorder = AttentionRecorder(
         layout,
-        choose_layers(layers, parts.layer_count, parts.without_attention),
-        windows=parts.windows,
+        {layer: parts.windows[layer] for layer in chosen},
         visual_map=visual_map,
         prompt_positions=_prompt_positions(layout, prompt_rows),
         every=every,

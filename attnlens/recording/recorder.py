@@ -71,7 +71,8 @@ class AttentionRecorder:
     layout
         Which key belongs to which column.
     layers
-        Indices of the layers to record.
+        Indices of the layers to record; or, by index, how many keys a layer's queries see, None for
+        all.
     visual_map
         Whether to keep the weight of each visual key.
     prompt_positions
@@ -83,29 +84,23 @@ class AttentionRecorder:
         not named.
     checks_cache
         Whether to compare the cache with the keys that were written into it.
-    windows
-        For each layer of the model how many keys its queries see, None for all.
     """
 
     def __init__(
         self,
         layout: KeyLayout,
-        layers: Sequence[int],
+        layers: Sequence[int] | Mapping[int, int | None],
         *,
         visual_map: bool = False,
         prompt_positions: Sequence[int] = (),
         every: int = 32,
         map_heads: Mapping[int, Sequence[int]] | None = None,
         checks_cache: bool = True,
-        windows: Sequence[int | None] = (),
     ) -> None:
         self.layout = layout
         self.layers = tuple(layers)
-        self._windows = {
-            layer: windows[layer]
-            for layer in self.layers
-            if layer < len(windows) and windows[layer] is not None
-        }
+        windows = dict(layers) if isinstance(layers, Mapping) else {}
+        self._windows = {layer: keys for layer, keys in windows.items() if keys is not None}
         full = [layer for layer in self.layers if layer not in self._windows]
         self._first_full = full[0] if full else None
         self.inserted = InsertedKeys()

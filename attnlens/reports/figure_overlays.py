@@ -54,6 +54,8 @@ class Look:
 
     def draw(self, width: float) -> Figure:
         """Draw it."""
+        if self.trace.attrs["images"][0].get("frames"):
+            return plots.frames(self.trace, self.step, item=0, layer=self.layer, width=width)
         image = self.recorded.path.with_suffix(".png")
         return plots.overlay(
             self.trace,
@@ -67,8 +69,10 @@ class Look:
     def table(self) -> pd.DataFrame:
         """Return the mass of each visual token of the first image, in reading order."""
         data = _first_image(self.trace)
+        tiles = data["visual_tile"].values
         return pd.DataFrame(
             {
+                **({"tile": tiles} if tiles.max() > 0 else {}),
                 "row": data["visual_row"].values,
                 "column": data["visual_column"].values,
                 "mass": _at(self.trace, self.step, self.layer),

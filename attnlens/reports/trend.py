@@ -39,6 +39,8 @@ SUMMARY = "summary.json"
 """Name of the file that holds the question, the answer and the measures."""
 ALL_TOKENS = "Step_attention_all_tokens"
 """Name of the picture that is the same in every mode, as the reference script names it."""
+FRAMES = "frame_attention"
+"""Ending of the name of the picture of a video's frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,12 @@ def _own_files(folder: Path, mode: str, here: str, names: list[str]) -> set[str]
     """Return the files of an earlier run of the mode, which are replaced."""
     if Path(here) != folder:
         return set()
-    pictures = (f"{mode}_step_attention", f"{mode}_step_attention_with_tokens", ALL_TOKENS)
+    pictures = (
+        f"{mode}_step_attention",
+        f"{mode}_step_attention_with_tokens",
+        f"{mode}_{FRAMES}",
+        ALL_TOKENS,
+    )
     own = {f"{mode}_{TRACE}", f"{mode}_steps.csv", SUMMARY}
     own |= {f"{name}.{suffix}" for name in pictures for suffix in ("png", "pdf", "svg")}
     return own.intersection(names)
@@ -204,7 +211,10 @@ def _write_table(recorded: Mapping[Question, Entry], path: Path) -> None:
 
 
 def _draw(trace: Trace, mode: str, output: TrendOutput, folder: Path) -> None:
-    """Draw the three pictures; those that the answer is too short for are reported."""
+    """Draw the three pictures, and one of a video's frames.
+
+    Those that the answer is too short for are reported.
+    """
     from attnlens import plots
 
     definition = output.definition
@@ -213,6 +223,8 @@ def _draw(trace: Trace, mode: str, output: TrendOutput, folder: Path) -> None:
         f"{mode}_step_attention_with_tokens": lambda: plots.trend(trace, definition, tokens=True),
         ALL_TOKENS: lambda: plots.tokens(trace, definition),
     }
+    if any(image.get("frames") for image in trace.attrs["images"]):
+        figures[f"{mode}_{FRAMES}"] = lambda: plots.frame_trend(trace)
     missing: dict[str, str] = {}
     for name, draw in progress(figures.items(), total=len(figures), description="drawing"):
         try:

@@ -22,12 +22,12 @@ LONGEST_NAME = 200
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one image.
+    """One question about one image or video.
 
     Attributes
     ----------
     image, text
-        Path of the image, and what is asked about it.
+        Path of the image or video, and what is asked about it.
     answer
         The right answer, where it is known.
     line
@@ -36,6 +36,8 @@ class Question:
         Why the line cannot be used; empty where it can.
     image_sha256
         Hash of the image's file; empty until ``check_questions`` has opened it.
+    is_video
+        Whether it is a video.
     """
 
     image: str
@@ -44,6 +46,7 @@ class Question:
     line: int | None = None
     problem: str = ""
     image_sha256: str = ""
+    is_video: bool = False
 
     @property
     def folder(self) -> str:
@@ -94,7 +97,8 @@ def _question(number: int, line: bytes, folder: Path) -> Question:
         return _bad(number, f"is not valid JSON ({error})")
     if not isinstance(value, dict):
         return _bad(number, 'is not a JSON object: write {"image": ..., "question": ...}')
-    for name in ("image", "question"):
+    visual = "video" if "video" in value and "image" not in value else "image"
+    for name in (visual, "question"):
         text = value.get(name)
         if name not in value:
             there = shortened(", ".join(map(repr, value)), 80) or "nothing"
@@ -109,12 +113,13 @@ def _question(number: int, line: bytes, folder: Path) -> Question:
     except InputError:
         shown = shortened(repr(answer), 80)
         return _bad(number, f"'answer' is {shown}: give a text or a number")
-    image = value["image"]
+    image = value[visual]
     return Question(
         image=image if IS_URL.match(image) else str(folder / image),
         text=value["question"],
         answer=truth,
         line=number,
+        is_video=visual == "video",
     )
 
 
@@ -137,8 +142,17 @@ def _check_folder_name(question: Question) -> None:
         )
 
 
-def check_questions(questions: list[Question]) -> tuple[list[Question], int]:
+def check_questions(
+    questions: list[Question], *, sampling: tuple[float | None, int | None] | None = None
+) -> tuple[list[Question], int]:
     """Open every image before any long work starts.
+
+    Parameters
+    ----------
+    questions
+        What is to be asked.
+    sampling
+        ``fps`` and ``max_frames`` of videos; None where they cannot be asked about.
 
     Returns
     -------
@@ -151,8 +165,6 @@ def check_questions(questions: list[Question]) -> tuple[list[Question], int]:
     InputError
         If no question is left, or the only one, from the command line, cannot be asked.
     """
-    from attnlens.models.images import open_image
-
     good: list[Question] = []
     problems = []
     # large pictures take long to decode
@@ -163,7 +175,7 @@ def check_questions(questions: list[Question]) -> tuple[list[Question], int]:
                 if not question.text.strip():
                     raise InputError("the question is empty: give the text of a question")
                 _check_folder_name(question)
-                digest = open_image(question.image)[1].sha256
+                digest = _digest(question, sampling)
             except InputError as error:
                 if question.line is None:
                     raise
@@ -177,3 +189,18 @@ def check_questions(questions: list[Question]) -> tuple[list[Question], int]:
     for text in problems:
         print(one_line(f"attnlens: skipped {text}"), file=sys.stderr)
     return good, len(problems)
+
+
+def _digest(question: Question, sampling: tuple[float | None, int | None] | None) -> str:
+    """Open an image or a video, and return its hash."""
+    if not question.is_video:
+        from attnlens.models.images import open_image
+
+        return open_image(question.image)[1].sha256
+    if sampling is None:
+        raise InputError(
+            f"{quoted(question.image)} is a video, which only attnlens trend can be asked about"
+        )
+    from attnlens.models.videos import Video, open_video
+
+    return open_video(Video(question.image, *sampling), first_only=True)[1].sha256

@@ -36,7 +36,7 @@ CHECKPOINT_FILES = (
     "vocab.json",
 )
 """The other files of a checkpoint that results follow from."""
-LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "torchvision")
+LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "torchvision", "av")
 """What turns a prompt into tokens and pixels, and these into an answer."""
 RESOLVED = ("model", "device", "dtype")
 """Settings that ``model_provenance`` gives as what they became: auto may become cpu."""
@@ -108,7 +108,7 @@ def _device_name(device: Any) -> str:
 def _version(library: str) -> str | None:
     try:
         return version(library)
-    except PackageNotFoundError:  # torchvision is optional
+    except PackageNotFoundError:  # some are optional
         return None
 
 

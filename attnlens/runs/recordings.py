@@ -67,6 +67,7 @@ def record_one(
         settings.max_new_tokens,
         seed=settings.seed,
         layers=settings.layers,
+        visual_map=question.is_video,  # says which moment is looked at
         **options,
     )
 

@@ -76,6 +76,8 @@ class RecordingSettings(AskSettings):
     seed: int = 0
     temperature: float = 0.0
     layers: list[int] | None = None
+    fps: float | None = None
+    max_frames: int | None = None
 
     def check(self) -> None:
         """Refuse what can be refused without loading anything.
@@ -85,6 +87,9 @@ class RecordingSettings(AskSettings):
         InputError
             If a number is out of range, or as ``AskSettings.check``.
         """
+        from attnlens.models.videos import check_sampling
+
+        check_sampling(self.fps, self.max_frames)
         if self.max_new_tokens < 1:
             raise InputError(f"--max_new_tokens {self.max_new_tokens}: give at least 1")
         if not 0 <= self.temperature < float("inf"):
@@ -92,6 +97,21 @@ class RecordingSettings(AskSettings):
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed {self.seed}: give a number from 0 to 2**63 - 1")
         super().check()
+
+    def prompt(self, vlm: VLM, question: Question) -> Prompt:
+        """Build the prompt of a question."""
+        if not question.is_video:
+            return super().prompt(vlm, question)
+        return vlm.prompt(
+            None,
+            question.text,
+            self.mode,
+            video=question.image,
+            fps=self.fps,
+            max_frames=self.max_frames,
+            system=self.system,
+            template=self.template,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,7 +121,7 @@ def _continue_with_copy(
 
     if not split:
         return {}
-    special = vlm.family.special_tokens(vlm.model.config, vlm.tokenizer)
+    special = vlm.special_tokens
     rows = []
     for i, (before, tag) in split.items():
         prompt = prompts[i].inputs

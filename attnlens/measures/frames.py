@@ -1,0 +1,103 @@
+"""Which moment of a video each step of a generation attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from attnlens.errors import InputError
+from attnlens.measures.definitions import get_definition
+from attnlens.measures.inputs import TraceLike, dataset_of, select_layers
+from attnlens.measures.share import label_steps
+
+
+def frame_shares(
+    trace: TraceLike,
+    item: int | None = None,
+    *,
+    layers: int | Sequence[int] | None = None,
+) -> xr.DataArray:
+    """Measure attention to each moment of a video, step by step.
+
+    A moment is what one grid of visual tokens shows: in Qwen's models a pair of frames.
+
+    Parameters
+    ----------
+    trace : Trace or xarray.Dataset
+        What was recorded, with ``visual_map=True``.
+    item : int or None
+        Which image or video of the prompt, counted from 0; None for the only video.
+    layers : int, sequence of int or None
+        Layer indices in the model to use; None uses every recorded layer.
+
+    Returns
+    -------
+    xarray.DataArray, float64, (step, frame)
+        Fraction of attention mass on the visual tokens of each moment, mean over heads and layers.
+        Over all moments it adds up to the definition ``mass``. Coordinates along ``step`` as in
+        ``visual_share``; along ``frame``: ``frame``, the number of the moment, and ``seconds`` and
+        ``seconds_end``, when its first and its last frame are shown.
+
+    Raises
+    ------
+    InputError
+        If the trace has no visual map, the item is no video or is not there, or there are several
+        videos and none is named.
+    """
+    data = select_layers(dataset_of(trace), layers)
+    number, record = video_of(data, item)
+    if "visual_map" not in data:
+        raise InputError("the trace has no visual map: record with visual_map=True")
+    mine = data["visual_map"].isel(visual=data["visual_image"].values == number)
+    tiles = mine["visual_tile"].values
+    count = int(tiles.max(initial=-1)) + 1
+    if count == 0 or tiles.min() < 0:
+        raise InputError("the trace does not know the places of the video's visual tokens")
+    mass = mine.mean("layer").astype(np.float64)
+    found = xr.concat([mass.isel(visual=tiles == i).sum("visual") for i in range(count)], "frame")
+    seconds = moments(record, count)
+    chosen = get_definition("mass")
+    share = label_steps(found.transpose("step", "frame"), data, chosen).assign_coords(
+        frame=np.arange(count),
+        seconds=("frame", seconds[:, 0]),
+        seconds_end=("frame", seconds[:, 1]),
+    )
+    share.attrs = {
+        "long_name": "fraction of attention mass, per pair of frames",
+        "units": "1",
+        "step_owner": chosen.step_owner,
+        "item": str(number),
+    }
+    return share.rename("frame_shares")
+
+
+def video_of(data: xr.Dataset, item: int | None) -> tuple[int, dict[str, Any]]:
+    """Return the number of a video of the prompt, and what the trace knows of it.
+
+    Raises
+    ------
+    InputError
+        If it is no video or is not there, or there are several and none is named.
+    """
+    noted = data.attrs.get("images", [])
+    videos = [i for i, image in enumerate(noted) if image.get("frames")]
+    if not videos:
+        raise InputError("the trace has no video: record a prompt made with vlm.prompt(video=...)")
+    if item is None and len(videos) > 1:
+        raise InputError(f"the prompt has {len(videos)} videos: give item, one of {videos}")
+    number = videos[0] if item is None else item
+    if isinstance(number, bool) or number not in videos:
+        raise InputError(f"item={item!r} is no video: give one of {videos}")
+    return int(number), noted[int(number)]
+
+
+def moments(record: dict[str, Any], count: int) -> np.ndarray:
+    """Return when the first and the last frame of each moment are shown, float64 [count, 2]."""
+    seconds = np.asarray(record["frames"]["seconds"], dtype=np.float64)
+    length = -(-len(seconds) // count)
+    first = np.arange(count) * length
+    last = np.minimum(first + length, len(seconds)) - 1
+    return np.stack([seconds[first], seconds[last]], axis=1)
