@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if any(0xD800 <= ord(character) <= 0xDFFF for character in argument):
             # no model can read it, and no JSON file can name it
             top.error(f"{argument!r} is not UTF-8: rename the file, or set the terminal to UTF-8")
-    if words and words[0] in ("--image_path", "--question", "--data"):
+    if words and words[0] in ("--image_path", "--video_path", "--question", "--data"):
         top.error(f"{words[0]} comes before the command: write attnlens trend {words[0]} ...")
     options, unknown = top.parse_known_args(words)
     if unknown:

@@ -104,7 +104,7 @@ def frames(
                 vmin=0,
                 vmax=top,
             )
-            axes.set_title(f"{_when(seconds[pair])}\n{heat[pair].sum():.2g}", fontsize=7)
+            axes.set_title(f"{_when(seconds[pair])}\n{heat[pair].sum():#.2g}", fontsize=7)
         figure.suptitle(moment_title(moment).replace("\n", " "), fontsize=8)
         bar = figure.colorbar(cells, ax=grid.ravel().tolist(), fraction=0.03, pad=0.01)
         bar.set_label("fraction of attention mass,\nper visual token")
