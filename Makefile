@@ -35,7 +35,7 @@ demo: $(VENV)/.installed ## draw the attention of the small model that ships wit
 	@echo "The pictures are in $(DEMO_FOLDER)/$(basename $(notdir $(DEMO_IMAGE)))/"
 
 test: $(VENV)/.installed-dev ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-newest: | $(NEWEST)/.created ## run the tests of the core with the newest versions that pyproject.toml allows
 	$(NEWEST)/bin/python $(PIP) --upgrade --upgrade-strategy eager --editable ".[dev]"

@@ -742,7 +742,39 @@ def test_segments_may_say_which_image_a_key_belongs_to(vlms):
         assert np.allclose(ours, theirs, atol=1e-6)
     for wrong, words in (
         (["visual:0", "visual", "query"], "number all visual keys, or none"),
-        (["visual:a", "query"], "unknown segment 'visual:a': number images"),
+        (["visual:a", "query"], "unknown segment 'visual:a': number 1 images from visual:0"),
+        (["visual:1", "query"], "unknown segment 'visual:1'"),
+        (
+            ["visual:0", "visual:2", "query"],
+            "'visual:2': number 2 images from visual:0 to visual:1",
+        ),
+        (["visual:00", "query"], "unknown segment 'visual:00'"),
     ):
         with pytest.raises(InputError, match=words):
             attnlens.record(vlm.model, wrong)
+
+
+def test_old_traces_are_read_or_refused(vlms):
+    """Those saved before keys were counted by image: known where the images are."""
+    vlm = vlms("internvl")
+    prompt = vlm.prompt([picture(112, 84), picture(84, 112, 3)], "How many?")
+    data = attnlens.run(vlm, prompt, NEW, min_new_tokens=NEW, do_sample=False).data
+    old = data.drop_vars("image_keys")
+    share = attnlens.measures.visual_share
+    assert np.array_equal(share(old, "mean-weight", item=1), share(data, "mean-weight", item=1))
+    bare = old.assign_attrs(images=[])
+    with pytest.raises(InputError, match="saved before keys were counted by image"):
+        share(bare, item=0)
+    assert np.array_equal(share(bare), share(data))
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_the_legend_of_many_images_stays_on_the_page(vlms, tokens):
+    vlm = vlms("qwen3_vl")
+    prompt = vlm.prompt([picture(112, 112)] * 9, "How many?")
+    trace = attnlens.run(vlm, prompt, NEW, min_new_tokens=NEW, do_sample=False)
+    figure = plots.trend(trace, items=True, tokens=tokens)
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.get_figwidth() * figure.dpi

@@ -6,6 +6,8 @@ import functools
 import itertools
 import json
 import struct
+from fractions import Fraction
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -20,11 +22,14 @@ import attnlens
 from attnlens import measures, plots
 from attnlens.cli.main import main
 from attnlens.errors import InputError
+from attnlens.experiments.force import differing_parts
 from attnlens.interventions import AtStep, Copy, Knockout, Route
+from attnlens.lenses.patching import PromptPair
 from attnlens.models.chat import VIDEO_SOURCES
 from attnlens.models.qwen_videos import encode_frames, frame_limits
 from attnlens.models.small import small_vlm
 from attnlens.models.videos import Video, open_video
+from attnlens.runs.dataset import read_questions
 from attnlens.testbed import random_film
 
 av = pytest.importorskip("av")
@@ -44,16 +49,16 @@ def film(count=6, size=(140, 112), seed=0):
     return [picture(*size, seed + i) for i in range(count)]
 
 
-def write_file(path, frames, *, rate=10, codec="ffv1", pixels="bgr0"):
+def write_file(path, frames, *, rate=10, codec="ffv1", pixels="bgr0", first=0):
     """Write frames as a file; FFV1 loses nothing."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = *frames[0].size, pixels
-        for frame in frames:
-            for packet in stream.encode(av.VideoFrame.from_image(frame)):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
+        for place, frame in enumerate(frames, first):
+            shown = av.VideoFrame.from_image(frame)
+            shown.pts, shown.time_base = place, Fraction(1, rate)
+            container.mux(stream.encode(shown))
+        container.mux(stream.encode())
 
 
 # Which frames are shown
@@ -95,6 +100,58 @@ def test_a_file_gives_its_own_frames_and_times(tmp_path):
     assert again == info
 
 
+def write_stamped(path, frames, stamps, **options):
+    """Write frames at some milliseconds."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=10, **options)
+        stream.width, stream.height, stream.pix_fmt = *frames[0].size, "bgr0"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        for frame, stamp in zip(frames, stamps, strict=True):
+            shown = av.VideoFrame.from_image(frame)
+            shown.pts, shown.time_base = stamp, Fraction(1, 1000)
+            container.mux(stream.encode(shown))
+        container.mux(stream.encode())
+
+
+def test_frames_at_uneven_times_are_chosen_by_time(tmp_path):
+    """The models take what they see to be evenly spaced."""
+    frames = film(21)
+    write_stamped(tmp_path / "f.mkv", frames, [*range(0, 2000, 100), 18000])
+    shown, info = open_video(Video(tmp_path / "f.mkv", fps=0.5))
+    assert info.frames.seconds == pytest.approx(np.linspace(0, 18, 8))
+    assert info.frames.indices == (0, 19, 19, 19, 19, 19, 19, 20)
+    assert info.frames.rate == pytest.approx(7 / 18)
+    for index, found in zip(info.frames.indices, shown, strict=True):
+        assert np.array_equal(np.asarray(found), np.asarray(frames[index]))
+
+
+def test_a_last_frame_may_last_long(tmp_path):
+    film(20)[0].save(
+        tmp_path / "f.gif", save_all=True, append_images=film(20)[1:], duration=[100] * 19 + [9000]
+    )
+    _, info = open_video(Video(tmp_path / "f.gif"))
+    assert info.frames.indices == (0, 6, 13, 19)
+
+
+def test_an_edit_list_leaves_frames_out(tmp_path):
+    """As phones and editors trim: packets are there that are not shown."""
+    path = tmp_path / "f.mp4"
+    frames = [Image.new("RGB", (64, 48), (i * 6, i * 6, i * 6)) for i in range(40)]
+    write_file(path, frames, codec="mpeg4", pixels="yuv420p")
+    content = bytearray(path.read_bytes())
+    place = content.index(b"elst") + 4
+    assert struct.unpack_from(">II", content, place) == (0, 1)
+    whole, begin = struct.unpack_from(">Ii", content, place + 8)
+    with av.open(str(path)) as container:
+        one = int(container.streams.video[0].duration / 40)
+    struct.pack_into(">Ii", content, place + 8, whole * 15 // 40, begin + 25 * one)
+    path.write_bytes(content)
+    shown, info = open_video(Video(path, fps=10))
+    assert len(info.frames.indices) == 14
+    grey = [np.asarray(f.convert("L")).mean() for f in shown]
+    assert grey == pytest.approx([6 * (25 + i) for i in info.frames.indices], abs=6)
+
+
 def test_a_turned_file_is_turned(tmp_path):
     """As a phone writes it: the matrix of the track says how it is shown."""
     path = tmp_path / "phone.mp4"
@@ -119,6 +176,8 @@ def test_a_folder_is_read_in_the_order_of_its_numbers(tmp_path):
     for i, frame in enumerate(frames):
         frame.save(tmp_path / f"frame_{i}.png")
     (tmp_path / "notes.txt").write_text("no frame")
+    (tmp_path / "._frame_0.png").write_text("no frame")
+    (tmp_path / "folder.png").mkdir()
     shown, info = open_video(Video(tmp_path, fps=4))
     assert info.frames.seconds == pytest.approx([i / 4 for i in range(12)])
     for mine, own in zip(shown, frames, strict=True):
@@ -129,6 +188,8 @@ def test_a_folder_is_read_in_the_order_of_its_numbers(tmp_path):
     _, info = open_video(Video(film(9), max_frames=4))
     assert info.frames.indices == (0, 3, 5, 8)
     assert info.frames.rate == pytest.approx(2 * 4 / 9)
+    url = (tmp_path / "folder.png").parent.as_uri()
+    assert open_video(Video(url))[1].path == str(tmp_path)
     array = np.stack([np.asarray(frame) for frame in frames])
     assert len(open_video(Video(array))[0]) == 12
 
@@ -139,7 +200,26 @@ def test_what_is_no_video_is_refused(tmp_path, monkeypatch):
             open_video(Video(source, **options))
 
     refused("there is no video at 'gone.mp4'", "gone.mp4")
-    refused("nothing is fetched from the network", "https://example.org/film.mp4")
+    refused("nothing is fetched from there", "https://example.org/film.mp4")
+    refused("the path of the video is empty", "")
+    greys = [Image.new("RGB", (64, 48), (15 * i,) * 3) for i in range(12)]
+    write_file(tmp_path / "order.avi", greys, codec="libx264", pixels="yuv420p")
+    refused("its frames have no times in order", tmp_path / "order.avi", fps=10)
+    for times, words in (
+        (range(4), "its frames differ in size"),
+        ((0, 1, 1, 2), "two of its frames have the same time"),
+    ):
+        with av.open(str(tmp_path / "sizes.mkv"), "w") as container:
+            stream = container.add_stream("mjpeg", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+            for time, size in zip(times, [(64, 48)] * 2 + [(96, 80)] * 2, strict=True):
+                content = BytesIO()
+                picture(*size).save(content, "JPEG")
+                packet = av.Packet(content.getvalue())
+                packet.stream, packet.time_base = stream, Fraction(1, 10)
+                packet.pts = packet.dts = time
+                container.mux(packet)
+        refused(words, tmp_path / "sizes.mkv", fps=10)
     (tmp_path / "text.mp4").write_text("no video")
     refused(r"text.mp4' cannot be read as a video", tmp_path / "text.mp4")
     write_file(tmp_path / "film.mkv", film(8))
@@ -153,6 +233,8 @@ def test_what_is_no_video_is_refused(tmp_path, monkeypatch):
         noisy[third : third + 2000] = np.random.default_rng(0).bytes(2000)
         (tmp_path / "noisy.mp4").write_bytes(noisy)
         refused(r"noisy.mp4' cannot be read as a video", tmp_path / "noisy.mp4", fps=10)
+    picture().save(tmp_path / "still.png")
+    refused("it is a picture, which is given as an image", tmp_path / "still.png")
     (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n")
     refused("list.m3u8' cannot be read as a video", tmp_path / "list.m3u8")
     with av.open(str(tmp_path / "sound.wav"), "w") as container:
@@ -375,6 +457,21 @@ def test_one_forced_pass_is_the_run(vlms):
         assert float(abs(recorder.trace.data["mass"] - live.data["mass"]).max()) < 1e-5
 
 
+def test_another_rate_is_another_prompt(vlms):
+    """Text and pictures are the same, positions or time stamps are not."""
+    for family in ("qwen2_5_vl", "qwen3_vl"):
+        vlm = vlms(family)
+        prompt, slower = (vlm.prompt(video=film(), question="When?", fps=f) for f in (2, 0.5))
+        trace = attnlens.run(vlm, prompt, NEW, min_new_tokens=NEW, do_sample=False)
+        assert differing_parts(prompt, trace) == []
+        assert differing_parts(slower, trace) == ["images"]
+        pair = PromptPair(prompt, slower, [5], 0, 5, 6)
+        with pytest.raises(InputError, match="other frames, or at other times"):
+            pair.passes(vlm)
+    with pytest.raises(InputError, match="the prompt has a video, which cannot be replaced"):
+        attnlens.dependence(vlm, trace)
+
+
 def test_several_answers_to_a_video(vlms):
     vlm = vlms("qwen2_5_vl")
     prompt = vlm.prompt(video=film(), question="When?")
@@ -497,12 +594,17 @@ def test_frames_show_where_a_step_looks(asked, tmp_path):
         ({"pairs": [3]}, "the video has pairs 0 to 2"),
         ({"item": 0}, "item=0 is no video"),
         ({"video": film(6, (70, 70))}, "the video has 70 x 70 pixels"),
-        ({"video": film(4)}, "has fewer frames"),
+        ({"video": film(4)}, "the video has 4 frames: there is no frame 5"),
     ):
         with pytest.raises(InputError, match=words):
             plots.frames(trace, 2, **options)
     with pytest.raises(InputError, match=r"image 1 is a video: draw it with plots\.frames"):
         plots.overlay(trace, 2, image_index=1)
+
+
+def caption(figure):
+    [text] = [t.get_text() for t in figure.texts if t.get_gid() == "caption"]
+    return " ".join(text.split())
 
 
 def test_a_changed_video_is_not_drawn(vlms, tmp_path):
@@ -535,8 +637,14 @@ def test_curves_of_frames_and_items(asked):
         drawn = plots.trend(trace, name, items=True)
         labels = [text.get_text() for text in drawn.legends[0].get_texts()]
         assert labels[:4] == ["image 0", "video 1", "query text", "generated text"]
-    lone = plots.trend(trace, "lookback-ratio", items=True)
-    assert [t.get_text() for t in lone.legends[0].get_texts()][:2] == ["image 0", "video 1"]
+        ends = "The visual keys of each image and video have a curve of their own."
+        assert caption(drawn).endswith(ends)
+        assert ends not in caption(plots.trend(trace, name))
+    for name in ("lookback-ratio", "reflection-v"):
+        with pytest.raises(InputError, match="no counterpart for query"):
+            plots.trend(trace, name, items=True)
+        with pytest.raises(InputError, match="cannot measure one image of several"):
+            measures.visual_share(trace, name, item=0)
     with pytest.raises(InputError, match="not counted by item"):
         measures.shares(trace, items=True, include_copied=True)
 
@@ -579,6 +687,21 @@ def test_the_command_takes_a_video(tmp_path, capsys):
     lines = [{"video": "film", "question": one.question, "answer": one.answer}]
     data.write_text("\n".join(json.dumps(line) for line in lines))
     assert main(["trend", "--data", str(data), "--fps", "1", *common]) == 0
+    # what is shown decides what is done again: here other frames, at other times
+    for i in range(1, 3):
+        (folder / f"{i}.png").unlink()
+    assert main(["trend", "--data", str(data), "--fps", "1", *common]) == 0
+    trace = attnlens.Trace.load(
+        tmp_path / "out" / "trend_runs" / "normal" / "00001_film" / "trace.zarr"
+    )
+    assert trace.attrs["images"][0]["frames"]["seconds"] == [0.0, 1.0]
+    wrong = [lines[0] | {"image": "a.png"}, lines[0] | {"fps": 4}]
+    both = tmp_path / "wrong.jsonl"
+    both.write_text("\n".join(json.dumps(line) for line in wrong))
+    assert [question.problem for question in read_questions(both)] == [
+        "has 'image' and 'video': give one of them",
+        "has 'fps': give --fps, which holds for all lines",
+    ]
     run = tmp_path / "out" / "trend" / "normal" / "00001_film"
     assert (run / "normal_frame_attention.png").exists()
     capsys.readouterr()
@@ -586,19 +709,10 @@ def test_the_command_takes_a_video(tmp_path, capsys):
     assert "--image_path and --video_path are given" in capsys.readouterr().err
     assert main(["trend", *options, "--fps", "0", *common]) == 2
     assert "fps=0.0: give a number" in capsys.readouterr().err
-    assert (
-        main(
-            [
-                "recover",
-                "--data",
-                str(data),
-                "--intervention",
-                "boost:1",
-                "--when",
-                "step:2",
-                *common,
-            ]
-        )
-        == 2
-    )
+    picture().save(tmp_path / "a.png")
+    image = ["--image_path", str(tmp_path / "a.png"), "--question", "What?", "--fps", "3"]
+    assert main(["trend", *image, *common]) == 2
+    assert "--fps 3.0: no question is about a video" in capsys.readouterr().err
+    words = ["--data", str(data), "--intervention", "boost:1", "--when", "step:2"]
+    assert main(["recover", *words, *common]) == 2
     assert "is a video, which only attnlens trend" in capsys.readouterr().err

@@ -229,6 +229,7 @@ def _compare(options: argparse.Namespace, device: str) -> dict[str, Any]:
     print(
         f"{result['visual']} visual tokens, {options.new} new tokens, {device}, "
         f"{result['threads']} threads, median of {options.repeats}"
+        + (f", {options.family}" if options.family else "")
     )
     print(f"{'':10}{'seconds':>10}{'ratio':>8}{'peak MiB':>10}{'ratio':>8}{'rise MiB':>10}")
     for way in VARIANTS:

@@ -17,6 +17,7 @@ from attnlens.cli.arguments import (
     questions_of,
     recording_options,
 )
+from attnlens.errors import InputError
 from attnlens.text import one_line
 
 
@@ -64,9 +65,12 @@ def run_trend(options: argparse.Namespace) -> int:
     output = report.TrendOutput(**output_options(options), definition=options.definition)
     settings.check()
     output.check(settings.max_new_tokens)
-    questions, skipped = check_questions(
-        questions_of(options), sampling=(settings.fps, settings.max_frames)
-    )
+    asked = questions_of(options)
+    for name in ("fps", "max_frames"):
+        value = getattr(options, name)
+        if value is not None and not any(question.is_video for question in asked):
+            raise InputError(f"--{name} {value}: no question is about a video, so leave it out")
+    questions, skipped = check_questions(asked, sampling=(settings.fps, settings.max_frames))
     with one_process(options):
         if options.data is None:
             folder = report.check_folder(questions[0], settings.mode, output)

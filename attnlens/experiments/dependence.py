@@ -131,7 +131,10 @@ def dependence(
 
 
 def _same_prompt(vlm: VLM, trace: Trace) -> Prompt:
-    paths = [image.get("path") for image in trace.attrs.get("images", [])]
+    noted = trace.attrs.get("images", [])
+    if any(image.get("frames") for image in noted):
+        raise InputError("the prompt has a video, which cannot be replaced: give one with images")
+    paths = [image.get("path") for image in noted]
     if not paths or not all(paths):
         raise InputError("the trace notes no image file: give the prompt that was generated")
     opened = [open_image(Path(path)) for path in paths]

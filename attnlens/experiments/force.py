@@ -126,8 +126,8 @@ def twins(
 def differing_parts(prompt: Prompt, trace: Trace) -> list[str]:
     """Return what of a prompt differs from a trace: ``prompt`` (its text), ``images``.
 
-    Images are the same if their grids of visual tokens and the hashes of their files are; an image
-    that the caller opened is compared with a file's by size alone.
+    Images are the same if their grids of visual tokens, the frames shown of a video and the hashes
+    of their files are; an image that the caller opened is compared with a file's by size alone.
     """
     check_prompt(prompt)
     found = []
@@ -151,6 +151,8 @@ def check_prompt(prompt: Any) -> None:
 
 def _same_image(noted: dict[str, Any], own: dict[str, Any]) -> bool:
     if any(noted.get(side) not in (None, own[side]) for side in ("rows", "columns")):
+        return False
+    if noted.get("frames") != own.get("frames"):
         return False
     of_files = [bool(image.get("path")) for image in (noted, own)]
     if of_files[0] == of_files[1]:

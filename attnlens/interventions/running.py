@@ -114,9 +114,10 @@ class RunningIntervention:
         self.prompt = prompt
         self.parts = parts_of(vlm.model)
         if intervention.parts and (any(self.parts.windows) or self.parts.without_attention):
+            how = "without softmax" if self.parts.without_attention else "to a window"
             raise InputError(
                 f"interventions are not verified for {vlm.family.name}: some of its layers attend "
-                "to a window, or without softmax"
+                f"{how}"
             )
         self._watched = highest_thresholds(self._checked_triggers(intervention))
         intervention.check(prompt, self.parts.layer_count, self.parts.head_count)

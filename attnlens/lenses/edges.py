@@ -97,6 +97,8 @@ def edge_knockout(
 
 @torch.no_grad()
 def _knocked_out(whole: TextPass, edges: Sequence[Edges]) -> xr.Dataset:
+    if isinstance(edges, Edges) or not all(isinstance(one, Edges) for one in edges):
+        raise InputError(f"edges={edges!r}: give a list of Edges(...)")
     cuts = [_Cut(whole, one) for one in edges]
     if not cuts:
         raise InputError("no edges were given: give at least one Edges(...)")

@@ -76,6 +76,8 @@ class PromptPair:
                 f"{len(other.segments)} keys, grids {list(other.grids)}: give two that differ in "
                 "the content of the image alone"
             )
+        if [i.frames for i in one.images] != [i.frames for i in other.images]:
+            raise InputError("the prompts show other frames, or at other times, of their videos")
         if not torch.equal(one.inputs["input_ids"], other.inputs["input_ids"]):
             raise InputError("the prompts differ in their text: give two that differ in the image")
         if self.clean_token == self.corrupted_token:

@@ -54,11 +54,11 @@ def frame_shares(
     mine = data["visual_map"].isel(visual=data["visual_image"].values == number)
     tiles = mine["visual_tile"].values
     count = int(tiles.max(initial=-1)) + 1
-    if count == 0 or tiles.min() < 0:
+    if count != len(grids_of(record)) or tiles.min() < 0:
         raise InputError("the trace does not know the places of the video's visual tokens")
     mass = mine.mean("layer").astype(np.float64)
     found = xr.concat([mass.isel(visual=tiles == i).sum("visual") for i in range(count)], "frame")
-    seconds = moments(record, count)
+    seconds = moments(record)
     chosen = get_definition("mass")
     share = label_steps(found.transpose("step", "frame"), data, chosen).assign_coords(
         frame=np.arange(count),
@@ -94,10 +94,13 @@ def video_of(data: xr.Dataset, item: int | None) -> tuple[int, dict[str, Any]]:
     return int(number), noted[int(number)]
 
 
-def moments(record: dict[str, Any], count: int) -> np.ndarray:
-    """Return when the first and the last frame of each moment are shown, float64 [count, 2]."""
+def grids_of(record: dict[str, Any]) -> list[tuple[int, int]]:
+    """Return the places among the shown frames of the first and the last frame of each grid."""
+    shown, length = len(record["frames"]["seconds"]), int(record["frames"]["length"])
+    return [(i, min(i + length, shown) - 1) for i in range(0, shown, length)]
+
+
+def moments(record: dict[str, Any]) -> np.ndarray:
+    """Return when the first and the last frame of each grid are shown, float64 [grids, 2]."""
     seconds = np.asarray(record["frames"]["seconds"], dtype=np.float64)
-    length = -(-len(seconds) // count)
-    first = np.arange(count) * length
-    last = np.minimum(first + length, len(seconds)) - 1
-    return np.stack([seconds[first], seconds[last]], axis=1)
+    return seconds[np.array(grids_of(record))]

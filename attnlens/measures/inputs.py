@@ -211,18 +211,29 @@ def one_image(data: xr.Dataset, item: int) -> xr.Dataset:
     mass.loc[{"segment": "vision_end"}] += others
     keys.loc[visual] = counts[item]
     keys.loc[{"segment": "vision_end"}] += sum(counts.values()) - counts[item]
-    kept = data.drop_vars("visual_nonzero").assign(mass=mass, keys=keys)
+    kept = data.drop_vars("visual_nonzero", errors="ignore").assign(mass=mass, keys=keys)
     return kept.assign_attrs(hidden_counted_by_image=False) if "hidden" in data else kept
 
 
 def keys_by_image(data: xr.Dataset) -> dict[int, int]:
-    """Count the visual keys of each image or video of the prompt, by its number."""
+    """Count the visual keys of each image or video of the prompt, by its number.
+
+    Raises
+    ------
+    InputError
+        If the trace does not know it.
+    """
     if "image_keys" in data.coords:
         numbers, counts = data["image"].values.tolist(), data["image_keys"].values.tolist()
         return dict(zip(numbers, counts, strict=True))
     noted = data.attrs.get("images", [])
     if len(noted) > 1:  # a trace that was saved before these were counted
         return {i: int(image["rows"]) * int(image["columns"]) for i, image in enumerate(noted)}
+    if "mass_by_image" in data:
+        raise InputError(
+            "The trace was saved before keys were counted by image; record it again to measure one "
+            "image of several."
+        )
     count = int(data["keys"].sel(segment="visual").values[0])
     return {0: count} if count else {}
 

@@ -75,14 +75,18 @@ def visual_share(
     InputError
         If the trace has no visual keys, the definition or reduction is unknown, the definition
         reduces heads itself and `reduction` is ``"none"``, a layer was not recorded, copied tokens
-        cannot be counted, there is no such item, or the definition counts keys of single images
-        that the trace does not know.
+        cannot be counted, there is no such item, or the definition cannot tell images apart.
     """
     chosen = get_definition(definition)
     _check_reduction(chosen, reduction)
     data = select_layers(dataset_of(trace), layers)
     if item is not None:
         data = one_image(data, item)
+        if chosen.whole and len(keys_by_image(data)) > 1:
+            raise InputError(
+                f"Definition {definition!r} cannot measure one image of several: {chosen.whole}; "
+                "choose another definition, or leave item out."
+            )
     visual = visual_segments(chosen, data, include_copied)
     share = _reduce(chosen.compute(data, visual), reduction)
     share = label_steps(share, data, chosen)

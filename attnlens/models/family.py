@@ -382,6 +382,10 @@ class Family(ABC):
         encoded = processor(text=[text], images=images, return_tensors="pt", padding=False)
         return {name: values for name, values in encoded.items() if name != "labels"}
 
+    def frames_in_grid(self, processor: Any) -> int:
+        """Return how many frames of a video make one grid of visual tokens."""
+        return 1
+
     @abstractmethod
     def tiles(
         self, processor: Any, config: Any, inputs: Inputs, sizes: Sequence[tuple[int, int]]

@@ -88,11 +88,23 @@ class Frames:
         When each is shown, from the first frame of the video on.
     rate
         How many are shown of a second.
+    length
+        How many of them, one after the other, make one grid of visual tokens. The last one fills
+        up the last grid.
     """
 
     indices: tuple[int, ...]
     seconds: tuple[float, ...]
     rate: float
+    length: int = 1
+
+    def middles(self) -> list[float]:
+        """Time of each grid: the mean of that of its first and its last frame."""
+        last = len(self.seconds) - 1
+        return [
+            (self.seconds[i] + self.seconds[min(i + self.length - 1, last)]) / 2
+            for i in range(0, len(self.seconds), self.length)
+        ]
 
 
 @dataclass(frozen=True)
@@ -184,6 +196,9 @@ class ImageInfo:
             del values["tiles"]
         if self.frames is None:
             del values["frames"]
+        else:  # as they come back from a file
+            for name in ("indices", "seconds"):
+                values["frames"][name] = list(values["frames"][name])
         return values
 
 
@@ -262,17 +277,32 @@ def _content(source: Any) -> tuple[str | None, bytes, str]:
     if scheme.lower() == "data":
         content = _data(rest)
         return None, content, f"the image of {len(content):,} bytes"
+    path = local_path(source)
+    return path, _read(Path(path)), quoted(path)
+
+
+def local_path(source: str | Path) -> str:
+    """Return the path of a path or a ``file://`` URL.
+
+    Raises
+    ------
+    InputError
+        If it is on the network or on another machine.
+    """
+    scheme, _, rest = str(source).partition(":") if isinstance(source, str) else ("", "", "")
     if scheme.lower() in ("http", "https", "ftp", "s3", "gs", "hf") and rest.startswith("//"):
         raise InputError(
-            f"{quoted(source)} is on the network, and nothing is fetched from there: download it "
-            "and give the path of the file"
+            f"{quoted(str(source))} is on the network, and nothing is fetched from there: download "
+            "it and give the path of the file"
         )
     if scheme.lower() == "file" and rest.startswith("//"):
         host, _, _ = rest[2:].partition("/")
         if host not in ("", "localhost"):
-            raise InputError(f"{quoted(source)} is on another machine: copy it and give its path")
-        source = url2pathname(rest[2 + len(host) :])
-    return str(source), _read(Path(source)), quoted(source)
+            raise InputError(
+                f"{quoted(str(source))} is on another machine: copy it and give its path"
+            )
+        return url2pathname(rest[2 + len(host) :])
+    return str(source)
 
 
 def _data(rest: str) -> bytes:

@@ -227,8 +227,9 @@ def encode_prompt(
         processor refuses the prompt.
     """
     pictures = [shown for shown, _ in opened if isinstance(shown, Image.Image)]
+    length = vlm.family.frames_in_grid(vlm.processor)
     videos = [
-        (shown, info.frames)
+        (shown, replace(info.frames, length=length))
         for shown, info in opened
         if not isinstance(shown, Image.Image) and info.frames is not None
     ]
@@ -251,6 +252,7 @@ def encode_prompt(
     infos = [
         replace(
             info.in_tiles(tiles[place]),
+            frames=None if info.frames is None else replace(info.frames, length=length),
             min_pixels=least if info.frames is None else limits[0],
             max_pixels=most if info.frames is None else limits[1],
         )

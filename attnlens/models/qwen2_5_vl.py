@@ -229,6 +229,10 @@ class Qwen2_5_VL(Family):
         grids = [grid for of_kind in found for grid in of_kind.tolist()]
         return [(Tile(rows // merge, columns // merge),) * t for t, rows, columns in grids]
 
+    def frames_in_grid(self, processor: Any) -> int:
+        """See ``Family``."""
+        return int(processor.image_processor.temporal_patch_size)
+
     def encode_videos(
         self,
         processor: Any,
@@ -239,11 +243,8 @@ class Qwen2_5_VL(Family):
     ) -> Inputs:
         """See ``Family`` and ``frame_limits``."""
         images = processor.image_processor
-        length = images.temporal_patch_size
         own = self.pixel_limits(processor, *limits)
-        areas = [
-            frame_limits(images, own, limits, -(-len(frames) // length)) for frames, _ in videos
-        ]
+        areas = [frame_limits(images, own, limits, len(frames.middles())) for _, frames in videos]
         inputs = encode_with_videos(
             processor,
             text,
@@ -252,7 +253,7 @@ class Qwen2_5_VL(Family):
             image_size=self._size(processor, own),
             write=lambda pairs, tokens, frames: self.video_text(processor, pairs, tokens, frames),
         )
-        return inputs | self.video_times([length / frames.rate for _, frames in videos])
+        return inputs | self.video_times([frames.length / frames.rate for _, frames in videos])
 
     def video_text(self, processor: Any, pairs: int, tokens: int, frames: Frames) -> str:
         """Write the placeholders of a video, with as many visual tokens in each pair of frames."""

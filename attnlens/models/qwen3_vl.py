@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from attnlens.models.family import Family, Inputs, Shape
@@ -44,11 +43,10 @@ class Qwen3_VL(Qwen2_5_VL):
 
     def video_text(self, processor: Any, pairs: int, tokens: int, frames: Frames) -> str:
         """See ``Qwen2_5_VL``; before each pair of frames comes its time, the mean of both."""
-        length = processor.image_processor.temporal_patch_size
-        seconds = [*frames.seconds, *[frames.seconds[-1]] * (-len(frames.seconds) % length)]
-        times = np.reshape(seconds, (pairs, length))[:, [0, -1]].mean(1)
         visual = f"{processor.vision_start_token}{processor.video_token * tokens}"
-        return "".join(f"<{t:.1f} seconds>{visual}{processor.vision_end_token}" for t in times)
+        return "".join(
+            f"<{t:.1f} seconds>{visual}{processor.vision_end_token}" for t in frames.middles()
+        )
 
     def video_times(self, seconds: Sequence[float]) -> Inputs:
         """See ``Qwen2_5_VL``; the text says it."""

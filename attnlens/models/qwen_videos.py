@@ -63,15 +63,16 @@ def encode_frames(
     """
     length = images.temporal_patch_size
     filled = [*frames, *[frames[-1]] * (-len(frames) % length)]
-    encoded = images(filled, return_tensors="pt", size=size)
-    _, rows, columns = encoded["image_grid_thw"][0].tolist()
-    pairs = len(filled) // length
-    patches = encoded["pixel_values"]
-    width = patches.shape[-1]
-    # pairs, frames of a pair, patches, channels, places in time, pixels
-    patches = patches.reshape(pairs, length, rows * columns, 3, length, width // (3 * length))
-    own = torch.stack([patches[:, i, :, :, i] for i in range(length)], dim=3)
-    return own.reshape(-1, width), [pairs, rows, columns]
+    parts = []
+    for start in range(0, len(filled), length):
+        encoded = images(filled[start : start + length], return_tensors="pt", size=size)
+        patches, (_, rows, columns) = encoded["pixel_values"], encoded["image_grid_thw"][0].tolist()
+        width = patches.shape[-1]
+        # frames of a pair, patches, channels, places in time, pixels
+        patches = patches.reshape(length, rows * columns, 3, length, width // (3 * length))
+        own = torch.stack([patches[i, :, :, i] for i in range(length)], dim=2)
+        parts.append(own.reshape(-1, width))
+    return torch.cat(parts), [len(parts), rows, columns]
 
 
 def encode_with_videos(

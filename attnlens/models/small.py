@@ -42,7 +42,8 @@ TEMPLATE = """\
 def small_vlm(name: str, *, shape: Shape = SMALL, seed: int = 0, device: str = "cpu") -> VLM:
     """Build a small model of a family with random weights, and its processor.
 
-    It shows calls and what comes back; what it attends to and says means nothing. Written to a
+    It shows calls and what comes back; what it attends to and says means nothing, and it may end at
+    once (``min_new_tokens`` keeps it from that). Written to a
     folder by ``vlm.model.save_pretrained`` and ``vlm.processor.save_pretrained``, it is a
     checkpoint that ``attnlens.load`` reads.
 

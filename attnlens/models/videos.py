@@ -15,13 +15,15 @@ import numpy as np
 from PIL import Image
 
 from attnlens.errors import InputError
-from attnlens.models.images import Frames, ImageInfo, open_image
+from attnlens.models.images import Frames, ImageInfo, local_path, open_image
 from attnlens.text import one_line, quoted, shortened
 
 FPS = 2.0
 """Frames shown of a second, as Qwen's own code has it (qwen-vl-utils)."""
 MIN_FRAMES, MAX_FRAMES = 4, 768
 """Fewest and most frames that Qwen's own code shows of a video that has as many."""
+UNEVEN = 1.5
+"""Frames are evenly spaced where the longest gap is at most so many times the shortest."""
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 """Endings of the files that are frames in a folder."""
 
@@ -68,14 +70,16 @@ def open_video(video: Video, *, first_only: bool = False) -> tuple[list[Image.Im
 
     A file needs PyAV (``pip install 'attnlens[video]'``). Its frames are chosen as Qwen's own code
     does (qwen-vl-utils): evenly from first to last, ``fps`` for each second but at least 4 and at
-    most ``max_frames``, an even number. Frames that are given are all shown, unless they are more
-    than ``max_frames``. Memory: 3 bytes a pixel of each frame that is shown.
+    most ``max_frames``, an even number; where its frames are unevenly spaced, by time. Frames that
+    are given are all shown, unless they are more than ``max_frames``. Memory: 3 bytes a pixel of
+    each frame that is shown, and what the image processor makes of it.
 
     Parameters
     ----------
     video
         What to open. Pictures are whatever ``open_image`` takes; the files of a folder (PNG, JPEG,
-        WebP, BMP, TIFF) are sorted by name, numbers by value. Nothing is fetched from the network.
+        WebP, BMP, TIFF; hidden ones are left out) are sorted by name, numbers by value. Nothing is
+        fetched from the network.
     first_only
         Return only the first frame, to see whether the video can be read.
 
@@ -92,23 +96,42 @@ def open_video(video: Video, *, first_only: bool = False) -> tuple[list[Image.Im
     """
     check_sampling(video.fps, video.max_frames)
     fps, most = float(video.fps or FPS), int(video.max_frames or MAX_FRAMES)
-    source = video.source
-    path = str(source) if isinstance(source, str | Path) else None
+    source = _located(video.source)
     if _is_file(source):
-        with _decoding(source) as (av, file):
-            stamps, unit, rate = _stamps(av, file)
-        total = len(stamps)
-        count = min(max(total / rate * fps, MIN_FRAMES), most, total)
-        shown = _spread(total, max(int(count) // 2 * 2, 1))
-        seconds = tuple(float((stamps[i] - stamps[0]) * unit) for i in shown)
+        with _decoding(source) as av:
+            stamps, unit = _stamps(av, source)
+        frames = _chosen((np.array(stamps) - stamps[0]) * unit, fps, most)
     else:
-        total, rate = len(_listed(source)), fps
+        total = len(_listed(source))
         shown = _spread(total, min(total, most))
         seconds = tuple(i / fps for i in shown)
-    pictures, digest = frames_at(source, shown, shown[:1] if first_only else shown)
-    width, height = pictures[0].size
-    frames = Frames(tuple(shown), seconds, rate * len(shown) / total)
-    return pictures, ImageInfo(path, digest, width, height, frames=frames)
+        frames = Frames(tuple(shown), seconds, fps * len(shown) / total)
+    wanted = frames.indices[:1] if first_only else frames.indices
+    pictures, digest = frames_at(source, frames.indices, wanted)
+    path = source if isinstance(source, str) else None
+    return pictures, ImageInfo(path, digest, *pictures[0].size, frames=frames)
+
+
+def _chosen(seconds: np.ndarray, fps: float, most: int) -> Frames:
+    """Choose frames of a file, of which all times are known.
+
+    Where they are evenly spaced, by their places, as qwen-vl-utils does. Else by time: models take
+    the frames they see to be evenly spaced, so that one that lasts long is shown several times.
+    """
+    total = len(seconds)
+    gaps = np.diff(seconds)
+    even = not gaps.size or gaps.max() <= UNEVEN * gaps.min()
+    rate = (total - 1) / seconds[-1] if total > 1 else fps
+    count = min(max(total / rate * fps, MIN_FRAMES), most)
+    if even:
+        count = max(int(min(count, total)) // 2 * 2, 1)
+        shown = _spread(total, count)
+        return Frames(tuple(shown), tuple(seconds[shown].tolist()), float(rate * count / total))
+    when = np.linspace(0, seconds[-1], int(count) // 2 * 2)
+    places = np.searchsorted(seconds, when + 1e-6, side="right") - 1
+    return Frames(
+        tuple(places.tolist()), tuple(when.tolist()), float((len(when) - 1) / seconds[-1])
+    )
 
 
 def frames_at(
@@ -133,11 +156,15 @@ def frames_at(
     InputError
         As ``open_video``.
     """
+    source = _located(source)
     if _is_file(source):
-        with _decoding(source) as (av, path):
-            stamps, _, _ = _stamps(av, path)
-            return _decode(av, path, [stamps[i] for i in wanted]), _digest(path)
+        with _decoding(source) as av:
+            stamps, _ = _stamps(av, source)
+        _check_places(shown, len(stamps))
+        with _decoding(source) as av:
+            return _decode(av, source, [stamps[i] for i in wanted]), _digest(source)
     listed, kept, digest, size = _listed(source), {}, hashlib.sha256(), None
+    _check_places(shown, len(listed))
     for number in shown:
         picture, info = open_image(listed[number])
         size = size or picture.size
@@ -152,17 +179,35 @@ def frames_at(
     return [kept[number] for number in wanted], digest.hexdigest()
 
 
+def _located(source: Any) -> Any:
+    """Turn a path or a ``file://`` URL into a path, and leave frames as they are."""
+    if not isinstance(source, str | Path):
+        return source
+    if not str(source).strip():
+        raise InputError("the path of the video is empty: give that of a file or a folder")
+    return local_path(source)
+
+
+def _check_places(shown: Sequence[int], total: int) -> None:
+    if max(shown) >= total:
+        raise InputError(f"the video has {total} frames: there is no frame {max(shown)}")
+
+
 def _is_file(source: Any) -> bool:
-    return isinstance(source, str | Path) and not Path(source).is_dir()
+    return isinstance(source, str) and not Path(source).is_dir()
 
 
 def _listed(source: Any) -> Sequence[Any]:
     """Return what is to be opened as frames, in order."""
-    if isinstance(source, str | Path):
-        found = [p for p in Path(source).iterdir() if p.suffix.lower() in PICTURES]
+    if isinstance(source, str):
+        found = [
+            path
+            for path in Path(source).iterdir()
+            if path.suffix.lower() in PICTURES and path.name[0] != "." and path.is_file()
+        ]
         if not found:
             raise InputError(
-                f"{quoted(str(source))} holds no frames: give a folder of PNG, JPEG or WebP files"
+                f"{quoted(source)} holds no frames: give a folder of PNG, JPEG or WebP files"
             )
         return sorted(found, key=_natural)
     if isinstance(source, np.ndarray) and source.ndim == 4:
@@ -193,13 +238,12 @@ def _spread(total: int, count: int) -> list[int]:
 
 
 @contextmanager
-def _decoding(source: str | Path) -> Iterator[tuple[Any, str]]:
-    """Give PyAV and the path of a file, and turn the errors of decoding into one that names it."""
-    named = quoted(str(source))
-    if not Path(source).is_file():
+def _decoding(path: str) -> Iterator[Any]:
+    """Give PyAV, and turn the errors of decoding a file into one that names it."""
+    named = quoted(path)
+    if not Path(path).is_file():
         raise InputError(
-            f"there is no video at {named}: give the path of a file or of a folder of frames; "
-            "nothing is fetched from the network"
+            f"there is no video at {named}: give the path of a file or of a folder of frames"
         )
     try:
         import av
@@ -209,7 +253,7 @@ def _decoding(source: str | Path) -> Iterator[tuple[Any, str]]:
             "pip install 'attnlens[video]', or give a folder of frames"
         ) from error
     try:
-        yield av, str(source)
+        yield av
     except Exception as error:  # decoders of damaged files raise errors of all kinds
         reason = shortened(one_line(str(error)), 200) or type(error).__name__
         raise InputError(
@@ -226,38 +270,55 @@ def _digest(path: str) -> str:
     return found.hexdigest()
 
 
-def _stamps(av: Any, path: str) -> tuple[list[int], float, float]:
-    """Time stamps of all frames in order, their unit in seconds, and frames a second."""
+def _stamps(av: Any, path: str) -> tuple[list[int], float]:
+    """Time stamps of all frames in order, and their unit in seconds."""
     with _opened(av, path) as container:
         if not container.streams.video:
             raise ValueError("it has no pictures")
+        if container.format.name.endswith(("_pipe", "image2")):
+            raise ValueError("it is a picture, which is given as an image")
         stream = container.streams.video[0]
-        stamps = sorted({p.pts for p in container.demux(stream) if p.pts is not None})
+        packets = [p for p in container.demux(stream) if p.pts is not None]
+        # an edit list leaves frames out that are in the file
+        lasting = {p.pts: p.duration or 0 for p in packets if not p.is_discard}
+        stamps = sorted(lasting)
         if not stamps or stream.time_base is None:
             raise ValueError("it has no frames")
+        if len(stamps) < sum(not p.is_discard for p in packets):
+            raise ValueError("two of its frames have the same time")
         unit = float(stream.time_base)
-        rate = float(stream.average_rate or 0)
-        if rate <= 0:
-            length = (stamps[-1] - stamps[0]) * unit
-            rate = (len(stamps) - 1) / length if length > 0 else FPS
         stated = float(stream.duration or 0) * unit
         if not stated and not container.streams.audio:  # sound may last longer
             stated = (container.duration or 0) / av.time_base
-        end = (stamps[-1] - stamps[0]) * unit + 1 / rate
-        if stated > 1.05 * end + 2 / rate or len(stamps) < stream.frames:
+        last = stamps[-1] + max(lasting[stamps[-1]], _gap(stamps))
+        end = (last - stamps[0]) * unit
+        if stated > 1.05 * end + 2 * _gap(stamps) * unit:
             raise ValueError(f"it ends after {end:.2f} of {stated:.2f} seconds")
-        return stamps, unit, rate
+        return stamps, unit
+
+
+def _gap(stamps: Sequence[int]) -> float:
+    """Mean time between frames, in the unit of their stamps."""
+    return (stamps[-1] - stamps[0]) / max(len(stamps) - 1, 1)
 
 
 def _decode(av: Any, path: str, wanted: Sequence[int]) -> list[Image.Image]:
     """Decode the frames with some time stamps, turned as the file says."""
     found: dict[int, Image.Image] = {}
-    missing = set(wanted)
+    missing, before, size = set(wanted), None, None
     with _opened(av, path) as container:
         container.streams.video[0].codec_context.options = {"err_detect": "explode"}
         for frame in container.decode(video=0):
             if frame.is_corrupt:
                 raise ValueError("it has a damaged frame")
+            if frame.pts is None or (before is not None and frame.pts <= before):
+                raise ValueError(
+                    "its frames have no times in order, as AVI may not: make it an MP4"
+                )
+            before = frame.pts
+            size = size or (frame.width, frame.height)
+            if (frame.width, frame.height) != size:
+                raise ValueError("its frames differ in size")
             if frame.pts in missing:
                 picture = frame.to_image()
                 turn = getattr(frame, "rotation", 0)

@@ -13,8 +13,7 @@ from matplotlib.lines import Line2D
 from attnlens.errors import InputError
 from attnlens.measures import shares, visual_share
 from attnlens.measures.definitions import get_definition
-from attnlens.measures.inputs import dataset_of, regions_of
-from attnlens.measures.share import item_names
+from attnlens.measures.inputs import regions_of
 from attnlens.plots.labels import NO_GLYPH, NOTHING, readable
 from attnlens.plots.regions import shade_regions
 from attnlens.plots.style import CURVE_LINES, CURVE_NAMES, LONE_COLOUR, colours, item_line
@@ -83,13 +82,8 @@ def read_curves(
         If ``trace`` is not a trace or has no visual keys, the definition is unknown, ``steps`` is
         not such a pair, or no step is left to draw.
     """
-    if get_definition(definition).has_curves:
+    if items or get_definition(definition).has_curves:
         share = shares(trace, definition, items=items)
-    elif items:
-        named = item_names(dataset_of(trace))
-        each = [visual_share(trace, definition, item=item) for item in named]
-        share = xr.concat(each, "curve", coords="minimal", compat="override")
-        share = share.assign_coords(curve=list(named.values())).transpose("step", "curve")
     else:
         share = visual_share(trace, definition).expand_dims(curve=[LONE], axis=1)
     if steps is not None:
@@ -128,12 +122,13 @@ def caption_text(array: xr.DataArray) -> str:
     """Definition, formula, reduction and source of a measure, for a caption."""
     attrs = array.attrs
     per_head = get_definition(attrs["definition"]).per_head
-    sign = ":" if "query" in array.coords.get("curve", ()) else " ="
+    names = array["curve"].values.tolist() if "curve" in array.coords else []
+    sign = ":" if "query" in names else " ="
     text = f"{attrs['definition']}{sign} {attrs['formula']}" + ", per layer and head" * per_head
     if attrs["reduction"] == "mean":
         text += "; then mean over " + ("heads and layers" if per_head else "layers")
     text += f". Source: {attrs['source']}."
-    if not {"image", LONE} & {*map(str, array.coords.get("curve", ["image"]))}:
+    if {*names} - {*CURVE_NAMES, LONE}:
         text += " The visual keys of each image and video have a curve of their own."
     return text
 

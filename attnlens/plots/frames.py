@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attnlens.errors import InputError
-from attnlens.measures.frames import moments, video_of
+from attnlens.measures.frames import grids_of, moments, video_of
 from attnlens.measures.inputs import dataset_of, select_layers
 from attnlens.models.videos import frames_at
 from attnlens.plots.figure import Figure, finish, new_figure
@@ -81,8 +81,10 @@ def frames(
     moment = data.isel(step=step_place(step, data.sizes["step"]))
     heat = _heat(select_layers(moment, layer)["visual_map"].mean("layer"), number)
     shown = _checked_pairs(pairs, len(heat))
-    pictures = _pictures(record, number, video, [_first_frame(record, len(heat), i) for i in shown])
-    seconds = moments(record, len(heat))
+    first = [grids_of(record)[i][0] for i in shown]
+    indices = record["frames"]["indices"]
+    pictures = _pictures(record, number, video, [indices[i] for i in first])
+    seconds = moments(record)
     columns = min(len(shown), max(1, int((inches - 0.8) / PANEL)))
     rows = math.ceil(len(shown) / columns)
     wide, high = pictures[0].size
@@ -124,7 +126,7 @@ def _heat(visual: xr.DataArray, number: int) -> np.ndarray:
     """Weights of a video's visual tokens in their places, float [pairs, rows, columns]."""
     mine = visual.isel(visual=visual["visual_image"].values == number)
     places = [mine[f"visual_{name}"].values for name in ("tile", "row", "column")]
-    if not mine.size or min(map(np.min, places)) < 0:
+    if not mine.size or min(int(place.min()) for place in places) < 0:
         raise InputError("the trace does not know the places of the video's visual tokens")
     heat = np.zeros([int(place.max()) + 1 for place in places])
     heat[tuple(places)] = mine.values
@@ -141,12 +143,6 @@ def _checked_pairs(pairs: Sequence[int] | None, count: int) -> list[int]:
     return [int(i) for i in chosen]
 
 
-def _first_frame(record: dict[str, Any], pairs: int, pair: int) -> int:
-    """Place in the video of the first frame of a pair."""
-    indices = record["frames"]["indices"]
-    return int(indices[pair * -(-len(indices) // pairs)])
-
-
 def _pictures(
     record: dict[str, Any], number: int, video: Any, wanted: list[int]
 ) -> list[Image.Image]:
@@ -156,10 +152,7 @@ def _pictures(
         raise InputError(f"video {number} was not read from a file: give video=")
     if video is None and not Path(source).exists():
         raise InputError(f"video {number} ({source!r}) is not there: give video=")
-    try:
-        pictures, digest = frames_at(source, record["frames"]["indices"], wanted)
-    except IndexError as error:
-        raise InputError(f"video {number} has fewer frames than the one recorded") from error
+    pictures, digest = frames_at(source, record["frames"]["indices"], wanted)
     if video is None and digest != record["sha256"]:
         raise InputError(f"video {number} ({source!r}) changed since it was recorded: give video=")
     size = (record["width"], record["height"])

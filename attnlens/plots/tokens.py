@@ -29,6 +29,8 @@ INCHES_PER_STEP = 0.12
 """Room of one step along x: what an upright token label needs, and a little."""
 ROW = 0.8
 """Height of the axes of a row, in inches."""
+MOST_ACROSS = 5
+"""Entries of a legend that fit beside each other in two columns' width."""
 LEFT, RIGHT = 0.5, 0.4
 """Room at the sides of the rows, in inches."""
 TEXT_LEFT = 0.08
@@ -104,7 +106,7 @@ def draw_rows(
         legend = figure.legend(
             handles=handles,
             loc="upper left",
-            ncols=len(handles) if figure.get_figwidth() > 5 else 3,
+            ncols=min(len(handles), MOST_ACROSS) if figure.get_figwidth() > 5 else 3,
             borderaxespad=0.2,
         )
         every = f" (one label in {stride} steps)" if stride > 1 else ""

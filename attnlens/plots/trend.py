@@ -19,7 +19,7 @@ from attnlens.plots.curves import (
 from attnlens.plots.figure import Figure, finish, new_figure
 from attnlens.plots.regions import name_regions, tag_handles
 from attnlens.plots.style import WIDTHS, style, width_in_inches
-from attnlens.plots.tokens import LEFT, RIGHT, draw_rows
+from attnlens.plots.tokens import LEFT, MOST_ACROSS, RIGHT, draw_rows
 
 if TYPE_CHECKING:
     from attnlens.measures.inputs import TraceLike
@@ -77,8 +77,8 @@ def trend(
     Raises
     ------
     InputError
-        If the definition is unknown, ``steps`` or ``width`` cannot be used, or the trace has no
-        visual keys or no step to draw.
+        If the definition is unknown or, with ``items``, has not three curves, ``steps`` or
+        ``width`` cannot be used, or the trace has no visual keys or no step to draw.
     """
     curves = read_curves(trace, definition, steps, items=items)
     inches = width_in_inches(width)
@@ -90,7 +90,7 @@ def trend(
         draw_curves(axes, curves, curves.steps[0], curves.steps[-1])
         axes.set_ylabel(textwrap.fill(measure_text(curves.share), 34))
         handles = curves.handles() + tag_handles(curves.regions)
-        columns = len(handles) if inches > 5 else 3
+        columns = min(len(handles), MOST_ACROSS) if inches > 5 else 3
         figure.legend(handles=handles, loc="outside upper center", ncols=columns)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(f"step (each stands for the {owner_text(curves.share)})")

@@ -129,12 +129,16 @@ def _split_items(names: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     numbered = np.char.startswith(names, start)
     if not numbered.any():
         return names, None
+    found = {str(name) for name in np.unique(names[numbered])}
+    expected = {f"{start}{i}" for i in range(len(found))}
+    if found != expected:
+        raise InputError(
+            f"unknown segment {min(found - expected)!r}: number {len(found)} images from visual:0 "
+            f"to visual:{len(found) - 1}"
+        )
     image = np.full(names.shape, -1, dtype=np.int64)
-    for name in np.unique(names[numbered]):
-        number = str(name).removeprefix(start)
-        if not number.isdecimal():
-            raise InputError(f"unknown segment {str(name)!r}: number images as in visual:0")
-        image[names == name] = int(number)
+    for i in range(len(found)):
+        image[names == f"{start}{i}"] = i
     if (names == "visual").any():
         raise InputError("segments hold visual and visual:0: number all visual keys, or none")
     return np.where(numbered, "visual", names), image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import re
 import sys
@@ -35,7 +36,8 @@ class Question:
     problem
         Why the line cannot be used; empty where it can.
     image_sha256
-        Hash of the image's file; empty until ``check_questions`` has opened it.
+        Hash of the image's file, or of what is shown of a video; empty until ``check_questions``
+        has opened it.
     is_video
         Whether it is a video.
     """
@@ -57,6 +59,8 @@ class Question:
 
 def read_questions(path: str | Path) -> list[Question]:
     """Read a JSON Lines file of ``{"image": ..., "question": ..., "answer": ...}``.
+
+    ``"video"`` may take the place of ``"image"``.
 
     Parameters
     ----------
@@ -97,7 +101,13 @@ def _question(number: int, line: bytes, folder: Path) -> Question:
         return _bad(number, f"is not valid JSON ({error})")
     if not isinstance(value, dict):
         return _bad(number, 'is not a JSON object: write {"image": ..., "question": ...}')
-    visual = "video" if "video" in value and "image" not in value else "image"
+    value = {k: v for k, v in value.items() if k not in ("image", "video") or v is not None}
+    if "video" in value and "image" in value:
+        return _bad(number, "has 'image' and 'video': give one of them")
+    for name in ("fps", "max_frames"):
+        if name in value:
+            return _bad(number, f"has {name!r}: give --{name}, which holds for all lines")
+    visual = "video" if "video" in value else "image"
     for name in (visual, "question"):
         text = value.get(name)
         if name not in value:
@@ -192,7 +202,7 @@ def check_questions(
 
 
 def _digest(question: Question, sampling: tuple[float | None, int | None] | None) -> str:
-    """Open an image or a video, and return its hash."""
+    """Open an image or a video, and return the hash of what is shown of it."""
     if not question.is_video:
         from attnlens.models.images import open_image
 
@@ -203,4 +213,6 @@ def _digest(question: Question, sampling: tuple[float | None, int | None] | None
         )
     from attnlens.models.videos import Video, open_video
 
-    return open_video(Video(question.image, *sampling), first_only=True)[1].sha256
+    info = open_video(Video(question.image, *sampling), first_only=True)[1]
+    shown = f"{info.sha256} {info.frames}"  # the same frames may be of another video
+    return hashlib.sha256(shown.encode()).hexdigest()

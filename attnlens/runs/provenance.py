@@ -36,10 +36,12 @@ CHECKPOINT_FILES = (
     "vocab.json",
 )
 """The other files of a checkpoint that results follow from."""
-LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "torchvision", "av")
+LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "torchvision")
 """What turns a prompt into tokens and pixels, and these into an answer."""
 RESOLVED = ("model", "device", "dtype")
 """Settings that ``model_provenance`` gives as what they became: auto may become cpu."""
+OF_VIDEOS = ("fps", "max_frames")
+"""Settings that say nothing of questions about images."""
 MOST_HASHED = 64 * 2**20
 """Weights larger than this, in bytes, are identified by size and modification time."""
 LONGEST_DIFFERENCE = 60
@@ -58,13 +60,15 @@ def provenance(
     model
         From ``model_provenance``.
     """
-    asked = {name: value for name, value in asdict(settings).items() if name not in RESOLVED}
+    left_out = {*RESOLVED, *(() if question.is_video else OF_VIDEOS)}
+    asked = {name: value for name, value in asdict(settings).items() if name not in left_out}
     return {
         "attnlens": __version__,
         "image_sha256": question.image_sha256,
         "question": question.text,
         "settings": asked,
         "model": dict(model),
+        **({"video": True, "av": _version("av")} if question.is_video else {}),
     }
 
 

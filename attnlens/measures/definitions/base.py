@@ -40,6 +40,8 @@ class Definition:
         Whether `compute` keeps the head axis.
     counts_copied : bool
         Whether copied visual tokens can be counted as visual.
+    whole : str
+        Why one image of several cannot be measured by itself; empty where it can.
     first_step : int
         First step that has a value.
     curves_name : str
@@ -59,6 +61,7 @@ class Definition:
     compute: Callable[[xr.Dataset, Segments], xr.DataArray]
     per_head: bool = True
     counts_copied: bool = True
+    whole: str = ""
     first_step: int = 0
     curves_name: str = "share of attention"
     curves_formula: str = ""

@@ -51,6 +51,7 @@ DEFINITION = Definition(
     units="ratio",
     long_name="lookback ratio",
     step_owner="predicted",
+    whole="it is about all keys of the prompt",
     first_step=1,
     compute=lookback_ratio,
 )

@@ -70,4 +70,5 @@ DEFINITION = Definition(
     compute=reflection_v,
     per_head=False,
     counts_copied=False,
+    whole="a trace counts keys with weight over all images together",
 )

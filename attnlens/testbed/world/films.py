@@ -91,14 +91,14 @@ def random_film(
     InputError
         If a number is out of range, or the change is unknown.
     """
-    if frames < 2:
-        raise InputError(f"frames={frames}: give at least 2")
+    if not isinstance(frames, int) or frames < 2:
+        raise InputError(f"frames={frames!r}: give a whole number of at least 2")
     if change not in CHANGES:
         raise InputError(f"change={change!r}: use one of {', '.join(CHANGES)}")
     if frame is None:
         frame = int(rng.integers(1, frames))
-    if not 1 <= frame < frames:
-        raise InputError(f"frame={frame}: give 1 to {frames - 1}, where the film changes")
+    if not isinstance(frame, int) or not 1 <= frame < frames:
+        raise InputError(f"frame={frame!r}: give 1 to {frames - 1}, where the film changes")
     scene = random_scene(rng, objects=int(rng.integers(2, 7)), grid=grid)
     target = int(rng.integers(len(scene.objects)))
     one = scene.objects[target]
