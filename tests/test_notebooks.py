@@ -82,7 +82,7 @@ def execute(notebook, folder: Path, working: Path):
         record_timing=False,
         resources={"metadata": {"path": str(working)}},
     )
-    client.execute()
+    client.execute(cleanup_kc=True)  # or it lives as long as the tests
     return notebook
 
 
