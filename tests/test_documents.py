@@ -108,7 +108,9 @@ def test_every_family_is_listed(capsys):
     for name, family in FAMILIES.items():
         (row,) = [line for line in page.splitlines() if f"| `{name}` |" in line]
         assert family.name in row
-        assert ("| refused" in row) == bool(family.no_insertion)
+        _, _, _, _, insertion, video, *_ = row.split("|")
+        assert insertion.strip().startswith("refused") == bool(family.no_insertion)
+        assert (video.strip() == "yes") == family.videos
         (line,) = [line for line in printed.splitlines() if f" {name} " in line]
         assert line.startswith(family.name)
         assert ("refused" in line) == bool(family.no_insertion)
