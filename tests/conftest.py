@@ -20,14 +20,6 @@ from attnlens.testbed.model.tokenizer import corpus, train_tokenizer
 
 torch.set_num_threads(1)
 
-LONG = ("notebooks", "figures", "testbed", "bench", "coverage", "dilution_report", "many_runs")
-"""Files with long tests. They come first: a long one at the end would keep a worker waiting."""
-
-
-def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: not any(name in item.path.stem for name in LONG))
-
-
 compiles = pytest.mark.skipif(
     torch.__version__ < (2, 8),
     reason="torch 2.6 cannot compile this forward of transformers, recorded or not",
