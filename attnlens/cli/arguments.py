@@ -274,16 +274,14 @@ def questions_of(options: argparse.Namespace) -> list[Question]:
         if (options.image_path, video, options.question) != (None, None, None):
             raise InputError("--data brings its own images and questions: leave the others out")
         return read_questions(options.data)
-    if video is not None:
-        if options.image_path is not None:
-            raise InputError("--image_path and --video_path are given: give one of them")
-        if options.question is None:
-            raise InputError("--question is missing: give a video and a question, or --data")
-        return [Question(image=video, text=options.question, is_video=True)]
-    for name in ("image_path", "question"):
-        if getattr(options, name) is None:
-            raise InputError(f"--{name} is missing: give an image and a question, or --data")
-    return [Question(image=options.image_path, text=options.question)]
+    if video is not None and options.image_path is not None:
+        raise InputError("--image_path and --video_path are given: give one of them")
+    name, kind = ("image_path", "an image") if video is None else ("video_path", "a video")
+    for needed in (name, "question"):
+        if getattr(options, needed) is None:
+            raise InputError(f"--{needed} is missing: give {kind} and a question, or --data")
+    visual = getattr(options, name)
+    return [Question(image=visual, text=options.question, is_video=video is not None)]
 
 
 def one_process(options: argparse.Namespace) -> AbstractContextManager[None]:

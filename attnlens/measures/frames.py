@@ -10,7 +10,7 @@ import xarray as xr
 
 from attnlens.errors import InputError
 from attnlens.measures.definitions import get_definition
-from attnlens.measures.inputs import TraceLike, dataset_of, select_layers
+from attnlens.measures.inputs import TraceLike, dataset_of, select_layers, visual_map_of
 from attnlens.measures.share import label_steps
 
 
@@ -49,9 +49,7 @@ def frame_shares(
     """
     data = select_layers(dataset_of(trace), layers)
     number, record = video_of(data, item)
-    if "visual_map" not in data:
-        raise InputError("the trace has no visual map: record with visual_map=True")
-    mine = data["visual_map"].isel(visual=data["visual_image"].values == number)
+    mine = visual_map_of(data).isel(visual=data["visual_image"].values == number)
     tiles = mine["visual_tile"].values
     count = int(tiles.max(initial=-1)) + 1
     if count != len(grids_of(record)) or tiles.min() < 0:

@@ -215,6 +215,19 @@ def one_image(data: xr.Dataset, item: int) -> xr.Dataset:
     return kept.assign_attrs(hidden_counted_by_image=False) if "hidden" in data else kept
 
 
+def visual_map_of(data: xr.Dataset) -> xr.DataArray:
+    """Return the weight of each visual token, by step and layer.
+
+    Raises
+    ------
+    InputError
+        If it was not recorded.
+    """
+    if "visual_map" not in data:
+        raise InputError("the trace has no visual map: record with visual_map=True")
+    return data["visual_map"]
+
+
 def keys_by_image(data: xr.Dataset) -> dict[int, int]:
     """Count the visual keys of each image or video of the prompt, by its number.
 

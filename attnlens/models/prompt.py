@@ -228,10 +228,11 @@ def encode_prompt(
     """
     pictures = [shown for shown, _ in opened if isinstance(shown, Image.Image)]
     length = vlm.family.frames_in_grid(vlm.processor)
+    frames = [i.frames if i.frames is None else replace(i.frames, length=length) for _, i in opened]
     videos = [
-        (shown, replace(info.frames, length=length))
-        for shown, info in opened
-        if not isinstance(shown, Image.Image) and info.frames is not None
+        (shown, own)
+        for (shown, _), own in zip(opened, frames, strict=True)
+        if not isinstance(shown, Image.Image) and own is not None
     ]
     special = vlm.special_tokens
     order = _order(vlm, special, text, [info.frames is not None for _, info in opened])
@@ -252,11 +253,11 @@ def encode_prompt(
     infos = [
         replace(
             info.in_tiles(tiles[place]),
-            frames=None if info.frames is None else replace(info.frames, length=length),
-            min_pixels=least if info.frames is None else limits[0],
-            max_pixels=most if info.frames is None else limits[1],
+            frames=shown,
+            min_pixels=least if shown is None else limits[0],
+            max_pixels=most if shown is None else limits[1],
         )
-        for (_, info), place in zip(opened, order, strict=True)
+        for (_, info), shown, place in zip(opened, frames, order, strict=True)
     ]
     visual = np.isin(ids, special.visual)
     counts = [info.rows * info.columns for info in infos]

@@ -247,13 +247,17 @@ class Qwen2_5_VL(Family):
         areas = [frame_limits(images, own, limits, len(frames.middles())) for _, frames in videos]
         inputs = encode_with_videos(
             processor,
-            text,
+            self.unwrapped(processor, text),
             pictures,
             [(*v, self._size(processor, area)) for v, area in zip(videos, areas, strict=True)],
             image_size=self._size(processor, own),
             write=lambda pairs, tokens, frames: self.video_text(processor, pairs, tokens, frames),
         )
         return inputs | self.video_times([frames.length / frames.rate for _, frames in videos])
+
+    def unwrapped(self, processor: Any, text: str) -> str:
+        """Take out of a text what the chat template puts around a video and the model does not."""
+        return text
 
     def video_text(self, processor: Any, pairs: int, tokens: int, frames: Frames) -> str:
         """Write the placeholders of a video, with as many visual tokens in each pair of frames."""

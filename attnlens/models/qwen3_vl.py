@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from attnlens.models.family import Family, Inputs, Shape
 from attnlens.models.images import Frames
 from attnlens.models.qwen2_5_vl import Qwen2_5_VL
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 class Qwen3_VL(Qwen2_5_VL):
@@ -24,22 +21,14 @@ class Qwen3_VL(Qwen2_5_VL):
 
     load_processor = Family.load_processor
 
-    def encode_videos(
-        self,
-        processor: Any,
-        text: str,
-        pictures: Sequence[Image.Image],
-        videos: Sequence[tuple[Sequence[Image.Image], Frames]],
-        limits: tuple[int | None, int | None],
-    ) -> Inputs:
-        """See ``Family``; each pair of frames is wrapped by itself, and the video is not.
+    def unwrapped(self, processor: Any, text: str) -> str:
+        """See ``Qwen2_5_VL``; each pair of frames is wrapped by itself, and the video is not.
 
         So do Qwen3-VL's release and vLLM; transformers 5 keeps the template's wrapping around all.
         """
         start, end = processor.vision_start_token, processor.vision_end_token
         video = processor.video_token
-        text = text.replace(f"{start}{video}{end}", video)
-        return super().encode_videos(processor, text, pictures, videos, limits)
+        return text.replace(f"{start}{video}{end}", video)
 
     def video_text(self, processor: Any, pairs: int, tokens: int, frames: Frames) -> str:
         """See ``Qwen2_5_VL``; before each pair of frames comes its time, the mean of both."""

@@ -97,17 +97,19 @@ def open_video(video: Video, *, first_only: bool = False) -> tuple[list[Image.Im
     check_sampling(video.fps, video.max_frames)
     fps, most = float(video.fps or FPS), int(video.max_frames or MAX_FRAMES)
     source = _located(video.source)
+    places = slice(1 if first_only else None)
     if _is_file(source):
         with _decoding(source) as av:
             stamps, unit = _stamps(av, source)
-        frames = _chosen((np.array(stamps) - stamps[0]) * unit, fps, most)
+            frames = _chosen((np.array(stamps) - stamps[0]) * unit, fps, most)
+            pictures = _decode(av, source, [stamps[i] for i in frames.indices[places]])
+            digest = _digest(source)
     else:
-        total = len(_listed(source))
-        shown = _spread(total, min(total, most))
+        listed = _listed(source)
+        shown = _spread(len(listed), min(len(listed), most))
         seconds = tuple(i / fps for i in shown)
-        frames = Frames(tuple(shown), seconds, fps * len(shown) / total)
-    wanted = frames.indices[:1] if first_only else frames.indices
-    pictures, digest = frames_at(source, frames.indices, wanted)
+        frames = Frames(tuple(shown), seconds, fps * len(shown) / len(listed))
+        pictures, digest = _open_listed(listed, shown, shown[places])
     path = source if isinstance(source, str) else None
     return pictures, ImageInfo(path, digest, *pictures[0].size, frames=frames)
 
@@ -163,8 +165,17 @@ def frames_at(
         _check_places(shown, len(stamps))
         with _decoding(source) as av:
             return _decode(av, source, [stamps[i] for i in wanted]), _digest(source)
-    listed, kept, digest, size = _listed(source), {}, hashlib.sha256(), None
+    listed = _listed(source)
     _check_places(shown, len(listed))
+    return _open_listed(listed, shown, wanted)
+
+
+def _open_listed(
+    listed: Sequence[Any], shown: Sequence[int], wanted: Sequence[int]
+) -> tuple[list[Image.Image], str]:
+    """Do as ``frames_at`` for frames that are there one by one."""
+    kept: dict[int, Image.Image] = {}
+    digest, size = hashlib.sha256(), None
     for number in shown:
         picture, info = open_image(listed[number])
         size = size or picture.size

@@ -11,10 +11,10 @@ import numpy as np
 
 from attnlens.errors import InputError
 from attnlens.measures.frames import grids_of, moments, video_of
-from attnlens.measures.inputs import dataset_of, select_layers
+from attnlens.measures.inputs import dataset_of, select_layers, visual_map_of
 from attnlens.models.videos import frames_at
 from attnlens.plots.figure import Figure, finish, new_figure
-from attnlens.plots.overlay import map_colours, moment_title, step_place
+from attnlens.plots.overlay import lay_over, moment_title, step_place
 from attnlens.plots.style import style, width_in_inches
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ def frames(
     inches = width_in_inches(width)
     data = dataset_of(trace)
     number, record = video_of(data, item)
-    if "visual_map" not in data:
-        raise InputError("the trace has no visual map: record with visual_map=True")
+    visual_map_of(data)  # refused before the step is
     moment = data.isel(step=step_place(step, data.sizes["step"]))
     heat = _heat(select_layers(moment, layer)["visual_map"].mean("layer"), number)
     shown = _checked_pairs(pairs, len(heat))
@@ -92,20 +91,10 @@ def frames(
     with style():
         figure = new_figure(inches, rows * panel + 0.4)
         grid = figure.subplots(rows, columns, squeeze=False)
-        top = heat[shown].max() or 1
         for axes in grid.flat:
-            axes.set_axis_off()
+            axes.set_axis_off()  # also where no pair is left for a panel
         for axes, picture, pair in zip(grid.flat, pictures, shown, strict=False):
-            extent = (0, wide, high, 0)
-            axes.imshow(picture, extent=extent)
-            cells = axes.imshow(
-                heat[pair],
-                extent=extent,
-                interpolation="nearest",
-                cmap=map_colours(),
-                vmin=0,
-                vmax=top,
-            )
+            cells = lay_over(axes, picture, heat[pair], heat[shown].max())
             axes.set_title(f"{_when(seconds[pair])}\n{heat[pair].sum():#.2g}", fontsize=7)
         figure.suptitle(moment_title(moment).replace("\n", " "), fontsize=8)
         bar = figure.colorbar(cells, ax=grid.ravel().tolist(), fraction=0.03, pad=0.01)

@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap, to_rgba
 from matplotlib.patches import Rectangle
 
 from attnlens.errors import InputError
-from attnlens.measures.inputs import dataset_of, select_layers
+from attnlens.measures.inputs import dataset_of, select_layers, visual_map_of
 from attnlens.models.images import ImageInfo, Tile, open_image
 from attnlens.plots.figure import Figure, finish, new_figure
 from attnlens.plots.labels import readable
@@ -20,6 +20,8 @@ from attnlens.plots.style import style, width_in_inches
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
     from PIL import Image
 
     from attnlens.measures.inputs import TraceLike
@@ -85,8 +87,7 @@ def overlay(
     """
     inches = width_in_inches(width)
     data = dataset_of(trace)
-    if "visual_map" not in data:
-        raise InputError("the trace has no visual map: record with visual_map=True")
+    visual_map_of(data)  # refused before the step is
     moment = data.isel(step=step_place(step, data.sizes["step"]))
     record = _record(data.attrs.get("images"), image_index)
     picture = _picture(record, image, image_index)
@@ -98,17 +99,7 @@ def overlay(
         panel = min(max((inches - 0.8) * pixels_high / pixels_wide, 1.0), 9.0)
         figure = new_figure(inches, panel + 0.4)
         axes = figure.add_subplot()
-        axes.set_axis_off()
-        extent = (0, pixels_wide, pixels_high, 0)
-        axes.imshow(picture, extent=extent)
-        cells = axes.imshow(
-            values,
-            extent=extent,
-            interpolation="nearest",
-            cmap=map_colours(),
-            vmin=0,
-            vmax=values.max() or 1,
-        )
+        cells = lay_over(axes, picture, values, values.max())
         for left, top, right, bottom in outlined:
             for colour, line in OUTLINE:
                 axes.add_patch(
@@ -137,6 +128,16 @@ def overlay(
             caption += f" Outlined: the {'box' if len(outlined) == 1 else 'boxes'} given."
         finish(figure, panel + 0.4, caption)
     return figure
+
+
+def lay_over(axes: Axes, picture: Image.Image, values: np.ndarray, top: float) -> AxesImage:
+    """Draw a picture and values ``[row, column]`` over it; the darkest colour is ``top``."""
+    axes.set_axis_off()
+    extent = (0, picture.width, picture.height, 0)
+    axes.imshow(picture, extent=extent)
+    return axes.imshow(
+        values, extent=extent, interpolation="nearest", cmap=_map_colours(), vmin=0, vmax=top or 1
+    )
 
 
 def step_place(step: Any, count: int) -> int:
@@ -268,7 +269,7 @@ def _checked_boxes(boxes: Any, size: tuple[int, int]) -> list[tuple[float, ...]]
     return [tuple(float(x) for x in box) for box in listed]
 
 
-def map_colours() -> ListedColormap:
+def _map_colours() -> ListedColormap:
     """Return a colour map of one colour, from clear to nearly opaque."""
     return ListedColormap([to_rgba(MAP_COLOUR, alpha) for alpha in np.linspace(0, OPACITY, 256)])
 
