@@ -564,6 +564,80 @@ def test_a_window_loses_sight_of_the_picture(vlms):
     assert float(abs(mapped - mass).max()) < 1e-5
 
 
+@pytest.fixture(scope="module")
+def wide_window():
+    """A window that is wider than a prompt, so that it begins to drop keys during generation."""
+    vlm = small_vlm("gemma3", shape=dataclasses.replace(SMALL, width=192))
+    prompt = vlm.prompt(picture(112, 84), "How many?")
+    return vlm, prompt, eager(vlm, prompt, new=32)[1]
+
+
+@pytest.mark.parametrize("every", [1, 7, 64])
+def test_mass_in_a_window_that_fills_up_during_generation(wide_window, every):
+    """Of steps before and after, whose mass is computed together."""
+    vlm, prompt, attentions = wide_window
+    window, length = 72, len(prompt.segments)
+    assert length < window < length + 20
+    with attnlens.record(vlm, prompt, every=every, visual_map=True) as recorder:
+        generate(vlm, prompt, 32)
+    data = recorder.trace.data
+    visual = np.flatnonzero(prompt.segments == "visual")
+    for step in range(32):
+        whole = np.array([*prompt.segments, *["response"] * step])
+        for layer in range(3):
+            row = attentions[step][layer][0, :, -1].double().numpy()
+            dropped = len(whole) - row.shape[1]
+            assert dropped == (0 if layer == 1 else max(0, len(whole) - window))
+            for segment in np.unique(whole):
+                at = {"step": step, "segment": segment}
+                mass = row[:, whole[dropped:] == segment].sum(-1)
+                found = data["mass"].sel(at).sel(layer=layer).values
+                assert np.abs(found - mass).max() < 1e-5, (step, layer, segment)
+                hidden = data["hidden"].sel(at, drop=True).sel(layer=layer).values
+                assert (hidden == (whole[:dropped] == segment).sum()).all()
+            full = np.pad(row.mean(0), (dropped, 0))[visual]
+            found = data["visual_map"].sel(step=step, layer=layer).values
+            assert np.abs(found - full).max() < 1e-5, (step, layer)
+
+
+def test_a_padded_batch_in_a_window_that_fills_up_during_generation(wide_window):
+    vlm, prompt, _ = wide_window
+    longer = vlm.prompt(picture(84, 112, 3), "How many of the objects are red?")
+    assert len(longer.segments) < 72
+    batch = vlm.batch([prompt, longer])
+    with attnlens.record(vlm, batch) as recorder:
+        generate(vlm, batch, 32)
+    for one, trace in zip([prompt, longer], recorder.traces, strict=True):
+        with attnlens.record(vlm, one, every=1) as alone:
+            generate(vlm, one, 32)
+        assert float(abs(trace.data["mass"] - alone.trace.data["mass"]).max()) < 1e-5
+        assert trace.data["hidden"].equals(alone.trace.data["hidden"])
+
+
+@pytest.mark.parametrize("layers", [[0, 2], [0, 1]])
+@pytest.mark.parametrize("swapped", [5, 25])
+def test_a_reordered_cache_is_noticed_where_layers_attend_to_windows(wide_window, layers, swapped):
+    """As beam search reorders it, before and after keys were dropped."""
+    vlm, prompt, _ = wide_window
+    batch = vlm.batch([prompt, vlm.prompt(picture(84, 112, 3), "How many?")])
+    sampled = {"do_sample": True, "return_dict_in_generate": True}
+    torch.manual_seed(0)
+
+    def swap(_module, _arguments, output):
+        if output.past_key_values.get_seq_length() == len(prompt.segments) + swapped:
+            output.past_key_values.reorder_cache(torch.tensor([1, 0]))
+
+    handle = vlm.model.register_forward_hook(swap)
+    try:
+        with (
+            pytest.raises(RuntimeError, match="no longer holds the keys of earlier steps"),
+            attnlens.record(vlm, batch, layers=layers),
+        ):
+            vlm.model.generate(**batch.inputs, max_new_tokens=32, min_new_tokens=32, **sampled)
+    finally:
+        handle.remove()
+
+
 def test_layers_without_softmax_are_named(vlms):
     vlm = vlms("qwen3_5")
     prompt = vlm.prompt(picture(112, 84), "How many?")

@@ -7,6 +7,8 @@ A mask comes in several shapes: none (causal), boolean [batch, 1, queries, keys]
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -32,23 +34,25 @@ def select_rows(mask: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor |
 
 
 def stack_biases(
-    masks: list[torch.Tensor | None], length: int, device: torch.device
+    masks: list[torch.Tensor | None], first: Sequence[int], length: int, device: torch.device
 ) -> torch.Tensor | None:
     """Turn the masks of several one-query passes into one additive bias.
 
-    Each is a mask from ``select_rows`` over the keys that existed at its step; later ones, up to
-    ``length``, are hidden. Returns float32 [batch, 1 or heads, rows, length]; None without a mask.
+    Each is a mask from ``select_rows`` over the keys that its layer had at its step, of which the
+    one at ``first`` was the first; those before and later ones, up to ``length``, are hidden.
+    Returns float32 [batch, 1 or heads, rows, length]; None where nothing is hidden.
     """
     shapes = [m.shape for m in masks if m is not None]
-    if not shapes:
+    if not shapes and not any(first):
         return None
-    batch, heads = max(s[0] for s in shapes), max(s[1] for s in shapes)
+    batch, heads = max([1, *(s[0] for s in shapes)]), max([1, *(s[1] for s in shapes)])
     bias = torch.zeros(batch, heads, len(masks), length, dtype=torch.float32, device=device)
-    for row, mask in enumerate(masks):
+    for row, (mask, start) in enumerate(zip(masks, first, strict=True)):
+        bias[:, :, row, :start] = float("-inf")
         if mask is not None:
-            seen = min(length, mask.shape[-1])
-            bias[:, :, row, :seen] = as_bias(mask)[:, :, 0, :seen]
-            bias[:, :, row, seen:] = float("-inf")
+            end = min(length, start + mask.shape[-1])
+            bias[:, :, row, start:end] = as_bias(mask)[:, :, 0, : end - start]
+            bias[:, :, row, end:] = float("-inf")
     return bias
 
 

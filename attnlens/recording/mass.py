@@ -29,12 +29,14 @@ class AttentionRows:
     queries, keys
         One of each per layer, all of the same shape; see ``attention_scores``.
     positions
-        int64 [rows], on the CPU: the key slot of each query, which sees the keys up to its own.
+        int64 [rows], on the CPU: the place among the keys of each query's own, up to which it sees.
     scaling
         Factor on the dot products.
     bias
         float32, broadcastable to [batch, heads, rows, keys]: added to the scaled scores of every
         layer. Or a function from a slice of rows to their bias, so that it is never held whole.
+    dropped
+        How many keys came before these, which a window's cache has dropped.
     """
 
     queries: Sequence[torch.Tensor]
@@ -42,6 +44,7 @@ class AttentionRows:
     positions: torch.Tensor
     scaling: float
     bias: torch.Tensor | Callable[[slice], torch.Tensor | None] | None = None
+    dropped: int = 0
 
     def bias_of(self, rows: slice) -> torch.Tensor | None:
         """Bias of some rows."""

@@ -4,7 +4,8 @@ At each decoding pass a layer's query (after rotary embedding) is copied into a 
 layer's newest keys are remembered. When the queue is full, and at the end, one batched product per
 layer turns the waiting queries and the keys into mass by segment. A cache only ever grows at its
 end, so the keys of an earlier step are the first part of the keys of a later one; the recorder
-checks that this holds.
+checks that this holds. A layer that attends to a window drops keys, so its older keys stay in the
+queue and the newest of each step is added to them.
 """
 
 from __future__ import annotations
@@ -59,8 +60,26 @@ class _LayerQueue:
     queries: list[torch.Tensor] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     masks: list[torch.Tensor | None] = field(default_factory=list)
-    key: torch.Tensor | None = None
+    dropped: list[int] = field(default_factory=list)
+    """How many keys the layer's cache had dropped at each query."""
+    held: list[torch.Tensor] = field(default_factory=list)
+    """Keys that together are all that any of the queries sees."""
+    newest: torch.Tensor | None = None
+    """The layer's cache at the last query."""
     scaling: float = 1.0
+
+    def add(self, seen: LayerAttention, position: int, dropped: int) -> None:
+        """Add the query of a pass that has one."""
+        # a copy: compiled decoding writes the next step's query over this one
+        self.queries.append(seen.query.clone())
+        self.positions.append(position)
+        self.masks.append(select_rows(seen.mask, _ONLY_ROW))
+        self.dropped.append(dropped)
+        if dropped == self.dropped[0]:
+            self.held = [seen.key]
+        else:
+            self.held.append(seen.key[:, :, -1:].clone())
+        self.newest, self.scaling = seen.key, seen.scaling
 
 
 class AttentionRecorder:
@@ -102,7 +121,8 @@ class AttentionRecorder:
         windows = dict(layers) if isinstance(layers, Mapping) else {}
         self._windows = {layer: keys for layer, keys in windows.items() if keys is not None}
         full = [layer for layer in self.layers if layer not in self._windows]
-        self._first_full = full[0] if full else None
+        self._watched = (full or self.layers)[0]
+        """The layer whose cache is checked."""
         self.inserted = InsertedKeys()
         self.ids: dict[int, torch.Tensor] = {}
         """Token ids [batch] fed in at a key slot, for response slots and the last prompt slot."""
@@ -212,15 +232,13 @@ class AttentionRecorder:
                 f"the model runs a batch of {query.shape[0]} where the prompt has "
                 f"{self.layout.batch}: record the batch that is generated"
             )
-        if current.waits and window is None:
-            queue = self._queues.setdefault(layer, _LayerQueue())
-            # a copy: compiled decoding writes the next step's query over this one
-            queue.queries.append(query.clone())
-            queue.positions += current.positions
-            queue.masks.append(select_rows(seen.mask, _ONLY_ROW))
-            queue.key, queue.scaling = key, seen.scaling
-            if layer == self._first_full and self._written is not None:
-                self._written.add(current.positions[0], key)
+        # a window's cache has dropped what came before
+        dropped = current.past + current.tokens - keys if window is not None else 0
+        if current.waits:
+            (position,) = current.positions
+            self._queues.setdefault(layer, _LayerQueue()).add(seen, position, dropped)
+            if layer == self._watched and self._written is not None:
+                self._written.add(position, key[:, 0, position - dropped])
             return
         rows = torch.tensor(current.rows)
 
@@ -231,11 +249,10 @@ class AttentionRecorder:
         first, last = current.rows[0], current.rows[-1]
         gapless = last - first + 1 == len(rows)
         queries = query[:, :, first : last + 1] if gapless else query[:, :, rows]
-        positions = torch.tensor(current.positions)
-        # a window's cache has dropped what came before
-        dropped = current.past + current.tokens - keys if window is not None else 0
-        attention = AttentionRows([queries], [key], positions - dropped, seen.scaling, bias)
-        self._compute([layer], attention, dropped)
+        positions = torch.tensor(current.positions) - dropped
+        self._compute(
+            [layer], AttentionRows([queries], [key], positions, seen.scaling, bias, dropped)
+        )
 
     def step_back(self, start: int, segments: Sequence[str | None]) -> None:
         """Forget what was recorded from a slot on; see ``Listener``."""
@@ -255,7 +272,7 @@ class AttentionRecorder:
     @property
     def waiting_slots(self) -> list[int]:
         """Key slots of the queries that wait for their mass."""
-        queue = self._queues.get(self.layers[0] if self._first_full is None else self._first_full)
+        queue = self._queues.get(self._watched)
         return [] if queue is None else queue.positions
 
     def waiting(self, layers: Sequence[int]) -> Iterator[tuple[list[int], AttentionRows]]:
@@ -263,20 +280,21 @@ class AttentionRecorder:
         groups: dict[tuple, list[int]] = {}
         for layer in layers:
             queue = self._queues.get(layer)
-            if queue is not None and queue.key is not None:
+            if queue is not None and queue.newest is not None:
                 masks = tuple(map(id, queue.masks))  # layers share the masks of a step
-                kind = (tuple(queue.positions), masks, queue.key.shape, queue.key.device)
-                groups.setdefault((*kind, queue.scaling), []).append(layer)
+                kind = (tuple(queue.positions), tuple(queue.dropped), masks)
+                of_keys = (queue.newest.shape, queue.newest.device)
+                groups.setdefault((*kind, *of_keys, queue.scaling), []).append(layer)
         for group in groups.values():
             queues = [self._queues[layer] for layer in group]
-            keys = [q.key for q in queues if q.key is not None]
-            queries = [
-                q.queries[0] if len(q.queries) == 1 else torch.cat(q.queries, dim=2) for q in queues
-            ]
+            queries = [_joined(q.queries) for q in queues]
+            keys = [_joined(q.held) for q in queues]
             one = queues[0]
-            bias = stack_biases(one.masks, keys[0].shape[2], keys[0].device)
-            positions = torch.tensor(one.positions)
-            yield group, AttentionRows(queries, keys, positions, one.scaling, bias)
+            before = one.dropped[0]
+            first = [dropped - before for dropped in one.dropped]
+            bias = stack_biases(one.masks, first, keys[0].shape[2], keys[0].device)
+            positions = torch.tensor(one.positions) - before
+            yield group, AttentionRows(queries, keys, positions, one.scaling, bias, before)
 
     def drop_waiting(self) -> None:
         """Forget the waiting queries and their keys."""
@@ -291,17 +309,18 @@ class AttentionRecorder:
         RuntimeError
             If the cache no longer holds the keys of earlier steps.
         """
-        first = None if self._first_full is None else self._queues.get(self._first_full)
-        if first is not None and first.key is not None and self._written is not None:
-            self._written.check(first.key)
+        watched = self._queues.get(self._watched)
+        if watched is not None and watched.newest is not None and self._written is not None:
+            self._written.check(watched.newest, watched.dropped[-1])
         for layers, attention in self.waiting(list(self._queues)):
             self._compute(layers, attention)
         self.drop_waiting()
 
     # Mass
 
-    def _compute(self, layers: Sequence[int], attention: AttentionRows, dropped: int = 0) -> None:
-        """Compute mass; ``dropped`` keys from the first one on are no longer in the cache."""
+    def _compute(self, layers: Sequence[int], attention: AttentionRows) -> None:
+        """Compute mass."""
+        dropped = attention.dropped
         positions = (attention.positions + dropped).tolist()
         key, heads = attention.keys[0], self._map_heads
         columns = self._columns(key.shape[2] + dropped, key.shape[0], key.device)
@@ -363,6 +382,11 @@ class AttentionRecorder:
         }
 
 
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Join [batch, heads, places, dimension] along the places."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
 def _without_first(columns: KeyColumns, dropped: int) -> KeyColumns:
     """Leave out the keys that a window's cache has dropped."""
     if not dropped:
@@ -391,10 +415,10 @@ class _WrittenKeys:
         self._joined: torch.Tensor | None = None  # of the first slots
         self._new: list[torch.Tensor] = []  # of the others
 
-    def add(self, slot: int, keys: torch.Tensor) -> None:
-        """Remember the first head's key of a slot; ``keys`` is the layer's whole cache."""
+    def add(self, slot: int, key: torch.Tensor) -> None:
+        """Remember the key of a slot, [batch, dimension]."""
         self._slots.append(slot)
-        self._new.append(keys[:, 0, slot].clone())
+        self._new.append(key.clone())
 
     def forget(self, start: int) -> None:
         """Forget the slots from ``start`` on."""
@@ -403,13 +427,18 @@ class _WrittenKeys:
         self._slots = [self._slots[i] for i in kept]
         self._joined = keys[:, kept] if keys is not None and kept else None
 
-    def check(self, keys: torch.Tensor) -> None:
-        """Refuse a layer's keys that differ from what was remembered."""
+    def check(self, keys: torch.Tensor, dropped: int) -> None:
+        """Refuse a layer's keys that differ from what was remembered.
+
+        ``keys`` is the layer's cache, which has dropped so many from the first one on.
+        """
         then = self._join()
         if then is None:
             return
-        slots = torch.tensor(self._slots, device=keys.device)
-        if self._slots[-1] >= keys.shape[2] or not torch.equal(keys[:, 0, slots], then):
+        there = [i for i, slot in enumerate(self._slots) if slot >= dropped]
+        places = torch.tensor([self._slots[i] - dropped for i in there], device=keys.device)
+        gone = self._slots[-1] >= dropped + keys.shape[2]
+        if gone or not torch.equal(keys[:, 0, places], then[:, there]):
             raise RuntimeError(
                 "the cache no longer holds the keys of earlier steps (beam search, assisted "
                 "generation, a cropped or a quantised cache): record greedy or sampled generation "
