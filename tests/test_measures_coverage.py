@@ -57,6 +57,19 @@ def remembered(measure):
     return measured
 
 
+def ranked_once(monkeypatch, module):
+    """The rank correlation of a pair of series, too, is computed once."""
+    known, spearman = {}, module.spearman
+
+    def ranked(a, b, *least):
+        key = a.tobytes() + b.tobytes()
+        if key not in known:
+            known[key] = spearman(a, b, *least)
+        return known[key]
+
+    monkeypatch.setattr(module, "spearman", ranked)
+
+
 @pytest.mark.parametrize("count", [20, 40, 100])
 def test_means_and_ratios_of_few_units(count):
     """Symmetric and skewed; and a ratio of means, as the dilution share is."""
@@ -188,6 +201,7 @@ def test_information(monkeypatch):
         of_part.append(ratios[2])
         correlations.append(stats.spearmanr(ratios, 1 / (2 + steps)).statistic)
     monkeypatch.setattr(information, "_answer", remembered(information._answer))
+    ranked_once(monkeypatch, information)
     covered = Counter()
     for places in drawn(5):
         found = mutual_information([pool[i] for i in places], bins=parts)
@@ -217,15 +231,7 @@ def test_averages_and_agreement(monkeypatch):
     truth = {"mean": visual[:, 4:].mean(), "rank": np.mean(ranks)}
     monkeypatch.setattr(AVERAGES, "visual_share", remembered(AVERAGES.visual_share))
     monkeypatch.setattr(AGREEMENT, "_steps", remembered(AGREEMENT._steps))
-    known, spearman = {}, AGREEMENT.spearman
-
-    def ranked(a, b):
-        key = a.tobytes() + b.tobytes()
-        if key not in known:
-            known[key] = spearman(a, b)
-        return known[key]
-
-    monkeypatch.setattr(AGREEMENT, "spearman", ranked)
+    ranked_once(monkeypatch, AGREEMENT)
     names = ("mass", "lookback-ratio")
     assert agreement(pool, names=names).correlations[0, 1] == pytest.approx(truth["rank"])
     covered = Counter()

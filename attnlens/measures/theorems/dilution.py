@@ -14,7 +14,6 @@ from attnlens.errors import InputError
 from attnlens.measures.inputs import (
     TraceLike,
     dataset_of,
-    over_heads,
     runs_of,
     select_layers,
     visible_keys,
@@ -92,12 +91,13 @@ def dilution(
     alphas = np.array([run.alpha for run in found])
     low, high = mean_interval(alphas[np.isfinite(alphas)], confidence)
     by_layer, by_head = _by_place(found, confidence)
+    steps = [len(run.curve["step"]) for run in found]
     long_enough = np.array([np.isfinite(run.p_value) for run in found])
     return Dilution(
         samples=len(found),
-        steps=tuple(len(run.curve) for run in found),
-        key_share_first=float(np.mean([run.curve["key_share"].iloc[0] for run in found])),
-        key_share_last=float(np.mean([run.curve["key_share"].iloc[-1] for run in found])),
+        steps=tuple(steps),
+        key_share_first=float(np.mean([run.curve["key_share"][0] for run in found])),
+        key_share_last=float(np.mean([run.curve["key_share"][-1] for run in found])),
         exponent=_mean(alphas),
         exponent_low=low,
         exponent_high=high,
@@ -118,8 +118,9 @@ def dilution(
         settings={**chosen, "confidence": confidence},
         by_layer=by_layer,
         by_head=by_head,
-        curves=pd.concat([run.curve for run in found], ignore_index=True).assign(
-            sample=np.repeat(np.arange(len(found)), [len(run.curve) for run in found])
+        curves=pd.DataFrame(
+            {"sample": np.repeat(np.arange(len(found)), steps)}
+            | {name: np.concatenate([run.curve[name] for run in found]) for name in found[0].curve}
         ),
     )
 
@@ -147,19 +148,26 @@ def evenness(trace: TraceLike, *, layers: int | Sequence[int] | None = None) -> 
         If `trace` is none, or a layer was not recorded.
     """
     data = select_layers(dataset_of(trace), layers)
-    keys = visible_keys(data)
-    share = keys / keys.sum("segment")
-    ratio = (data["mass"].astype(np.float64) / share.where(share > 0)).mean("step")
-    ratio = ratio.transpose("segment", "layer", "head")
-    ratio.attrs = {"long_name": "mass over fraction of keys", "step_owner": "predicted"}
-    return ratio.rename("evenness")
+    keys = visible_keys(data).transpose(..., "segment").values
+    share = keys / keys.sum(-1, keepdims=True)
+    share = share if share.ndim == 4 else share[:, None, None]
+    mass = data["mass"].transpose("step", "layer", "head", "segment").values.astype(np.float64)
+    ratio = np.divide(mass, share, out=np.full(mass.shape, np.nan), where=share > 0)
+    return xr.DataArray(
+        mean_of_known(np.moveaxis(ratio, (0, 3), (-1, 0))),
+        {axis: data[axis] for axis in ("segment", "layer", "head")},
+        ("segment", "layer", "head"),
+        "evenness",
+        {"long_name": "mass over fraction of keys", "step_owner": "predicted"},
+    )
 
 
 @dataclass
 class _Run:
     """What is kept of one run."""
 
-    curve: pd.DataFrame
+    curve: dict[str, np.ndarray]
+    """By step."""
     alpha: float
     by_layer: np.ndarray
     by_head: np.ndarray
@@ -167,9 +175,13 @@ class _Run:
     slope: float
     p_value: float
     undefined: float
-    evenness: xr.DataArray
-    change: xr.Dataset
-    change_without_sink: xr.Dataset
+    places: dict[str, list]
+    """Labels of the axes that follow."""
+    evenness: np.ndarray
+    """[segment, layer, head]."""
+    change: np.ndarray
+    """[term, layer, head]: of ``TERMS``."""
+    change_without_sink: np.ndarray
 
 
 def _measure(run: Any, pair: Pair, chosen: dict[str, Any]) -> _Run:
@@ -178,15 +190,16 @@ def _measure(run: Any, pair: Pair, chosen: dict[str, Any]) -> _Run:
         raise InputError(f"A trace has {steps} steps: give runs of at least three.")
     terms = log_odds(run, **chosen)
     curve = _curve(terms)
-    mass = curve["mass"].to_numpy()
+    mass = curve["mass"]
     known = np.isfinite(mass)
     trend = slope_test(mass[known], np.flatnonzero(known), 0.95)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = terms["key_share"]  # one for each head where keys were hidden from some
         of_layers = share.mean("head") if "head" in share.dims else share
-        alpha = float(exponents(np.log(mass), np.log(curve["key_share"].to_numpy())))
+        alpha = float(exponents(np.log(mass), np.log(curve["key_share"])))
         by_layer = exponents(np.log(terms["mass"].mean("head").values), np.log(of_layers.values))
         by_head = exponents(np.log(terms["mass"].values), np.log(share.values))
+    even = evenness(run, layers=chosen["layers"])
     return _Run(
         curve=curve,
         alpha=alpha,
@@ -196,15 +209,16 @@ def _measure(run: Any, pair: Pair, chosen: dict[str, Any]) -> _Run:
         slope=trend.slope,
         p_value=trend.p_value,
         undefined=float(np.isnan(terms["log_odds"].values).mean()),
-        evenness=evenness(run, layers=chosen["layers"]),
-        change=difference_of(run, terms, pair),
-        change_without_sink=difference(run, pair, sink=False, **chosen),
+        places={str(axis): even[axis].values.tolist() for axis in even.dims},
+        evenness=even.values,
+        change=_terms(difference_of(run, terms, pair)),
+        change_without_sink=_terms(difference(run, pair, sink=False, **chosen)),
     )
 
 
 def _check_alike(first: _Run, other: _Run) -> None:
     for axis in ("layer", "head"):
-        one, two = (run.change[axis].values.tolist() for run in (first, other))
+        one, two = (run.places[axis] for run in (first, other))
         if one != two:
             raise InputError(
                 f"Traces differ in their {axis}s ({one} and {two}): give traces of one model and "
@@ -212,25 +226,23 @@ def _check_alike(first: _Run, other: _Run) -> None:
             )
 
 
-def _curve(terms: xr.Dataset) -> pd.DataFrame:
-    means = {n: terms[n].mean(("layer", "head")).values for n in ("mass", "log_odds", "preference")}
-    return pd.DataFrame(
-        {
-            "sample": 0,
-            "step": terms["step"].values,
-            "key_share": over_heads(terms["key_share"]).values,
-            **means,
-            "counts": over_heads(terms["counts"]).values,
-        }
-    )
+def _terms(changes: xr.Dataset) -> np.ndarray:
+    return np.array([changes[name].values for name in TERMS])
 
 
-def _along_samples(changes: list[xr.Dataset]) -> xr.Dataset:
+def _curve(terms: xr.Dataset) -> dict[str, np.ndarray]:
+    means = {
+        name: mean_of_known(terms[name].values.reshape(terms.sizes["step"], -1))
+        for name in ("key_share", "mass", "log_odds", "preference", "counts")
+    }
+    return {"step": terms["step"].values, **means}
+
+
+def _along_samples(changes: list[np.ndarray]) -> xr.Dataset:
     """Put runs of the same layers and heads together."""
     axes = ("sample", "layer", "head")
-    return xr.Dataset(
-        {name: (axes, np.array([one[name].values for one in changes])) for name in TERMS}
-    )
+    by_term = np.stack(changes, axis=1)
+    return xr.Dataset({name: (axes, of) for name, of in zip(TERMS, by_term, strict=True)})
 
 
 def _same(pairs: list[Pair]) -> bool:
@@ -253,29 +265,23 @@ def _words(window: Any) -> str:
 
 
 def _evenness(found: list[_Run], confidence: float) -> dict[str, dict[str, float]]:
-    ratios = np.array([mean_of_known(_flat(run.evenness)) for run in found])
+    ratios = np.stack([run.evenness for run in found])
+    ratios = mean_of_known(ratios.reshape(*ratios.shape[:2], -1))  # [run, segment]
     table = {}
-    for name, column in zip(found[0].evenness["segment"].values, ratios.T, strict=True):
+    for name, column in zip(found[0].places["segment"], ratios.T, strict=True):
         known = column[np.isfinite(column)]
         low, high = mean_interval(known, confidence, within=(0, np.inf))
         table[str(name)] = {"mean": _mean(column), "low": low, "high": high}
     return table
 
 
-def _flat(evenness: xr.DataArray) -> np.ndarray:
-    """Evenness by segment, [segment, layers x heads]."""
-    return evenness.values.reshape(evenness.sizes["segment"], -1)
-
-
 def _by_place(found: list[_Run], confidence: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Tables by layer, and by layer and head: means over runs."""
-    terms = {name: np.array([run.change[name].values for run in found]) for name in TERMS}
-    ratios = np.array([run.evenness.values for run in found])  # [run, segment, layer, head]
-    for name, column in zip(
-        found[0].evenness["segment"].values, ratios.swapaxes(0, 1), strict=True
-    ):
-        terms[f"evenness_{name}"] = column
-    layers, heads = (found[0].change[axis].values.tolist() for axis in ("layer", "head"))
+    places = found[0].places
+    names = [*TERMS, *(f"evenness_{name}" for name in places["segment"])]
+    values = np.stack([np.concatenate([run.change, run.evenness]) for run in found], axis=1)
+    terms = dict(zip(names, values, strict=True))  # each [run, layer, head]
+    layers, heads = places["layer"], places["head"]
     of_layers = np.array([run.by_layer for run in found])
     of_heads = np.array([run.by_head for run in found])
     by_layer = [
@@ -285,11 +291,11 @@ def _by_place(found: list[_Run], confidence: float) -> tuple[pd.DataFrame, pd.Da
         )
         for i, layer in enumerate(layers)
     ]
-    places = [(i, j) for i in range(len(layers)) for j in range(len(heads))]
     by_head = [
         {"layer": layers[i], "head": heads[j]}
         | _row(of_heads[:, i, j], {name: v[:, i, j] for name, v in terms.items()}, confidence)
-        for i, j in places
+        for i in range(len(layers))
+        for j in range(len(heads))
     ]
     return pd.DataFrame(by_layer), pd.DataFrame(by_head)
 

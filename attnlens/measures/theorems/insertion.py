@@ -17,6 +17,7 @@ import pandas as pd
 
 from attnlens.errors import InputError
 from attnlens.measures.inputs import TraceLike, dataset_of
+from attnlens.measures.recovery import mean_of_known
 from attnlens.measures.results import NAN, Result, check_confidence, interval_text, plain_rows
 from attnlens.measures.statistics import mean_interval
 from attnlens.measures.theorems.exponent import exponents
@@ -190,12 +191,13 @@ def _measure(
     found: dict[str, list[float]] = {}
     for trace in group.values():
         terms = log_odds(trace, layers=layers, include_copied=True)
-        terms = terms.where(terms["step"] >= since, drop=True)
         copied = dataset_of(trace)["keys"].sel(segment="copied").values
-        means = {n: float(terms[n].mean()) for n in ("mass", "key_share", "log_odds")}
-        counts = terms["counts"].broadcast_like(terms["log_odds"])
-        means["counts"] = float(counts.where(terms["log_odds"].notnull()).mean())
-        means["preference"] = float(terms["preference"].mean())
+        kept = terms["step"].values >= since
+        names = ("mass", "key_share", "log_odds", "preference")
+        values = {name: terms[name].values[kept] for name in names}
+        # at a head and step without log-odds counts are left out too
+        values["counts"] = values["log_odds"] - values["preference"]
+        means = {name: float(mean_of_known(of.reshape(-1))) for name, of in values.items()}
         means["inserted"] = float(copied.max())
         for key, value in means.items():
             found.setdefault(key, []).append(value)

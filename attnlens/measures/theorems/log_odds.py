@@ -28,10 +28,12 @@ from attnlens.measures.inputs import (
     select_layers,
     visible_keys,
 )
+from attnlens.measures.recovery import mean_of_known
 from attnlens.measures.results import NAN, Result, interval_text
 from attnlens.measures.statistics import LEAST_FOR_MEANS, mean_interval, ratio_interval
 from attnlens.text import counted
 
+AXES = ("step", "layer", "head")
 TERMS = ("log_odds", "counts", "preference")
 """The sum and its two terms."""
 
@@ -85,47 +87,52 @@ def log_odds(
         recorded.
     """
     data = select_layers(dataset_of(trace), layers)
-    visual = ["visual", "copied"] if include_copied else ["visual"]
-    left_out = [*visual, *([] if sink else ["sink"])]
-    rest = [str(s) for s in data["segment"].values if str(s) not in left_out]
-    keys = visible_keys(data)
-    visual_keys, rest_keys = (keys.sel(segment=s).sum("segment") for s in (visual, rest))
-    if not bool((data["keys"].sel(segment=visual) > 0).any()):
+    # plain arrays: xarray aligns at every operation, which takes longer than the arithmetic
+    names = data["segment"].values
+    visual = np.isin(names, ["visual", "copied"] if include_copied else ["visual"])
+    rest = ~visual & np.isin(names, [] if sink else ["sink"], invert=True)
+    if not (data["keys"].transpose("step", "segment").values[:, visual] > 0).any():
         raise InputError(
             "The trace has no visual keys, so attention to the image cannot be measured; "
             "record a prompt with an image."
         )
-    if not bool((visual_keys > 0).any()):
+    keys = visible_keys(data).transpose(..., "segment")
+    visual_keys, rest_keys = (keys.values[..., chosen].sum(-1) for chosen in (visual, rest))
+    if not (visual_keys > 0).any():
         raise InputError(
             "Every visual key of the trace is hidden from every head at every step, so there are "
             "no log-odds; hide them from some heads, or from a later step on."
         )
-    mass = data["mass"].astype(np.float64)
+    mass = data["mass"].transpose(*AXES, "segment").values.astype(np.float64)
     # the rest is added up, since 1 - M has lost its digits where M is close to 1
-    looked, other = (mass.sel(segment=s).sum("segment") for s in (visual, rest))
-    result = xr.Dataset(
-        {
-            "log_odds": _log_ratio(looked, other),
-            "counts": _log_ratio(visual_keys, rest_keys),
-            "mass": looked / (looked + other),
-            "key_share": visual_keys / (visual_keys + rest_keys),
-        }
-    )
-    result["preference"] = result["log_odds"] - result["counts"]
+    looked, other = (np.nansum(mass[..., chosen], -1) for chosen in (visual, rest))
+    odds, counts = _log_ratio(looked, other), _log_ratio(visual_keys, rest_keys)
+    by_step = counts if counts.ndim == 3 else counts[:, None, None]
+    axes = [str(axis) for axis in keys.dims[:-1]]
     kept = {"step", "layer", "head", "region", "predicted_token"}
-    result = result.drop_vars([str(c) for c in result.coords if str(c) not in kept])
-    result.attrs = {
-        "step_owner": "predicted",
-        "include_copied": "yes" if include_copied else "no",
-        "sink": "counted" if sink else "left out",
-    }
-    return result.transpose("step", "layer", "head")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = {
+            "log_odds": (AXES, odds),
+            "counts": (axes, counts),
+            "mass": (AXES, looked / (looked + other)),
+            "key_share": (axes, visual_keys / (visual_keys + rest_keys)),
+            "preference": (AXES, odds - by_step),
+        }
+    return xr.Dataset(
+        values,
+        {name: value for name, value in data.coords.items() if name in kept},
+        {
+            "step_owner": "predicted",
+            "include_copied": "yes" if include_copied else "no",
+            "sink": "counted" if sink else "left out",
+        },
+    )
 
 
-def _log_ratio(over: xr.DataArray, under: xr.DataArray) -> xr.DataArray:
+def _log_ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
     """Natural logarithm of a ratio, NaN where one of the two is 0."""
     defined = (over > 0) & (under > 0)
-    return xr.apply_ufunc(np.log, over.where(defined) / under.where(defined))
+    return np.log(np.divide(over, under, out=np.full(over.shape, np.nan), where=defined))
 
 
 @dataclass(frozen=True)
@@ -224,10 +231,16 @@ def difference(
 
 def difference_of(trace: TraceLike, terms: xr.Dataset, between: Pair) -> xr.Dataset:
     """Return the same from terms that ``log_odds`` has given for the run."""
-    terms = terms.assign(counts=terms["log_odds"] - terms["preference"])
     first, second = (_steps(trace, terms, window) for window in between)
-    kept = terms[list(TERMS)]
-    return kept.isel(step=second).mean("step") - kept.isel(step=first).mean("step")
+    values = {name: terms[name].values for name in ("log_odds", "preference")}
+    values["counts"] = values["log_odds"] - values["preference"]
+    changes = {}
+    for name in TERMS:
+        after, before = (
+            mean_of_known(np.moveaxis(values[name][steps], 0, -1)) for steps in (second, first)
+        )
+        changes[name] = (AXES[1:], after - before)
+    return xr.Dataset(changes, {axis: terms[axis] for axis in AXES[1:]})
 
 
 def change(found: xr.Dataset, *, confidence: float = 0.95) -> Change:
@@ -235,7 +248,10 @@ def change(found: xr.Dataset, *, confidence: float = 0.95) -> Change:
 
     ``found`` holds what ``difference`` returns for each run, along ``sample``.
     """
-    means = {name: found[name].mean(("layer", "head")).values for name in TERMS}
+    means = {
+        name: mean_of_known(values.reshape(len(values), -1))
+        for name, values in ((name, found[name].values) for name in TERMS)
+    }
     known = np.isfinite(means["log_odds"])
     terms = {}
     for name, values in means.items():
