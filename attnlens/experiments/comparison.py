@@ -96,10 +96,9 @@ class Run:
 
 
 def _compute(data: xr.Dataset, definition: Definition, include_copied: bool) -> np.ndarray:
-    share = definition.compute(data, visual_segments(definition, data, include_copied))
-    table = np.full((data.sizes["step"], *share.shape[1:]), np.nan)
-    table[np.searchsorted(data["step"].values, share["step"].values)] = share.values
-    return table
+    values = definition.compute(data, visual_segments(definition, data, include_copied))
+    missing = data.sizes["step"] - len(values)
+    return np.pad(values, [(missing, 0), *[(0, 0)] * (values.ndim - 1)], constant_values=np.nan)
 
 
 @dataclass(frozen=True)

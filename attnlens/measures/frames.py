@@ -11,7 +11,7 @@ import xarray as xr
 from attnlens.errors import InputError
 from attnlens.measures.definitions import get_definition
 from attnlens.measures.inputs import TraceLike, dataset_of, select_layers, visual_map_of
-from attnlens.measures.share import label_steps
+from attnlens.measures.share import step_labels
 
 
 def frame_shares(
@@ -54,22 +54,26 @@ def frame_shares(
     count = int(tiles.max(initial=-1)) + 1
     if count != len(grids_of(record)) or tiles.min() < 0:
         raise InputError("the trace does not know the places of the video's visual tokens")
-    mass = mine.mean("layer").astype(np.float64)
-    found = xr.concat([mass.isel(visual=tiles == i).sum("visual") for i in range(count)], "frame")
+    mass = mine.transpose("step", "visual", "layer").values.mean(-1, dtype=np.float64)
     seconds = moments(record)
     chosen = get_definition("mass")
-    share = label_steps(found.transpose("step", "frame"), data, chosen).assign_coords(
-        frame=np.arange(count),
-        seconds=("frame", seconds[:, 0]),
-        seconds_end=("frame", seconds[:, 1]),
+    return xr.DataArray(
+        np.stack([mass[:, tiles == i].sum(-1) for i in range(count)], axis=1),
+        step_labels(data, chosen)
+        | {
+            "frame": np.arange(count),
+            "seconds": ("frame", seconds[:, 0]),
+            "seconds_end": ("frame", seconds[:, 1]),
+        },
+        ("step", "frame"),
+        "frame_shares",
+        {
+            "long_name": "fraction of attention mass, per pair of frames",
+            "units": "1",
+            "step_owner": chosen.step_owner,
+            "item": str(number),
+        },
     )
-    share.attrs = {
-        "long_name": "fraction of attention mass, per pair of frames",
-        "units": "1",
-        "step_owner": chosen.step_owner,
-        "item": str(number),
-    }
-    return share.rename("frame_shares")
 
 
 def video_of(data: xr.Dataset, item: int | None) -> tuple[int, dict[str, Any]]:

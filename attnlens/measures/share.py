@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from attnlens.errors import InputError
 from attnlens.measures.definitions import DEFINITIONS, Definition, get_definition
+from attnlens.measures.definitions.base import has_keys
 from attnlens.measures.inputs import (
     TraceLike,
     dataset_of,
@@ -17,11 +19,10 @@ from attnlens.measures.inputs import (
     owned_token,
     select_layers,
 )
+from attnlens.measures.recovery import mean_of_known
 
-_KEPT_COORDINATES = (
+_ALONG_STEPS = (
     "step",
-    "layer",
-    "head",
     "query_token",
     "query_token_id",
     "predicted_token",
@@ -88,8 +89,7 @@ def visual_share(
                 "choose another definition, or leave item out."
             )
     visual = visual_segments(chosen, data, include_copied)
-    share = _reduce(chosen.compute(data, visual), reduction)
-    share = label_steps(share, data, chosen)
+    share = _labelled(_reduce(chosen.compute(data, visual), reduction), data, chosen)
     share.attrs = _attributes(chosen, chosen.long_name, chosen.formula, reduction, include_copied)
     if item is not None:
         share.attrs["item"] = str(item)
@@ -154,8 +154,7 @@ def shares(
     }
     parts |= {"query": (data, ("query",)), "generated": (data, ("response",))}
     curves = [_reduce(chosen.compute(part, names), "mean") for part, names in parts.values()]
-    stacked = xr.concat(curves, dim="curve").transpose("step", "curve")
-    stacked = label_steps(stacked.assign_coords(curve=list(parts)), data, chosen)
+    stacked = _labelled(np.stack(curves, axis=1), data, chosen, curve=list(parts))
     stacked.attrs = _attributes(
         chosen, chosen.curves_name, chosen.curves_formula, "mean", include_copied
     )
@@ -183,7 +182,7 @@ def visual_segments(chosen: Definition, data: xr.Dataset, include_copied: bool) 
             "use include_copied=False or another definition."
         )
     visual = ("visual", "copied") if include_copied else ("visual",)
-    if not bool((data["keys"].sel(segment=list(visual)) > 0).any()):
+    if not has_keys(data, visual).any():
         raise InputError(
             "The trace has no visual keys, so attention to the image cannot be measured; "
             "record a prompt with an image."
@@ -200,28 +199,43 @@ def _check_reduction(chosen: Definition, reduction: str) -> None:
         )
 
 
-def _reduce(values: xr.DataArray, reduction: str) -> xr.DataArray:
-    if reduction != "none" and "head" in values.dims:
-        values = values.mean("head", skipna=True)
-    if reduction == "mean":
-        values = values.mean("layer", skipna=True)
+def _reduce(values: np.ndarray, reduction: str) -> np.ndarray:
+    """Average over heads, which a definition may have done, and layers."""
+    least = {"none": 3, "layer": 2, "mean": 1}[reduction]
+    while values.ndim > least:
+        values = mean_of_known(values)
     return values
 
 
-def label_steps(share: xr.DataArray, data: xr.Dataset, chosen: Definition) -> xr.DataArray:
-    """Attach the owner's token and region to each step, and drop labels of other axes."""
-    kept = {*_KEPT_COORDINATES, *map(str, share.dims)}
-    share = share.drop_vars([name for name in share.coords if name not in kept])
+def _labelled(
+    values: np.ndarray, data: xr.Dataset, chosen: Definition, **last: list[str]
+) -> xr.DataArray:
+    """Label an array (step, ...) of the last steps of a trace; ``last`` names a second axis."""
+    axes = (*last,) or ("layer", "head")[: values.ndim - 1]
+    coordinates = step_labels(data, chosen, data.sizes["step"] - len(values)) | last
+    coordinates |= {axis: data[axis].values for axis in axes if axis not in last}
+    return xr.DataArray(values, coordinates, ("step", *axes))
+
+
+def step_labels(data: xr.Dataset, chosen: Definition, skipped: int = 0) -> dict[str, Any]:
+    """Return the labels of a trace's steps after the first few, and the owner's token and region.
+
+    ``region`` is that of the owner.
+    """
+    labels: dict[str, Any] = {
+        name: ("step", data[name].values[skipped:])
+        for name in _ALONG_STEPS
+        if name in data.coords and data[name].dims == ("step",)
+    }
     owner = f"{chosen.step_owner}_token"
-    if owner in share.coords:
-        share = share.assign_coords(token=("step", share[owner].values))
-    if "region" in data.coords:
+    if owner in labels:
+        labels["token"] = labels[owner]
+    if "region" in labels:
         # The coordinate of a trace names the region of the predicted token, whose index is step.
         by_token = dict(zip(data["step"].values.tolist(), data["region"].values, strict=True))
-        tokens = owned_token(share["step"].values, chosen.step_owner).tolist()
-        names = np.array([str(by_token.get(token, "")) for token in tokens], dtype=str)
-        share = share.assign_coords(region=("step", names))
-    return share
+        tokens = owned_token(labels["step"][1], chosen.step_owner).tolist()
+        labels["region"] = ("step", np.array([str(by_token.get(t, "")) for t in tokens], dtype=str))
+    return labels
 
 
 def _attributes(

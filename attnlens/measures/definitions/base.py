@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import xarray as xr
 
 from attnlens.measures.inputs import visible_keys
@@ -34,8 +35,8 @@ class Definition:
         The token that a step stands for: the one it predicts or the one it is fed.
     compute : callable
         ``compute(data, visual)`` with the dataset of a trace and the segments that count as
-        visual; returns float64 (step, layer, head), or (step, layer) if the definition reduces
-        heads itself.
+        visual; returns a float64 array (step, layer, head), or (step, layer) if the definition
+        reduces heads itself. First steps for which it has no value may be left out.
     per_head : bool
         Whether `compute` keeps the head axis.
     counts_copied : bool
@@ -58,7 +59,7 @@ class Definition:
     units: str
     long_name: str
     step_owner: str
-    compute: Callable[[xr.Dataset, Segments], xr.DataArray]
+    compute: Callable[[xr.Dataset, Segments], np.ndarray]
     per_head: bool = True
     counts_copied: bool = True
     whole: str = ""
@@ -72,26 +73,50 @@ class Definition:
         return bool(self.curves_formula)
 
 
-def segment_mass(data: xr.Dataset, segments: Sequence[str]) -> xr.DataArray:
+def segment_mass(data: xr.Dataset, segments: Sequence[str]) -> np.ndarray:
     """Add the mass of several segments.
 
     Returns
     -------
-    xarray.DataArray, float64, (step, layer, head)
+    numpy.ndarray, float64, (step, layer, head)
         Fraction of attention mass, per layer and head, at one step.
     """
-    mass = data["mass"].sel(segment=list(segments)).astype("float64")
-    return mass.sum("segment", skipna=False).transpose("step", "layer", "head")
+    mass = data["mass"].transpose("step", "layer", "head", "segment").values
+    return mass[..., _chosen(data, segments)].astype(np.float64).sum(-1)
 
 
-def segment_keys(data: xr.Dataset, segments: Sequence[str]) -> xr.DataArray:
+def segment_keys(data: xr.Dataset, segments: Sequence[str]) -> np.ndarray:
     """Add the number of visible keys of several segments.
 
     Returns
     -------
-    xarray.DataArray, float64, (step,) or (step, layer, head)
+    numpy.ndarray, float64, (step, 1, 1) or (step, layer, head)
         Number of keys, without those that are hidden from a head; NaN where there is none, so that
         a mean over no keys is undefined.
     """
-    keys = visible_keys(data).sel(segment=list(segments)).sum("segment")
-    return keys.where(keys > 0)
+    keys = visible_keys(data).transpose(..., "segment").values
+    counts = keys[..., _chosen(data, segments)].sum(-1)
+    counts = counts if counts.ndim == 3 else counts[:, None, None]
+    return np.where(counts > 0, counts, np.nan)
+
+
+def has_keys(data: xr.Dataset, segments: Sequence[str]) -> np.ndarray:
+    """Tell at which steps there are keys of any of the segments, hidden ones included.
+
+    Returns
+    -------
+    numpy.ndarray, bool, (step,)
+    """
+    keys = data["keys"].transpose("step", "segment").values
+    return keys[:, _chosen(data, segments)].max(-1, initial=0) > 0
+
+
+def ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
+    """Divide, without a warning where nothing is divided by nothing: NaN."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return over / under
+
+
+def _chosen(data: xr.Dataset, segments: Sequence[str]) -> np.ndarray:
+    """Tell which places of the segment axis are meant, bool (segment,)."""
+    return np.isin(data["segment"].values, list(segments))

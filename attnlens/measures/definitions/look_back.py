@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import xarray as xr
 
-from attnlens.measures.definitions.base import Definition, Segments, segment_mass
+from attnlens.measures.definitions.base import Definition, Segments, ratio, segment_mass
+from attnlens.measures.recovery import mean_of_known
 
 FROM_IMAGE_ON = ("visual", "vision_end", "query", "response", "copied")
 """The segments of the denominator: every key from the first visual key on."""
 
 
-def look_back(data: xr.Dataset, visual: Segments) -> xr.DataArray:
+def look_back(data: xr.Dataset, visual: Segments) -> np.ndarray:
     """Divide the mass on the visual keys by the mass from the first visual key on.
 
     Formula, per layer, with ``a`` the mean of A over heads:
@@ -33,12 +35,12 @@ def look_back(data: xr.Dataset, visual: Segments) -> xr.DataArray:
 
     Returns
     -------
-    xarray.DataArray, float64, (step, layer)
+    numpy.ndarray, float64, (step, layer)
         Fraction, per layer, at one step; steps from 1 on. NaN where the denominator is zero.
     """
     after_first = data.isel(step=data["step"].values > 0)
-    part = segment_mass(after_first, visual).mean("head")
-    return part / segment_mass(after_first, FROM_IMAGE_ON).mean("head")
+    part = mean_of_known(segment_mass(after_first, visual))
+    return ratio(part, mean_of_known(segment_mass(after_first, FROM_IMAGE_ON)))
 
 
 DEFINITION = Definition(

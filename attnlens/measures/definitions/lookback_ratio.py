@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import xarray as xr
 
-from attnlens.measures.definitions.base import Definition, Segments, segment_keys, segment_mass
+from attnlens.measures.definitions.base import (
+    Definition,
+    Segments,
+    ratio,
+    segment_keys,
+    segment_mass,
+)
 from attnlens.segments import PROMPT_SEGMENTS
 
 
-def lookback_ratio(data: xr.Dataset, visual: Segments) -> xr.DataArray:
+def lookback_ratio(data: xr.Dataset, visual: Segments) -> np.ndarray:
     """Compare the mean weight of a context key with that of a generated key.
 
     Formula: ``mean(context) / (mean(context) + mean(generated))``, where context is every prompt
@@ -33,14 +40,14 @@ def lookback_ratio(data: xr.Dataset, visual: Segments) -> xr.DataArray:
 
     Returns
     -------
-    xarray.DataArray, float64, (step, layer, head)
+    numpy.ndarray, float64, (step, layer, head)
         Ratio between 0 and 1, per layer and head, at one step; NaN at steps without generated
         keys, which step 0 always is.
     """
     context_segments = tuple(dict.fromkeys((*PROMPT_SEGMENTS, *visual)))
     context = segment_mass(data, context_segments) / segment_keys(data, context_segments)
     generated = segment_mass(data, ("response",)) / segment_keys(data, ("response",))
-    return context / (context + generated)
+    return ratio(context, context + generated)
 
 
 DEFINITION = Definition(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import xarray as xr
 
 from attnlens.measures.definitions.base import Definition, Segments, segment_mass
 
 
-def mass(data: xr.Dataset, visual: Segments) -> xr.DataArray:
+def mass(data: xr.Dataset, visual: Segments) -> np.ndarray:
     """Sum one attention row over the visual keys.
 
     Formula: ``sum over j in V of A[t, l, h, j]`` with V the visual keys and A the softmax row of
@@ -29,7 +30,7 @@ def mass(data: xr.Dataset, visual: Segments) -> xr.DataArray:
 
     Returns
     -------
-    xarray.DataArray, float64, (step, layer, head)
+    numpy.ndarray, float64, (step, layer, head)
         Fraction of attention mass, per layer and head, at one step.
     """
     return segment_mass(data, visual)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import xarray as xr
 
-from attnlens.measures.definitions.base import Definition, Segments, segment_keys, segment_mass
+from attnlens.measures.definitions.base import (
+    Definition,
+    Segments,
+    has_keys,
+    segment_keys,
+    segment_mass,
+)
 
 
-def mean_weight(data: xr.Dataset, visual: Segments) -> xr.DataArray:
+def mean_weight(data: xr.Dataset, visual: Segments) -> np.ndarray:
     """Average one attention row over the visual keys.
 
     Formula: ``(1 / |V|) sum over j in V of A[t, l, h, j]``.
@@ -29,12 +36,12 @@ def mean_weight(data: xr.Dataset, visual: Segments) -> xr.DataArray:
 
     Returns
     -------
-    xarray.DataArray, float64, (step, layer, head)
+    numpy.ndarray, float64, (step, layer, head)
         Mean attention weight per key, per layer and head, at one step; NaN where there is no key.
     """
     mass, keys = segment_mass(data, visual), segment_keys(data, visual)
-    there = data["keys"].sel(segment=list(visual)).sum("segment") > 0
-    return (mass / keys).where(keys.notnull() | ~there, 0.0)
+    hidden = np.isnan(keys) & has_keys(data, visual)[:, None, None]
+    return np.where(hidden, 0.0, mass / keys)
 
 
 DEFINITION = Definition(

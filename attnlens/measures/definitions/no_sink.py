@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import xarray as xr
 
-from attnlens.measures.definitions.base import Definition, Segments, segment_mass
+from attnlens.measures.definitions.base import Definition, Segments, ratio, segment_mass
 from attnlens.segments import SEGMENTS
 
 WITHOUT_SINK = tuple(name for name in SEGMENTS if name != "sink")
 
 
-def no_sink(data: xr.Dataset, visual: Segments) -> xr.DataArray:
+def no_sink(data: xr.Dataset, visual: Segments) -> np.ndarray:
     """Divide the mass on the visual keys by the mass that the sink leaves.
 
     Formula: ``visual / (1 - sink)``. The denominator is added up from the other segments, which
@@ -32,10 +33,10 @@ def no_sink(data: xr.Dataset, visual: Segments) -> xr.DataArray:
 
     Returns
     -------
-    xarray.DataArray, float64, (step, layer, head)
+    numpy.ndarray, float64, (step, layer, head)
         Fraction of the attention mass outside the sink, per layer and head, at one step.
     """
-    return segment_mass(data, visual) / segment_mass(data, WITHOUT_SINK)
+    return ratio(segment_mass(data, visual), segment_mass(data, WITHOUT_SINK))
 
 
 DEFINITION = Definition(

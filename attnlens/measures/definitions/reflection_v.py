@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import xarray as xr
 
 from attnlens.errors import InputError
-from attnlens.measures.definitions.base import Definition, Segments, segment_mass
+from attnlens.measures.definitions.base import Definition, Segments, has_keys, segment_mass
 
 
-def reflection_v(data: xr.Dataset, visual: Segments) -> xr.DataArray:
+def reflection_v(data: xr.Dataset, visual: Segments) -> np.ndarray:
     """Sum attention over heads and average it over the visual keys that have any.
 
     Formula, per layer, with ``s[j] = sum over h of A[t, l, h, j]``:
@@ -39,7 +40,7 @@ def reflection_v(data: xr.Dataset, visual: Segments) -> xr.DataArray:
 
     Returns
     -------
-    xarray.DataArray, float64, (step, layer)
+    numpy.ndarray, float64, (step, layer)
         Attention weight per key, summed over heads, per layer, at one step; 0 where no visual key
         has any weight.
 
@@ -53,10 +54,10 @@ def reflection_v(data: xr.Dataset, visual: Segments) -> xr.DataArray:
             "Definition 'reflection-v' needs visual_nonzero(step, layer), which the dataset lacks; "
             "record it again or choose another definition."
         )
-    total = segment_mass(data, visual).sum("head")
-    count = data["visual_nonzero"].astype("float64").transpose("step", "layer")
-    there = data["keys"].sel(segment=list(visual)).sum("segment") > 0
-    return (total / count).where(count > 0, 0.0).where(there)
+    total = np.nansum(segment_mass(data, visual), -1)
+    count = data["visual_nonzero"].transpose("step", "layer").values
+    mean = np.divide(total, count, out=np.zeros(total.shape), where=count > 0)
+    return np.where(has_keys(data, visual)[:, None], mean, np.nan)
 
 
 DEFINITION = Definition(
