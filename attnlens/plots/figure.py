@@ -179,7 +179,7 @@ def _laid_out(figure: matplotlib.figure.Figure, dpi: float) -> Iterator[None]:
     try:
         for _ in range(MOST_LAYOUTS):
             before = positions
-            figure.draw_without_rendering()
+            engine.execute(figure)
             positions = _positions(figure)
             if positions == before:
                 break
