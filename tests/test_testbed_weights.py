@@ -114,15 +114,27 @@ def test_the_shipped_weights_reach_the_bars_on_a_hundred_scenes(scored):
     assert scored["back"]["steps"] >= 100
 
 
-def test_bfloat16_answers_as_well(testbed):
-    """On the same scenes; one answer of 30 may differ."""
+@pytest.mark.parametrize(("image", "most"), [("true", 500), ("blank", 200), ("true", 100)])
+def test_responses_are_those_of_generate(testbed, image, most):
+    """Also of the answers that one pass shows to be true, and where answers are cut off."""
+    samples = [held_out_sample(0, i, "back") for i in range(3)]
+    texts = []
+    for sample in samples:
+        prompt = testbed.prompt(picture(sample, image), sample.question.text, "back")
+        tokens = testbed.model.generate(**prompt.inputs, max_new_tokens=most, do_sample=False)
+        new = tokens[0, prompt.inputs["input_ids"].shape[1] :]
+        texts.append(testbed.tokenizer.decode(new, skip_special_tokens=True))
+    responses = respond(testbed, samples, max_new_tokens=most, image=image)
+    assert [text for text, _ in responses] == texts
+    assert [sample.answer for sample in samples] != texts or most == 500
+
+
+def test_bfloat16_answers_as_well():
+    """By the bar of the hundred scenes above, on the first of them; one answer of 30 may differ."""
     vlm = attnlens.load("testbed", device="cpu", dtype="bfloat16")
     samples = [held_out_sample(5, i, "back") for i in range(30)]
-    answers = []
-    for model in (testbed, vlm):
-        texts = [text for text, _ in respond(model, samples)]
-        answers.append(sum(mark_response(s, t).answer for s, t in zip(samples, texts, strict=True)))
-    assert abs(answers[0] - answers[1]) <= 1
+    texts = [text for text, _ in respond(vlm, samples)]
+    assert sum(mark_response(s, t).answer for s, t in zip(samples, texts, strict=True)) >= 29
 
 
 def test_a_copied_image_stands_where_training_put_it(testbed):
@@ -170,7 +182,7 @@ def test_other_pictures_are_of_the_same_shape(testbed):
 
 def test_a_forced_pass_sees_what_a_recorded_generation_does(testbed):
     compared = 0
-    for index in range(12):
+    for index in range(5):
         sample = held_out_sample(7, index, "back")
         forced = forced_pass(testbed, sample)
         prompt = testbed.prompt(picture(sample), sample.question.text, "back")

@@ -55,6 +55,9 @@ def respond(
 ) -> list[tuple[str, int]]:
     """Generate responses greedily as one batch.
 
+    Where one pass over the true answer shows each of its tokens to be the most likely one, greedy
+    decoding gives that answer, and it is not generated again token by token.
+
     Parameters
     ----------
     vlm
@@ -78,19 +81,50 @@ def respond(
     import torch
 
     prompts = [prompt_of(vlm, sample, image) for sample in samples]
-    batch = vlm.batch(prompts)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    known: dict[int, list[int]] = {}
     if copy:
         options |= {"stop_strings": [REFLECTION], "tokenizer": vlm.tokenizer}
-    with torch.no_grad():
-        sequences = vlm.model.generate(**batch.inputs, **options)
-    generated = [_until_end(vlm, row) for row in sequences[:, batch.segments.shape[1] :].tolist()]
+    else:
+        known = _true_responses(vlm, samples, prompts, max_new_tokens)
+    others = [i for i in range(len(samples)) if i not in known]
+    if others:
+        batch = vlm.batch([prompts[i] for i in others])
+        with torch.no_grad():
+            sequences = vlm.model.generate(**batch.inputs, **options)
+        rows = sequences[:, batch.segments.shape[1] :].tolist()
+        known |= {i: _until_end(vlm, row) for i, row in zip(others, rows, strict=True)}
+    generated = [known[i] for i in range(len(samples))]
     if copy:
         pairs = ((i, _split_at_tag(vlm, ids)) for i, ids in enumerate(generated))
         split = {i: pair for i, pair in pairs if pair is not None}
         for i, rest in _continue_with_copy(vlm, prompts, split, max_new_tokens).items():
             generated[i] = [*generated[i], *rest][:max_new_tokens]
     return [(vlm.tokenizer.decode(ids, skip_special_tokens=True), len(ids)) for ids in generated]
+
+
+def _true_responses(
+    vlm: VLM, samples: list[Sample], prompts: list[Prompt], max_new_tokens: int
+) -> dict[int, list[int]]:
+    """Return the tokens of those true answers that greedy decoding gives, by sample."""
+    import torch
+
+    end = vlm.tokenizer.eos_token_id
+    encoded = vlm.tokenizer([s.answer for s in samples], add_special_tokens=False)["input_ids"]
+    rows = [
+        vlm.family.append(vlm.model.config, prompt.inputs, [*ids, end])
+        for prompt, ids in zip(prompts, encoded, strict=True)
+    ]
+    inputs = vlm.family.join(rows, vlm.tokenizer.pad_token_id)
+    longest = max(map(len, encoded)) + 2
+    with torch.no_grad():
+        logits = vlm.model(**inputs, use_cache=False, logits_to_keep=longest).logits
+    best = logits.argmax(-1).tolist()
+    return {
+        i: ids
+        for i, ids in enumerate(encoded)
+        if len(ids) < max_new_tokens and best[i][-len(ids) - 2 : -1] == [*ids, end]
+    }
 
 
 def _until_end(vlm: VLM, ids: list[int]) -> list[int]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attnlens.errors import InputError
-from attnlens.experiments.run import run
 from attnlens.measures import decay, refocus, visual_share
 from attnlens.measures.inputs import owned_token
 from attnlens.measures.statistics import with_interval
 from attnlens.progress import progress
+from attnlens.recording.record import record
 from attnlens.testbed.studies.forced_pass import (
     HIDDEN_FROM,
     ForcedPass,
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SECTIONS = ("description", "reasoning", "verification", "conclusion")
 DEFINITIONS = ("look-back", "mass")
+BATCH = 12
+"""Answers that are generated together."""
 
 
 def study(
@@ -97,11 +99,17 @@ def recorded_shares(vlm: VLM, samples: list[Sample]) -> dict[str, Any]:
         word. Others are left out, since the sections of their steps are not known.
     """
     traces, kept = [], []
-    for sample in progress(samples, description="recording"):
-        trace = run(vlm, prompt_of(vlm, sample), len(sample.answer))
-        if trace.text == sample.answer:
-            traces.append(trace)
-            kept.append(sample)
+    for start in progress(range(0, len(samples), BATCH), description="recording"):
+        here = samples[start : start + BATCH]
+        batch = vlm.batch([prompt_of(vlm, sample) for sample in here])
+        true = vlm.tokenizer([s.answer for s in here], add_special_tokens=False)["input_ids"]
+        with record(vlm, batch) as recorder:
+            # a longer answer than the true one is left out
+            vlm.model.generate(**batch.inputs, max_new_tokens=max(map(len, true)) + 1)
+        for sample, trace in zip(here, recorder.traces, strict=True):
+            if trace.text == sample.answer:
+                traces.append(trace)
+                kept.append(sample)
     result: dict[str, Any] = {"responses_true": len(kept), "sections": {}}
     if not kept:
         return result
