@@ -50,18 +50,15 @@ def test_a_new_process_does_not_inherit_the_peak_of_its_parent():
 
 @on_linux
 def test_eager_attention_shows_in_the_peak_and_recording_does_not():
-    memory = {}
-    # of two processes the lowest: one alone varies upwards, on a busy machine by some 50 MiB
-    for way, processes in (("plain", 2), ("recorded", 2), ("eager", 1)):
-        found = [peak_memory(LEAN, "cpu", 1024, 4, way) for _ in range(processes)]
-        for row in found:
-            assert row["rise_mib"] == pytest.approx(row["peak_mib"] - row["base_mib"])
-        memory[way] = min(found, key=lambda row: row["rise_mib"])
-    kept = 2 * 8 * 1090**2 * 4 / MIB  # the matrices of the prefill, float32
-    assert memory["eager"]["rise_mib"] > memory["plain"]["rise_mib"] + kept
+    memory = {way: peak_memory(LEAN, "cpu", 1600, 4, way) for way in ("plain", "recorded", "eager")}
+    for row in memory.values():
+        assert row["rise_mib"] == pytest.approx(row["peak_mib"] - row["base_mib"])
+    # the matrices of the prefill, float32; on a busy machine a process varies by some 50 MiB
+    kept = 2 * 8 * 1666**2 * 4 / MIB
+    assert memory["eager"]["rise_mib"] > memory["plain"]["rise_mib"] + 0.7 * kept
     assert memory["recorded"]["rise_mib"] < memory["plain"]["rise_mib"] + kept / 2
-    # the vision tower has windows only: one matrix of all 4,096 patches is 256 MiB
-    assert memory["eager"]["rise_mib"] < memory["plain"]["rise_mib"] + kept + 200
+    # the vision tower has windows only: one matrix of all 6,400 patches is 625 MiB
+    assert memory["eager"]["rise_mib"] < memory["plain"]["rise_mib"] + kept + 400
 
 
 def test_a_failing_measurement_says_why():
@@ -138,9 +135,8 @@ def test_eager_attention_of_a_family_gives_the_recorded_mass(family):
 @on_linux
 def test_the_memory_of_a_family_is_that_of_its_own_process():
     shape = replace(LEAN, family="llava")
-    plain, eager = (peak_memory(shape, "cpu", 600, 2, way) for way in ("plain", "eager"))
     kept = 2 * 8 * 600**2 * 4 / MIB
-    assert eager["rise_mib"] > plain["rise_mib"] + kept / 2
+    assert kept < peak_memory(shape, "cpu", 600, 2, "eager")["rise_mib"] < 4 * kept
 
 
 @pytest.mark.parametrize(
@@ -258,7 +254,6 @@ def test_a_process_that_the_system_refuses_memory_is_over_the_limit(monkeypatch,
 
 @on_linux
 def test_a_process_that_takes_too_much_memory_is_ended():
-    assert peak_memory(LEAN, "cpu", 64, 2, "plain", 2000.0)["peak_mib"] < 2000
     assert peak_memory(LEAN, "cpu", 64, 2, "nnsight", 2000.0)["peak_mib"] < 2000
     with pytest.raises(OverLimit, match="plain takes more than 200 MiB"):
         peak_memory(LEAN, "cpu", 64, 2, "plain", 200.0)
