@@ -113,14 +113,22 @@ def add_caption(figure: Figure, text: str) -> float:
 
 def write_wrapped(artist: Text, text: str, width: float) -> None:
     """Write words into a text of a figure, wrapped to a width in inches."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        artist.set_text(longer)
-        if artist.get_window_extent().width <= width * artist.figure.dpi:
-            lines[-1] = longer
-        else:
-            lines.append(word)
+    words, lines = text.split(), []
+
+    def fits(count: int) -> bool:
+        artist.set_text(" ".join(words[:count]))
+        return artist.get_window_extent().width <= width * artist.figure.dpi
+
+    count = 1
+    while words:
+        # a line has about as many words as the one before; measuring is what takes time
+        count = min(count, len(words))
+        while count > 1 and not fits(count):
+            count -= 1
+        while count < len(words) and fits(count + 1):
+            count += 1
+        lines.append(" ".join(words[:count]))
+        words = words[count:]
     artist.set_text("\n".join(lines))
 
 
