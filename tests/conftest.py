@@ -6,6 +6,9 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -120,3 +123,17 @@ def same_inputs(one: dict, other: dict) -> bool:
 def picture(width: int = 112, height: int = 112, seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+@contextmanager
+def unpainted_figures() -> Iterator[None]:
+    """Make figures without laying them out or painting them, which takes most of their time."""
+    from matplotlib.figure import Figure
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "draw_without_rendering", lambda _: None)
+        patch.setattr(
+            "attnlens.plots.figure.render",
+            lambda _figure, file_format, *, dpi: f"a picture as {file_format}".encode(),
+        )
+        yield

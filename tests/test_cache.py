@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
+import os
+import shutil
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from helpers_processes import run_in_process
 
 import attnlens
 from attnlens.errors import InputError
 from attnlens.files import clear_leftover_folders
+from attnlens.reports import trend
+from attnlens.reports.table import steps_table
 from attnlens.runs.cache import Entry, make_each
 from attnlens.runs.dataset import Question
 from attnlens.runs.provenance import canonical
+from attnlens.runs.settings import RecordingSettings
 
 QUESTIONS = [Question(f"{n}.png", f"How many {n}?", line=n) for n in (1, 2)]
 
@@ -83,15 +91,14 @@ def test_what_is_no_result_is_not_removed(tmp_path):
     assert make_all(tmp_path, 0) == [1, 2]
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-sys.path[:0] = sys.argv[2:]
-
 OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "shutil.rmtree"}
+FORKS = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 
-def kill_before_each(root, prepare, act, stride=1):
-    # act runs in one process after the other; each is killed some operations later
+
+def kill_before_each(
+    root: Path, prepare: Callable[[Path], object], act: Callable[[Path], object], stride: int = 1
+) -> None:
+    """Let one process after the other act; each is killed some operations on files later."""
     kills = 0
     while True:
         folder = root / str(kills)
@@ -99,38 +106,38 @@ def kill_before_each(root, prepare, act, stride=1):
         child = os.fork()
         if child == 0:
             left = kills
-            def hook(event, args):
+
+            def hook(event, args, folder=folder):
                 nonlocal left
                 if event in OPERATIONS and str(folder) in str(args[0]):
                     if left == 0:
                         os._exit(9)
                     left -= 1
+
             sys.addaudithook(hook)
             act(folder)
             os._exit(0)
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status == 0:
             break
+        assert status == 9
         kills += stride
-"""
-FORKS = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 
 
-def run_killed(script: str, folder: Path, *arguments: str) -> list[Path]:
-    """Run a script that calls ``kill_before_each``; one folder for each kill."""
-    paths = [str(Path(__file__).parent), *sys.path]
-    code = f"{KILLED}\nroot, *given = {[str(folder), *arguments]!r}\nroot = Path(root)\n{script}"
-    subprocess.run([sys.executable, "-c", code, "", *paths], check=True)
-    return sorted(folder.iterdir(), key=lambda p: int(p.name))
+def killed_folders(root: Path, function: Callable, *arguments) -> list[Path]:
+    """Run a function that calls ``kill_before_each``; one folder for each kill."""
+    run_in_process(function, root, *arguments)
+    return sorted(root.iterdir(), key=lambda p: int(p.name))
+
+
+def replace_entries(root: Path) -> None:
+    kill_before_each(root, partial(make_all, seed=0), partial(make_all, seed=1))
 
 
 @FORKS
 def test_killed_before_any_file_operation(tmp_path):
     """A process that replaces older entries is killed before each thing that it does to a file."""
-    script = """
-from test_cache import make_all
-kill_before_each(root, lambda folder: make_all(folder, 0), lambda folder: make_all(folder, 1))
-"""
-    killed = run_killed(script, tmp_path)
+    killed = killed_folders(tmp_path, replace_entries)
     assert len(killed) > 20
     made, set_aside = [], []
     for folder in killed:
@@ -152,42 +159,41 @@ kill_before_each(root, lambda folder: make_all(folder, 0), lambda folder: make_a
     assert made[-1] == []
 
 
+def draw_steps(trace, mode, output, folder):
+    (folder / f"{mode}_step_attention.png").write_text(str(trace.data.sizes["step"]))
+
+
+def report(tokens: int, traces: Path, scene: Path, folder: Path) -> None:
+    trend._draw = draw_steps
+    trend.steps_table = lambda *_: pd.read_pickle(traces / f"{tokens}.pickle")
+    question = Question(image=str(scene), text="How many?")
+    trace = attnlens.Trace.load(traces / f"{tokens}.zarr")
+    output = trend.TrendOutput(save_folder=str(folder), formats=("png",))
+    trend.report_one(trace, question, RecordingSettings(mode="back"), output, folder / "scene")
+
+
+def replace_answer(root: Path, traces: Path, scene: Path, old: Path) -> None:
+    def act(folder: Path) -> None:
+        report(5, traces, scene, folder)
+
+    kill_before_each(root, partial(shutil.copytree, old), act, stride=31)
+
+
 @FORKS
 def test_a_single_answers_files_are_never_of_two_answers(tmp_path, testbed):
     """Killed while a new answer replaces an old one: trace, table, summary and picture agree."""
     scene = Path(__file__).parents[1] / "demo_images" / "scene_1.png"
     for tokens in (4, 5):
         prompt = testbed.prompt(scene, "How many?", "back")
-        attnlens.run(testbed, prompt, tokens).save(tmp_path / f"{tokens}.zarr")
-    script = """
-import shutil
-from attnlens.recording.trace import Trace
-from attnlens.reports import trend
-from attnlens.runs.dataset import Question
-from attnlens.runs.settings import RecordingSettings
-
-def draw(trace, mode, output, folder):
-    (folder / f"{mode}_step_attention.png").write_text(str(trace.data.sizes["step"]))
-
-def report(tokens, folder):
-    trend._draw = draw
-    question = Question(image=given[2], text="How many?")
-    trace = Trace.load(f"{given[0]}/{tokens}.zarr")
-    output = trend.TrendOutput(save_folder=str(folder), formats=("png",))
-    trend.report_one(trace, question, RecordingSettings(mode="back"), output, folder / "scene")
-
-# in a process apart, since Zarr's threads do not survive a fork
-if os.fork() == 0:
-    report(4, Path(given[1]))
-    os._exit(0)
-os.wait()
-kill_before_each(
-    root, lambda folder: shutil.copytree(given[1], folder), lambda f: report(5, f), stride=31
-)
-"""
-    (tmp_path / "killed").mkdir()
+        trace = attnlens.run(testbed, prompt, tokens)
+        trace.save(tmp_path / f"{tokens}.zarr")
+        # measured once: each of the many processes needs it
+        steps_table(trace).to_pickle(tmp_path / f"{tokens}.pickle")
+    # each in a process of its own, since Zarr's threads do not survive a fork
     old = tmp_path / "old"
-    killed = run_killed(script, tmp_path / "killed", str(tmp_path), str(old), str(scene))
+    run_in_process(report, 4, tmp_path, scene, old)
+    (tmp_path / "killed").mkdir()
+    killed = killed_folders(tmp_path / "killed", replace_answer, tmp_path, scene, old)
     assert len(killed) > 5
     found = []
     for folder in (one / "scene" for one in killed):

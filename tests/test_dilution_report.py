@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import unpainted_figures
+from helpers_processes import killed_process
 
 import attnlens
 from attnlens import measures, plots
@@ -37,16 +37,29 @@ def data(tmp_path_factory):
 
 def command(data, out, samples=2):
     files = ["--data", str(data), "--save_folder", str(out)]
-    more = ["--insertion", "--samples", str(samples), "--max_new_tokens", "30"]
+    more = ["--insertion", "--samples", str(samples), "--max_new_tokens", "16"]
     return ["dilution", *files, *more]
 
 
 @pytest.fixture(scope="module")
-def folder(data, tmp_path_factory):
-    """Results of the whole command."""
+def whole(data, tmp_path_factory):
+    """Results of the whole command, and what it said on standard error."""
     out = tmp_path_factory.mktemp("out")
-    assert main(command(data, out)) == 0
-    return out
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert main(command(data, out)) == 0
+    return out, said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(whole):
+    return whole[0]
+
+
+@pytest.fixture
+def unpainted():
+    """Give figures no content: those of the whole command have theirs, and others are alike."""
+    with unpainted_figures():
+        yield
 
 
 def states(folder, pattern="**/*"):
@@ -55,42 +68,49 @@ def states(folder, pattern="**/*"):
     return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in files}
 
 
+def copied(folder, out, *parts):
+    """Copy results, times of change included, without these parts of the runs and what follows."""
+    shutil.copytree(folder, out)
+    for part in ("dilution", *(f"dilution_runs/{part}" for part in parts)):
+        shutil.rmtree(out / part)
+    return out
+
+
+@pytest.mark.usefixtures("unpainted")
 @pytest.mark.parametrize(
-    ("lines", "place"),
-    [(4, "cot_twins"), (7, "cot_answers"), (9, "tables")],
+    ("missing", "lines", "place"),
+    [
+        (["cot_twins", "cot_answers"], 1, "cot_twins"),
+        (["cot_answers"], 1, "cot_answers"),
+        (["cot_answers"], COUNT, "tables"),
+    ],
     ids=["among insertions", "among sampled answers", "before the tables"],
 )
-def test_killed_in_each_part_and_resumed(lines, place, data, folder, tmp_path, capsys):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "attnlens", *command(data, tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
-        text=True,
-    )
-    assert process.stdout is not None
-    said = [process.stdout.readline() for _ in range(lines)]
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+def test_killed_in_each_part_and_resumed(missing, lines, place, data, folder, tmp_path, capsys):
+    out = copied(folder, tmp_path / "out", *missing)
+    done = states(out)
+    with killed_process(main, command(data, out)) as printed:
+        said = [printed.readline() for _ in range(lines)]
     if place != "tables":
         assert place in said[-1]
-    done = {}
     for line in said:
-        done |= states(Path(line.removeprefix("written to ").strip()))
-    assert done
-    assert not (tmp_path / "dilution").exists()
+        path = Path(line.removeprefix("written to ").strip())
+        assert path.parent.name == missing[0]
+        assert states(path)
+        done |= states(path)
+    assert not (out / "dilution").exists()
 
-    assert main(command(data, tmp_path)) == 0
+    assert main(command(data, out)) == 0
     capsys.readouterr()
-    after = states(tmp_path)
+    after = states(out)
     assert {path: after[path] for path in done} == done
-    assert not [p for p in tmp_path.rglob(".*-*")]
+    assert not [p for p in out.rglob(".*-*")]
     for name in ("dilution.parquet", "steps.parquet"):
         whole = (folder / "dilution" / name).read_bytes()
-        assert (tmp_path / "dilution" / name).read_bytes() == whole
+        assert (out / "dilution" / name).read_bytes() == whole
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_more_answers_are_sampled_beside_those_that_are_there(data, folder, tmp_path, monkeypatch):
     from attnlens.runs import dilution as dilution_runs
 
@@ -102,19 +122,21 @@ def test_more_answers_are_sampled_beside_those_that_are_there(data, folder, tmp_
         return sample(vlm, prompt, samples, others, **options)
 
     monkeypatch.setattr(dilution_runs, "sampled_dependence", counted)
-    assert main(command(data, tmp_path, samples=1)) == 0
-    assert main(command(data, tmp_path)) == 0
+    out = copied(folder, tmp_path / "out", "cot_answers")
+    assert main(command(data, out, samples=1)) == 0
+    assert main(command(data, out)) == 0
     assert asked == [(1, 0)] * COUNT + [(1, 1)] * COUNT
     whole = (folder / "dilution" / "dilution.parquet").read_bytes()
-    assert (tmp_path / "dilution" / "dilution.parquet").read_bytes() == whole
-    answers = states(tmp_path, "dilution_runs/cot_answers/**/*")
-    assert main(command(data, tmp_path, samples=1)) == 0  # two serve for one
-    assert states(tmp_path, "dilution_runs/cot_answers/**/*") == answers
-    record = json.loads((tmp_path / "dilution" / "dilution.json").read_text())
+    assert (out / "dilution" / "dilution.parquet").read_bytes() == whole
+    answers = states(out, "dilution_runs/cot_answers/**/*")
+    assert main(command(data, out, samples=1)) == 0  # two serve for one
+    assert states(out, "dilution_runs/cot_answers/**/*") == answers
+    record = json.loads((out / "dilution" / "dilution.json").read_text())
     assert record["information"]["answers"] == COUNT
     assert len(asked) == 2 * COUNT
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_each_question_that_failed_in_some_part_is_counted_once(
     data, folder, tmp_path, monkeypatch, capsys
 ):
@@ -144,10 +166,10 @@ def test_each_question_that_failed_in_some_part_is_counted_once(
     assert "not in the results: 2 questions failed" in said
 
 
-def test_answers_that_had_not_ended_are_counted(folder, data, capsys):
-    assert main(command(data, folder)) == 0
-    length = "had not ended at the longest length, 30 tokens (--max_new_tokens)"
-    assert f"{COUNT} of {COUNT} answers {length}" in capsys.readouterr().err
+def test_answers_that_had_not_ended_are_counted(whole):
+    folder, said = whole
+    length = "had not ended at the longest length, 16 tokens (--max_new_tokens)"
+    assert f"{COUNT} of {COUNT} answers {length}" in said
     record = json.loads((folder / "dilution" / "dilution.json").read_text())
     assert len(record["cut_off"]) == COUNT
     assert pd.read_parquet(folder / "dilution" / "steps.parquet")["cut_off"].all()
@@ -233,6 +255,7 @@ def test_answers_are_sampled_and_measured_against_the_other_images(folder):
     assert again.nats == pytest.approx(np.mean(totals))
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_traces_alone_give_the_theorem_and_the_table(folder, tmp_path, capsys):
     of_traces = ["dilution", "--traces", str(folder / "dilution_runs"), "--save_folder"]
     assert main([*of_traces, str(tmp_path)]) == 0  # twins among them are runs, too
@@ -263,26 +286,32 @@ def test_bad_options_are_refused(options, message, capsys, tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("width", ["one-column", "two-column"])
-def test_figures_draw_what_was_measured(folder, width):
+@pytest.fixture(scope="module")
+def measured(folder):
+    """Return what the insertions and the sampled answers give."""
+    from attnlens.experiments.dependence import load_dependence
+
     twins = sorted((folder / "dilution_runs" / "cot_twins").glob("*"))
     names = ("nothing", "ROUTE 50%", "COPY", "COPY twice")
     groups = [{n: attnlens.Trace.load(f / f"{n}.zarr") for n in names} for f in twins]
-    found = measures.insertion(groups)
-    figure = plots.insertion(found, width=width)
-    measured = figure.axes[0].lines[0]
-    np.testing.assert_allclose(measured.get_xdata(), found.table["key_share"])
-    np.testing.assert_allclose(measured.get_ydata(), found.table["mass"])
-    counts = figure.axes[1].lines[0].get_xdata()
-    np.testing.assert_allclose(counts, found.table["counts"][1:])
-    assert plots.figure.render(figure, "png") == plots.figure.render(figure, "png")
-
-    from attnlens.experiments.dependence import load_dependence
-
     answers = sorted((folder / "dilution_runs" / "cot_answers").glob("*"))
     shared = measures.mutual_information(
         [[load_dependence(path) for path in sorted(f.glob("*.zarr"))] for f in answers], bins=4
     )
+    return measures.insertion(groups), shared
+
+
+@pytest.mark.parametrize("width", ["one-column", "two-column"])
+def test_figures_draw_what_was_measured(measured, width):
+    found, shared = measured
+    figure = plots.insertion(found, width=width)
+    line = figure.axes[0].lines[0]
+    np.testing.assert_allclose(line.get_xdata(), found.table["key_share"])
+    np.testing.assert_allclose(line.get_ydata(), found.table["mass"])
+    counts = figure.axes[1].lines[0].get_xdata()
+    np.testing.assert_allclose(counts, found.table["counts"][1:])
+    assert plots.figure.render(figure, "png") == plots.figure.render(figure, "png")
+
     axes = plots.information(shared, width=width).axes[0]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), shared.curve["nats_per_step"])
     scaled = next(line for line in axes.lines if line.get_label().startswith("r × H"))

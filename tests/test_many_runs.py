@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
+import threading
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import unpainted_figures
+from helpers_processes import killed_process
 
 import attnlens
 from attnlens.cli.main import main
@@ -20,13 +20,21 @@ from attnlens.experiments.recovery import Recovery
 from attnlens.files import clear_leftover_files, clear_leftover_folders
 from attnlens.interventions import AtStep, Copy, Route
 from attnlens.reports.table import steps_table, write_parquet
-from attnlens.runs.cache import SETTINGS
+from attnlens.runs.cache import SETTINGS, only_process
 from attnlens.runs.dataset import Question, check_questions, read_questions
 from attnlens.runs.provenance import differences, model_provenance
 from attnlens.runs.recordings import find_runs
 from attnlens.testbed import held_out_sample
 
 COUNT = 3
+SHORT = ("--max_new_tokens", "8", "--when", "step:3")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unpainted():
+    """Give figures no content, which takes most of the time and no test looks at here."""
+    with unpainted_figures():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +54,9 @@ def data(tmp_path_factory):
 
 def command(name, data, out, *more):
     options = {
-        "trend": ["--max_new_tokens", "40"],
-        "recover": ["--max_new_tokens", "40", "--when", "step:20", "--intervention", "copy"],
-        "dilution": ["--max_new_tokens", "40", "--between", "0%-50%", "50%-100%"],
+        "trend": ["--max_new_tokens", "16"],
+        "recover": ["--max_new_tokens", "16", "--when", "step:6", "--intervention", "copy"],
+        "dilution": ["--max_new_tokens", "16", "--between", "0%-50%", "50%-100%"],
     }[name]
     return [name, "--data", str(data), "--save_folder", str(out), *options, *map(str, more)]
 
@@ -93,18 +101,8 @@ def copied(done, tmp_path):
 def test_killed_and_resumed(name, runs, tables, data, done, tmp_path, capsys):
     """Nothing is lost, nothing is done twice, and the result is that of an unbroken run."""
     out = tmp_path / "broken"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "attnlens", *command(name, data, out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
-        text=True,
-    )
-    assert process.stdout is not None
-    first = process.stdout.readline()  # said when the first question is done
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    with killed_process(main, command(name, data, out)) as printed:
+        first = printed.readline()  # said when the first question is done
     assert first.startswith("written to")
     before = states(out, runs)
     assert 1 <= len(before) < COUNT
@@ -182,13 +180,16 @@ def test_answers_to_other_questions_are_not_written_over(name, data, copied, cap
 @pytest.mark.parametrize("more", ["", "+boost:1"])
 def test_a_changed_control_picture_is_run_again(more, data, tmp_path):
     control = tmp_path / "control.png"
+    two = data.with_name("two.jsonl")
+    two.write_text("\n".join(line for line in data.read_text().splitlines()[2:]))
     runs = "out/batch_recovery_runs/back/*/settings.json"
     seen = []
     for i in (8, 9, 9):
         held_out_sample(4, i, "back").scene.draw().save(control)
-        options = ("--intervention", f"copy:{control}{more}")
-        assert main(command("recover", data, tmp_path / "out", *options)) == 1
+        options = ("--intervention", f"copy:{control}{more}", *SHORT)
+        assert main(command("recover", two, tmp_path / "out", *options)) == 0
         seen.append(states(tmp_path, runs))
+    assert len(seen[0]) == 2
     assert not set(seen[0].values()) & set(seen[1].values())
     assert seen[1] == seen[2]
 
@@ -379,11 +380,11 @@ def test_what_a_checkpoint_says_of_its_pictures_is_noted(tmp_path, testbed):
 def test_other_settings_are_said(copied, data, capsys):
     out = copied("trend")
     capsys.readouterr()
-    assert main([*command("trend", data, out), "--max_new_tokens", "20"]) == 1
+    assert main([*command("trend", data, out), "--max_new_tokens", "8"]) == 1
     said = capsys.readouterr().err
     assert f"{COUNT} of {COUNT} questions were done with other settings" in said
-    assert "max_new_tokens (40, now 20)" in said
-    assert f"{COUNT} of {COUNT} answers had not ended at the longest length, 20 tokens" in said
+    assert "max_new_tokens (16, now 8)" in said
+    assert f"{COUNT} of {COUNT} answers had not ended at the longest length, 8 tokens" in said
     assert pd.read_parquet(out / "back_steps.parquet")["cut_off"].all()
 
 
@@ -452,35 +453,28 @@ def test_answers_that_had_not_ended_are_said_in_a_recovery(copied, data, capsys)
     capsys.readouterr()
     assert main(command("recover", data, out)) == 1
     said = capsys.readouterr()
-    length = "had not ended at the longest length, 40 tokens (--max_new_tokens)"
+    length = "had not ended at the longest length, 16 tokens (--max_new_tokens)"
     assert f"{COUNT} of {COUNT} questions have an answer that {length}" in said.err
     assert "intervals need 8 prompts (--data); for answers, 12" in said.out
 
 
+def hold(folder):
+    """Keep other processes out of a folder for good."""
+    with only_process(folder):
+        print("in")
+        threading.Event().wait()
+
+
 def test_a_second_process_is_kept_out(data, copied, capsys):
     out = copied("trend")
-    holder = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from pathlib import Path; from attnlens.runs.cache import only_process\n"
-            "with only_process(Path(sys.argv[1])):\n"
-            "    print('in', flush=True); sys.stdin.read()",
-            str(out),
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "in\n"
-    capsys.readouterr()
-    assert main(command("trend", data, out)) == 2
-    assert "another attnlens is at work in" in capsys.readouterr().err
-    assert main(["dilution", "--traces", str(out), "--save_folder", str(out)]) == 2
-    assert "another attnlens is at work in" in capsys.readouterr().err
-    holder.kill()  # the system gives its lock back
-    holder.communicate()
+    with killed_process(hold, out) as printed:
+        assert printed.readline() == "in\n"
+        capsys.readouterr()
+        assert main(command("trend", data, out)) == 2
+        assert "another attnlens is at work in" in capsys.readouterr().err
+        assert main(["dilution", "--traces", str(out), "--save_folder", str(out)]) == 2
+        assert "another attnlens is at work in" in capsys.readouterr().err
+    # the system gives the lock of a killed process back
     assert (out / ".attnlens-lock").exists()
     assert main(command("trend", data, out)) == 1
     assert not (out / ".attnlens-lock").exists()
