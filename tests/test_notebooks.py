@@ -87,11 +87,11 @@ def execute(notebook, folder: Path, working: Path):
 
 
 def kinds(cell) -> list[str]:
-    """What a cell shows, apart from warnings: types of data, and text."""
-    shown = []
+    """What a cell shows, apart from warnings: types of data, and text, in however many pieces."""
+    shown: list[str] = []
     for output in cell.outputs:
         if output.output_type == "stream":
-            shown += ["text"] if output.name == "stdout" else []
+            shown += ["text"] if output.name == "stdout" and shown[-1:] != ["text"] else []
         else:
             shown += sorted(set(output.get("data", {"error": ""})) - {"image/jpeg"})
     return shown
