@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -59,11 +60,6 @@ def test_eager_attention_shows_in_the_peak_and_recording_does_not():
     assert memory["recorded"]["rise_mib"] < memory["plain"]["rise_mib"] + kept / 2
     # the vision tower has windows only: one matrix of all 6,400 patches is 625 MiB
     assert memory["eager"]["rise_mib"] < memory["plain"]["rise_mib"] + kept + 400
-
-
-def test_a_failing_measurement_says_why():
-    with pytest.raises(RuntimeError, match=r"memory of 'none' failed(.|\n)*KeyError"):
-        peak_memory(LEAN, "cpu", 4, 2, "none")
 
 
 def test_the_command_prints_and_writes_its_figures(tmp_path, monkeypatch, capsys):
@@ -136,7 +132,9 @@ def test_eager_attention_of_a_family_gives_the_recorded_mass(family):
 def test_the_memory_of_a_family_is_that_of_its_own_process():
     shape = replace(LEAN, family="llava")
     kept = 2 * 8 * 600**2 * 4 / MIB
-    assert kept < peak_memory(shape, "cpu", 600, 2, "eager")["rise_mib"] < 4 * kept
+    measured = peak_memory(shape, "cpu", 600, 2, "eager", 2000.0)
+    assert kept < measured["rise_mib"]
+    assert measured["peak_mib"] < 2000
 
 
 @pytest.mark.parametrize(
@@ -248,13 +246,12 @@ def test_a_process_that_the_system_refuses_memory_is_over_the_limit(monkeypatch,
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     with pytest.raises(OverLimit):
         peak_memory(LEAN, "cpu", 64, 2, "plain", 2000.0)
-    with pytest.raises(RuntimeError, match="measuring the memory of 'plain' failed"):
+    with pytest.raises(RuntimeError, match=f"memory of 'plain' failed: {re.escape(message)}"):
         peak_memory(LEAN, "cpu", 64, 2, "plain")
 
 
 @on_linux
 def test_a_process_that_takes_too_much_memory_is_ended():
-    assert peak_memory(LEAN, "cpu", 64, 2, "nnsight", 2000.0)["peak_mib"] < 2000
     with pytest.raises(OverLimit, match="plain takes more than 200 MiB"):
         peak_memory(LEAN, "cpu", 64, 2, "plain", 200.0)
 

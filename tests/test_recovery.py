@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from conftest import VISION, picture, tiny_vlm
+from conftest import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -49,12 +49,6 @@ from attnlens.text import shortened
 
 NEW = 14
 OPTIONS = {"min_new_tokens": NEW}
-
-
-@pytest.fixture(scope="module", params=list(VISION))
-def tiny(request, tokenizer):
-    """A small model of each family: every test below is of all of them."""
-    return tiny_vlm(tokenizer, request.param)
 
 
 @pytest.fixture(scope="module")
