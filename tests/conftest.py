@@ -8,25 +8,34 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
+from packaging.version import Version
 from PIL import Image
-from transformers.utils import is_torchvision_available
 
 import attnlens
-from attnlens.models.families import FAMILIES
-from attnlens.models.load import VLM
-from attnlens.testbed.model.architecture import build_processor
-from attnlens.testbed.model.tokenizer import corpus, train_tokenizer
 
-torch.set_num_threads(1)
+if TYPE_CHECKING:
+    from attnlens.models.load import VLM
+
+# torch and transformers are imported where they are needed: pytest-xdist reads this file in a
+# process that runs no test, before it starts those that do
 
 compiles = pytest.mark.skipif(
-    torch.__version__ < (2, 8),
+    Version(version("torch")) < Version("2.8"),
     reason="torch 2.6 cannot compile this forward of transformers, recorded or not",
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """As the tests run in several processes."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 VISION = {
@@ -46,6 +55,10 @@ VISION = {
 
 def tiny_model(tokenizer, seed: int = 0, layers: int = 3, family: str = "qwen2_5_vl"):
     """Random weights, large enough that attention is far from uniform."""
+    import torch
+
+    from attnlens.models.families import FAMILIES
+
     token = tokenizer.convert_tokens_to_ids
     torch.manual_seed(seed)
     model_class = FAMILIES[family].model_class()
@@ -85,6 +98,8 @@ def tiny_model(tokenizer, seed: int = 0, layers: int = 3, family: str = "qwen2_5
 
 @pytest.fixture(scope="session")
 def tokenizer():
+    from attnlens.testbed.model.tokenizer import corpus, train_tokenizer
+
     return train_tokenizer(corpus(0, 20))
 
 
@@ -98,6 +113,10 @@ def tiny_vlm(tokenizer, family: str) -> VLM:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
         Qwen2VLImageProcessorPil,
     )
+
+    from attnlens.models.families import FAMILIES
+    from attnlens.models.load import VLM
+    from attnlens.testbed.model.architecture import build_processor
 
     processor = build_processor(tokenizer)
     # 16 to 36 visual tokens: small pictures keep the tests quick
@@ -114,6 +133,9 @@ def testbed() -> VLM:
 
 def same_inputs(one: dict, other: dict) -> bool:
     """Whether two prompts are the same, up to how torchvision, where it is there, rounds pixels."""
+    import torch
+    from transformers.utils import is_torchvision_available
+
     near = {"atol": 0.05} if is_torchvision_available() else {"rtol": 0, "atol": 0}
     return list(one) == list(other) and all(
         torch.allclose(one[name].double(), other[name].double(), **near) for name in one
