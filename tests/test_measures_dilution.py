@@ -48,6 +48,7 @@ def test_the_split_is_that_of_the_scores_themselves(tiny):
     first = len(prompt.segments) - 1
     for sink in (True, False):
         terms = log_odds(trace, sink=sink)
+        assert set(terms.coords) == {"step", "layer", "head", "predicted_token", "region"}
         assert np.allclose(terms["log_odds"], terms["counts"] + terms["preference"], atol=1e-12)
         for step in range(12):
             seen = np.array([*prompt.segments, *["response"] * 12])[: first + 1 + step]

@@ -120,7 +120,7 @@ def log_odds(
         }
     return xr.Dataset(
         values,
-        {name: value for name, value in data.coords.items() if name in kept},
+        {name: (one.dims, one.values) for name, one in data.coords.items() if name in kept},
         {
             "step_owner": "predicted",
             "include_copied": "yes" if include_copied else "no",
