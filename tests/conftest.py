@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the tests run in several processes
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,14 +29,6 @@ compiles = pytest.mark.skipif(
     Version(version("torch")) < Version("2.8"),
     reason="torch 2.6 cannot compile this forward of transformers, recorded or not",
 )
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """As the tests run in several processes."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 VISION = {

@@ -131,8 +131,8 @@ def test_eager_attention_of_a_family_gives_the_recorded_mass(family):
 @on_linux
 def test_the_memory_of_a_family_is_that_of_its_own_process():
     shape = replace(LEAN, family="llava")
-    kept = 2 * 8 * 600**2 * 4 / MIB
-    measured = peak_memory(shape, "cpu", 600, 2, "eager", 2000.0)
+    kept = 2 * 8 * 1600**2 * 4 / MIB  # far more than what varies from process to process
+    measured = peak_memory(shape, "cpu", 1600, 2, "eager", 2000.0)
     assert kept < measured["rise_mib"]
     assert measured["peak_mib"] < 2000
 

@@ -462,3 +462,33 @@ def test_a_layer_is_seen_once_in_a_pass_and_not_after_it():
         for layer in (0, 1):
             np.testing.assert_array_equal(rows[layer].mass, once[layer].mass)
     assert not masses((0, "first"), (None, "end"), (1, "first"))[0].positions.size
+
+
+@pytest.mark.parametrize("every", [1, 4, 32])
+def test_a_window_may_drop_keys_between_the_rows_that_are_recorded(every):
+    """Against a softmax over the last keys; passes of one token, of which some are left out."""
+    window, length, wanted = 6, 20, [3, 4, 11, 12, 13]
+    torch.manual_seed(0)
+    queries, keys = torch.randn(1, 4, length, 8), torch.randn(1, 2, length, 8)
+    segments = ["sink", *["visual"] * 8, "vision_end", *["query"] * 6]
+    layout = key_layout(np.array([segments]))
+    recorder = AttentionRecorder(layout, {0: window}, prompt_positions=wanted, every=every)
+    for slot in range(length):
+        first = max(0, slot + 1 - window)
+        recorder.tokens(torch.tensor([[slot]]))
+        recorder.begin_pass(Pass(1, slot, slot + 1))
+        key = keys[:, :, first : slot + 1].clone()
+        recorder.attention(LayerAttention(0, queries[:, :, slot : slot + 1], key, None, 0.5))
+        recorder.end_pass()
+    recorder.flush()
+    rows = recorder.rows()[0]
+    assert rows.positions.tolist() == [*wanted, *range(len(segments) - 1, length)]
+    columns = np.array([layout.names.index(s) for s in segments])
+    columns = np.pad(columns, (0, length), constant_values=layout.response_column)
+    for place, slot in enumerate(rows.positions):
+        seen = np.arange(max(0, slot + 1 - window), slot + 1)
+        scores = torch.einsum("hd,hkd->hk", queries[0, :, slot], keys[0].repeat_interleave(2, 0))
+        weights = (0.5 * scores[:, seen]).softmax(-1).numpy()
+        for column in range(len(layout.names)):
+            mass = weights[:, columns[seen] == column].sum(-1)
+            assert np.abs(rows.mass[0, place, :, column] - mass).max() < 1e-5

@@ -24,6 +24,7 @@ from attnlens.testbed.model.batches import IGNORED, collate
 from attnlens.testbed.model.curriculum import Example
 from attnlens.testbed.model.training import TrainingPlan
 from attnlens.testbed.studies.forced_pass import HIDDEN_FROM, forced_pass
+from attnlens.testbed.studies.scoring import true_responses
 from attnlens.testbed.studies.study import facts_without_image, looking, pointing, recorded_shares
 from attnlens.testbed.world.samples import picture
 from attnlens.testbed.world.scenes import MARKS
@@ -114,19 +115,22 @@ def test_the_shipped_weights_reach_the_bars_on_a_hundred_scenes(scored):
     assert scored["back"]["steps"] >= 100
 
 
-@pytest.mark.parametrize(("image", "most"), [("true", 500), ("blank", 200), ("true", 100)])
-def test_responses_are_those_of_generate(testbed, image, most):
+@pytest.mark.parametrize(
+    ("image", "most", "known"), [("true", 500, True), ("blank", 200, False), ("true", 100, False)]
+)
+def test_responses_are_those_of_generate(testbed, image, most, known):
     """Also of the answers that one pass shows to be true, and where answers are cut off."""
     samples = [held_out_sample(0, i, "back") for i in range(3)]
-    texts = []
+    end = testbed.tokenizer.eos_token_id
+    expected, prompts = [], []
     for sample in samples:
         prompt = testbed.prompt(picture(sample, image), sample.question.text, "back")
+        prompts.append(prompt)
         tokens = testbed.model.generate(**prompt.inputs, max_new_tokens=most, do_sample=False)
-        new = tokens[0, prompt.inputs["input_ids"].shape[1] :]
-        texts.append(testbed.tokenizer.decode(new, skip_special_tokens=True))
-    responses = respond(testbed, samples, max_new_tokens=most, image=image)
-    assert [text for text, _ in responses] == texts
-    assert [sample.answer for sample in samples] != texts or most == 500
+        new = [i for i in tokens[0, prompt.inputs["input_ids"].shape[1] :].tolist() if i != end]
+        expected.append((testbed.tokenizer.decode(new, skip_special_tokens=True), len(new)))
+    assert respond(testbed, samples, max_new_tokens=most, image=image) == expected
+    assert bool(true_responses(testbed, samples, prompts, most)) == known
 
 
 def test_bfloat16_answers_as_well():

@@ -91,6 +91,8 @@ def dataset_of(trace: TraceLike) -> xr.Dataset:
     for name in axes["mass"]:
         if name not in data.coords:
             raise InputError(f"The dataset is not a trace: it needs labels along its {name} axis.")
+    if (np.diff(data["step"].values) <= 0).any():
+        raise InputError("The dataset is not a trace: its steps are not in order.")
     segments = data["segment"].values.tolist()
     missing = [name for name in SEGMENTS if name not in segments]
     if missing:

@@ -115,7 +115,8 @@ def record(
 
     The text layers keep their attention function, and tokens are those of a run without
     recording. Cost: one copy of a query per layer and step, and one matrix product per layer every
-    ``every`` steps. Memory: layers x heads x segments x 4 bytes a step.
+    ``every`` steps. Memory: layers x heads x segments x 4 bytes a step; where a layer attends to a
+    window, also the keys of that window, which its cache drops before the product.
 
     Parameters
     ----------

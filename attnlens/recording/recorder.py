@@ -166,7 +166,11 @@ class AttentionRecorder:
         self._end = past + tokens
         self._whole = self._fed if past == 0 else None
         waits = tokens == 1 and not begun.offloaded
-        if not waits or any(len(q.positions) == self._every for q in self._queues.values()):
+        full = any(len(q.positions) == self._every for q in self._queues.values())
+        # a window's queue takes the newest key of each pass, so it must not miss one
+        waiting = self.waiting_slots if self._windows else []
+        gap = bool(waiting and wanted) and wanted[0] != waiting[-1] + 1
+        if not waits or full or gap:
             self.flush()
         rows = [p - past for p in wanted]
         self._pass = _CurrentPass(wanted, rows, waits, tokens, begun.keys, past)
@@ -319,7 +323,7 @@ class AttentionRecorder:
     # Mass
 
     def _compute(self, layers: Sequence[int], attention: AttentionRows) -> None:
-        """Compute mass."""
+        """Compute mass, and count keys that a window's cache has dropped as hidden."""
         dropped = attention.dropped
         positions = (attention.positions + dropped).tolist()
         key, heads = attention.keys[0], self._map_heads
@@ -430,7 +434,7 @@ class _WrittenKeys:
     def check(self, keys: torch.Tensor, dropped: int) -> None:
         """Refuse a layer's keys that differ from what was remembered.
 
-        ``keys`` is the layer's cache, which has dropped so many from the first one on.
+        ``keys`` is the cache, and ``dropped`` how many of the first keys it no longer holds.
         """
         then = self._join()
         if then is None:

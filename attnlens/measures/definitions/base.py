@@ -101,7 +101,7 @@ def segment_keys(data: xr.Dataset, segments: Sequence[str]) -> np.ndarray:
 
 
 def has_keys(data: xr.Dataset, segments: Sequence[str]) -> np.ndarray:
-    """Tell at which steps there are keys of any of the segments, hidden ones included.
+    """Tell at each step whether there is any key of these segments, hidden ones included.
 
     Returns
     -------
@@ -117,6 +117,7 @@ def ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
         return over / under
 
 
-def _chosen(data: xr.Dataset, segments: Sequence[str]) -> np.ndarray:
-    """Tell which places of the segment axis are meant, bool (segment,)."""
-    return np.isin(data["segment"].values, list(segments))
+def _chosen(data: xr.Dataset, segments: Sequence[str]) -> list[int]:
+    """Find the places of some segments along the segment axis, each once."""
+    names = data["segment"].values.tolist()
+    return [names.index(segment) for segment in dict.fromkeys(segments)]

@@ -55,8 +55,9 @@ def respond(
 ) -> list[tuple[str, int]]:
     """Generate responses greedily as one batch.
 
-    Where one pass over the true answer shows each of its tokens to be the most likely one, greedy
-    decoding gives that answer, and it is not generated again token by token.
+    Where one pass over the true answer shows each of its tokens to be the most likely one by a
+    clear margin, greedy decoding gives that answer, and it is not generated again token by token.
+    In half precision, where the two round differently, all are generated.
 
     Parameters
     ----------
@@ -82,19 +83,19 @@ def respond(
 
     prompts = [prompt_of(vlm, sample, image) for sample in samples]
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
-    known: dict[int, list[int]] = {}
+    found: dict[int, list[int]] = {}
     if copy:
         options |= {"stop_strings": [REFLECTION], "tokenizer": vlm.tokenizer}
-    else:
-        known = _true_responses(vlm, samples, prompts, max_new_tokens)
-    others = [i for i in range(len(samples)) if i not in known]
+    elif vlm.model.dtype == torch.float32:
+        found = true_responses(vlm, samples, prompts, max_new_tokens)
+    others = [i for i in range(len(samples)) if i not in found]
     if others:
         batch = vlm.batch([prompts[i] for i in others])
         with torch.no_grad():
             sequences = vlm.model.generate(**batch.inputs, **options)
         rows = sequences[:, batch.segments.shape[1] :].tolist()
-        known |= {i: _until_end(vlm, row) for i, row in zip(others, rows, strict=True)}
-    generated = [known[i] for i in range(len(samples))]
+        found |= {i: _until_end(vlm, row) for i, row in zip(others, rows, strict=True)}
+    generated = [found[i] for i in range(len(samples))]
     if copy:
         pairs = ((i, _split_at_tag(vlm, ids)) for i, ids in enumerate(generated))
         split = {i: pair for i, pair in pairs if pair is not None}
@@ -103,11 +104,19 @@ def respond(
     return [(vlm.tokenizer.decode(ids, skip_special_tokens=True), len(ids)) for ids in generated]
 
 
-def _true_responses(
+def true_responses(
     vlm: VLM, samples: list[Sample], prompts: list[Prompt], max_new_tokens: int
 ) -> dict[int, list[int]]:
-    """Return the tokens of those true answers that greedy decoding gives, by sample."""
+    """Find the true answers that greedy decoding gives, in one pass.
+
+    Returns
+    -------
+    dict of int to list of int
+        The tokens of these answers, by the index of their sample.
+    """
     import torch
+
+    from attnlens.experiments.comparison import CLEAR_MARGIN
 
     end = vlm.tokenizer.eos_token_id
     encoded = vlm.tokenizer([s.answer for s in samples], add_special_tokens=False)["input_ids"]
@@ -119,11 +128,12 @@ def _true_responses(
     longest = max(map(len, encoded)) + 2
     with torch.no_grad():
         logits = vlm.model(**inputs, use_cache=False, logits_to_keep=longest).logits
-    best = logits.argmax(-1).tolist()
+    (first, second), best = logits.topk(2).values.unbind(-1), logits.argmax(-1)
+    clear = best.masked_fill(first - second < CLEAR_MARGIN, -1).tolist()
     return {
         i: ids
         for i, ids in enumerate(encoded)
-        if len(ids) < max_new_tokens and best[i][-len(ids) - 2 : -1] == [*ids, end]
+        if len(ids) < max_new_tokens and clear[i][-len(ids) - 2 : -1] == [*ids, end]
     }
 
 
