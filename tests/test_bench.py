@@ -56,10 +56,15 @@ def test_eager_attention_shows_in_the_peak_and_recording_does_not():
         assert row["rise_mib"] == pytest.approx(row["peak_mib"] - row["base_mib"])
     # the matrices of the prefill, float32; on a busy machine a process varies by some 50 MiB
     kept = 2 * 8 * 1666**2 * 4 / MIB
-    assert memory["eager"]["rise_mib"] > memory["plain"]["rise_mib"] + 0.7 * kept
+    assert memory["eager"]["rise_mib"] > memory["plain"]["rise_mib"] + kept
     assert memory["recorded"]["rise_mib"] < memory["plain"]["rise_mib"] + kept / 2
     # the vision tower has windows only: one matrix of all 6,400 patches is 625 MiB
-    assert memory["eager"]["rise_mib"] < memory["plain"]["rise_mib"] + kept + 400
+    assert memory["eager"]["rise_mib"] < memory["plain"]["rise_mib"] + kept + 200
+
+
+def test_a_failing_measurement_says_why():
+    with pytest.raises(RuntimeError, match=r"memory of 'none' failed(.|\n)*KeyError"):
+        peak_memory(LEAN, "cpu", 4, 2, "none")
 
 
 def test_the_command_prints_and_writes_its_figures(tmp_path, monkeypatch, capsys):
@@ -252,6 +257,7 @@ def test_a_process_that_the_system_refuses_memory_is_over_the_limit(monkeypatch,
 
 @on_linux
 def test_a_process_that_takes_too_much_memory_is_ended():
+    assert peak_memory(LEAN, "cpu", 64, 2, "nnsight", 2000.0)["peak_mib"] < 2000
     with pytest.raises(OverLimit, match="plain takes more than 200 MiB"):
         peak_memory(LEAN, "cpu", 64, 2, "plain", 200.0)
 
