@@ -348,6 +348,9 @@ def test_what_is_not_a_trace_is_refused():
         visual_share(np.zeros(3))
     with pytest.raises(InputError, match="list is not a trace"):
         visual_share([data])
+    data = dataset_of_attention(random_attention(1))
+    with pytest.raises(InputError, match="its steps are not in order"):
+        visual_share(data.isel(step=[1, 0, 2]), "mass")
     with pytest.raises(InputError, match="needs mass"):
         visual_share(data.drop_vars("mass"))
     with pytest.raises(InputError, match="needs keys"):

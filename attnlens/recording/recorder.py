@@ -64,7 +64,7 @@ class _LayerQueue:
     """How many keys the layer's cache had dropped at each query."""
     held: list[torch.Tensor] = field(default_factory=list)
     """Keys that together are all that any of the queries sees."""
-    newest: torch.Tensor | None = None
+    newest: torch.Tensor = field(init=False)
     """The layer's cache at the last query."""
     scaling: float = 1.0
 
@@ -284,7 +284,7 @@ class AttentionRecorder:
         groups: dict[tuple, list[int]] = {}
         for layer in layers:
             queue = self._queues.get(layer)
-            if queue is not None and queue.newest is not None:
+            if queue is not None:
                 masks = tuple(map(id, queue.masks))  # layers share the masks of a step
                 kind = (tuple(queue.positions), tuple(queue.dropped), masks)
                 of_keys = (queue.newest.shape, queue.newest.device)
@@ -314,7 +314,7 @@ class AttentionRecorder:
             If the cache no longer holds the keys of earlier steps.
         """
         watched = self._queues.get(self._watched)
-        if watched is not None and watched.newest is not None and self._written is not None:
+        if watched is not None and self._written is not None:
             self._written.check(watched.newest, watched.dropped[-1])
         for layers, attention in self.waiting(list(self._queues)):
             self._compute(layers, attention)

@@ -38,9 +38,8 @@ def look_back(data: xr.Dataset, visual: Segments) -> np.ndarray:
     numpy.ndarray, float64, (step, layer)
         Fraction, per layer, at one step; steps from 1 on. NaN where the denominator is zero.
     """
-    after_first = data.isel(step=data["step"].values > 0)
-    part = mean_of_known(segment_mass(after_first, visual))
-    return ratio(part, mean_of_known(segment_mass(after_first, FROM_IMAGE_ON)))
+    part, whole = (mean_of_known(segment_mass(data, s)) for s in (visual, FROM_IMAGE_ON))
+    return ratio(part, whole)[data["step"].values > 0]
 
 
 DEFINITION = Definition(

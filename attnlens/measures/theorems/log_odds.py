@@ -21,6 +21,7 @@ import numpy as np
 import xarray as xr
 
 from attnlens.errors import InputError
+from attnlens.measures.definitions.base import has_keys, ratio
 from attnlens.measures.inputs import (
     TraceLike,
     dataset_of,
@@ -88,10 +89,11 @@ def log_odds(
     """
     data = select_layers(dataset_of(trace), layers)
     # plain arrays: xarray aligns at every operation, which takes longer than the arithmetic
+    looked_at = ["visual", "copied"] if include_copied else ["visual"]
     names = data["segment"].values
-    visual = np.isin(names, ["visual", "copied"] if include_copied else ["visual"])
+    visual = np.isin(names, looked_at)
     rest = ~visual & np.isin(names, [] if sink else ["sink"], invert=True)
-    if not (data["keys"].transpose("step", "segment").values[:, visual] > 0).any():
+    if not has_keys(data, looked_at).any():
         raise InputError(
             "The trace has no visual keys, so attention to the image cannot be measured; "
             "record a prompt with an image."
@@ -110,16 +112,14 @@ def log_odds(
     by_step = counts if counts.ndim == 3 else counts[:, None, None]
     axes = [str(axis) for axis in keys.dims[:-1]]
     kept = {"step", "layer", "head", "region", "predicted_token"}
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = {
+    return xr.Dataset(
+        {
             "log_odds": (AXES, odds),
             "counts": (axes, counts),
-            "mass": (AXES, looked / (looked + other)),
-            "key_share": (axes, visual_keys / (visual_keys + rest_keys)),
+            "mass": (AXES, ratio(looked, looked + other)),
+            "key_share": (axes, ratio(visual_keys, visual_keys + rest_keys)),
             "preference": (AXES, odds - by_step),
-        }
-    return xr.Dataset(
-        values,
+        },
         {name: (one.dims, one.values) for name, one in data.coords.items() if name in kept},
         {
             "step_owner": "predicted",
