@@ -75,3 +75,26 @@ def run_in_process(function: Callable, *arguments) -> None:
     process.start()
     process.join()
     assert process.exitcode == 0
+
+
+class StartedProcess:
+    """A function in a process of its own, with as much of ``subprocess.Popen`` as a kernel needs."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, function: Callable, *arguments) -> None:
+        self._process = _context().Process(target=function, args=arguments)
+        self._process.start()
+        self.pid = self._process.pid
+        self.terminate = self._process.terminate
+        self.kill = self._process.kill
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self) -> int | None:
+        self._process.join()
+        return self.poll()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)

@@ -13,8 +13,11 @@ from types import ModuleType
 
 import nbformat
 import pytest
+from helpers_processes import StartedProcess
+from ipykernel.kernelapp import IPKernelApp
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning import LocalProvisioner
 from nbclient import NotebookClient
 
 import attnlens
@@ -43,10 +46,29 @@ each = pytest.mark.parametrize("name", NOTEBOOKS)
 class OwnKernel(AsyncKernelManager):
     """Starts the interpreter of the tests, whatever kernels are registered."""
 
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.provisioner = ForkedProvisioner(parent=self, kernel_spec=self.kernel_spec)
+
     @property
     def kernel_spec(self) -> KernelSpec:
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=command, display_name="Python 3", language="python")
+        return KernelSpec(argv=["-f", "{connection_file}"], display_name="Python 3")
+
+
+class ForkedProvisioner(LocalProvisioner):
+    """Forks kernels from a process that has imported: that takes a new interpreter ten seconds."""
+
+    async def launch_kernel(self, cmd, **options):
+        self.process = StartedProcess(run_kernel, cmd, options["cwd"], options["env"])
+        self.pid = self.process.pid
+        return self.connection_info
+
+
+def run_kernel(arguments: list[str], working: str, environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment, JPY_PARENT_PID=str(os.getppid()))  # ends with its parent
+    os.chdir(working)
+    IPKernelApp.launch_instance(arguments)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -113,23 +114,30 @@ def add_caption(figure: Figure, text: str) -> float:
 
 def write_wrapped(artist: Text, text: str, width: float) -> None:
     """Write words into a text of a figure, wrapped to a width in inches."""
-    words, lines = text.split(), []
+    room = width * artist.figure.dpi
+    lines: list[list[str]] = [[]]
+    used = 0.0
+    for word in text.split():
+        long = _advance(word, artist.get_fontsize(), artist.figure.dpi)
+        if lines[-1] and used + long > room:
+            lines.append([])
+            used = 0.0
+        lines[-1].append(word)
+        used += long
+    artist.set_text("\n".join(" ".join(line) for line in lines))
 
-    def fits(count: int) -> bool:
-        artist.set_text(" ".join(words[:count]))
-        return artist.get_window_extent().width <= width * artist.figure.dpi
 
-    count = 1
-    while words:
-        # a line has about as many words as the one before; measuring is what takes time
-        count = min(count, len(words))
-        while count > 1 and not fits(count):
-            count -= 1
-        while count < len(words) and fits(count + 1):
-            count += 1
-        lines.append(" ".join(words[:count]))
-        words = words[count:]
-    artist.set_text("\n".join(lines))
+@lru_cache(maxsize=10_000)
+def _advance(word: str, size: float, dpi: float) -> float:
+    """Width of a word and the space after it, in pixels; to measure is what takes time."""
+    figure = new_figure(1, 1, constrained=False)
+    figure.dpi = dpi
+    stop = "|"  # white space at an end has no width
+    both, alone = (
+        figure.text(0, 0, text, fontsize=size, parse_math=False).get_window_extent().width
+        for text in (f"{word} {stop}", stop)
+    )
+    return both - alone
 
 
 def set_height(figure: Figure, height: float, caption: float) -> None:
