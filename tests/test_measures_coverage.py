@@ -57,17 +57,17 @@ def remembered(measure):
     return measured
 
 
-def ranked_once(monkeypatch, module):
-    """The rank correlation of a pair of series, too, is computed once."""
-    known, spearman = {}, module.spearman
+def computed_once(monkeypatch, module, name):
+    """What a function of a run's arrays gives, too, is computed once."""
+    known, function = {}, getattr(module, name)
 
-    def ranked(a, b, *least):
-        key = a.tobytes() + b.tobytes()
+    def computed(*given):
+        key = b" ".join(np.asarray(one).tobytes() for one in given)
         if key not in known:
-            known[key] = spearman(a, b, *least)
+            known[key] = function(*given)
         return known[key]
 
-    monkeypatch.setattr(module, "spearman", ranked)
+    monkeypatch.setattr(module, name, computed)
 
 
 @pytest.mark.parametrize("count", [20, 40, 100])
@@ -175,6 +175,7 @@ def test_insertion(monkeypatch):
         )
     truth = {name: np.mean([one[name] for one in known]) for name in known[0]}
     monkeypatch.setattr(insertion_module, "_measure", remembered(insertion_module._measure))
+    computed_once(monkeypatch, insertion_module, "exponents")
     whole = insertion(pool)
     assert whole.exponent == pytest.approx(truth["exponent"])
     assert whole.table["log_odds"].iloc[1] == pytest.approx(truth["log_odds"])
@@ -201,7 +202,7 @@ def test_information(monkeypatch):
         of_part.append(ratios[2])
         correlations.append(stats.spearmanr(ratios, 1 / (2 + steps)).statistic)
     monkeypatch.setattr(information, "_answer", remembered(information._answer))
-    ranked_once(monkeypatch, information)
+    computed_once(monkeypatch, information, "spearman")
     covered = Counter()
     for places in drawn(5):
         found = mutual_information([pool[i] for i in places], bins=parts)
@@ -231,7 +232,10 @@ def test_averages_and_agreement(monkeypatch):
     truth = {"mean": visual[:, 4:].mean(), "rank": np.mean(ranks)}
     monkeypatch.setattr(AVERAGES, "visual_share", remembered(AVERAGES.visual_share))
     monkeypatch.setattr(AGREEMENT, "_steps", remembered(AGREEMENT._steps))
-    ranked_once(monkeypatch, AGREEMENT)
+    monkeypatch.setattr(AVERAGES, "_region", remembered(AVERAGES._region))
+    computed_once(monkeypatch, AVERAGES, "_binned")
+    for name in ("_binned", "spearman"):
+        computed_once(monkeypatch, AGREEMENT, name)
     names = ("mass", "lookback-ratio")
     assert agreement(pool, names=names).correlations[0, 1] == pytest.approx(truth["rank"])
     covered = Counter()
