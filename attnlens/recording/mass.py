@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-CHUNK_ELEMENTS = 4_000_000
-"""Largest number of attention weights (float32) held at a time."""
+CHUNK_ELEMENTS = 1_000_000
+"""Largest number of attention weights (float32) held at a time: a CPU keeps them in its cache."""
+ELSEWHERE = 16
+"""How many times as many are held on other devices, which each call takes long to reach."""
 
 HIDES = -1e4
 """A bias of this or below hides a key: -inf, the lowest number of a dtype, what older masks add."""
@@ -113,9 +115,10 @@ def attention_scores(queries: torch.Tensor, keys: torch.Tensor, scaling: float) 
     """
     batch, heads, rows, dimension = queries.shape
     key_heads, length = keys.shape[1], keys.shape[2]
-    grouped = queries.float().reshape(batch, key_heads, heads // key_heads * rows, dimension)
+    scaled = queries.float() * scaling
+    grouped = scaled.reshape(batch, key_heads, heads // key_heads * rows, dimension)
     scores = torch.matmul(grouped, keys.float().transpose(2, 3))
-    return scores.reshape(batch, heads, rows, length).mul_(scaling)
+    return scores.reshape(batch, heads, rows, length)
 
 
 def attention_weights(
@@ -173,9 +176,10 @@ def attention_mass(
     -------
     list of Mass
         One for each layer, on the CPU. Computed in float32 whatever the model runs in, and in
-        chunks of layers and rows that hold at most ``CHUNK_ELEMENTS`` weights.
+        chunks of layers and rows that hold at most ``CHUNK_ELEMENTS`` weights (on other devices
+        than a CPU ``ELSEWHERE`` times as many), or those of one row.
     """
-    queries, keys, visual = attention.queries, attention.keys, columns.visual_slots
+    queries, keys = attention.queries, attention.keys
     batch, heads, rows, _ = queries[0].shape
     length, device = keys[0].shape[2], keys[0].device
     negative = columns.of_keys < 0
@@ -183,8 +187,9 @@ def attention_mass(
     one_hot = torch.zeros(batch, length, columns.count, dtype=torch.float32, device=device)
     one_hot.scatter_(2, columns.of_keys.clamp(min=0)[..., None], (~negative).float()[..., None])
     weights_of_row = max(1, batch * heads * length)
-    layers_at_once = max(1, CHUNK_ELEMENTS // max(1, weights_of_row * rows))
-    rows_at_once = max(1, CHUNK_ELEMENTS // weights_of_row)
+    at_once = CHUNK_ELEMENTS * (1 if device.type == "cpu" else ELSEWHERE)
+    layers_at_once = max(1, at_once // max(1, weights_of_row * rows))
+    rows_at_once = max(1, at_once // weights_of_row)
     results: list[Mass] = []
     hidden_parts: list[torch.Tensor] = []
     hidden_keys: torch.Tensor | None = None
@@ -195,22 +200,26 @@ def attention_mass(
             parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
             for start in range(0, rows, rows_at_once):
                 piece = slice(start, start + rows_at_once)
+                bias, positions = attention.bias_of(piece), attention.positions[piece]
+                end = min(length, int(positions.max()) + 1)  # no query of these sees later keys
                 # layers are side by side along the axis of heads
                 scores = [
-                    attention_scores(queries[i][:, :, piece], k, attention.scaling)
+                    attention_scores(queries[i][:, :, piece], k[:, :, :end], attention.scaling)
                     for i, k in zip(layers, converted, strict=True)
                 ]
-                bias, positions = attention.bias_of(piece), attention.positions[piece]
+                bias = None if bias is None else bias[..., :end]
                 if bias is not None and first == 0:  # the same for all layers
-                    hidden_parts.append(_hidden_keys(bias, positions, one_hot))
+                    hidden_parts.append(_hidden_keys(bias, positions, one_hot[:, :end]))
                 if bias is not None and bias.shape[1] > 1:
                     bias = bias.repeat(1, len(layers), 1, 1)
                 joined = scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)
-                weights = attention_weights(joined, positions, hidden, bias)
-                mass = torch.matmul(weights.reshape(batch, -1, length), one_hot)
+                padding = None if hidden is None else hidden[:, :end]
+                weights = attention_weights(joined, positions, padding, bias)
+                mass = torch.matmul(weights.reshape(batch, -1, end), one_hot[:, :end])
                 mass = mass.reshape(batch, len(layers), heads, len(positions), columns.count)
                 wanted = weights[:, :, max(0, without_visual - start) :]
                 wanted = wanted.unflatten(1, (len(layers), heads))
+                visual = torch.where(columns.visual_slots < end, columns.visual_slots, -1)
                 visual_mean = _visual_mean(wanted, visual)
                 nonzero = (visual_mean > 0).sum(-1).int()
                 for place, i in enumerate(layers):
@@ -284,7 +293,7 @@ def _visual_mean(weights: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
     """
     count = visual.shape[1]
     first = int(visual[0, 0])
-    if torch.equal(visual, torch.arange(first, first + count).expand_as(visual)):
+    if first >= 0 and torch.equal(visual, torch.arange(first, first + count).expand_as(visual)):
         return weights[..., first : first + count].mean(2)  # one run of slots: no copy is needed
     slots = visual.to(weights.device)[:, None, None, :]
     at = slots.clamp(min=0)[:, :, None].expand(-1, *weights.shape[1:4], -1)
