@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from attnlens import interventions, lenses, measures, plots, testbed
     from attnlens.errors import InputError
     from attnlens.experiments.dependence import dependence
-    from attnlens.experiments.force import force
+    from attnlens.experiments.force import force, replay
     from attnlens.experiments.recover import recover
     from attnlens.experiments.recovery import Recovery
     from attnlens.experiments.run import run
@@ -34,6 +34,7 @@ _HOMES = {
     "load": "attnlens.models.load",
     "recover": "attnlens.experiments.recover",
     "record": "attnlens.recording.record",
+    "replay": "attnlens.experiments.force",
     "run": "attnlens.experiments.run",
 }
 _MODULES = ("interventions", "lenses", "measures", "plots", "testbed")
@@ -53,6 +54,7 @@ __all__ = [
     "plots",
     "record",
     "recover",
+    "replay",
     "run",
     "testbed",
 ]

@@ -97,7 +97,7 @@ def test_a_trace_of_another_prompt_is_not_forced(tiny):
     with pytest.raises(InputError, match="str was given as prompt"):
         attnlens.force(tiny, "Is there a red circle?", said)
     for wrong in (5, ["a"], [0.5]):
-        with pytest.raises(InputError, match="give a trace, or the ids of its tokens"):
+        with pytest.raises(InputError, match="give a trace, the ids of its tokens, or its text"):
             attnlens.force(tiny, prompt, wrong)
     with pytest.raises(InputError, match="the token id -1: give ids from 0"):
         attnlens.force(tiny, prompt, [1, -1])

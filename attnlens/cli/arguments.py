@@ -129,7 +129,7 @@ def add_prompt_options(group: Any, mode: str) -> None:
         )
 
 
-def add_model_options(group: Any, *, sampling: bool) -> None:
+def add_model_options(group: Any, *, sampling: bool, generates: bool = True) -> None:
     """Add the options that say which model generates, and how.
 
     Parameters
@@ -138,6 +138,8 @@ def add_model_options(group: Any, *, sampling: bool) -> None:
         A group of options.
     sampling
         Whether answers may be sampled.
+    generates
+        Whether it generates answers at all.
     """
     group.add_argument(
         "--model_path",
@@ -153,9 +155,10 @@ def add_model_options(group: Any, *, sampling: bool) -> None:
         choices=("auto", "float32", "bfloat16", "float16"),
         help="auto: the checkpoint's own",
     )
-    group.add_argument(
-        "--max_new_tokens", type=int, default=2048, metavar="N", help="longest answer (2048)"
-    )
+    if generates:
+        group.add_argument(
+            "--max_new_tokens", type=int, default=2048, metavar="N", help="longest answer (2048)"
+        )
     if sampling:
         group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling (0)")
         group.add_argument(
@@ -167,11 +170,15 @@ def add_model_options(group: Any, *, sampling: bool) -> None:
         )
 
 
-def add_output_options(group: Any) -> None:
-    """Add the options that say where, and in what formats, results are written."""
+def add_output_options(group: Any, formats: str = "--format") -> None:
+    """Add the options that say where, and in what formats, results are written.
+
+    ``formats`` is the name of the second option.
+    """
     group.add_argument("--save_folder", default="results", metavar="DIR", help="(results)")
     group.add_argument(
-        "--format",
+        formats,
+        dest="formats",
         nargs="+",
         default=["png"],
         choices=("png", "pdf", "svg"),
@@ -179,8 +186,8 @@ def add_output_options(group: Any) -> None:
     )
 
 
-def ask_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Return which model is asked, and in what words: fields of ``AskSettings``.
+def prompt_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return which model is asked, and in what words: fields of ``PromptSettings``.
 
     Raises
     ------
@@ -196,12 +203,16 @@ def ask_options(options: argparse.Namespace) -> dict[str, Any]:
         "model": options.model_path,
         "device": options.device,
         "dtype": options.dtype,
-        "max_new_tokens": options.max_new_tokens,
     }
 
 
+def ask_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of ``AskSettings``; raises as ``prompt_options``."""
+    return {**prompt_options(options), "max_new_tokens": options.max_new_tokens}
+
+
 def recording_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of ``RecordingSettings``; raises as ``ask_options``."""
+    """Return the fields of ``RecordingSettings``; raises as ``prompt_options``."""
     return {
         **ask_options(options),
         "seed": options.seed,
@@ -216,7 +227,7 @@ def output_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return where, and in what formats, results are written."""
     return {
         "save_folder": options.save_folder,
-        "formats": tuple(dict.fromkeys(options.format)),
+        "formats": tuple(dict.fromkeys(options.formats)),
     }
 
 

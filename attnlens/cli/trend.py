@@ -84,5 +84,6 @@ def run_trend(options: argparse.Namespace) -> int:
             return 0
         root = Path(output.save_folder) / "trend_runs"
         recorded = recordings.record_each(vlm, questions, settings, root, command="trend")
-        shown = report.report_each(recorded, settings, output) if recorded else []
+        own = dict.fromkeys(recorded, settings)
+        shown = report.report_each(recorded, own, output) if recorded else []
     return exit_status("trend", skipped, len(questions) - len(shown))

@@ -17,7 +17,7 @@ from attnlens.experiments.run import run
 from attnlens.measures.inputs import visual_key_share
 from attnlens.measures.recovery import divergences, entropy
 from attnlens.measures.share import visual_share
-from attnlens.models.images import open_image, plain_picture
+from attnlens.models.images import open_image, open_resized, plain_picture
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt, encode_prompt, with_pictures
 from attnlens.recording.generation import altered_by
@@ -137,7 +137,10 @@ def _same_prompt(vlm: VLM, trace: Trace) -> Prompt:
     paths = [image.get("path") for image in noted]
     if not paths or not all(paths):
         raise InputError("the trace notes no image file: give the prompt that was generated")
-    opened = [open_image(Path(path)) for path in paths]
+    limits = trace.attrs.get("replayed", {}).get("resized_first")
+    opened = [
+        open_image(Path(path)) if limits is None else open_resized(path, *limits) for path in paths
+    ]
     for (_, info), noted in zip(opened, trace.attrs["images"], strict=True):
         if info.sha256 != noted.get("sha256"):
             raise InputError(

@@ -1,4 +1,4 @@
-"""A known response fed again, under an intervention: the twin that compares step by step."""
+"""A known response fed again: of another engine, or under an intervention, step by step."""
 
 from __future__ import annotations
 
@@ -20,31 +20,46 @@ from attnlens.recording.trace import Trace
 from attnlens.text import shortened
 
 
-def force(
+def replay(
     vlm: VLM,
     prompt: Prompt,
-    response: Trace | Sequence[int],
+    response: Trace | str | Sequence[int],
     intervention: Intervention | None = None,
+    *,
+    finished: bool | None = None,
     **recording: Any,
 ) -> Trace:
     """Feed a response's tokens again, many to a pass, and record them.
+
+    The response may be another engine's. Attention is that of a generation of these tokens, up to
+    rounding (less than 1e-5 in float32).
 
     Parameters
     ----------
     vlm, prompt
         The model, and what was asked.
     response
-        A trace of an answer to the prompt, or the ids of its tokens.
+        A trace of an answer to the prompt, the ids of its tokens, or its text. Ids are used as they
+        are. A text is tokenised again, without tokens added, which need not give the tokens that
+        were generated.
     intervention
         What acts meanwhile; see ``attnlens.interventions.teacher_forcing.ForcedSession`` for
         text that it forces.
+    finished
+        Whether the answer ended by itself (True) or was cut at a longest length (False), where
+        that is known. After a text that ended, the model's end token is fed, too; an answer of
+        which this is not known has none.
     recording
         ``layers``, ``visual_map`` and ``prompt_rows``, as in ``attnlens.record``.
 
     Returns
     -------
     Trace
-        Step t compares with step t of the untouched run: only the intervention differs.
+        As ``attnlens.run`` returns it. Step t compares with step t of the untouched run: only the
+        intervention differs. ``trace.attrs["replayed"]`` says what was fed (``source``: ``trace``,
+        ``token ids`` or ``text``); ``drift``, how many characters of the text its tokens do not
+        give back (``attnlens.experiments.force.drift``); and ``cut_off``, None where it is not
+        known.
 
     Raises
     ------
@@ -53,8 +68,11 @@ def force(
         its ids where that is meant), or as in ``attnlens.interventions.intervene``.
     """
     check_prompt(prompt)
+    ends = _end_ids(vlm)
     tokens: Any = response
+    source, drifted = "token ids", 0
     if isinstance(response, Trace):
+        source = "trace"
         other = differing_parts(prompt, response)
         if other:
             raise InputError(
@@ -63,25 +81,74 @@ def force(
                 "tokens all the same"
             )
         tokens = response.data["predicted_token_id"].values
+    elif isinstance(response, str):
+        source = "text"
+        tokens = vlm.tokenizer(response, add_special_tokens=False)["input_ids"]
+        drifted = drift(response, decoded(vlm, tokens))
+        if finished and ends and tokens[-1:] and tokens[-1] not in ends:
+            tokens = [*tokens, ends[0]]
+    ids = _known_ids(vlm, tokens)
+    trace = forced(vlm, prompt, ids, intervention or Nothing(), **recording)[0]
+    ended = (ids[-1] in ends or None) if finished is None else finished
+    trace.attrs["replayed"] = {
+        "source": source,
+        "drift": drifted,
+        "cut_off": None if ended is None else not ended,
+    }
+    return trace
+
+
+force = replay
+"""The same, by the name that says what is done to a known answer under an intervention."""
+
+
+def drift(text: str, given_back: str) -> int:
+    """Count the characters between the first and the last difference of two texts.
+
+    Where they have different lengths there, those of the longer one.
+    """
+    longest = min(len(text), len(given_back))
+    pairs = zip(text, given_back, strict=False)
+    start = next((i for i, (a, b) in enumerate(pairs) if a != b), longest)
+    backwards = zip(reversed(text[start:]), reversed(given_back[start:]), strict=False)
+    same = next((i for i, (a, b) in enumerate(backwards) if a != b), longest - start)
+    return max(len(text), len(given_back)) - start - same
+
+
+def decoded(vlm: VLM, ids: Sequence[int], *, special: bool = True) -> str:
+    """Return the text of tokens, with special ones or without."""
+    return vlm.tokenizer.decode(
+        ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False
+    )
+
+
+def _end_ids(vlm: VLM) -> list[int]:
+    """Ids that end the model's answers; the first one is that of its chat template."""
+    ends = vlm.model.generation_config.eos_token_id
+    return [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
+
+
+def _known_ids(vlm: VLM, tokens: Any) -> list[int]:
     known = vlm.model.get_input_embeddings().num_embeddings
     try:
         ids = [operator.index(i) for i in tokens]
     except TypeError as error:
         raise InputError(
-            f"the response is {shortened(repr(tokens), 80)}: give a trace, or the ids of its tokens"
+            f"the response is {shortened(repr(tokens), 80)}: give a trace, the ids of its tokens, "
+            "or its text"
         ) from error
     unknown = [i for i in ids if not 0 <= i < known]
     if unknown:
         raise InputError(
             f"the response has the token id {unknown[0]}: give ids from 0 to {known - 1}"
         )
-    return forced(vlm, prompt, ids, intervention or Nothing(), **recording)[0]
+    return ids
 
 
 def forced(
     vlm: VLM, prompt: Prompt, ids: list[int], intervention: Intervention, **recording: Any
 ) -> tuple[Trace, torch.Tensor]:
-    """Return the trace, and log-probabilities float32 [steps, vocabulary]; as ``force``."""
+    """Return the trace, and log-probabilities float32 [steps, vocabulary]; as ``replay``."""
     with (
         record(vlm, prompt, **recording) as recorder,
         ForcedSession(vlm, prompt, intervention) as session,
@@ -118,7 +185,7 @@ def twins(
             "an answer of one token has no middle to insert at: give one of several tokens"
         )
     return {
-        name: force(vlm, prompt, answer, intervention, layers=layers)
+        name: replay(vlm, prompt, answer, intervention, layers=layers)
         for name, intervention in insertions(middle).items()
     }
 

@@ -108,6 +108,7 @@ def _part(part: Any, where: str) -> tuple[str, Any]:
     if kind == "image_url" and set(fields) == {"image_url"}:
         url = fields["image_url"]
         kind, fields = "image", dict(url) if isinstance(url, Mapping) else {"url": url}
+        fields.pop("detail", None)  # the size at which OpenAI's own models look
     if kind == "image" and len(fields) == 1 and next(iter(fields)) in SOURCES:
         name, value = next(iter(fields.items()))
         if name == "base64" and isinstance(value, str) and not value.startswith("data:"):

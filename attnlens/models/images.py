@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -256,6 +258,27 @@ def open_image(source: Any) -> tuple[Image.Image, ImageInfo]:
     return image, ImageInfo(path, hashlib.sha256(content).hexdigest(), width, height)
 
 
+def open_resized(
+    source: str, min_pixels: int | None, max_pixels: int | None
+) -> tuple[Image.Image, ImageInfo]:
+    """Open a picture's file and resize it to limits of its area, as Look-Back's evaluation does.
+
+    Its ``load_image`` (``eval/utils/processing.py`` of https://github.com/ruiz-nju/Look-Back)
+    neither turns the picture as its EXIF block says nor lays transparent parts on white, and cuts
+    sides to whole pixels. The facts are those of the file. Raises as ``open_image``.
+    """
+    path = local_path(source)
+    with _reading(quoted(path)):
+        image = Image.open(BytesIO(_read(Path(path)))).convert("RGB")
+    info = replace(open_image(source)[1], width=image.width, height=image.height)
+    for limit, outside in ((max_pixels, operator.gt), (min_pixels, operator.lt)):
+        area = image.width * image.height
+        if limit is not None and outside(area, limit):
+            factor = math.sqrt(limit / area)
+            image = image.resize((int(image.width * factor), int(image.height * factor)))
+    return image, info
+
+
 def _content(source: Any) -> tuple[str | None, bytes, str]:
     """Return path (where there is one) and bytes of a picture's file, and its name in messages."""
     if isinstance(source, bytes | bytearray | memoryview):
@@ -273,9 +296,8 @@ def _content(source: Any) -> tuple[str | None, bytes, str]:
             f"an image is given as {type(source).__name__}: give a path, bytes, a PIL.Image or an "
             "array of uint8"
         )
-    scheme, _, rest = str(source).partition(":") if isinstance(source, str) else ("", "", "")
-    if scheme.lower() == "data":
-        content = _data(rest)
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        content = data_of_url(source)
         return None, content, f"the image of {len(content):,} bytes"
     path = local_path(source)
     return path, _read(Path(path)), quoted(path)
@@ -305,9 +327,9 @@ def local_path(source: str | Path) -> str:
     return str(source)
 
 
-def _data(rest: str) -> bytes:
-    """Decode what follows ``data:`` in a URL (RFC 2397)."""
-    header, comma, body = rest.partition(",")
+def data_of_url(url: str) -> bytes:
+    """Decode a ``data:`` URL (RFC 2397), or raise ``InputError``."""
+    header, comma, body = url.partition(",")
     try:
         if not comma:
             raise ValueError("no comma")
@@ -316,7 +338,7 @@ def _data(rest: str) -> bytes:
             content = base64.b64decode(b"".join(content.split()), validate=True)
     except ValueError as error:
         raise InputError(
-            f"{quoted('data:' + rest)} holds no picture ({error}): "
+            f"{quoted(url)} holds no picture ({error}): "
             "give 'data:image/png;base64,' and the file's bytes in base64"
         ) from error
     return content

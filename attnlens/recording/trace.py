@@ -109,9 +109,11 @@ class Trace:
     def cut_off(self) -> bool | None:
         """Whether generation stopped at its longest length, before the answer had ended.
 
-        None where that is not known: for forced responses, and for generation without an end token
-        or without a longest length.
+        None where that is not known: for generation without an end token or without a longest
+        length, and for a replayed response that does not tell.
         """
+        if "replayed" in self.attrs:
+            return self.attrs["replayed"]["cut_off"]
         settings = self.attrs.get("generation") or {}
         ends, longest = settings.get("eos_token_id"), settings.get("max_new_tokens")
         ids = self.data["predicted_token_id"].values

@@ -6,7 +6,7 @@ import functools
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,13 +27,13 @@ from attnlens.reports.table import print_cut_off, steps_table, write_csv, write_
 from attnlens.runs.cache import Entry, make_each
 from attnlens.runs.dataset import Question
 from attnlens.runs.recordings import TRACE, read_trace
-from attnlens.text import one_line
+from attnlens.text import counted, one_line
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from attnlens.recording.trace import Trace
-    from attnlens.runs.settings import RecordingSettings
+    from attnlens.runs.settings import PromptSettings
 
 SUMMARY = "summary.json"
 """Name of the file that holds the question, the answer and the measures."""
@@ -51,7 +51,7 @@ class TrendOutput:
     formats: tuple[str, ...] = ("png",)
     definition: str = "look-back"
 
-    def check(self, max_new_tokens: int) -> None:
+    def check(self, max_new_tokens: int | None = None) -> None:
         """Refuse what can be refused before anything is run.
 
         Raises
@@ -60,7 +60,8 @@ class TrendOutput:
             If the definition is unknown or has no step in so few tokens, or the folder cannot be
             written.
         """
-        if max_new_tokens <= get_definition(self.definition).first_step:
+        first = get_definition(self.definition).first_step
+        if max_new_tokens is not None and max_new_tokens <= first:
             raise InputError(
                 f"--max_new_tokens {max_new_tokens}: {self.definition} leaves the first step "
                 "out, so give at least 2"
@@ -100,7 +101,7 @@ def check_folder(question: Question, mode: str, output: TrendOutput) -> Path:
 
 
 def report_one(
-    trace: Trace, question: Question, settings: RecordingSettings, output: TrendOutput, folder: Path
+    trace: Trace, question: Question, settings: PromptSettings, output: TrendOutput, folder: Path
 ) -> None:
     """Write trace, table, summary and pictures of a question from the command line.
 
@@ -148,9 +149,13 @@ def _own_files(folder: Path, mode: str, here: str, names: list[str]) -> set[str]
 
 
 def report_each(
-    recorded: Mapping[Question, Entry], settings: RecordingSettings, output: TrendOutput
+    recorded: Mapping[Question, Entry],
+    settings: Mapping[Question, PromptSettings],
+    output: TrendOutput,
+    *,
+    command: str = "trend",
 ) -> list[Question]:
-    """Write summary and pictures of each answer, and one table of all steps.
+    """Write summary and pictures of each answer, and one table of all steps for each mode.
 
     Pictures that are there already, of the same answer, definition and formats, are left alone.
 
@@ -158,18 +163,22 @@ def report_each(
     ----------
     recorded
         Entries of the traces, by question.
-    settings, output
-        How the questions were asked, and what is shown of the answers.
+    settings
+        How each question was asked.
+    output
+        What is shown of the answers.
+    command
+        Name of the command, and of the folder with the pictures.
 
     Returns
     -------
     list of Question
         Those that now have pictures.
     """
-    root, mode = Path(output.save_folder), settings.mode
+    root = Path(output.save_folder)
     entries = {
         question: Entry(
-            root / "trend" / mode / question.folder,
+            root / command / settings[question].mode / question.folder,
             {
                 "question": question.text,
                 "image": question.image,
@@ -184,30 +193,62 @@ def report_each(
 
     def make(question: Question, folder: Path) -> None:
         trace = read_trace(recorded[question])
-        _write_summary(trace, question, settings, output, folder)
-        _draw(trace, mode, output, folder)
+        own = settings[question]
+        _write_summary(trace, question, own, output, folder)
+        _draw(trace, own.mode, output, folder)
 
-    there = make_each(entries, make, command="trend (pictures)")
-    path = root / f"{mode}_steps.parquet"
-    clear_leftover_files(path)
-    _write_table(recorded, path)
-    print(one_line(f"written to {path}"))
+    there = make_each(entries, make, command=f"{command} (pictures)")
+    for mode in dict.fromkeys(settings[question].mode for question in recorded):
+        path = root / f"{mode}_steps.parquet"
+        clear_leftover_files(path)
+        _write_table(
+            {q: run for q, run in recorded.items() if settings[q].mode == mode}, path, command
+        )
+        print(one_line(f"written to {path}"))
     return there
 
 
-def _write_table(recorded: Mapping[Question, Entry], path: Path) -> None:
+def _write_table(recorded: Mapping[Question, Entry], path: Path, command: str) -> None:
     """Write one row for each step of all questions."""
     cut_off: list[int] = []
+    replayed: list[dict[str, Any]] = []
 
     def tables() -> Iterator[pd.DataFrame]:
         for question, entry in progress(recorded.items(), total=len(recorded), description="table"):
             trace = read_trace(entry)
             if trace.cut_off:
                 cut_off.append(trace.data.sizes["step"])
+            if "replayed" in trace.attrs:
+                replayed.append(trace.attrs["replayed"])
             yield steps_table(trace, question)
 
     write_parquet(path, tables())
-    print_cut_off("trend", cut_off, len(recorded))
+    if not replayed:
+        print_cut_off(command, cut_off, len(recorded))
+    for text in _of_replayed(replayed):
+        print(f"attnlens {command}: {text}", file=sys.stderr)
+
+
+def _of_replayed(replayed: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say on how many answers what was fed differs from what the file has."""
+    of = f"of {counted(len(replayed), 'answer')}"
+    found = []
+    drifts = [one["drift"] for one in replayed if one["drift"]]
+    if drifts:
+        found.append(
+            f"the tokens of {len(drifts)} {of} do not give their text back: "
+            f"{min(drifts):,} to {max(drifts):,} characters differ"
+        )
+    other = sum(one.get("same_prompt") is False for one in replayed)
+    if other:
+        found.append(
+            f"the prompts of {other} {of} have other tokens than the file says: mode, template, "
+            "limits of pixels or the checkpoint differ"
+        )
+    cut = sum(one["cut_off"] is True for one in replayed)
+    if cut:
+        found.append(f"{cut} {of} had not ended, as the file says")
+    return found
 
 
 def _draw(trace: Trace, mode: str, output: TrendOutput, folder: Path) -> None:
@@ -240,7 +281,7 @@ def _draw(trace: Trace, mode: str, output: TrendOutput, folder: Path) -> None:
 
 
 def _write_summary(
-    trace: Trace, question: Question, settings: RecordingSettings, output: TrendOutput, folder: Path
+    trace: Trace, question: Question, settings: PromptSettings, output: TrendOutput, folder: Path
 ) -> None:
     text = json.dumps(summary(trace, question, settings, output), indent=2, ensure_ascii=False)
     with write_file(folder / SUMMARY) as temporary:
@@ -248,7 +289,7 @@ def _write_summary(
 
 
 def summary(
-    trace: Trace, question: Question, settings: RecordingSettings, output: TrendOutput
+    trace: Trace, question: Question, settings: PromptSettings, output: TrendOutput
 ) -> dict[str, Any]:
     """Return answer, regions, decay, refocus, settings and versions as plain JSON-able values."""
     from attnlens import measures

@@ -15,7 +15,7 @@ from attnlens.runs.dataset import Question
 
 if TYPE_CHECKING:
     from attnlens.models.load import VLM
-    from attnlens.runs.settings import AskSettings
+    from attnlens.runs.settings import PromptSettings
 
 WEIGHTS = (".safetensors", ".bin")
 """Suffixes of a checkpoint's weights."""
@@ -49,7 +49,7 @@ LONGEST_DIFFERENCE = 60
 
 
 def provenance(
-    question: Question, settings: AskSettings, model: Mapping[str, Any]
+    question: Question, settings: PromptSettings, model: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return everything that the results of a question follow from.
 

@@ -14,7 +14,7 @@ from attnlens.runs.provenance import model_provenance, provenance
 
 if TYPE_CHECKING:
     from attnlens.models.load import VLM
-    from attnlens.runs.settings import RecordingSettings
+    from attnlens.runs.settings import RecordingSettings, ReplaySettings
 
 TRACE = "trace.zarr"
 """Name of the trace in an entry."""
@@ -23,7 +23,7 @@ TWINS, ANSWERS, LONG = "_twins", "_answers", "long"
 twins and of sampled answers, and the name of that of long answers."""
 
 
-def load_for(settings: RecordingSettings) -> VLM:
+def load_for(settings: RecordingSettings | ReplaySettings) -> VLM:
     """Load the model, and refuse layers that it lacks before the first question is asked."""
     from attnlens.models.families import parts_of
     from attnlens.recording.record import choose_layers

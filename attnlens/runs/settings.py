@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from attnlens.errors import InputError
-from attnlens.models.modes import asked_words, check_template, mode_of
+from attnlens.models.modes import MESSAGES, asked_words, check_template, mode_of
 
 if TYPE_CHECKING:
     from attnlens.interventions.base import Intervention
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskSettings:
+class PromptSettings:
     """Which model is asked, and in what words."""
 
     mode: str
@@ -27,7 +29,6 @@ class AskSettings:
     template: str | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
-    max_new_tokens: int = 2048
 
     @property
     def words(self) -> str:
@@ -70,6 +71,13 @@ class AskSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AskSettings(PromptSettings):
+    """What is asked, and how long an answer may be."""
+
+    max_new_tokens: int = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecordingSettings(AskSettings):
     """How answers are generated, and which layers are recorded."""
 
@@ -85,7 +93,7 @@ class RecordingSettings(AskSettings):
         Raises
         ------
         InputError
-            If a number is out of range, or as ``AskSettings.check``.
+            If a number is out of range, or as ``PromptSettings.check``.
         """
         from attnlens.models.videos import check_sampling
 
@@ -115,6 +123,83 @@ class RecordingSettings(AskSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReplaySettings(PromptSettings):
+    """How the question of a known answer was asked, and which layers are recorded.
+
+    ``resized_first``, ``messages`` and ``prompt_text`` are ``resized_first``, ``messages`` and
+    ``prompt`` of ``attnlens.runs.responses.Asked``. The last two have the mode ``messages``.
+    """
+
+    layers: list[int] | None = None
+    resized_first: bool = False
+    messages: Sequence[Mapping[str, Any]] | None = None
+    prompt_text: str | None = None
+
+    @property
+    def words(self) -> str:
+        """The text around the question, or that of the whole prompt."""
+        if self.prompt_text is not None:
+            return self.prompt_text
+        if self.messages is None:
+            return super().words
+        from attnlens.models.chat import read_chat
+
+        return "\n".join(read_chat(self._with_picture("")).texts)
+
+    def load(self) -> VLM:
+        """Load the model with its own limits of pixels: those of the answers may differ."""
+        return PromptSettings.load(replace(self, min_pixels=None, max_pixels=None))
+
+    def prompt(self, vlm: VLM, question: Question) -> Prompt:
+        """Build the prompt that was answered."""
+        from attnlens.models.images import open_image, open_resized
+        from attnlens.models.prompt import encode_prompt
+
+        limits = (self.min_pixels, self.max_pixels)
+        image: Any = question.image
+        if self.resized_first:
+            image, info = open_resized(image, *limits)
+            limits = (None, None)
+        least, most = limits
+        if self.prompt_text is not None:
+            token = vlm.processor.image_token
+            # engines may repeat it for each visual token
+            text = re.sub(f"(?:{re.escape(token)})+", lambda _: token, self.prompt_text)
+            opened = [open_image(image)]
+            prompt = encode_prompt(vlm, text, opened, limits, mode=MESSAGES, question=question.text)
+        elif self.messages is not None:
+            messages = self._with_picture(image)
+            prompt = vlm.prompt(messages, min_pixels=least, max_pixels=most)
+        else:
+            prompt = vlm.prompt(
+                image,
+                question.text,
+                self.mode,
+                system=self.system,
+                template=self.template,
+                min_pixels=least,
+                max_pixels=most,
+            )
+        if self.resized_first:
+            (shown,) = prompt.images
+            prompt = replace(prompt, images=(info.in_tiles(shown.tiles),))
+        return prompt
+
+    def _with_picture(self, image: Any) -> list[dict[str, Any]]:
+        """Return the messages with the picture in its place."""
+        return [
+            {**message, "content": _with_picture(message["content"], image)}
+            for message in self.messages or ()
+        ]
+
+
+def _with_picture(content: Any, image: Any) -> Any:
+    if isinstance(content, str):
+        return content
+    return [part | {"image": image} if part["type"] == "image" else part for part in content]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecoverySettings(AskSettings):
     """Which interventions are compared with the untouched answer."""
 
@@ -130,7 +215,7 @@ class RecoverySettings(AskSettings):
         ------
         InputError
             If an intervention, its picture or the trigger cannot be read, an intervention is given
-            twice, or as ``AskSettings.check``.
+            twice, or as ``PromptSettings.check``.
         """
         from attnlens.models.images import open_image
 

@@ -1,0 +1,113 @@
+"""``attnlens replay``: record the attention of answers that another engine gave."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from attnlens.cli.arguments import (
+    RESUMED,
+    add_model_options,
+    add_output_options,
+    add_prompt_options,
+    exit_status,
+    one_process,
+    output_options,
+    parse_layers,
+    prompt_options,
+)
+from attnlens.text import one_line
+
+MODE = "back"
+"""Mode where neither the file nor an option names one."""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand's options."""
+    parser = commands.add_parser(
+        "replay",
+        help="record the attention of answers that another engine gave",
+        description="Read answers of vLLM, SGLang, lmms-eval, Look-Back's evaluation, a chat or a "
+        "plain file, feed each through the model once, and write what attnlens trend writes of "
+        "many questions: traces into SAVE_FOLDER/replay_runs/{mode}/, pictures and summaries into "
+        "SAVE_FOLDER/replay/{mode}/, a folder for each answer, and all steps into "
+        f"SAVE_FOLDER/{{mode}}_steps.parquet; {RESUMED}. What the file does not tell is taken from "
+        "the options, and printed.",
+    )
+    group = parser.add_argument_group("answers")
+    group.add_argument(
+        "--data", required=True, metavar="FILE", help="the answers: JSON Lines or JSON"
+    )
+    group.add_argument(
+        "--format",
+        metavar="NAME",
+        help="look-back, vllm, sglang, lmms-eval, chat or plain (recognised by its fields)",
+    )
+    group.add_argument(
+        "--images",
+        metavar="DIR",
+        help="folder of the pictures, each with the name that the file has for it, or named after "
+        "its id (the folder of the file)",
+    )
+    group.add_argument(
+        "--image_column",
+        metavar="NAME",
+        help="field of the records that holds the picture's name, or the picture in base64",
+    )
+    asked = parser.add_argument_group("how they were asked, where the file does not tell")
+    add_prompt_options(asked, MODE)
+    parser.set_defaults(mode=None)
+    add_model_options(parser.add_argument_group("model"), sampling=False, generates=False)
+    out = parser.add_argument_group("measure and output")
+    out.add_argument(
+        "--definition",
+        default="look-back",
+        help="definition of attention to the image (look-back); attnlens.measures lists them",
+    )
+    out.add_argument(
+        "--layers", metavar="LIST", help="layers to record, such as 0,2,-1 or 4-7 (all)"
+    )
+    add_output_options(out, "--pictures")
+    parser.set_defaults(run=run_replay)
+
+
+def run_replay(options: argparse.Namespace) -> int:
+    """Check everything that can be checked, then load, replay, measure, draw and write."""
+    from attnlens.reports import trend as report
+    from attnlens.runs.dataset import check_questions
+    from attnlens.runs.responses import read_responses
+    from attnlens.runs.settings import ReplaySettings
+
+    asked = prompt_options(options)
+    settings = ReplaySettings(
+        **{**asked, "mode": options.mode or MODE}, layers=parse_layers(options.layers)
+    )
+    output = report.TrendOutput(**output_options(options), definition=options.definition)
+    settings.check()
+    output.check()
+    folder = Path(output.save_folder)
+    with one_process(options):
+        read = read_responses(
+            options.data,
+            images=options.images,
+            format=options.format,
+            image_column=options.image_column,
+            save_folder=folder / "replay_pictures",
+        )
+        from attnlens.runs import recordings, replays
+
+        given = {n: asked[n] for n in replays.OPTIONS if asked[n] is not None}
+        notes = [*read.assumed, *replays.assumed(read.responses, settings, given)]
+        print(f"{options.data}: answers in the format {read.format}", file=sys.stderr)
+        for text in notes:
+            print(one_line(f"attnlens replay: assumed: {text}"), file=sys.stderr)
+        found, skipped = check_questions([replays.question_of(one) for one in read.responses])
+        responses = replays.by_question(found, read.responses)
+        own = {question: replays.settings_of(one, settings) for question, one in responses.items()}
+        vlm = recordings.load_for(settings)
+        root = folder / "replay_runs"
+        recorded = replays.replay_each(vlm, responses, own, root, command="replay")
+        shown = report.report_each(recorded, own, output, command="replay") if recorded else []
+    return exit_status("replay", skipped, len(responses) - len(shown))

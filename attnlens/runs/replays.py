@@ -1,0 +1,216 @@
+"""Answers of another engine, each fed again and recorded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnlens.errors import InputError
+from attnlens.models.modes import MESSAGES, mode_of
+from attnlens.runs.cache import Entry, make_each
+from attnlens.runs.dataset import Question
+from attnlens.runs.provenance import model_provenance, provenance
+from attnlens.runs.recordings import TRACE
+from attnlens.runs.responses import Asked, Response
+from attnlens.runs.responses.base import digest
+from attnlens.runs.settings import ReplaySettings
+from attnlens.text import counted, shortened
+
+if TYPE_CHECKING:
+    from attnlens.models.load import VLM
+    from attnlens.recording.trace import Trace
+
+OPTIONS = ("mode", "system", "template", "min_pixels", "max_pixels")
+"""Options in whose place a file may tell how its questions were asked."""
+
+
+def question_of(response: Response) -> Question:
+    """Return the question of an answer, with a ``problem`` where it cannot be replayed."""
+    question = response.question
+    problem = question.problem
+    if not problem and not question.image:
+        problem = (
+            "names no picture: give --images with a folder where a picture is named after the id "
+            f"{shortened(response.id, 80)!r}, or --image_column"
+        )
+    if not problem and not response.text and not response.token_ids:
+        problem = "the answer is empty: there is nothing to replay"
+    return replace(question, problem=problem)
+
+
+def settings_of(response: Response, settings: ReplaySettings) -> ReplaySettings:
+    """Return how an answer's question was asked: as the file tells, else as the settings say."""
+    asked = response.asked
+    told = {name: getattr(asked, name) for name in OPTIONS if getattr(asked, name) is not None}
+    if _is_whole(asked):
+        told |= {"mode": MESSAGES, "system": None, "template": None}
+        return replace(settings, **told, messages=asked.messages, prompt_text=asked.prompt)
+    if "template" in told:
+        # vlm.prompt takes the white space around a question away
+        text = response.question.text
+        start, stop = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
+        told["template"] = told["template"].replace("{question}", f"{start}{{question}}{stop}")
+    return replace(settings, **told, resized_first=asked.resized_first)
+
+
+def assumed(
+    responses: Sequence[Response], settings: ReplaySettings, given: Mapping[str, Any]
+) -> list[str]:
+    """Say what a file does not tell, and what is taken in its place.
+
+    Parameters
+    ----------
+    responses
+        Answers of the file.
+    settings
+        What is taken.
+    given
+        Those of ``OPTIONS`` that the user has given.
+
+    Raises
+    ------
+    InputError
+        If the file tells otherwise than an option.
+    """
+    asked = [one.asked for one in responses if not one.question.problem]
+    open_ones = {name: [one for one in asked if _is_open(one, name)] for name in OPTIONS}
+    for name, value in given.items():
+        told = {getattr(one, name) for one in asked}
+        if asked and not open_ones[name] and told != {value}:
+            shown = shortened(", ".join(map(repr, sorted(told - {None}, key=str))), 80)
+            says = f"says {shown}" if shown else "has whole prompts"
+            raise InputError(f"--{name} {value!r}: the file {says}, so leave the option out")
+    origin = {
+        name: f"--{name}" if name in given else f"the default of --{name}" for name in OPTIONS
+    }
+    found = []
+    if open_ones["mode"]:
+        words = all(one.template is not None for one in open_ones["mode"])
+        use = "results are named after" if words else "the questions were asked in the words of"
+        found.append(f"{use} mode {settings.mode} ({origin['mode']})")
+    if open_ones["template"] and settings.template is not None:
+        found.append(f"the questions were asked in the words of {origin['template']}")
+    if open_ones["system"]:
+        own = mode_of(settings.mode).system if settings.system is None else settings.system
+        found.append(f"the system prompt was {shortened(own, 80)!r} ({origin['system']})")
+    for name, what in (("min_pixels", "smallest"), ("max_pixels", "largest")):
+        if open_ones[name]:
+            value = getattr(settings, name)
+            area = "the checkpoint's own" if value is None else f"{value:,} pixels"
+            found.append(f"the {what} area of a picture was {area} ({origin[name]})")
+    usable = [one for one in responses if not one.question.problem]
+    unknown = sum(one.finished is None and one.token_ids is None for one in usable)
+    if unknown:
+        found.append(
+            f"{unknown} of {counted(len(usable), 'answer')} may have been cut: no end token is fed "
+            "after the text"
+        )
+    return found
+
+
+def _is_whole(asked: Asked) -> bool:
+    """Whether the whole prompt is known."""
+    return asked.messages is not None or asked.prompt is not None
+
+
+def _is_open(asked: Asked, name: str) -> bool:
+    """Whether the value of one of ``OPTIONS`` has to be assumed."""
+    if getattr(asked, name) is not None:
+        return False
+    if name in ("min_pixels", "max_pixels"):
+        return not asked.resized_first
+    return not _is_whole(asked) and (name == "mode" or asked.mode is None)
+
+
+def replay_one(vlm: VLM, response: Response, settings: ReplaySettings) -> Trace:
+    """Feed an answer again and record it.
+
+    ``trace.attrs["replayed"]`` also has ``same_prompt`` where the file has the ids of the prompt,
+    and ``resized_first``, the limits to which the engine's picture had been resized.
+
+    Parameters
+    ----------
+    vlm, response, settings
+        The model, what was answered, and how it was asked.
+    """
+    from attnlens.experiments.force import decoded, drift, replay
+
+    prompt = settings.prompt(vlm, response.question)
+    tokens = response.text if response.token_ids is None else response.token_ids
+    trace = replay(vlm, prompt, tokens, finished=response.finished, layers=settings.layers)
+    replayed = trace.attrs["replayed"]
+    if response.token_ids is not None and response.text:
+        # engines leave special tokens out of the text unless they are told otherwise
+        replayed["drift"] = min(
+            drift(response.text, decoded(vlm, response.token_ids, special=special))
+            for special in (False, True)
+        )
+    if settings.resized_first:
+        replayed["resized_first"] = [settings.min_pixels, settings.max_pixels]
+    if response.prompt_digest:
+        ids = prompt.inputs["input_ids"][0].tolist()
+        replayed["same_prompt"] = digest(ids) == response.prompt_digest
+    return trace
+
+
+def replay_each(
+    vlm: VLM,
+    responses: Mapping[Question, Response],
+    settings: Mapping[Question, ReplaySettings],
+    root: Path,
+    *,
+    command: str,
+) -> dict[Question, Entry]:
+    """Replay the answers of a file that are not there yet.
+
+    Parameters
+    ----------
+    vlm, responses, settings
+        The model, the answers by question, and how each was asked.
+    root
+        Each trace goes into ``MODE/LINE_IMAGE/trace.zarr`` there.
+    command
+        Name of the command, for messages.
+
+    Returns
+    -------
+    dict
+        For each question whose answer could be replayed, the entry that holds its trace.
+    """
+    model = model_provenance(vlm)
+    entries = {
+        question: Entry(
+            root / settings[question].mode / question.folder,
+            provenance(question, settings[question], model) | {"replayed": _identity(response)},
+        )
+        for question, response in responses.items()
+    }
+
+    def make(question: Question, folder: Path) -> None:
+        # with the hash of its picture
+        response = replace(responses[question], question=question)
+        replay_one(vlm, response, settings[question]).save(folder / TRACE)
+
+    there = make_each(entries, make, command=command)
+    return {question: entries[question] for question in there}
+
+
+def _identity(response: Response) -> dict[str, Any]:
+    """Return what a replay follows from besides the question."""
+    return {
+        "text_sha256": hashlib.sha256(response.text.encode()).hexdigest(),
+        "tokens": None if response.token_ids is None else digest(response.token_ids),
+        "prompt": response.prompt_digest,
+        "finished": response.finished,
+    }
+
+
+def by_question(
+    questions: Iterable[Question], responses: Iterable[Response]
+) -> dict[Question, Response]:
+    """Return the answer to each question, found by its line."""
+    of_line = {one.question.line: one for one in responses}
+    return {question: of_line[question.line] for question in questions}

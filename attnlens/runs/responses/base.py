@@ -1,0 +1,190 @@
+"""What a file of answers holds, whatever engine wrote it, and what each format has to say."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from attnlens.answers import true_answer
+from attnlens.errors import InputError
+from attnlens.runs.dataset import Question
+from attnlens.text import shortened
+
+Record = Mapping[str, Any]
+"""One JSON object of a file."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a question was asked, as far as the file tells; None where it does not.
+
+    Attributes
+    ----------
+    mode, system, template
+        As in ``vlm.prompt``.
+    min_pixels, max_pixels
+        Limits of the picture's area at resizing.
+    resized_first
+        Whether the engine was given a picture that had been resized to these limits, as
+        Look-Back's evaluation does, and then resized it again to whole visual tokens.
+    messages
+        The chat messages, with ``{"type": "image"}`` where the picture goes.
+    prompt
+        The whole text of the prompt, as a chat template has written it.
+    """
+
+    mode: str | None = None
+    system: str | None = None
+    template: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    resized_first: bool = False
+    messages: Sequence[Mapping[str, Any]] | None = None
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Response:
+    """An answer that some engine gave to a question.
+
+    Attributes
+    ----------
+    question
+        What was asked. Its ``image`` is empty where the file names none; ``problem`` says why the
+        record cannot be used.
+    text
+        The answer.
+    token_ids
+        Ids of its tokens, where the file has them.
+    id
+        Its identifier in the file, else its line.
+    asked
+        How it was asked.
+    fields
+        The other fields of the record, such as a category.
+    finished
+        Whether the answer ended by itself (True) or was cut at a longest length (False); None
+        where the file does not tell.
+    prompt_digest
+        ``digest`` of the ids of the prompt's tokens; empty where the file does not have them.
+    """
+
+    question: Question
+    text: str
+    token_ids: tuple[int, ...] | None
+    id: str
+    asked: Asked
+    fields: Mapping[str, Any]
+    finished: bool | None = None
+    prompt_digest: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a format finds in a record: the attributes of ``Response`` before they are checked.
+
+    ``picture`` is what stands for the picture in the record; ``used`` are the fields that are not
+    to be kept in ``Response.fields``, and ``extra`` is what is added to these.
+    """
+
+    question: Any
+    text: Any
+    token_ids: Any = None
+    id: Any = None
+    truth: Any = None
+    picture: Any = None
+    asked: Asked = field(default_factory=Asked)
+    finished: bool | None = None
+    prompt_ids: Any = None
+    used: Iterable[str] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of files of answers.
+
+    Attributes
+    ----------
+    name
+        For ``--format`` and messages.
+    fields
+        Its fields, for messages.
+    matches
+        Whether a record is of this format.
+    read
+        Finds the answers in a record; raises ``InputError`` where it cannot.
+    container
+        Name of the list of records in a file that is one JSON object; empty where there is none.
+    asked
+        Reads from such an object how all its questions were asked.
+    """
+
+    name: str
+    fields: str
+    matches: Callable[[Record], bool]
+    read: Callable[[Record], list[Answer]]
+    container: str = ""
+    asked: Callable[[Record], Asked] | None = None
+
+
+def digest(ids: Sequence[int]) -> str:
+    """Return what identifies a sequence of token ids: its length and a hash."""
+    text = ",".join(map(str, ids))
+    return f"{len(ids):,} tokens, {hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def needed(record: Record, name: str) -> Any:
+    """Return a field of a record, or raise ``InputError`` with the names of those it has."""
+    if record.get(name) is None:
+        there = shortened(", ".join(map(repr, record)), 80) or "nothing"
+        raise InputError(f"has no {name!r}; it has {there}")
+    return record[name]
+
+
+def checked_text(name: str, value: Any) -> str:
+    """Return a text that can be written as UTF-8, or raise ``InputError``."""
+    if not isinstance(value, str):
+        raise InputError(f"{name!r} is {shortened(repr(value), 80)}: give a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name!r} holds half a character") from error
+    return value
+
+
+def whole_prompt(prompt: Any) -> Asked:
+    """Return how a question was asked by the text of its prompt, where there is one."""
+    return Asked(prompt=None if prompt is None else checked_text("prompt", prompt))
+
+
+def checked_ids(name: str, value: Any) -> list[int] | None:
+    """Return token ids, or raise ``InputError``; None for none."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or {*map(type, value)} - {int} or min(value, default=0) < 0:
+        raise InputError(f"{name!r} is {shortened(repr(value), 80)}: give a list of token ids")
+    return value
+
+
+def checked_truth(value: Any) -> str | None:
+    """Return the right answer as a text, or raise ``InputError``; None where there is none."""
+    if value is None or value == "":
+        return None
+    try:
+        return true_answer(value)
+    except InputError as error:
+        shown = shortened(repr(value), 80)
+        raise InputError(f"the right answer is {shown}: give a text or a number") from error
+
+
+def ended(reason: Any, *, by_token: bool = True) -> bool | None:
+    """Read a ``finish_reason``: True for ``stop``, False for ``length``, else None.
+
+    ``by_token`` is False where a stop string ended the answer, which says nothing of its end.
+    """
+    if reason == "stop":
+        return True if by_token else None
+    return False if reason == "length" else None

@@ -1,0 +1,58 @@
+"""Samples of lmms-eval (``--log_samples``): one JSON object a line.
+
+Source: https://github.com/EvolvingLMMs-Lab/lmms-eval, ``lmms_eval/evaluator.py`` and
+``lmms_eval/loggers/evaluation_tracker.py``. The user's text, with the task's own instruction, is
+``input`` or the first of ``arguments``; ``resps`` are the answers, left out where they are the same
+as ``filtered_resps``. Pictures are left out of ``doc``, and so is ``doc`` itself by newer versions:
+they are found by ``doc_id`` in a folder. Older versions write one object with the list ``logs``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attnlens.errors import InputError
+from attnlens.runs.responses.base import Answer, Asked, Format, Record, needed
+from attnlens.text import shortened
+
+
+def _first_text(value: Any) -> Any:
+    """Return the first of nested lists' values."""
+    while isinstance(value, list) and value:
+        value = value[0]
+    return value
+
+
+def _read(record: Record) -> list[Answer]:
+    asked = _first_text(record.get("input", record.get("arguments")))
+    doc = record.get("doc")
+    doc = doc if isinstance(doc, dict) else {}
+    question = asked if isinstance(asked, str) else doc.get("question")
+    if question is None:
+        raise InputError("has neither 'input' nor 'arguments' nor a question in its 'doc'")
+    texts = record.get("resps") or needed(record, "filtered_resps")
+    text = _first_text(texts)
+    if not isinstance(text, str):
+        raise InputError(f"'resps' is {shortened(repr(texts), 80)}: give generated text")
+    return [
+        Answer(
+            question=question,
+            text=text,
+            id=record.get("doc_id"),
+            truth=record.get("target"),
+            picture=record.get("image"),
+            # the task's instruction is part of the user's text
+            asked=Asked(template="{question}") if question is asked else Asked(),
+            used=("doc", "arguments", "input", "resps", "filtered_resps", "target", "image"),
+            extra=doc,
+        )
+    ]
+
+
+FORMAT = Format(
+    name="lmms-eval",
+    fields='{"doc_id", "target", "input", "filtered_resps"}',
+    matches=lambda record: "doc_id" in record and bool({"resps", "filtered_resps"} & set(record)),
+    read=_read,
+    container="logs",
+)
