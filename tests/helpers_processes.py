@@ -78,7 +78,7 @@ def run_in_process(function: Callable, *arguments) -> None:
 
 
 class StartedProcess:
-    """A function in a process of its own, with as much of ``subprocess.Popen`` as a kernel needs."""
+    """A function in a process of its own, with what a kernel needs of ``subprocess.Popen``."""
 
     stdin = stdout = stderr = None
 

@@ -14,7 +14,6 @@ from types import ModuleType
 import nbformat
 import pytest
 from helpers_processes import StartedProcess
-from ipykernel.kernelapp import IPKernelApp
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
@@ -65,6 +64,8 @@ class ForkedProvisioner(LocalProvisioner):
 
 
 def run_kernel(arguments: list[str], working: str, environment: dict[str, str]) -> None:
+    from ipykernel.kernelapp import IPKernelApp
+
     os.environ.clear()
     os.environ.update(environment, JPY_PARENT_PID=str(os.getppid()))  # ends with its parent
     os.chdir(working)

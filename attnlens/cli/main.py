@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import attnlens
-from attnlens.cli import bench, dilution, families, figures, recover, replay, testbed, trend
+from attnlens.cli import (
+    bench,
+    dilution,
+    families,
+    figures,
+    recover,
+    replay,
+    score,
+    testbed,
+    trend,
+)
 from attnlens.errors import InputError
 from attnlens.text import one_line
 
@@ -30,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"attnlens {attnlens.__version__}")
     commands = top.add_subparsers(dest="command", metavar="command", parser_class=_Parser)
-    for module in (trend, recover, dilution, figures, replay, families, testbed, bench):
+    for module in (trend, recover, dilution, figures, replay, score, families, testbed, bench):
         module.add_parser(commands)
     return top
 

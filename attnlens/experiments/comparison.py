@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from attnlens.answers import final_answer, is_changed, is_right
+from attnlens.answers import as_number, final_answer, is_changed, judge
 from attnlens.experiments.force import forced
 from attnlens.experiments.recovery import UNTOUCHED
 from attnlens.experiments.run import run
@@ -192,8 +192,8 @@ def _compare(
         "answer": "" if answer is None else answer,
         "text": free.trace.text,
         "never_fired": "\n".join(free.trace.attrs.get("never_fired", [])),
-        "answer_changed": float(is_changed(answer, before)),
-        "right": float("nan") if truth is None else float(is_right(answer, truth)),
+        "answer_changed": as_number(is_changed(answer, before)),
+        "right": as_number(None if truth is None else judge(answer, truth).right),
         "cut_off": float("nan") if cut_off is None else float(cut_off),
         "steps": float(free.trace.data.sizes["step"]),
         "seconds": free.seconds,

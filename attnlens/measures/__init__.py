@@ -11,6 +11,8 @@ from attnlens.measures.agreement import Agreement as Agreement
 from attnlens.measures.agreement import agreement as agreement
 from attnlens.measures.averages import Averages as Averages
 from attnlens.measures.averages import averages as averages
+from attnlens.measures.correctness import Correctness as Correctness
+from attnlens.measures.correctness import correctness as correctness
 from attnlens.measures.correlation import correlation as correlation
 from attnlens.measures.decay import Decay as Decay
 from attnlens.measures.decay import GroupDecay as GroupDecay

@@ -376,6 +376,59 @@ def signed_rank(differences: np.ndarray) -> tuple[float, float]:
     return float(scipy.stats.wilcoxon(moved).pvalue), effect
 
 
+def superiority(
+    first: np.ndarray, second: np.ndarray, confidence: float
+) -> tuple[float, float, float, float]:
+    """Estimate how often a value of one group exceeds one of another, independent, group.
+
+    This probability, with ties counted half, is U / (m n) of Mann and Whitney, the area under the
+    ROC curve: 0.5 where neither group tends to be higher. Its interval is Newcombe's method 5
+    (2006, doi 10.1002/sim.2324), which inverts a score with the variance of Hanley and McNeil; it
+    has a width even where the groups do not overlap.
+
+    Parameters
+    ----------
+    first, second : numpy.ndarray, shape (m,) and (n,)
+        One finite value per unit.
+    confidence : float
+        Level of the interval.
+
+    Returns
+    -------
+    tuple of float
+        Probability that a value of `first` is the higher one, low and high end, and the two-sided p
+        value of Mann-Whitney's test; all but the first are NaN with fewer than
+        ``LEAST_FOR_MEANS`` values in a group, the first without a value in one.
+
+    Raises
+    ------
+    InputError
+        If the level is out of range.
+    """
+    check_confidence(confidence)
+    m, n = len(first), len(second)
+    if not m or not n:
+        return (float("nan"),) * 4
+    ranks = scipy.stats.rankdata(np.concatenate([first, second]))
+    found = float((ranks[:m].sum() - m * (m + 1) / 2) / (m * n))
+    if min(m, n) < LEAST_FOR_MEANS:
+        return found, float("nan"), float("nan"), float("nan")
+    quantile = scipy.stats.norm.isf((1 - confidence) / 2)
+    middle = (m + n) / 2 - 1
+
+    def beyond(true: float) -> float:
+        """Positive where a score test rejects this probability."""
+        spread = 1 + middle * ((1 - true) / (2 - true) + true / (1 + true))
+        return float((found - true) ** 2 - quantile**2 * true * (1 - true) * spread / (m * n))
+
+    near = 1e-9  # at 0 and 1 themselves the variance is 0
+    low = scipy.optimize.brentq(beyond, 0, min(found, 1 - near)) if found > near else 0.0
+    high = scipy.optimize.brentq(beyond, max(found, near), 1) if found < 1 - near else 1.0
+    same = np.ptp(ranks) == 0
+    p_value = 1.0 if same else float(scipy.stats.mannwhitneyu(first, second).pvalue)
+    return found, float(low), float(high), p_value
+
+
 def holm(p_values: np.ndarray) -> np.ndarray:
     """Adjust p values for having asked several times (Holm 1979); NaN stays out of the count."""
     adjusted = np.full(len(p_values), np.nan)

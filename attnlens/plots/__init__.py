@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from attnlens.plots.attribution import attribution as attribution
 from attnlens.plots.averages import averages as averages
+from attnlens.plots.correctness import correctness as correctness
 from attnlens.plots.definitions import definitions as definitions
 from attnlens.plots.dependence import dependence as dependence
 from attnlens.plots.dilution import dilution as dilution

@@ -17,7 +17,7 @@ from attnlens._version import versions
 from attnlens.errors import InputError
 from attnlens.files import check_results, check_writable, clear_leftover_folders, write_folder
 from attnlens.measures.definitions import get_definition
-from attnlens.reports.table import print_cut_off, write_parquet
+from attnlens.reports.table import print_cut_off, print_unjudged, write_parquet
 from attnlens.runs.dataset import Question
 from attnlens.text import one_line, shortened
 
@@ -94,6 +94,9 @@ def report_recovery(
     lengths = result.data["steps"].where(result.data["cut_off"] == 1).max("run").values
     cut_off = lengths[~np.isnan(lengths)].astype(int).tolist()
     print_cut_off("recover", cut_off, len(questions), "questions have an answer that")
+    known = np.array([question.answer is not None for question in questions])
+    unjudged = int(np.isnan(result.data["right"].values[known]).sum())
+    print_unjudged("recover", unjudged, "answers, all runs counted,")
     print(one_line(f"written to {folder}"))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attnlens.answers.grader import INSTALL
 from attnlens.files import write_file
 from attnlens.runs.dataset import Question
 
@@ -35,12 +36,12 @@ def steps_table(trace: Trace, question: Question | None = None) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``line``, ``image``, ``question``, ``mode``, ``expected``, ``answer``, ``right`` (by the
-        rule of ``attnlens.answers``; missing where the truth is not known), ``cut_off`` (whether
-        the answer had not ended when generation stopped at its longest length; missing where that
-        is not known) of the run; ``step``, ``query_token``, ``predicted_token``, ``region`` (of the
-        predicted token); ``keys_SEGMENT``, the number of keys, without those that are hidden from a
-        head, and ``mass_SEGMENT``, the fraction of attention mass, both the mean over layers and
-        heads; and each definition of visual share by its name
+        rule of ``attnlens.answers``; missing where that or the truth is not known), ``cut_off``
+        (whether the answer had not ended when generation stopped at its longest length; missing
+        where that is not known) of the run; ``step``, ``query_token``, ``predicted_token``,
+        ``region`` (of the predicted token); ``keys_SEGMENT``, the number of keys, without those
+        that are hidden from a head, and ``mass_SEGMENT``, the fraction of attention mass, both the
+        mean over layers and heads; and each definition of visual share by its name
         (``attnlens.measures.definitions``), reduced over heads and layers, NaN where it is not
         defined. ``NAME_query`` and ``NAME_response`` follow a definition that has curves of the
         query text and the generated text; those of ``mass`` are the fractions of these names.
@@ -49,7 +50,7 @@ def steps_table(trace: Trace, question: Question | None = None) -> pd.DataFrame:
     import numpy as np
     import pandas as pd
 
-    from attnlens.answers import final_answer, is_right
+    from attnlens.answers import final_answer, judge
     from attnlens.measures import shares, visual_share
     from attnlens.measures.definitions import DEFINITIONS
     from attnlens.measures.inputs import over_heads, visible_keys
@@ -60,7 +61,7 @@ def steps_table(trace: Trace, question: Question | None = None) -> pd.DataFrame:
         images = trace.attrs.get("images") or [{}]
         question = Question(str(images[0].get("path") or ""), str(trace.attrs.get("question", "")))
     answer = final_answer(trace.text)
-    right = None if question.answer is None else is_right(answer, question.answer)
+    right = None if question.answer is None else judge(answer, question.answer).right
     table = pd.DataFrame(
         {
             "line": pd.Series([question.line] * steps, dtype="Int64"),
@@ -127,6 +128,16 @@ def print_cut_off(command: str, cut_off: Sequence[int], total: int, of: str = "a
             f"attnlens {command}: {what} had not ended at the longest length, {tokens} "
             f"token{'' if most == 1 else 's'} (--max_new_tokens); "
             "results are about the part that is there",
+            file=sys.stderr,
+        )
+
+
+def print_unjudged(command: str, count: int, of: str = "answers") -> None:
+    """Print on standard error how many answers only math-verify could judge, if any."""
+    if count:
+        print(
+            f"attnlens {command}: {count} {of} could not be judged, since only math-verify can "
+            f"tell whether expressions are equal: {INSTALL}",
             file=sys.stderr,
         )
 

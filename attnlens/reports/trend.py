@@ -23,7 +23,13 @@ from attnlens.files import (
 from attnlens.measures.definitions import get_definition
 from attnlens.models.modes import VERIFICATIONS, verification_tag
 from attnlens.progress import progress
-from attnlens.reports.table import print_cut_off, steps_table, write_csv, write_parquet
+from attnlens.reports.table import (
+    print_cut_off,
+    print_unjudged,
+    steps_table,
+    write_csv,
+    write_parquet,
+)
 from attnlens.runs.cache import Entry, make_each
 from attnlens.runs.dataset import Question
 from attnlens.runs.recordings import TRACE, read_trace
@@ -212,19 +218,24 @@ def _write_table(recorded: Mapping[Question, Entry], path: Path, command: str) -
     """Write one row for each step of all questions."""
     cut_off: list[int] = []
     replayed: list[dict[str, Any]] = []
+    unjudged = 0
 
     def tables() -> Iterator[pd.DataFrame]:
+        nonlocal unjudged
         for question, entry in progress(recorded.items(), total=len(recorded), description="table"):
             trace = read_trace(entry)
             if trace.cut_off:
                 cut_off.append(trace.data.sizes["step"])
             if "replayed" in trace.attrs:
                 replayed.append(trace.attrs["replayed"])
-            yield steps_table(trace, question)
+            table = steps_table(trace, question)
+            unjudged += question.answer is not None and bool(table["right"].isna().any())
+            yield table
 
     write_parquet(path, tables())
     if not replayed:
         print_cut_off(command, cut_off, len(recorded))
+    print_unjudged(command, unjudged)
     for text in _of_replayed(replayed):
         print(f"attnlens {command}: {text}", file=sys.stderr)
 

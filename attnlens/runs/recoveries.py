@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attnlens.answers import is_changed, is_right
+from attnlens.answers import as_number, is_changed, judge
 from attnlens.errors import InputError
 from attnlens.experiments.comparison import CompareSettings, compare_runs, to_dataset, warm_up
 from attnlens.experiments.recover import named_interventions, recover
@@ -110,9 +110,10 @@ def _judge(part: Recovery, truth: str | None) -> None:
     """Judge answers by today's rule and truth, whenever the question was run."""
     for i, (before, *others) in enumerate(part.data["answer"].values.tolist()):
         answers = (before, *others)
-        part.data["answer_changed"].values[i] = [float(is_changed(a, before)) for a in answers]
-        right = [float("nan") if truth is None else float(is_right(a, truth)) for a in answers]
-        part.data["right"].values[i] = right
+        part.data["answer_changed"].values[i] = [as_number(is_changed(a, before)) for a in answers]
+        part.data["right"].values[i] = [
+            as_number(None if truth is None else judge(a, truth).right) for a in answers
+        ]
 
 
 def _fitting(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class ResponseFile:
 
     responses: list[Response]
     format: str
-    assumed: list[str]
+    assumed: list[str] = field(default_factory=list)
 
 
 def read_responses(

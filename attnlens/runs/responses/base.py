@@ -73,10 +73,10 @@ class Response:
 
     question: Question
     text: str
-    token_ids: tuple[int, ...] | None
-    id: str
-    asked: Asked
-    fields: Mapping[str, Any]
+    token_ids: tuple[int, ...] | None = None
+    id: str = ""
+    asked: Asked = field(default_factory=Asked)
+    fields: Mapping[str, Any] = field(default_factory=dict)
     finished: bool | None = None
     prompt_digest: str = ""
 

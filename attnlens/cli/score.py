@@ -1,0 +1,77 @@
+"""``attnlens score``: which answers are right, and whether attention has to do with it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from attnlens.cli.arguments import add_output_options, exit_status, output_options
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand's options."""
+    parser = commands.add_parser(
+        "score",
+        help="say which answers of a file are right, and compare attention of right and wrong ones",
+        description="Judge the answers of a file, which any engine may have given, and write into "
+        "SAVE_FOLDER/score/ every number (score.json), a row for each answer (answers.parquet), "
+        "and, where traces are there, attention of right and wrong answers (attention_regions.csv, "
+        "attention_steps.parquet, correctness.png). Pictures are not opened. Options are spelled "
+        "with _ or -.",
+    )
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="answers with truths, as JSON or JSON Lines, or a folder that attnlens trend --data "
+        "wrote",
+    )
+    parser.add_argument("--against", metavar="FILE", help="other answers to the same questions")
+    parser.add_argument(
+        "--rule",
+        default="attnlens",
+        choices=("attnlens", "look-back"),
+        help="attnlens: the rule of this package (the default); look-back: that of Look-Back's "
+        "cal_score.py, with the answers on which the two differ",
+    )
+    parser.add_argument(
+        "--benchmark",
+        choices=("pope", "chair", "hallusionbench", "mme"),
+        help="scores of a benchmark, too",
+    )
+    parser.add_argument(
+        "--objects",
+        metavar="FILE",
+        help="for chair: a line for each object, its name and synonyms joined by commas, or JSON",
+    )
+    parser.add_argument(
+        "--traces",
+        metavar="DIR",
+        help="traces of the same answers, written by attnlens trend --data or attnlens replay",
+    )
+    parser.add_argument(
+        "--definition", default="mass", help="definition of attention of the curves by step (mass)"
+    )
+    add_output_options(parser)
+    parser.set_defaults(run=run_score)
+
+
+def run_score(options: argparse.Namespace) -> int:
+    """Check everything that can be checked, then read, judge, measure and write."""
+    from attnlens.reports.score import ScoreOutput, report_score
+    from attnlens.runs.cache import only_process
+
+    output = ScoreOutput(
+        **output_options(options),
+        file=options.file,
+        against=options.against,
+        rule=options.rule,
+        benchmark=options.benchmark,
+        objects=options.objects,
+        traces=options.traces,
+        definition=options.definition,
+    )
+    output.check()
+    with only_process(Path(output.save_folder)):
+        skipped = report_score(output)
+    return exit_status("score", skipped, 0)

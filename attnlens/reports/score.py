@@ -1,0 +1,314 @@
+"""What ``attnlens score`` writes: verdicts, scores, and attention beside correctness."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from attnlens._version import versions
+from attnlens.answers import final_answer
+from attnlens.answers.grader import INSTALL, is_there
+from attnlens.errors import InputError
+from attnlens.files import check_results, clear_leftover_folders, write_folder
+from attnlens.measures.correctness import Correctness, correctness
+from attnlens.measures.definitions import get_definition
+from attnlens.measures.statistics import mcnemar, proportion_difference, with_interval
+from attnlens.progress import progress
+from attnlens.reports.score_benchmarks import BENCHMARKS, read_objects
+from attnlens.reports.table import write_parquet
+from attnlens.runs.answered import traces_of
+from attnlens.runs.judged import LOOK_BACK, OURS, Judged, judge_file
+from attnlens.text import counted, one_line, quoted, shortened
+
+FOLDER, MARKER = "score", "score.json"
+MOST_SHOWN = 5
+"""How many answers that two rules judge differently are printed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOutput:
+    """What is scored, by which rule, and where the result goes."""
+
+    file: str
+    against: str | None = None
+    rule: str = OURS
+    benchmark: str | None = None
+    objects: str | None = None
+    traces: str | None = None
+    definition: str = "mass"
+    save_folder: str = "results"
+    formats: tuple[str, ...] = ("png",)
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return Path(self.save_folder) / FOLDER
+
+    def check(self) -> None:
+        """Refuse what can be refused before anything is read.
+
+        Raises
+        ------
+        InputError
+            If options do not fit, the rule needs what is not installed, or the folder cannot be
+            written.
+        """
+        get_definition(self.definition)
+        if (self.objects is None) != (self.benchmark != "chair"):
+            raise InputError("--objects FILE belongs to --benchmark chair: give both or neither")
+        if self.rule == LOOK_BACK and not is_there(LOOK_BACK):
+            raise InputError(f"--rule look-back needs mathruler and math-verify: {INSTALL}")
+        check_results(self.folder, MARKER, "scores")
+
+
+def report_score(output: ScoreOutput) -> int:
+    """Judge, compare, measure, print and write; return how many records were skipped.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to score, or what is asked for needs fields that the file lacks.
+    """
+    objects = None if output.objects is None else read_objects(Path(output.objects))
+    judged = judge_file(output.file, rule=output.rule, benchmark=output.benchmark)
+    result: dict[str, Any] = {
+        "settings": asdict(output),
+        "format": judged.format,
+        "answers": len(judged.responses),
+        "skipped": judged.skipped,
+        "rules": {rule: _summary_of(judged, rule) for rule in judged.verdicts},
+    }
+    lines = _lines_of(judged, output.rule, result)
+    different = pd.DataFrame()
+    if output.rule == LOOK_BACK:
+        different = _differences(judged)
+        result["differences"] = _counted_differences(different)
+        lines += _lines_of_differences(different, result["differences"])
+    if output.benchmark is not None:
+        result["benchmark"] = BENCHMARKS[output.benchmark](judged, objects)
+        lines += _lines_of_benchmark(output.benchmark, result["benchmark"])
+    if output.against is not None:
+        other = judge_file(output.against, rule=output.rule, benchmark=output.benchmark)
+        result["against"] = _compare(judged, other, output)
+        lines.append(_line_of_comparison(output, result["against"]))
+    attention = _attention(judged, output, lines)
+    if attention is not None:
+        result["attention"] = {
+            "right": attention.right,
+            "wrong": attention.wrong,
+            "relations": attention.regions["relation"].value_counts().to_dict(),
+        }
+    result["versions"] = versions()
+    clear_leftover_folders(output.folder)
+    with write_folder(output.folder, replace=True) as temporary:
+        write_parquet(temporary / "answers.parquet", [_table(judged)])
+        if len(different):
+            different.to_csv(temporary / "differences.csv", index=False)
+        if attention is not None:
+            _write_attention(attention, temporary, output)
+        text = json.dumps(result, indent=2, ensure_ascii=False)
+        (temporary / MARKER).write_text(text + "\n", encoding="utf-8")
+    print("\n".join(map(one_line, lines)))
+    print(one_line(f"written to {output.folder}"))
+    return judged.skipped
+
+
+def _summary_of(judged: Judged, rule: str) -> dict[str, Any]:
+    """Return the fraction right with its interval, and counts by step."""
+    values = judged.values(rule)
+    by_step: dict[str, dict[str, int]] = {}
+    for verdict in filter(None, judged.verdicts[rule]):
+        counts = by_step.setdefault(verdict.step, {"right": 0, "of": 0})
+        counts["right"] += bool(verdict.right)
+        counts["of"] += 1
+    known = values[np.isfinite(values)].tolist()
+    return {"right": with_interval(known, proportion=True), "by_step": by_step}
+
+
+def _table(judged: Judged) -> pd.DataFrame:
+    """One row for each answer."""
+    responses = judged.responses
+    columns: dict[str, Any] = {
+        "id": pd.Series([one.id for one in responses], dtype="string"),
+        "line": pd.Series([one.question.line for one in responses], dtype="Int64"),
+        "image": pd.Series([one.question.image for one in responses], dtype="string"),
+        "question": pd.Series([one.question.text for one in responses], dtype="string"),
+        "expected": pd.Series(judged.truths, dtype="string"),
+        "answer": pd.Series([final_answer(one.text) for one in responses], dtype="string"),
+    }
+    for i, (rule, verdicts) in enumerate(judged.verdicts.items()):
+        end = f"_{rule.replace('-', '_')}" if i else ""  # the rule that was asked for comes first
+        rights = [None if one is None else one.right for one in verdicts]
+        columns[f"right{end}"] = pd.Series(rights, dtype="boolean")
+        steps = [None if one is None else one.step for one in verdicts]
+        columns[f"step{end}"] = pd.Series(steps, dtype="string")
+    return pd.DataFrame(columns)
+
+
+def _differences(judged: Judged) -> pd.DataFrame:
+    """Return the answers that the two rules judge differently."""
+    table = _table(judged).rename(columns={"right": "right_look_back", "step": "step_look_back"})
+    known = table["expected"].notna()
+    rights = table[["right_look_back", "right_attnlens"]].astype("object")
+    return table[known & (rights["right_look_back"] != rights["right_attnlens"])]
+
+
+def _counted_differences(different: pd.DataFrame) -> list[dict[str, Any]]:
+    """Count differences by the steps that decided."""
+    names = ["step_look_back", "step_attnlens", "right_look_back", "right_attnlens"]
+    rows = Counter(tuple(row) for row in different[names].astype("object").to_numpy().tolist())
+    return [
+        {
+            **dict(zip(names, (None if pd.isna(one) else one for one in row), strict=True)),
+            "answers": count,
+        }
+        for row, count in rows.most_common()
+    ]
+
+
+def _compare(judged: Judged, other: Judged, output: ScoreOutput) -> dict[str, Any]:
+    """Compare two files answer by answer: the difference with Tango's interval, and McNemar."""
+    sides = []
+    for one, path in ((judged, output.file), (other, output.against)):
+        values = one.values(output.rule)
+        keys = [response.id for response in one.responses]
+        twice = [key for key, count in Counter(keys).items() if count > 1]
+        if twice:
+            shown = shortened(repr(twice[0]), 80)
+            raise InputError(f"{quoted(path)} has several answers {shown}: ids must be unique")
+        rows = zip(keys, one.responses, values, strict=True)
+        sides.append({key: (r.question.text, v) for key, r, v in rows if np.isfinite(v)})
+    first, second = sides
+    both = [key for key in first if key in second and first[key][0] == second[key][0]]
+    if not both:
+        raise InputError(
+            f"{quoted(output.file)} and {quoted(output.against)} share no question: answers are "
+            "paired where id and question are the same"
+        )
+    ours = np.array([first[key][1] for key in both])
+    theirs = np.array([second[key][1] for key in both])
+    difference, low, high = proportion_difference(theirs, ours, 0.95)
+    p_value = mcnemar(theirs, ours)
+    return {
+        "answers": len(both),
+        "right": with_interval(ours.tolist(), proportion=True),
+        "right_against": with_interval(theirs.tolist(), proportion=True),
+        "only_here": int(((ours == 1) & (theirs == 0)).sum()),
+        "only_there": int(((ours == 0) & (theirs == 1)).sum()),
+        "difference": difference,
+        "low": None if np.isnan(low) else low,
+        "high": None if np.isnan(high) else high,
+        "p_value": None if np.isnan(p_value) else p_value,
+        "unpaired": len(first) + len(second) - 2 * len(both),
+    }
+
+
+def _attention(judged: Judged, output: ScoreOutput, lines: list[str]) -> Correctness | None:
+    """Compare attention between right and wrong answers, where traces are there."""
+    folder = Path(output.traces) if output.traces is not None else judged.traces
+    if folder is None or (output.traces is None and not folder.is_dir()):
+        return None
+    right_of = {
+        id(response): bool(value)
+        for response, value in zip(judged.responses, judged.values(output.rule), strict=True)
+        if np.isfinite(value)
+    }
+    asked = [one for one in judged.responses if id(one) in right_of]
+    counts: dict[str, int] = {}
+    runs = progress(traces_of(folder, asked, counts), total=len(asked), description="attention")
+    try:
+        found = correctness((trace, right_of[id(response)]) for trace, response in runs)
+    except InputError as error:
+        if output.traces is not None:
+            raise
+        lines.append(f"attention beside correctness: left out: {error}")
+        return None
+    left_out = [
+        f"{counts[name]} {what}"
+        for name, what in (("without", "have no trace"), ("other", "have one of another answer"))
+        if counts[name]
+    ]
+    relations = found.regions["relation"].value_counts()
+    shown = ", ".join(f"{name} in {count}" for name, count in relations.items())
+    lines.append(
+        f"attention beside correctness ({found.right} right, {found.wrong} wrong"
+        + (f"; of the others, {' and '.join(left_out)}" if left_out else "")
+        + f"): of {len(found.regions)} comparisons by definition and region, {shown}"
+    )
+    return found
+
+
+def _write_attention(found: Correctness, folder: Path, output: ScoreOutput) -> None:
+    from attnlens import plots
+
+    found.regions.to_csv(folder / "attention_regions.csv", index=False)
+    write_parquet(folder / "attention_steps.parquet", [found.steps])
+    figure = plots.correctness(found, output.definition)
+    for suffix in output.formats:
+        plots.save(figure, folder / f"correctness.{suffix}")
+
+
+def _percent(value: Mapping[str, Any]) -> str:
+    """Write a proportion with its interval."""
+    if value["mean"] is None:
+        return "-"
+    ends = "" if value["low"] is None else f" [{value['low']:.1%}, {value['high']:.1%}]"
+    return f"{value['mean']:.2%}{ends} of {value['count']}"
+
+
+def _lines_of(judged: Judged, rule: str, result: Mapping[str, Any]) -> list[str]:
+    known = result["rules"][rule]
+    lines = [
+        f"{counted(len(judged.responses), 'answer')} ({judged.format}); right by the rule {rule}: "
+        f"{_percent(known['right'])}"
+    ]
+    steps = sorted(known["by_step"].items(), key=lambda item: -item[1]["of"])
+    if steps:
+        each = ", ".join(f"{step} {of['right']} of {of['of']}" for step, of in steps)
+        lines.append(f"right by step: {each}")
+    return lines
+
+
+def _lines_of_differences(different: pd.DataFrame, counts: list[dict[str, Any]]) -> list[str]:
+    lines = [f"the rules differ on {counted(len(different), 'answer')}"]
+    words = {True: "right", False: "wrong", None: "undecided"}
+    lines += [
+        f"  {row['answers']}: {words[row['right_look_back']]} by look-back "
+        f"({row['step_look_back']}), {words[row['right_attnlens']]} by attnlens "
+        f"({row['step_attnlens']})"
+        for row in counts
+    ]
+    lines += [
+        f"  such as answer {row['id']}: {shortened(str(row['answer']), 60)!r}, true is "
+        f"{shortened(str(row['expected']), 60)!r}"
+        for row in different.head(MOST_SHOWN).to_dict("records")
+    ]
+    return lines
+
+
+def _lines_of_benchmark(name: str, scores: Mapping[str, Any]) -> list[str]:
+    parts = []
+    for key, value in scores.items():
+        if isinstance(value, Mapping) and "mean" in value:
+            parts.append(f"{key} {_percent(value)}")
+        elif isinstance(value, float):
+            parts.append(f"{key} {value:.4g}")
+    return [f"{name}: {', '.join(parts)}"]
+
+
+def _line_of_comparison(output: ScoreOutput, found: Mapping[str, Any]) -> str:
+    ends = "" if found["low"] is None else f" [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+    p_value = "-" if found["p_value"] is None else f"{found['p_value']:.3g}"
+    return (
+        f"against {output.against}: {100 * found['difference']:+.1f} points{ends} on "
+        f"{counted(found['answers'], 'shared question')}, right only here {found['only_here']}, "
+        f"only there {found['only_there']}; McNemar p = {p_value}"
+        + (f"; {found['unpaired']} unpaired" if found["unpaired"] else "")
+    )

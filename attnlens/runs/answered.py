@@ -1,0 +1,139 @@
+"""Answers to judge: from a file of responses, or from a folder of recorded answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnlens.errors import InputError
+from attnlens.runs.cache import SETTINGS
+from attnlens.runs.dataset import Question
+from attnlens.runs.responses import Response, ResponseFile, read_responses
+from attnlens.text import quoted
+
+if TYPE_CHECKING:
+    from attnlens.recording.trace import Trace
+
+SUMMARY = "summary.json"
+COMMANDS = ("trend", "replay")
+"""Commands that record answers; a folder of results is named after each."""
+_NUMBERED = re.compile(r"(\d{5,})_")
+"""Name of the folder of a line's results."""
+
+
+def read_answers(path: Path) -> tuple[ResponseFile, Path | None]:
+    """Read responses, and say where their traces are, if that is known.
+
+    Parameters
+    ----------
+    path
+        A file of responses, or a folder of results of ``attnlens trend --data`` or ``attnlens
+        replay``: that of ``--save_folder``, if it holds one mode, or ``trend/MODE`` or
+        ``replay/MODE`` in it.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to read, or a folder holds several modes.
+    """
+    if not path.is_dir():
+        return read_responses(path), None
+    modes = [path]
+    if not any(path.glob(f"*/{SUMMARY}")):
+        modes = [mode for command in COMMANDS for mode in sorted((path / command).glob("*/"))]
+    if len(modes) != 1:
+        names = ", ".join(mode.relative_to(path).as_posix() for mode in modes)
+        raise InputError(
+            f"{quoted(path)} holds answers of several modes: give one of {names} in it"
+            if modes
+            else f"{quoted(path)} holds no answers: give a file of them, or a folder that attnlens "
+            "trend --data or attnlens replay wrote"
+        )
+    (mode,) = modes
+    responses = [_summarised(found) for found in sorted(mode.glob(f"*/{SUMMARY}"))]
+    if not responses:
+        raise InputError(f"{quoted(mode)} holds no answer: give the command that wrote it again")
+    command = mode.parent.name
+    runs = mode.parents[1] / f"{command}_runs" / mode.name
+    return ResponseFile(responses, f"attnlens {command}"), runs
+
+
+def _summarised(path: Path) -> Response:
+    """Read an answer from the summary of a run."""
+    number = _NUMBERED.match(path.parent.name)
+    line = int(number[1]) if number else None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        texts = [found[name] for name in ("image", "question", "response")]
+        if not all(isinstance(text, str) for text in (*texts, found.get("expected") or "")):
+            raise TypeError("texts are missing")
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        problem = f"{quoted(path)} cannot be read: {error}"
+        return Response(Question("", "", line=line, problem=problem), "", id=path.parent.name)
+    image, question, response = texts
+    asked = Question(image, question, found.get("expected"), line)
+    return Response(asked, response, id=str(line) if line is not None else path.parent.name)
+
+
+def traces_of(
+    folder: Path, responses: list[Response], counts: dict[str, int]
+) -> Iterator[tuple[Trace, Response]]:
+    """Load the traces of answers one at a time.
+
+    Parameters
+    ----------
+    folder
+        Results of ``attnlens trend --data`` or ``attnlens replay`` for the lines of the file, in
+        folders that begin with the number of the line.
+    responses
+        The answers.
+    counts
+        Takes ``traces`` (used), ``without`` (answers without a trace) and ``other`` (traces of
+        another question, or with another answer, which are left out).
+
+    Raises
+    ------
+    InputError
+        If the folder holds no trace, or several of one line.
+    """
+    from attnlens.answers import final_answer
+    from attnlens.recording.trace import Trace
+    from attnlens.runs.recordings import find_runs
+
+    paths: dict[int, Path] = {}
+    for path in find_runs(folder):
+        number = _NUMBERED.match(path.parent.name)
+        if number and paths.setdefault(int(number[1]), path) != path:
+            raise InputError(
+                f"{quoted(folder)} holds several traces of line {int(number[1])}: give the folder "
+                "of one mode"
+            )
+    if not paths:
+        raise InputError(
+            f"{quoted(folder)} holds no traces of numbered lines: give a folder that attnlens "
+            "trend --data or attnlens replay wrote"
+        )
+    counts |= {"traces": 0, "without": 0, "other": 0}
+    for response in responses:
+        path_of_line = paths.get(response.question.line or 0)
+        if path_of_line is None:
+            counts["without"] += 1
+            continue
+        if _question_of(path_of_line.parent) == response.question.text:
+            trace = Trace.load(path_of_line)
+            if final_answer(trace.text) == final_answer(response.text):
+                counts["traces"] += 1
+                yield trace, response
+                continue
+        counts["other"] += 1
+
+
+def _question_of(folder: Path) -> Any:
+    """Text of the question of a run; None where that cannot be read."""
+    try:
+        return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["settings"]["question"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return None
