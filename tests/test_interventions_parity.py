@@ -515,3 +515,27 @@ def test_a_knockout_over_a_span_equals_a_pass_with_these_keys_hidden(tiny, one):
             image_grid_thw=one.inputs["image_grid_thw"],
         ).logits[0, first:]
     assert torch.allclose(logits, want, atol=1e-4)
+
+
+def test_passes_over_part_of_a_response_are_one_pass(tiny, one, monkeypatch):
+    """In float32 to rounding, and in half precision many tokens to a pass where nothing acts."""
+    from attnlens.experiments.force import forced
+    from attnlens.interventions import Nothing, teacher_forcing
+
+    trace = attnlens.run(tiny, one, NEW, min_new_tokens=NEW)
+    ids = trace.data["predicted_token_id"].values
+    chosen = Copy(when=AtStep(7))
+    whole = [forced(tiny, one, ids.tolist(), way) for way in (Nothing(), chosen)]
+    monkeypatch.setattr(teacher_forcing, "PASS_TOKENS", 3)
+    parts = [forced(tiny, one, ids.tolist(), way) for way in (Nothing(), chosen)]
+    for (one_pass, logs), (several, same) in zip(whole, parts, strict=True):
+        assert np.allclose(one_pass.data["mass"], several.data["mass"], atol=1e-5)
+        assert torch.allclose(logs, same, atol=1e-4)
+
+    half = dataclasses.replace(tiny, model=copy.deepcopy(tiny.model).to(torch.bfloat16))
+    counted = []
+    half.model.register_forward_pre_hook(lambda *_: counted.append(1))
+    for way, passes in ((None, 1 + -(-(NEW - 1) // 3)), (Nothing(), NEW)):
+        counted.clear()
+        attnlens.force(half, one, ids, way)
+        assert len(counted) == passes

@@ -32,7 +32,9 @@ def replay(
     """Feed a response's tokens again, many to a pass, and record them.
 
     The response may be another engine's. Attention is that of a generation of these tokens, up to
-    rounding (less than 1e-5 in float32).
+    rounding (less than 1e-5 in float32). At most ``PASS_TOKENS`` of
+    ``attnlens.interventions.teacher_forcing`` go in one pass, so that memory grows with the length
+    of the answer, and not with its square.
 
     Parameters
     ----------
@@ -44,7 +46,8 @@ def replay(
         were generated.
     intervention
         What acts meanwhile; see ``attnlens.interventions.teacher_forcing.ForcedSession`` for
-        text that it forces.
+        text that it forces. In half precision tokens go one by one then, since many in a pass round
+        otherwise: give ``attnlens.interventions.Nothing()`` for the run to compare with.
     finished
         Whether the answer ended by itself (True) or was cut at a longest length (False), where
         that is known. After a text that ended, the model's end token is fed, too; an answer of
@@ -88,7 +91,8 @@ def replay(
         if finished and ends and tokens[-1:] and tokens[-1] not in ends:
             tokens = [*tokens, ends[0]]
     ids = _known_ids(vlm, tokens)
-    trace = forced(vlm, prompt, ids, intervention or Nothing(), **recording)[0]
+    alike = intervention is not None
+    trace = forced(vlm, prompt, ids, intervention or Nothing(), alike, False, **recording)[0]
     ended = (ids[-1] in ends or None) if finished is None else finished
     trace.attrs["replayed"] = {
         "source": source,
@@ -146,24 +150,30 @@ def _known_ids(vlm: VLM, tokens: Any) -> list[int]:
 
 
 def forced(
-    vlm: VLM, prompt: Prompt, ids: list[int], intervention: Intervention, **recording: Any
+    vlm: VLM,
+    prompt: Prompt,
+    ids: list[int],
+    intervention: Intervention,
+    alike: bool = True,
+    log_probabilities: bool = True,
+    **recording: Any,
 ) -> tuple[Trace, torch.Tensor]:
-    """Return the trace, and log-probabilities float32 [steps, vocabulary]; as ``replay``."""
+    """Return the trace, and what ``ForcedSession.force`` returns; as ``replay``."""
     with (
         record(vlm, prompt, **recording) as recorder,
         ForcedSession(vlm, prompt, intervention) as session,
     ):
-        found = session.force(ids)
+        found = session.force(ids, alike=alike, log_probabilities=log_probabilities)
     trace = recorder.trace
     note_session(trace, intervention, session)
     return trace, found
 
 
-def insertions(step: int) -> dict[str, Intervention | None]:
+def insertions(step: int) -> dict[str, Intervention]:
     """Return what is inserted at a step, by name: nothing, then more and more visual tokens."""
     at = AtStep(step)
     return {
-        "nothing": None,
+        "nothing": Nothing(),
         **{f"ROUTE {p}%": Route(when=at, percent=p) for p in (25, 50, 75)},
         "COPY": Copy(when=at),
         "COPY twice": Copy(when=at) + Copy(when=at),

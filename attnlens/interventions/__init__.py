@@ -1,6 +1,7 @@
 """Interventions: what is done to a generation, when, and against which control."""
 
 from attnlens.interventions.base import Intervention as Intervention
+from attnlens.interventions.base import Nothing as Nothing
 from attnlens.interventions.boost import Boost as Boost
 from attnlens.interventions.close import InsertAndClose as InsertAndClose
 from attnlens.interventions.copy import Copy as Copy

@@ -28,6 +28,10 @@ from attnlens.models.prompt import Prompt
 from attnlens.recording.tap import notify_response
 
 
+PASS_TOKENS = 512
+"""Most tokens of a response in one pass: what a pass holds does not grow with the response."""
+
+
 class ForcedSession:
     """Feeds a known response under an intervention.
 
@@ -57,6 +61,7 @@ class ForcedSession:
         self._steps: list[int] = []
         """For each token that triggers see, the first step that acting before it acts on."""
         self._rope_start = 0
+        self._log_probabilities = True
 
     @property
     def events(self) -> list[Event]:
@@ -77,17 +82,26 @@ class ForcedSession:
         """Leave the model as it was found."""
         self._running.__exit__(*exception)
 
-    def force(self, ids: Sequence[int]) -> torch.Tensor:
+    def force(
+        self, ids: Sequence[int], *, alike: bool = True, log_probabilities: bool = True
+    ) -> torch.Tensor:
         """Feed a response; call once, inside the block.
+
+        Besides the cache this takes the memory of one pass over the prompt or over at most
+        ``PASS_TOKENS`` tokens, and what is returned.
 
         Parameters
         ----------
         ids
             Ids of its tokens, at least one.
+        alike
+            Whether tokens go one by one in half precision.
+        log_probabilities
+            Whether these are kept; else nothing is returned of them.
 
         Returns
         -------
-        torch.Tensor, float32 [steps, vocabulary], on the CPU
+        torch.Tensor, float32 [steps or 0, vocabulary], on the CPU
             Log-probabilities of the next token; step t predicts token t, so that the last token is
             never fed. Steps inside a trigger's text have those from before it was known.
         """
@@ -99,7 +113,9 @@ class ForcedSession:
         text = running.parts.text
         found = []
         # where the next trigger asks what each step attends to, or rounding must be alike
-        alone = running.watches_shares or next(text.parameters()).dtype != torch.float32
+        half = next(text.parameters()).dtype != torch.float32
+        alone = running.watches_shares or (alike and half)
+        self._log_probabilities = log_probabilities
         with torch.no_grad():
             self._cache = DynamicCache(config=text.config)
             running.started = True
@@ -117,7 +133,7 @@ class ForcedSession:
                     waiting = []
                     self._act(acting)
                 waiting.append(token)
-                if alone or self._texts:
+                if alone or self._texts or len(waiting) == PASS_TOKENS:
                     found += self._feed_response(waiting)
                     waiting = []
                     self._put_between()
@@ -203,8 +219,11 @@ class ForcedSession:
 
     def _pass(self, **options: Any) -> torch.Tensor:
         generator = self._running.parts.generator
+        if not self._log_probabilities:
+            options["logits_to_keep"] = 1
         output = generator(**options, **with_cache(generator, self._cache), use_cache=True)
-        return output.logits[0].float().log_softmax(-1).cpu()
+        logits = output.logits[0] if self._log_probabilities else output.logits[0, :0]
+        return logits.float().log_softmax(-1).cpu()
 
 
 class _InsideText:
