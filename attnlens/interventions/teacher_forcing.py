@@ -27,7 +27,6 @@ from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
 from attnlens.recording.tap import notify_response
 
-
 PASS_TOKENS = 512
 """Most tokens of a response in one pass: what a pass holds does not grow with the response."""
 
