@@ -40,8 +40,8 @@ class Share:
     ----------
     checked, visual, new
         Shape (its dtype aside), visual tokens and new tokens of what is checked for being right.
-    timed, visuals, repeats
-        Shape, visual tokens, and timed runs of what recording costs.
+    timed, visuals, timed_new, repeats
+        Shape, visual tokens, generated tokens and timed runs of what recording costs.
     answer
         Tokens of the answer that is fed again, after the first of ``visuals``.
     left_out
@@ -53,13 +53,14 @@ class Share:
     new: int
     timed: Shape
     visuals: tuple[int, ...]
+    timed_new: int
     repeats: int
     answer: int
     left_out: tuple[int, ...] = ()
 
 
 CARD = Share(
-    Shape(3, 3584, 28, 4, 4096, 4096), 256, 40, SHAPES["7b"], (896, 8064, 32512), 3, answer=256
+    Shape(3, 3584, 28, 4, 4096, 4096), 256, 40, SHAPES["7b"], (896, 8064, 32512), 65, 3, answer=256
 )
 # one layer of the 7B shape takes 0.9 GB in float32
 CPU = Share(
@@ -67,9 +68,10 @@ CPU = Share(
     64,
     40,
     Shape(1, 3584, 28, 4, 18944, 2048),
-    (256,),
+    (64,),
+    33,
     3,
-    answer=128,
+    answer=64,
     left_out=CARD.visuals,
 )
 """What needs no card: small models, one layer of the 7B shape, a short context."""
@@ -157,7 +159,9 @@ def parts(share: Share, device: str) -> list[Part]:
     def stepping(visual: int, seconds: int) -> Part:
         why = f"{NO_CARD}: a CPU takes too long" if visual in share.left_out else ""
         name = f"overhead with {visual:,} visual tokens"
-        return Part(name, "overhead", timed | {"visual": visual}, seconds, why)
+        return Part(
+            name, "overhead", timed | {"visual": visual, "new": share.timed_new}, seconds, why
+        )
 
     first, *longer = (*share.visuals, *share.left_out)
     answer = timed | {"visual": first, "new": share.answer}

@@ -15,25 +15,23 @@ from attnlens.benchmark.variants import Seen
 
 AROUND = 66
 """Tokens of a prompt around its visual tokens."""
-NEW = 65
-"""Generated tokens, of which all but the last are fed."""
 
 
-def overhead(shape: Shape, *, device: str, visual: int, repeats: int) -> dict[str, Any]:
+def overhead(shape: Shape, *, device: str, visual: int, new: int, repeats: int) -> dict[str, Any]:
     """Milliseconds of a decoding step, plain and recorded, and the peak memory of both.
 
     As ``attnlens.benchmark.recording.by_context`` measures it; ``keys`` are those of the last step.
     """
-    (row,) = by_context(shape, device=device, visuals=(visual,), new=NEW, repeats=repeats)
+    (row,) = by_context(shape, device=device, visuals=(visual,), new=new, repeats=repeats)
     return {
-        "keys": visual + AROUND + NEW - 1,
+        "keys": visual + AROUND + new - 1,
         "plain_ms": row["plain"],
         "recorded_ms": row["recorded"],
         "ratio": row["ratio"],
         "spread": row["spread"],
         "plain_peak_mib": row["peak_mib"]["plain"],
         "recorded_peak_mib": row["peak_mib"]["recorded"],
-        "steps": NEW - 1,
+        "steps": new - 1,
         "repeats": repeats,
     }
 
