@@ -91,6 +91,8 @@ class RayActors(Pool[_Actor]):
             return of[ready], ray.get(ready)
         except ray.exceptions.RayActorError:
             return of[ready], None
+        except ray.exceptions.RayTaskError as error:  # a machine with another attnlens, or none
+            return of[ready], Reply(problem=str(error).strip().splitlines()[-1])
 
     def _end(self, worker: _Actor) -> None:
         import ray
