@@ -28,7 +28,7 @@ from attnlens.reports.table import (
     print_unjudged,
     steps_table,
     write_csv,
-    write_parquet,
+    write_parts,
 )
 from attnlens.runs.cache import Entry, make_each
 from attnlens.runs.dataset import Question
@@ -208,6 +208,7 @@ def report_each(
     for mode in dict.fromkeys(settings[question].mode for question in recorded):
         path = root / f"{mode}_steps.parquet"
         clear_leftover_files(path)
+        clear_leftover_folders(path)
         _write_table(
             {q: run for q, run in recorded.items() if settings[q].mode == mode}, path, command
         )
@@ -246,7 +247,7 @@ def _write_table(recorded: Mapping[Question, Entry], path: Path, command: str) -
             unjudged += question.answer is not None and bool(table["right"].isna().any())
             yield table
 
-    write_parquet(path, tables())
+    write_parts(path, tables(), len(recorded))
     if not replayed:
         print_cut_off(command, cut_off, len(recorded))
     print_unjudged(command, unjudged)
