@@ -136,16 +136,20 @@ def write_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def clear_leftover_folders(folder: Path) -> None:
+def clear_leftover_folders(*folders: Path) -> None:
     """Clear away what a killed process left of ``write_folder``.
 
     The old folder is set aside only once the new one is complete, which is then put in its place.
     """
-    if not folder.parent.is_dir():
-        return
-    names = re.compile(rf"\.{re.escape(folder.name)}-[a-z0-9_]{{8}}(-old)?")
-    left = [p for p in folder.parent.iterdir() if names.fullmatch(p.name) and p.is_dir()]
-    for path in sorted(left, reverse=True):
+    wanted = set(folders)
+    names = re.compile(r"\.(.+)-[a-z0-9_]{8}(-old)?", re.DOTALL)
+    left = []
+    for parent in {folder.parent for folder in folders}:  # each is listed once, however many
+        for path in parent.iterdir() if parent.is_dir() else ():
+            name = names.fullmatch(path.name)
+            if name and parent / name[1] in wanted and path.is_dir():
+                left.append((path, parent / name[1]))
+    for path, folder in sorted(left, reverse=True):
         if path.name.endswith("-old") and not folder.exists():
             new = path.with_name(path.name.removesuffix("-old"))
             os.replace(new if new.is_dir() else path, folder)

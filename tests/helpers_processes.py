@@ -30,7 +30,7 @@ IMPORTED = [
 """What the commands import, which takes a new interpreter seconds."""
 
 
-def _context() -> BaseContext:
+def context() -> BaseContext:
     """Fork from a server that has only imported; a fork of a test's own threads would hang."""
     if sys.platform != "linux":  # elsewhere not all libraries survive a fork
         return multiprocessing.get_context("spawn")
@@ -54,9 +54,9 @@ def killed_process(function: Callable, *arguments) -> Iterator[TextIO]:
 
     It must still be at work then.
     """
-    context = _context()
-    reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=_printing, args=(writer, function, *arguments))
+    here = context()
+    reader, writer = here.Pipe(duplex=False)
+    process = here.Process(target=_printing, args=(writer, function, *arguments))
     process.start()
     writer.close()  # so that what is read ends with the process
     try:
@@ -71,7 +71,7 @@ def killed_process(function: Callable, *arguments) -> Iterator[TextIO]:
 
 def run_in_process(function: Callable, *arguments) -> None:
     """Run a function to its end in a process that has no threads, so that it can fork."""
-    process = _context().Process(target=function, args=arguments)
+    process = context().Process(target=function, args=arguments)
     process.start()
     process.join()
     assert process.exitcode == 0
@@ -83,7 +83,7 @@ class StartedProcess:
     stdin = stdout = stderr = None
 
     def __init__(self, function: Callable, *arguments) -> None:
-        self._process = _context().Process(target=function, args=arguments)
+        self._process = context().Process(target=function, args=arguments)
         self._process.start()
         self.pid = self._process.pid
         self.terminate = self._process.terminate

@@ -24,6 +24,7 @@ from attnlens.runs.cache import Entry, make_each
 from attnlens.runs.dataset import Question
 from attnlens.runs.provenance import canonical
 from attnlens.runs.settings import RecordingSettings
+from attnlens.runs.workers import OneProcess
 
 QUESTIONS = [Question(f"{n}.png", f"How many {n}?", line=n) for n in (1, 2)]
 
@@ -39,11 +40,15 @@ def make_all(folder: Path, seed: int) -> list[int | None]:
     """Make what is not there; the lines that were made."""
     made = []
 
-    def make(question: Question, place: Path) -> None:
-        made.append(question.line)
-        (place / "result.txt").write_text(f"{question.text} {seed}")
+    def make(question: Question) -> Callable:
+        def write(vlm: None, place: Path) -> None:
+            made.append(question.line)
+            (place / "result.txt").write_text(f"{question.text} {seed}")
 
-    assert make_each(entries(folder, seed), make, command="test") == QUESTIONS
+        return write
+
+    there = make_each(entries(folder, seed), make, OneProcess(None), command="test")
+    assert there == QUESTIONS
     return made
 
 

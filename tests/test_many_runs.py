@@ -19,7 +19,8 @@ from attnlens.errors import InputError
 from attnlens.experiments.recovery import Recovery
 from attnlens.files import clear_leftover_files, clear_leftover_folders
 from attnlens.interventions import AtStep, Copy, Route
-from attnlens.reports.table import steps_table, write_parquet
+from attnlens.reports import table as tables_module
+from attnlens.reports.table import steps_table, write_parquet, write_parts
 from attnlens.runs.cache import SETTINGS, only_process
 from attnlens.runs.dataset import Question, check_questions, read_questions
 from attnlens.runs.provenance import differences, model_provenance
@@ -498,7 +499,7 @@ def test_the_lock_lasts_from_before_the_model_is_loaded_to_the_last_table(
         monkeypatch.setattr(module, name, watched)
 
     watch(load, "load")
-    watch(trend, "write_parquet")
+    watch(trend, "write_parts")
     watch(recovery, "write_parquet")
     watch(dilution, "write_folder")
     for name in ("trend", "recover", "dilution"):
@@ -597,6 +598,19 @@ def test_tables_are_written_whole_or_not_at_all(tmp_path, tiny):
     assert back["expected"].isna().all()
     assert back["line"].isna().all()
     np.testing.assert_array_equal(back["mass_visual"][:6], table["mass_visual"])
+
+
+def test_a_table_of_many_answers_is_a_folder_of_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables_module, "PART", 2)
+    monkeypatch.setattr(tables_module, "ROWS", 5)
+    tables = [pd.DataFrame({"line": [n] * 3, "step": range(3)}) for n in range(5)]
+    path = tmp_path / "steps.parquet"
+    for count, files in ((2, 0), (5, 3), (1, 0)):
+        write_parts(path, tables[:count], count)
+        assert len(list(path.glob("part-*.parquet"))) == files
+        back = pd.read_parquet(path)
+        pd.testing.assert_frame_equal(back, pd.concat(tables[:count], ignore_index=True))
+        assert list(tmp_path.iterdir()) == [path]
 
 
 def test_recoveries_are_saved_loaded_and_joined(tiny, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from attnlens.models.modes import MODE_NAMES, MODES_HELP, check_template
 
 if TYPE_CHECKING:
     from attnlens.runs.dataset import Question
+    from attnlens.runs.workers import Workers
 
 RESUMED = "given again after an interruption, the command goes on where it stopped"
 
@@ -184,6 +186,53 @@ def add_output_options(group: Any, formats: str = "--format") -> None:
         choices=("png", "pdf", "svg"),
         help="formats of the pictures (png)",
     )
+
+
+def add_worker_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say who answers the questions of a file."""
+    group = parser.add_argument_group("with --data, many at a time")
+    group.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that each load the model and share the machine's GPUs or cores (1; with "
+        "--ray, as many as there is room for)",
+    )
+    group.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="a Ray cluster does the work, with one GPU for each worker, or one CPU where it has "
+        "no GPUs: auto, HOST:PORT, ray://HOST:PORT, or local (needs attnlens[cluster])",
+    )
+
+
+def check_workers(options: argparse.Namespace) -> None:
+    """Refuse what can be refused before anything is loaded.
+
+    Raises
+    ------
+    InputError
+        If the number is too small, there is no file of questions, or Ray is not installed.
+    """
+    for name in ("workers", "ray"):
+        value = getattr(options, name)
+        if value is not None and options.data is None:
+            raise InputError(f"--{name} {value}: one question has one worker: give --data")
+    if options.workers is not None:
+        at_least("workers", options.workers, 1)
+    if options.ray is not None:
+        from attnlens.runs.workers.cluster import check_ray
+
+        check_ray(options.ray)
+
+
+def workers_of(
+    options: argparse.Namespace, load: Callable[[Any], Any], settings: Any
+) -> AbstractContextManager[Workers]:
+    """Load the model where ``--workers`` and ``--ray`` say."""
+    from attnlens.runs.workers import start_workers
+
+    return start_workers(load, settings, count=options.workers, ray=options.ray)
 
 
 def prompt_options(options: argparse.Namespace) -> dict[str, Any]:

@@ -13,11 +13,14 @@ from attnlens.cli.arguments import (
     add_model_options,
     add_output_options,
     add_prompt_options,
+    add_worker_options,
     at_least,
+    check_workers,
     exit_status,
     one_process,
     output_options,
     recording_options,
+    workers_of,
 )
 from attnlens.errors import InputError
 
@@ -80,6 +83,7 @@ def add_parser(commands: Any) -> None:
         help="count visual tokens that were inserted again as visual",
     )
     add_output_options(measure)
+    add_worker_options(parser)
     parser.set_defaults(run=run_dilution)
 
 
@@ -133,6 +137,7 @@ def run_dilution(options: argparse.Namespace) -> int:
     if (options.traces is None) == (options.data is None):
         raise InputError("give either --traces DIR or --data FILE.jsonl")
     at_least("samples", options.samples, 0)
+    check_workers(options)
     if options.traces is not None and (options.insertion or options.samples):
         raise InputError("--insertion and --samples need a model to run: give --data FILE.jsonl")
     asked = recording_options(options)
@@ -164,13 +169,14 @@ def run_dilution(options: argparse.Namespace) -> int:
         from attnlens.runs.dilution import run_questions
 
         root = Path(output.save_folder) / "dilution_runs"
-        runs = run_questions(
-            recordings.load_for(settings),
-            questions,
-            settings,
-            root,
-            insertion=options.insertion,
-            samples=options.samples,
-        )
+        with workers_of(options, recordings.load_for, settings) as workers:
+            runs = run_questions(
+                workers,
+                questions,
+                settings,
+                root,
+                insertion=options.insertion,
+                samples=options.samples,
+            )
         report.report_runs(runs, root, output)
     return exit_status("dilution", skipped, runs.failed)

@@ -11,12 +11,15 @@ from attnlens.cli.arguments import (
     add_model_options,
     add_output_options,
     add_question_options,
+    add_worker_options,
     ask_options,
     at_least,
+    check_workers,
     exit_status,
     one_process,
     output_options,
     questions_of,
+    workers_of,
 )
 from attnlens.errors import InputError
 from attnlens.models.modes import asked_words, verification_tag
@@ -72,6 +75,7 @@ def add_parser(commands: Any) -> None:
         "(head), which takes much room",
     )
     add_output_options(out)
+    add_worker_options(parser)
     parser.set_defaults(run=run_recover)
 
 
@@ -82,6 +86,7 @@ def run_recover(options: argparse.Namespace) -> int:
     from attnlens.runs.settings import RecoverySettings
 
     at_least("max_new_tokens", options.max_new_tokens, 2)
+    check_workers(options)
     asked = ask_options(options)
     words = asked_words(options.mode, asked["template"], options.system)
     when = options.when or verification_tag(words)
@@ -105,12 +110,12 @@ def run_recover(options: argparse.Namespace) -> int:
         folder = report.check_folder(questions, output)
         from attnlens.runs import recoveries
 
-        vlm = settings.load()
         if options.data is None:
             there = questions
-            result = recoveries.recover_one(vlm, questions[0], settings)
+            result = recoveries.recover_one(settings.load(), questions[0], settings)
         else:
             root = Path(output.save_folder) / "batch_recovery_runs"
-            result, there = recoveries.recover_each(vlm, questions, settings, root)
+            with workers_of(options, recoveries.load_warm, settings) as workers:
+                result, there = recoveries.recover_each(workers, questions, settings, root)
         report.report_recovery(result, there, settings, output, folder)
     return exit_status("recover", skipped, len(questions) - len(there))

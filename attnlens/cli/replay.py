@@ -12,11 +12,14 @@ from attnlens.cli.arguments import (
     add_model_options,
     add_output_options,
     add_prompt_options,
+    add_worker_options,
+    check_workers,
     exit_status,
     one_process,
     output_options,
     parse_layers,
     prompt_options,
+    workers_of,
 )
 from attnlens.text import one_line
 
@@ -70,6 +73,7 @@ def add_parser(commands: Any) -> None:
         "--layers", metavar="LIST", help="layers to record, such as 0,2,-1 or 4-7 (all)"
     )
     add_output_options(out, "--pictures")
+    add_worker_options(parser)
     parser.set_defaults(run=run_replay)
 
 
@@ -80,6 +84,7 @@ def run_replay(options: argparse.Namespace) -> int:
     from attnlens.runs.responses import read_responses
     from attnlens.runs.settings import ReplaySettings
 
+    check_workers(options)
     asked = prompt_options(options)
     settings = ReplaySettings(
         **{**asked, "mode": options.mode or MODE}, layers=parse_layers(options.layers)
@@ -106,8 +111,12 @@ def run_replay(options: argparse.Namespace) -> int:
         found, skipped = check_questions([replays.question_of(one) for one in read.responses])
         responses = replays.by_question(found, read.responses)
         own = {question: replays.settings_of(one, settings) for question, one in responses.items()}
-        vlm = recordings.load_for(settings)
         root = folder / "replay_runs"
-        recorded = replays.replay_each(vlm, responses, own, root, command="replay")
-        shown = report.report_each(recorded, own, output, command="replay") if recorded else []
+        with workers_of(options, recordings.load_for, settings) as workers:
+            recorded = replays.replay_each(workers, responses, own, root, command="replay")
+            shown = (
+                report.report_each(recorded, own, output, workers, command="replay")
+                if recorded
+                else []
+            )
     return exit_status("replay", skipped, len(responses) - len(shown))

@@ -11,11 +11,14 @@ from attnlens.cli.arguments import (
     add_model_options,
     add_output_options,
     add_question_options,
+    add_worker_options,
+    check_workers,
     exit_status,
     one_process,
     output_options,
     questions_of,
     recording_options,
+    workers_of,
 )
 from attnlens.errors import InputError
 from attnlens.text import one_line
@@ -52,6 +55,7 @@ def add_parser(commands: Any) -> None:
         "--layers", metavar="LIST", help="layers to record, such as 0,2,-1 or 4-7 (all)"
     )
     add_output_options(out)
+    add_worker_options(parser)
     parser.set_defaults(run=run_trend)
 
 
@@ -61,6 +65,7 @@ def run_trend(options: argparse.Namespace) -> int:
     from attnlens.runs.dataset import check_questions
     from attnlens.runs.settings import RecordingSettings
 
+    check_workers(options)
     settings = RecordingSettings(**recording_options(options))
     output = report.TrendOutput(**output_options(options), definition=options.definition)
     settings.check()
@@ -76,14 +81,15 @@ def run_trend(options: argparse.Namespace) -> int:
             folder = report.check_folder(questions[0], settings.mode, output)
         from attnlens.runs import recordings
 
-        vlm = recordings.load_for(settings)
         if options.data is None:
+            vlm = recordings.load_for(settings)
             trace = recordings.record_one(vlm, questions[0], settings, show=True)
             report.report_one(trace, questions[0], settings, output, folder)
             print(one_line(f"written to {folder}"))
             return 0
         root = Path(output.save_folder) / "trend_runs"
-        recorded = recordings.record_each(vlm, questions, settings, root, command="trend")
-        own = dict.fromkeys(recorded, settings)
-        shown = report.report_each(recorded, own, output) if recorded else []
+        with workers_of(options, recordings.load_for, settings) as workers:
+            recorded = recordings.record_each(workers, questions, settings, root, command="trend")
+            own = dict.fromkeys(recorded, settings)
+            shown = report.report_each(recorded, own, output, workers) if recorded else []
     return exit_status("trend", skipped, len(questions) - len(shown))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnlens.answers.grader import INSTALL
-from attnlens.files import write_file
+from attnlens.files import write_file, write_folder
 from attnlens.runs.dataset import Question
 
 if TYPE_CHECKING:
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 
 OF_A_FILE = ("line", "expected", "right")
 """Columns that only questions of a file have."""
+ROWS = 2**16
+"""Rows that are held before they are written: a row group, of which a file should have few."""
+PART = 10_000
+"""Most answers in one file of a table."""
 
 
 def steps_table(trace: Trace, question: Question | None = None) -> pd.DataFrame:
@@ -156,7 +162,7 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 def write_parquet(path: Path, tables: Iterable[pd.DataFrame]) -> int:
     """Write tables of the same columns one after the other into one Parquet file.
 
-    One table is held at a time. The file is written whole or not at all.
+    About ``ROWS`` rows are held at a time. The file is written whole or not at all.
 
     Returns
     -------
@@ -166,8 +172,9 @@ def write_parquet(path: Path, tables: Iterable[pd.DataFrame]) -> int:
     import pyarrow
     from pyarrow import parquet
 
-    rows = 0
+    rows = waiting = 0
     schema: Any = None
+    held: list[Any] = []
     with write_file(path) as temporary:
         writer: Any = None
         try:
@@ -177,9 +184,34 @@ def write_parquet(path: Path, tables: Iterable[pd.DataFrame]) -> int:
                     # without pandas' own notes, which name versions
                     schema = batch.schema.remove_metadata()
                     writer = parquet.ParquetWriter(temporary, schema, compression="zstd")
-                writer.write_table(batch.replace_schema_metadata(None))
+                held.append(batch.replace_schema_metadata(None))
                 rows += len(table)
+                waiting += len(table)
+                if waiting >= ROWS:
+                    writer.write_table(pyarrow.concat_tables(held))
+                    held, waiting = [], 0
+            if held:
+                writer.write_table(pyarrow.concat_tables(held))
         finally:
             if writer is not None:
                 writer.close()
     return rows
+
+
+def write_parts(path: Path, tables: Iterable[pd.DataFrame], count: int) -> None:
+    """Write the tables of ``count`` answers as one Parquet file, or as a folder of such files.
+
+    It is a folder where there are more than ``PART`` answers, with that many in each file.
+    ``pandas.read_parquet`` reads both.
+    """
+    if count <= PART:
+        if path.is_dir():
+            shutil.rmtree(path)
+        write_parquet(path, tables)
+        return
+    if path.is_file():
+        path.unlink()
+    rest = iter(tables)
+    with write_folder(path, replace=True) as folder:
+        for number in range(-(-count // PART)):
+            write_parquet(folder / f"part-{number:05d}.parquet", islice(rest, PART))

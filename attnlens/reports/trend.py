@@ -28,11 +28,12 @@ from attnlens.reports.table import (
     print_unjudged,
     steps_table,
     write_csv,
-    write_parquet,
+    write_parts,
 )
 from attnlens.runs.cache import Entry, make_each
 from attnlens.runs.dataset import Question
 from attnlens.runs.recordings import TRACE, read_trace
+from attnlens.runs.workers import Workers
 from attnlens.text import counted, one_line
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ def report_each(
     recorded: Mapping[Question, Entry],
     settings: Mapping[Question, PromptSettings],
     output: TrendOutput,
+    workers: Workers,
     *,
     command: str = "trend",
 ) -> list[Question]:
@@ -173,6 +175,8 @@ def report_each(
         How each question was asked.
     output
         What is shown of the answers.
+    workers
+        Who draws the pictures.
     command
         Name of the command, and of the folder with the pictures.
 
@@ -197,21 +201,32 @@ def report_each(
         for question, run in recorded.items()
     }
 
-    def make(question: Question, folder: Path) -> None:
-        trace = read_trace(recorded[question])
-        own = settings[question]
-        _write_summary(trace, question, own, output, folder)
-        _draw(trace, own.mode, output, folder)
+    def make(question: Question) -> functools.partial[None]:
+        return functools.partial(_show, question, recorded[question], settings[question], output)
 
-    there = make_each(entries, make, command=f"{command} (pictures)")
+    there = make_each(entries, make, workers, command=f"{command} (pictures)")
     for mode in dict.fromkeys(settings[question].mode for question in recorded):
         path = root / f"{mode}_steps.parquet"
         clear_leftover_files(path)
+        clear_leftover_folders(path)
         _write_table(
             {q: run for q, run in recorded.items() if settings[q].mode == mode}, path, command
         )
         print(one_line(f"written to {path}"))
     return there
+
+
+def _show(
+    question: Question,
+    recorded: Entry,
+    settings: PromptSettings,
+    output: TrendOutput,
+    _: Any,
+    folder: Path,
+) -> None:
+    trace = read_trace(recorded)
+    _write_summary(trace, question, settings, output, folder)
+    _draw(trace, settings.mode, output, folder)
 
 
 def _write_table(recorded: Mapping[Question, Entry], path: Path, command: str) -> None:
@@ -232,7 +247,7 @@ def _write_table(recorded: Mapping[Question, Entry], path: Path, command: str) -
             unjudged += question.answer is not None and bool(table["right"].isna().any())
             yield table
 
-    write_parquet(path, tables())
+    write_parts(path, tables(), len(recorded))
     if not replayed:
         print_cut_off(command, cut_off, len(recorded))
     print_unjudged(command, unjudged)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,6 +27,7 @@ from attnlens.files import clear_leftover_folders, write_file, write_folder
 from attnlens.progress import progress
 from attnlens.runs.dataset import Question
 from attnlens.runs.provenance import canonical, differences
+from attnlens.runs.workers import Workers
 from attnlens.text import one_line
 
 SETTINGS = "settings.json"
@@ -159,7 +160,8 @@ def only_process(folder: Path) -> Iterator[None]:
 
 def make_each(
     entries: Mapping[Question, Entry],
-    make: Callable[[Question, Path], object],
+    make: Callable[[Question], Callable[[Any, Path], object]],
+    workers: Workers,
     *,
     command: str,
 ) -> list[Question]:
@@ -170,7 +172,10 @@ def make_each(
     entries
         Where each question's results go, and what they follow from.
     make
-        Writes a question's results into the folder that it is given.
+        Gives, for a question, the function of the loaded model and a folder that writes the results
+        there. It can be pickled: another process may call it.
+    workers
+        Who does it.
     command
         Name of the command, for messages.
 
@@ -190,24 +195,33 @@ def make_each(
         question: Entry(one.folder, json.loads(canonical(one.settings)), one.needs)
         for question, one in entries.items()
     }
+    clear_leftover_folders(*(entry.folder for entry in entries.values()))
     for question, entry in entries.items():
-        clear_leftover_folders(entry.folder)
         _refuse_foreign_results(question, entry)
     waiting = _waiting(entries, command)
     failed: set[int | None] = set()
     done = len(entries) - len(waiting)
-    bar = progress(waiting, total=len(entries), initial=done, description="questions")
-    for question in bar:
-        entry = entries[question]
-        try:
-            with entry.write() as folder:
-                make(question, folder)
-        except Exception as error:  # the other questions can still be run
-            _print(bar, f"attnlens {command}: line {question.line} failed: {error}", sys.stderr)
-            failed.add(question.line)
-        else:
-            _print(bar, f"written to {entry.folder}", sys.stdout)
+    jobs = (partial(_make, entries[question], make(question)) for question in waiting)
+    with progress(total=len(entries), initial=done, description="questions") as bar:
+        for one in workers.run(jobs):
+            question = waiting[one.number]
+            for line in one.said.splitlines():
+                _print(bar, line, sys.stderr)
+            if one.problem:
+                text = f"attnlens {command}: line {question.line} failed: {one.problem}"
+                _print(bar, text, sys.stderr)
+                failed.add(question.line)
+            else:
+                _print(bar, f"written to {entries[question].folder}", sys.stdout)
+            bar.update()
+    # of workers that were killed
+    clear_leftover_folders(*(entries[question].folder for question in waiting))
     return [question for question in entries if question.line not in failed]
+
+
+def _make(entry: Entry, make: Callable[[Any, Path], object], vlm: Any) -> None:
+    with entry.write() as folder:
+        make(vlm, folder)
 
 
 def _refuse_foreign_results(question: Question, entry: Entry) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,10 @@ from attnlens.experiments.dependence import sampled_dependence, save_dependence
 from attnlens.experiments.force import insertions, twins
 from attnlens.runs.cache import Entry, make_each
 from attnlens.runs.dataset import Question
-from attnlens.runs.provenance import model_provenance, provenance
+from attnlens.runs.provenance import provenance
 from attnlens.runs.recordings import ANSWERS, TWINS, read_trace, record_each
 from attnlens.runs.settings import AskSettings, RecordingSettings
+from attnlens.runs.workers import Workers
 
 if TYPE_CHECKING:
     from attnlens.models.load import VLM
@@ -56,7 +58,7 @@ class DilutionRuns:
 
 
 def run_questions(
-    vlm: VLM,
+    workers: Workers,
     questions: list[Question],
     settings: RecordingSettings,
     root: Path,
@@ -68,8 +70,8 @@ def run_questions(
 
     Parameters
     ----------
-    vlm, questions, settings
-        The model, the questions of a file, and how they are asked.
+    workers, questions, settings
+        Who asks, the questions of a file, and how they are asked.
     root
         Folder of all runs.
     insertion
@@ -82,18 +84,18 @@ def run_questions(
     InputError
         If no question could be run.
     """
-    recorded = record_each(vlm, questions, settings, root, command="dilution")
+    recorded = record_each(workers, questions, settings, root, command="dilution")
     if not recorded:
         raise InputError("no question could be run: see the lines above")
-    twinned = _twins(vlm, recorded, settings, root) if insertion else {}
-    answered = _answers(vlm, questions, settings, samples, root) if samples else {}
+    twinned = _twins(workers, recorded, settings, root) if insertion else {}
+    answered = _answers(workers, questions, settings, samples, root) if samples else {}
     parts = [recorded, *([twinned] if insertion else []), *([answered] if samples else [])]
     failed = sum(any(question not in part for part in parts) for question in questions)
     return DilutionRuns(recorded, twinned, answered, samples, failed)
 
 
 def _twins(
-    vlm: VLM, recorded: dict[Question, Entry], settings: RecordingSettings, root: Path
+    workers: Workers, recorded: dict[Question, Entry], settings: RecordingSettings, root: Path
 ) -> dict[Question, Entry]:
     entries = {
         question: Entry(
@@ -107,20 +109,30 @@ def _twins(
         for question, run in recorded.items()
     }
 
-    def make(question: Question, folder: Path) -> None:
-        prompt = settings.prompt(vlm, question)
-        trace = read_trace(recorded[question])
-        for name, twin in twins(vlm, prompt, trace, layers=settings.layers).items():
-            twin.save(folder / f"{name}.zarr")
+    def make(question: Question) -> partial[None]:
+        return partial(_twin, question, recorded[question], settings)
 
-    there = make_each(entries, make, command="dilution (insertions)")
+    there = make_each(entries, make, workers, command="dilution (insertions)")
     return {question: entries[question] for question in there}
 
 
+def _twin(
+    question: Question, recorded: Entry, settings: RecordingSettings, vlm: VLM, folder: Path
+) -> None:
+    prompt = settings.prompt(vlm, question)
+    trace = read_trace(recorded)
+    for name, twin in twins(vlm, prompt, trace, layers=settings.layers).items():
+        twin.save(folder / f"{name}.zarr")
+
+
 def _answers(
-    vlm: VLM, questions: list[Question], settings: RecordingSettings, samples: int, root: Path
+    workers: Workers,
+    questions: list[Question],
+    settings: RecordingSettings,
+    samples: int,
+    root: Path,
 ) -> dict[Question, Entry]:
-    model = model_provenance(vlm)
+    model = workers.model
     # they are sampled at temperature 1, and nothing of them is recorded
     asked = AskSettings(**{f.name: getattr(settings, f.name) for f in fields(AskSettings)})
     others = {question: _others(question, questions) for question in questions}
@@ -143,25 +155,40 @@ def _answers(
         for question in questions
     }
 
-    def make(question: Question, folder: Path) -> None:
-        entry, known = entries[question], 0
+    def make(question: Question) -> _Sampling:
+        pictures = [other.image for other in others[question]]
+        return _Sampling(question, entries[question], settings, samples, pictures)
+
+    there = make_each(entries, make, workers, command="dilution (sampled answers)")
+    return {question: entries[question] for question in there}
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """Sample the answers to a question that are not there yet."""
+
+    question: Question
+    entry: Entry
+    settings: RecordingSettings
+    samples: int
+    others: list[str]
+
+    def __call__(self, vlm: VLM, folder: Path) -> None:
+        entry, known = self.entry, 0
         if entry.has_key():  # the i-th answer is the same however many follow
             while (entry.folder / f"{known}.zarr").exists():
                 shutil.copytree(entry.folder / f"{known}.zarr", folder / f"{known}.zarr")
                 known += 1
         found = sampled_dependence(
             vlm,
-            settings.prompt(vlm, question),
-            samples - known,
-            [other.image for other in others[question]],
-            max_new_tokens=settings.max_new_tokens,
-            seed=settings.seed + known,
+            self.settings.prompt(vlm, self.question),
+            self.samples - known,
+            self.others,
+            max_new_tokens=self.settings.max_new_tokens,
+            seed=self.settings.seed + known,
         )
         for i, one in enumerate(found, known):
             save_dependence(one, folder / f"{i}.zarr")
-
-    there = make_each(entries, make, command="dilution (sampled answers)")
-    return {question: entries[question] for question in there}
 
 
 def _others(question: Question, questions: list[Question]) -> list[Question]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ from attnlens.recording.store import DEPENDENCE, RECOVERY, stored_kind
 from attnlens.recording.trace import Trace
 from attnlens.runs.cache import Entry, make_each
 from attnlens.runs.dataset import Question
-from attnlens.runs.provenance import model_provenance, provenance
+from attnlens.runs.provenance import provenance
+from attnlens.runs.workers import Workers
 
 if TYPE_CHECKING:
     from attnlens.models.load import VLM
@@ -73,7 +75,7 @@ def record_one(
 
 
 def record_each(
-    vlm: VLM,
+    workers: Workers,
     questions: list[Question],
     settings: RecordingSettings,
     root: Path,
@@ -84,8 +86,8 @@ def record_each(
 
     Parameters
     ----------
-    vlm, questions, settings
-        The model, what is asked, and how.
+    workers, questions, settings
+        Who asks, what is asked, and how.
     root
         Each trace goes into ``MODE/LINE_IMAGE/trace.zarr`` there.
     command
@@ -96,7 +98,7 @@ def record_each(
     dict
         For each question that could be answered, the entry that holds its trace.
     """
-    model = model_provenance(vlm)
+    model = workers.model
     entries = {
         question: Entry(
             root / settings.mode / question.folder, provenance(question, settings, model)
@@ -104,11 +106,15 @@ def record_each(
         for question in questions
     }
 
-    def make(question: Question, folder: Path) -> None:
-        record_one(vlm, question, settings).save(folder / TRACE)
+    def make(question: Question) -> partial[None]:
+        return partial(_record, question, settings)
 
-    there = make_each(entries, make, command=command)
+    there = make_each(entries, make, workers, command=command)
     return {question: entries[question] for question in there}
+
+
+def _record(question: Question, settings: RecordingSettings, vlm: VLM, folder: Path) -> None:
+    record_one(vlm, question, settings).save(folder / TRACE)
 
 
 def read_trace(entry: Entry) -> Trace:

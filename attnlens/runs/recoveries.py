@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +17,12 @@ from attnlens.models.images import open_image
 from attnlens.progress import progress
 from attnlens.runs.cache import Entry, make_each
 from attnlens.runs.dataset import Question
-from attnlens.runs.provenance import model_provenance, provenance
+from attnlens.runs.provenance import provenance
 from attnlens.runs.recordings import TRACE
+from attnlens.runs.workers import Workers
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
-    from attnlens.interventions.base import Intervention
     from attnlens.models.load import VLM
     from attnlens.runs.settings import RecoverySettings
 
@@ -48,15 +48,24 @@ def recover_one(vlm: VLM, question: Question, settings: RecoverySettings) -> Rec
     )
 
 
+def load_warm(settings: RecoverySettings) -> VLM:
+    """Load the model and generate two tokens, since the time of each run is kept."""
+    from PIL import Image
+
+    vlm = settings.load()
+    warm_up(vlm, vlm.prompt(Image.new("RGB", (224, 224)), "What is there?", settings.mode))
+    return vlm
+
+
 def recover_each(
-    vlm: VLM, questions: list[Question], settings: RecoverySettings, root: Path
+    workers: Workers, questions: list[Question], settings: RecoverySettings, root: Path
 ) -> tuple[Recovery, list[Question]]:
     """Run the questions of a file that have not been run yet, each kept when it is done.
 
     Parameters
     ----------
-    vlm, questions, settings
-        The model, what is asked, and how.
+    workers, questions, settings
+        Who asks, what is asked, and how.
     root
         Each question's part of the result goes into ``MODE/LINE_IMAGE/`` there, with
         ``trace.zarr``, the untouched run.
@@ -71,11 +80,9 @@ def recover_each(
     InputError
         If no question can be run.
     """
-    interventions = named_interventions(settings.parsed())
-    fitting = _fitting(vlm, questions, settings, interventions.values())
-    warm_up(vlm, settings.prompt(vlm, fitting[0]))
+    fitting = _fitting(workers, questions, settings)
     shown = {name: open_image(name)[1].sha256 for name in settings.pictures()}
-    model = model_provenance(vlm)
+    model = workers.model
     entries = {
         question: Entry(
             root / settings.mode / question.folder,
@@ -84,18 +91,10 @@ def recover_each(
         for question in fitting
     }
 
-    def make(question: Question, folder: Path) -> None:
-        rows, trace = compare_runs(
-            vlm,
-            settings.prompt(vlm, question),
-            interventions,
-            None,  # answers are judged when they are read
-            CompareSettings(settings.max_new_tokens, settings.detail),
-        )
-        Recovery(to_dataset([rows], vlm)).save(folder / RECOVERY)
-        trace.save(folder / TRACE)
+    def make(question: Question) -> partial[None]:
+        return partial(_recover, question, settings)
 
-    there = make_each(entries, make, command="recover")
+    there = make_each(entries, make, workers, command="recover")
     if not there:
         raise InputError("no question could be run: see the lines above")
     parts = []
@@ -104,6 +103,18 @@ def recover_each(
             parts.append(Recovery.load(folder / RECOVERY))
         _judge(parts[-1], question.answer)
     return Recovery.join(parts), there
+
+
+def _recover(question: Question, settings: RecoverySettings, vlm: VLM, folder: Path) -> None:
+    rows, trace = compare_runs(
+        vlm,
+        settings.prompt(vlm, question),
+        named_interventions(settings.parsed()),
+        None,  # answers are judged when they are read
+        CompareSettings(settings.max_new_tokens, settings.detail),
+    )
+    Recovery(to_dataset([rows], vlm)).save(folder / RECOVERY)
+    trace.save(folder / TRACE)
 
 
 def _judge(part: Recovery, truth: str | None) -> None:
@@ -117,23 +128,27 @@ def _judge(part: Recovery, truth: str | None) -> None:
 
 
 def _fitting(
-    vlm: VLM,
-    questions: list[Question],
-    settings: RecoverySettings,
-    interventions: Iterable[Intervention],
+    workers: Workers, questions: list[Question], settings: RecoverySettings
 ) -> list[Question]:
     """Leave out lines with a prompt that an intervention does not fit; each is reported."""
+    checks = workers.run(partial(_check, question, settings) for question in questions)
+    problems = {
+        one.number: one.problem
+        for one in progress(checks, total=len(questions), description="prompts")
+    }
     good, problem = [], ""
-    for question in progress(questions, description="prompts"):
-        try:
-            prompt = settings.prompt(vlm, question)
-            for intervention in interventions:
-                intervene(vlm, prompt, intervention)  # checks the prompt; it is never entered
-        except InputError as error:
-            problem = f"line {question.line}: {error}"
+    for number, question in enumerate(questions):
+        if problems[number]:
+            problem = f"line {question.line}: {problems[number]}"
             print(one_line(f"attnlens: skipped {problem}"), file=sys.stderr)
         else:
             good.append(question)
     if not good:
         raise InputError(f"no line can be used; {problem}")
     return good
+
+
+def _check(question: Question, settings: RecoverySettings, vlm: VLM) -> None:
+    prompt = settings.prompt(vlm, question)
+    for intervention in named_interventions(settings.parsed()).values():
+        intervene(vlm, prompt, intervention)  # checks the prompt; it is never entered

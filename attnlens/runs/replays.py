@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,12 @@ from attnlens.errors import InputError
 from attnlens.models.modes import MESSAGES, mode_of
 from attnlens.runs.cache import Entry, make_each
 from attnlens.runs.dataset import Question
-from attnlens.runs.provenance import model_provenance, provenance
+from attnlens.runs.provenance import provenance
 from attnlens.runs.recordings import TRACE
 from attnlens.runs.responses import Asked, Response
 from attnlens.runs.responses.base import digest
 from attnlens.runs.settings import ReplaySettings
+from attnlens.runs.workers import Workers
 from attnlens.text import counted, shortened
 
 if TYPE_CHECKING:
@@ -157,7 +159,7 @@ def replay_one(vlm: VLM, response: Response, settings: ReplaySettings) -> Trace:
 
 
 def replay_each(
-    vlm: VLM,
+    workers: Workers,
     responses: Mapping[Question, Response],
     settings: Mapping[Question, ReplaySettings],
     root: Path,
@@ -168,8 +170,8 @@ def replay_each(
 
     Parameters
     ----------
-    vlm, responses, settings
-        The model, the answers by question, and how each was asked.
+    workers, responses, settings
+        Who replays, the answers by question, and how each was asked.
     root
         Each trace goes into ``MODE/LINE_IMAGE/trace.zarr`` there.
     command
@@ -180,7 +182,7 @@ def replay_each(
     dict
         For each question whose answer could be replayed, the entry that holds its trace.
     """
-    model = model_provenance(vlm)
+    model = workers.model
     entries = {
         question: Entry(
             root / settings[question].mode / question.folder,
@@ -189,13 +191,17 @@ def replay_each(
         for question, response in responses.items()
     }
 
-    def make(question: Question, folder: Path) -> None:
+    def make(question: Question) -> partial[None]:
         # with the hash of its picture
         response = replace(responses[question], question=question)
-        replay_one(vlm, response, settings[question]).save(folder / TRACE)
+        return partial(_replay, response, settings[question])
 
-    there = make_each(entries, make, command=command)
+    there = make_each(entries, make, workers, command=command)
     return {question: entries[question] for question in there}
+
+
+def _replay(response: Response, settings: ReplaySettings, vlm: VLM, folder: Path) -> None:
+    replay_one(vlm, response, settings).save(folder / TRACE)
 
 
 def _identity(response: Response) -> dict[str, Any]:

@@ -1,0 +1,55 @@
+"""Workers on a local Ray cluster: any of them may be killed, as in test_workers.py."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from test_workers import (
+    check_killed_workers,
+    check_same_results,
+    command,
+    data,  # noqa: F401 (a fixture)
+)
+
+from attnlens.cli.main import main
+from attnlens.runs.workers import cluster
+
+NEEDS_RAY = pytest.mark.skipif(sys.platform != "linux", reason="kills processes")
+
+
+@pytest.fixture
+def ray(monkeypatch) -> None:
+    """Let Ray send no statistics, write no token, and find this folder."""
+    pytest.importorskip("ray", reason="the extra cluster is not installed")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+
+
+@NEEDS_RAY
+def test_a_killed_actor_loses_and_doubles_nothing(tmp_path, ray, capsys):
+    check_killed_workers(tmp_path, capsys, ray="local")
+
+
+@NEEDS_RAY
+def test_results_are_those_of_one_process(data, tmp_path, monkeypatch, ray):  # noqa: F811
+    started = []
+    enter = cluster.RayActors.__enter__
+
+    def watched(self):
+        started.append(self)
+        return enter(self)
+
+    monkeypatch.setattr(cluster.RayActors, "__enter__", watched)
+    options = ("--ray", "local")
+    check_same_results(data, tmp_path, monkeypatch, lambda: started[0].pids, *options)
+
+
+def test_ray_that_is_missing_or_does_not_answer_is_said(data, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr(cluster, "find_spec", lambda _: None)
+    assert main(command(data, tmp_path, "--ray", "auto")) == 2
+    assert "--ray 'auto' needs Ray: pip install attnlens[cluster]" in capsys.readouterr().err
