@@ -29,8 +29,8 @@ def tables(result: dict[str, Any]) -> str:
     libraries = ", ".join(f"{name} {of}" for name, of in versions.items() if of is not None)
     pieces = [
         f"{where}, in {result['seconds']:.0f} seconds, with {libraries}.",
-        f"Right or not, with random weights ({_shape(checked)}), {share['visual']} visual tokens "
-        f"or more, {share['new']} generated ones:",
+        f"Right or not, with random weights ({_shape(checked)}), {share['checked_visual']} visual "
+        f"tokens or more, {share['new']} generated ones:",
         _table(
             ("way", "dtype", "same tokens", "different tokens", "error, own", "error, eager", ""),
             (
