@@ -7,15 +7,16 @@ a row add up to 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-CHUNK_ELEMENTS = 1_000_000
+CHUNK_ELEMENTS = 400_000
 """Largest number of attention weights (float32) held at a time: a CPU keeps them in its cache."""
-ELSEWHERE = 16
+ELSEWHERE = 40
 """How many times as many are held on other devices, which each call takes long to reach."""
 
 HIDES = -1e4
@@ -100,7 +101,9 @@ class Mass:
     hidden: torch.Tensor | None = None
 
 
-def attention_scores(queries: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
+def attention_scores(
+    queries: torch.Tensor, keys: torch.Tensor, scaling: float, *, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Scaled dot products, float32 [batch, heads, rows, keys].
 
     Parameters
@@ -112,13 +115,21 @@ def attention_scores(queries: torch.Tensor, keys: torch.Tensor, scaling: float) 
         ``heads / key heads`` consecutive query heads shares a key head.
     scaling
         Factor on the dot products.
+    out
+        float32, flat and large enough: memory for the result.
     """
     batch, heads, rows, dimension = queries.shape
     key_heads, length = keys.shape[1], keys.shape[2]
     scaled = queries.float() * scaling
-    grouped = scaled.reshape(batch, key_heads, heads // key_heads * rows, dimension)
-    scores = torch.matmul(grouped, keys.float().transpose(2, 3))
+    grouped = scaled.reshape(batch * key_heads, heads // key_heads * rows, dimension)
+    if out is not None:
+        out = _piece(out, (*grouped.shape[:2], length))
+    scores = torch.bmm(grouped, keys.float().flatten(0, 1).mT, out=out)
     return scores.reshape(batch, heads, rows, length)
+
+
+def _piece(memory: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    return memory[: math.prod(shape)].view(*shape)
 
 
 def attention_weights(
@@ -126,6 +137,8 @@ def attention_weights(
     positions: torch.Tensor,
     hidden: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
+    *,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Softmax attention rows, float32 [batch, heads, rows, keys]; each adds up to 1.
 
@@ -137,6 +150,8 @@ def attention_weights(
         See ``AttentionRows``.
     hidden
         bool [batch, keys]: keys that no query sees (padding).
+    out
+        As in ``attention_scores``.
     """
     length = scores.shape[3]
     if bias is not None:
@@ -148,7 +163,9 @@ def attention_weights(
         scores[..., first:].masked_fill_(later, float("-inf"))
     if hidden is not None:
         scores.masked_fill_(hidden[:, None, None, :], float("-inf"))
-    return torch.softmax(scores, dim=-1)
+    if out is not None:
+        out = _piece(out, scores.shape)
+    return torch.softmax(scores, dim=-1, out=out)
 
 
 def attention_mass(
@@ -193,7 +210,14 @@ def attention_mass(
     results: list[Mass] = []
     hidden_parts: list[torch.Tensor] = []
     hidden_keys: torch.Tensor | None = None
-    with torch.autocast(device.type, enabled=False):
+    # used by one chunk after the other: to touch new memory takes as long as the product
+    of_scores, of_weights = (
+        torch.empty(weights_of_row * rows_at_once, dtype=torch.float32, device=device)
+        if rows_at_once < rows
+        else None
+        for _ in range(2)
+    )
+    with torch.autocast(device.type, enabled=False), torch.no_grad():
         for first in range(0, len(queries), layers_at_once):
             layers = range(first, min(first + layers_at_once, len(queries)))
             converted = [keys[i].float() for i in layers]
@@ -204,7 +228,9 @@ def attention_mass(
                 end = min(length, int(positions.max()) + 1)  # no query of these sees later keys
                 # layers are side by side along the axis of heads
                 scores = [
-                    attention_scores(queries[i][:, :, piece], k[:, :, :end], attention.scaling)
+                    attention_scores(
+                        queries[i][:, :, piece], k[:, :, :end], attention.scaling, out=of_scores
+                    )
                     for i, k in zip(layers, converted, strict=True)
                 ]
                 bias = None if bias is None else bias[..., :end]
@@ -214,8 +240,9 @@ def attention_mass(
                     bias = bias.repeat(1, len(layers), 1, 1)
                 joined = scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)
                 padding = None if hidden is None else hidden[:, :end]
-                weights = attention_weights(joined, positions, padding, bias)
-                mass = torch.matmul(weights.reshape(batch, -1, end), one_hot[:, :end])
+                weights = attention_weights(joined, positions, padding, bias, out=of_weights)
+                # the few columns on the left: a CPU is several times as fast
+                mass = torch.matmul(one_hot[:, :end].mT, weights.reshape(batch, -1, end).mT).mT
                 mass = mass.reshape(batch, len(layers), heads, len(positions), columns.count)
                 wanted = weights[:, :, max(0, without_visual - start) :]
                 wanted = wanted.unflatten(1, (len(layers), heads))
