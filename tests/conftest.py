@@ -143,10 +143,8 @@ def picture(width: int = 112, height: int = 112, seed: int = 0) -> Image.Image:
 @contextmanager
 def unpainted_figures() -> Iterator[None]:
     """Make figures without laying them out or painting them, which takes most of their time."""
-    from matplotlib.figure import Figure
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "draw_without_rendering", lambda _: None)
+        patch.setattr("attnlens.plots.figure.lay_out", lambda _: None)
         patch.setattr(
             "attnlens.plots.figure.render",
             lambda _figure, file_format, *, dpi: f"a picture as {file_format}".encode(),

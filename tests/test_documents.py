@@ -14,6 +14,7 @@ import attnlens
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 import check_site
+import gpu_page
 import reference_pages
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +97,12 @@ def test_the_reference_documents_what_is_public(tmp_path):
         for name in module.__all__:
             if not isinstance(getattr(module, name), ModuleType):
                 assert f"heading: {module.__name__}.{name}\n" in text
+
+
+def test_the_tables_of_the_gpu_benchmark_are_those_of_its_figures():
+    page = gpu_page.PAGE.read_text(encoding="utf-8")
+    assert page.count("| way |") >= 2
+    assert gpu_page.with_tables(page) == page
 
 
 def test_every_family_is_listed(capsys):

@@ -15,6 +15,8 @@ import attnlens
 from attnlens.models.cache import returned_cache, with_cache
 from attnlens.recording import tap
 
+SIZES_AND_TEXTS = (((112, 140), "Is there a red circle?"), ((112, 112), "Which mark is it now?"))
+
 
 @pytest.fixture(scope="module")
 def prompt(tiny):
@@ -293,6 +295,31 @@ def test_a_flash_implementation_sees_its_own_name(tiny, prompt):
     finally:
         AttentionInterface._global_mapping.pop(name)
         AttentionMaskInterface._global_mapping.pop(name)
+
+
+@compiles
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+def test_flex_attention_gives_the_mass_of_eager(family):
+    """Its masks are functions of query and key; also with padding, and where layers have windows.
+
+    transformers 5.23 offers it for these families, and not for the Qwen ones.
+    """
+    vlm = attnlens.testbed.small_vlm(family)
+    batch = vlm.batch([vlm.prompt(picture(*size, 3), text) for size, text in SIZES_AND_TEXTS])
+    options = {"max_new_tokens": 3, "min_new_tokens": 3}
+    rows = "last" if vlm.family.both_ways else "query"
+    with attnlens.record(vlm, batch, prompt_rows=rows) as want:
+        expected = generate(vlm, batch, **options)
+    vlm.model.set_attn_implementation({"text_config": "flex_attention"})
+    with torch.compiler.set_stance("force_eager"):  # what is computed is the same
+        plain = generate(vlm, batch, **options)
+        with attnlens.record(vlm, batch, prompt_rows=rows) as recorder:
+            assert torch.equal(generate(vlm, batch, **options), plain)
+    assert torch.equal(plain, expected)
+    names = ["mass", "keys", *(["prompt_mass"] if rows == "query" else [])]
+    for trace, sdpa in zip(recorder.traces, want.traces, strict=True):
+        for name in names:
+            assert abs(trace.data[name].values - sdpa.data[name].values).max() < 1e-5
 
 
 @compiles

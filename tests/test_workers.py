@@ -115,7 +115,7 @@ def test_workers_end_with_a_killed_parent():
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     lines = []
-    for i in range(COUNT):
+    for i in range(3):
         sample = held_out_sample(3, i, "cot")
         sample.scene.draw().save(folder / f"{i}.png")
         lines.append({"image": f"{i}.png", "question": sample.question.text})
@@ -124,7 +124,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def command(data: Path, out: Path, *more: str) -> list[str]:
-    what = ["--intervention", "copy", "--when", "step:3", "--max_new_tokens", "8"]
+    what = ["--intervention", "copy", "--when", "step:2", "--max_new_tokens", "5"]
     return ["recover", "--data", str(data), "--save_folder", str(out), *what, *more]
 
 

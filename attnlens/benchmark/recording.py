@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 import attnlens
-from attnlens.benchmark.memory import peak_memory
-from attnlens.benchmark.model import SHAPES, build, visual_tokens
+from attnlens.benchmark.memory import peak_memory, peak_mib, reset_peak
+from attnlens.benchmark.model import SHAPES, Shape, build, visual_tokens
 from attnlens.benchmark.variants import VARIANTS, Seen, generate, variant_calls
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
@@ -115,9 +115,8 @@ def compare(
 
 
 def by_context(
-    size: str = "small",
+    shape: Shape,
     *,
-    family: str = "",
     device: str = "cpu",
     visuals: tuple[int, ...] = (256, 1024, 4096),
     new: int = 65,
@@ -127,7 +126,9 @@ def by_context(
 
     Parameters
     ----------
-    size, family, device, repeats
+    shape
+        Of the model.
+    device, repeats
         As in ``compare``.
     visuals
         Numbers of visual tokens, at least.
@@ -141,18 +142,24 @@ def by_context(
     list of dict
         ``visual``, ``plain`` and ``recorded`` (milliseconds a step, from median runs), ``ratio``,
         and ``spread``: half the range of the middle half of the runs, over the median, the
-        larger of the two. A smaller difference of the ratio from 1 means nothing.
+        larger of the two. A smaller difference of the ratio from 1 means nothing. ``peak_mib``: the
+        highest memory in the runs of each, weights included, as in
+        ``attnlens.benchmark.memory.reset_peak``; on a CPU that of the process, which keeps what it
+        once took.
     """
-    vlm, prompt_of = build(replace(SHAPES[size], family=family), device)
+    vlm, prompt_of = build(shape, device)
     table = []
     for visual in progress(visuals, description="context"):
         prompt = prompt_of(visual)
         taken: dict[str, list[float]] = {"plain": [], "recorded": []}
+        peaks = dict.fromkeys(taken, 0.0)
         for round_ in range(repeats + 1):
             for variant in rotated(list(taken), round_):
+                reset_peak(device)
                 milliseconds = 1000 * _after_prefill(vlm, prompt, new, variant, device)
                 if round_:  # the first round warms up
                     taken[variant].append(milliseconds / (new - 1))
+                    peaks[variant] = max(peaks[variant], peak_mib(device))
         plain, recorded = (statistics.median(values) for values in taken.values())
         table.append(
             {
@@ -160,7 +167,8 @@ def by_context(
                 "plain": plain,
                 "recorded": recorded,
                 "ratio": recorded / plain,
-                "spread": max(map(_spread, taken.values())),
+                "spread": max(map(spread_of, taken.values())),
+                "peak_mib": peaks,
             }
         )
     return table
@@ -191,7 +199,8 @@ def _after_prefill(vlm: VLM, prompt: Prompt, new: int, variant: str, device: str
     return now(device) - clock.at
 
 
-def _spread(values: list[float]) -> float:
+def spread_of(values: list[float]) -> float:
+    """Half the range of the middle half of some values, over their median."""
     quarters = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
     return (quarters[2] - quarters[0]) / 2 / statistics.median(values)
 

@@ -62,6 +62,30 @@ def eager_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+def eager_mass(vlm: VLM, prompt: Prompt, tokens: torch.Tensor) -> np.ndarray:
+    """Visual mass of an answer's tokens, by one forced pass in eager attention.
+
+    Returns float32 [steps, layers, heads].
+    """
+    whole = vlm.family.append(vlm.model.config, prompt.inputs, tokens[:-1].tolist())
+    with eager_attention(vlm.model), torch.no_grad():
+        output = vlm.model(**whole, output_attentions=True, use_cache=False, logits_to_keep=1)
+    keys = len(prompt.segments) + len(tokens) - 1
+    return np.stack([_on_visual(w, prompt, keys) for w in output.attentions], axis=1)
+
+
+def _on_visual(weights: torch.Tensor, prompt: Prompt, keys: int) -> np.ndarray:
+    """Add up the rows from the last one of the prompt on: [rows, heads].
+
+    Of so many keys, the cache of a window has only the last ones.
+    """
+    length = len(prompt.segments)
+    visual = torch.from_numpy(prompt.segments == "visual").to(weights.device)
+    rows = weights[0, :, -1:] if weights.shape[2] == 1 else weights[0, :, length - 1 :]
+    seen = F.pad(visual, (0, keys - length))[keys - weights.shape[3] :]
+    return rows[:, :, seen].float().sum(-1).T.cpu().numpy()
+
+
 def variant_calls(vlm: VLM, prompt: Prompt, new: int) -> dict[str, Callable[[], Seen]]:
     """Return, for each of ``PEERS``, a call that generates ``new`` tokens and gives what it saw.
 
@@ -73,16 +97,6 @@ def variant_calls(vlm: VLM, prompt: Prompt, new: int) -> dict[str, Callable[[], 
         How many tokens are generated.
     """
     model, inputs, length = vlm.model, prompt.inputs, len(prompt.segments)
-    visual = torch.from_numpy(prompt.segments == "visual")
-
-    def on_visual(weights: torch.Tensor, keys: int) -> np.ndarray:
-        """Add up the rows from the last one of the prompt on: [rows, heads].
-
-        Of so many keys, the cache of a window has only the last ones.
-        """
-        rows = weights[0, :, -1:] if weights.shape[2] == 1 else weights[0, :, length - 1 :]
-        seen = F.pad(visual, (0, keys - length))[keys - weights.shape[3] :]
-        return rows[:, :, seen].float().sum(-1).T.cpu().numpy()
 
     def of_trace(trace: Trace) -> Seen:
         ids = torch.from_numpy(trace.data["predicted_token_id"].values)
@@ -107,7 +121,7 @@ def variant_calls(vlm: VLM, prompt: Prompt, new: int) -> dict[str, Callable[[], 
                 **kept,
             )
         steps = [
-            np.concatenate([on_visual(weights[:, :, -1:], length + step) for weights in layers])
+            np.concatenate([_on_visual(w[:, :, -1:], prompt, length + step) for w in layers])
             for step, layers in enumerate(output.attentions)
         ]
         return Seen(output.sequences[0, length:].cpu(), np.stack(steps))
@@ -127,11 +141,7 @@ def variant_calls(vlm: VLM, prompt: Prompt, new: int) -> dict[str, Callable[[], 
 
     def second_pass() -> Seen:
         tokens = plain().tokens
-        whole = vlm.family.append(model.config, inputs, tokens[:-1].tolist())
-        with eager_attention(model), torch.no_grad():
-            output = model(**whole, output_attentions=True, use_cache=False, logits_to_keep=1)
-        keys = length + new - 1
-        return Seen(tokens, np.stack([on_visual(w, keys) for w in output.attentions], axis=1))
+        return Seen(tokens, eager_mass(vlm, prompt, tokens))
 
     calls = (plain, recorded, attentions, eager, lens("nnsight"), lens("transformer_lens"))
     return dict(zip(PEERS, (*calls, second_pass), strict=True))

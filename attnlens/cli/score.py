@@ -23,8 +23,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        help="answers with truths, as JSON or JSON Lines, or a folder that attnlens trend --data "
-        "wrote",
+        help="answers with truths, in a format that attnlens replay reads, or a folder that "
+        "attnlens trend --data or attnlens replay wrote",
     )
     parser.add_argument("--against", metavar="FILE", help="other answers to the same questions")
     parser.add_argument(

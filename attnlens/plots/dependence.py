@@ -14,7 +14,7 @@ from attnlens.measures.correlation import spearman
 from attnlens.measures.inputs import Span
 from attnlens.measures.results import interval_text
 from attnlens.measures.statistics import mean_interval
-from attnlens.plots.figure import Figure, finish, fix_positions, new_figure
+from attnlens.plots.figure import Figure, finish, fix_positions, lay_out, new_figure
 from attnlens.plots.regions import name_regions, shade_regions
 from attnlens.plots.style import LONE_COLOUR, NARROW, colours, style, width_in_inches
 from attnlens.text import counted
@@ -104,7 +104,7 @@ def dependence(
             caption += " Yellow: <back>, between the lines at its tags."
         finish(figure, height, caption)
         name_regions(above, regions, 0)
-        figure.draw_without_rendering()
+        lay_out(figure)
         fix_positions(figure)
     return figure
 

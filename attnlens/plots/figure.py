@@ -152,7 +152,14 @@ def set_height(figure: Figure, height: float, caption: float) -> None:
 def finish(figure: Figure, height: float, caption: str) -> None:
     """Put the caption below a figure of a height in inches, and lay it out."""
     set_height(figure, height, add_caption(figure, caption))
-    figure.draw_without_rendering()
+    lay_out(figure)
+
+
+def lay_out(figure: Figure) -> None:
+    """Give panels their places now; every drawing does so again."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
 
 
 def fix_positions(figure: matplotlib.figure.Figure) -> None:

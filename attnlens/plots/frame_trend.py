@@ -96,5 +96,4 @@ def frame_trend(
         )
         finish(figure, HEIGHT, caption)
         name_regions(axes, regions, shift)
-        figure.draw_without_rendering()
     return figure

@@ -93,7 +93,6 @@ def layers(
         finish(figure, height, caption_text(by_layer))
         for axes in all_axes:
             name_regions(axes, regions, shift, above=1 + STRIP_GAP + STRIP)
-        figure.draw_without_rendering()
     return figure
 
 

@@ -96,7 +96,6 @@ def trend(
         axes.set_xlabel(f"step (each stands for the {owner_text(curves.share)})")
         finish(figure, HEIGHT, caption_text(curves.share))
         name_regions(axes, curves.regions, curves.shift)
-        figure.draw_without_rendering()
     return figure
 
 

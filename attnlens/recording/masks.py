@@ -2,7 +2,7 @@
 
 A mask comes in several shapes: none (causal), boolean [batch, 1, queries, keys] (SDPA), additive
 [batch, 1 or heads, queries, keys] (eager, or a user's own), boolean [batch, keys]
-(FlashAttention's padding mask).
+(FlashAttention's padding mask), a function of query and key (flex attention's ``BlockMask``).
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from attnlens.errors import InputError
 from attnlens.segments import PADDING
 
 
-def select_rows(mask: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor | None:
+def select_rows(mask: torch.Tensor | BlockMask | None, rows: torch.Tensor) -> torch.Tensor | None:
     """Keep the wanted query rows of a mask of any shape above.
 
     ``rows`` are int64 indices of queries within the pass. Returns [batch, 1 or heads, rows, keys],
@@ -24,6 +25,8 @@ def select_rows(mask: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor |
     """
     if mask is None:
         return None
+    if isinstance(mask, BlockMask):
+        return _rows_of_block_mask(mask, rows.to(mask.kv_indices.device))
     if mask.ndim == 2:
         return mask[:, None, None, :].bool()
     if mask.ndim != 4:
@@ -31,6 +34,18 @@ def select_rows(mask: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor |
             f"an attention mask of {mask.ndim} dimensions cannot be recorded: use one of 2 or 4"
         )
     return mask if mask.shape[2] == 1 else mask[:, :, rows.to(mask.device)]
+
+
+def _rows_of_block_mask(mask: BlockMask, rows: torch.Tensor) -> torch.Tensor:
+    """Spell out the wanted rows of a mask of flex attention."""
+
+    def of_rows(
+        sequence: torch.Tensor, head: torch.Tensor, row: torch.Tensor, key: torch.Tensor
+    ) -> torch.Tensor:
+        return mask.mask_mod(sequence, head, rows[row], key)
+
+    batch, heads, _, keys = mask.shape
+    return create_mask(of_rows, batch, heads, len(rows), keys, device=rows.device)
 
 
 def stack_biases(
@@ -65,7 +80,7 @@ def as_bias(mask: torch.Tensor) -> torch.Tensor:
 
 
 def check_padding(
-    segments: np.ndarray, mask: torch.Tensor | None, row: int, *, own: bool = False
+    segments: np.ndarray, mask: torch.Tensor | BlockMask | None, row: int, *, own: bool = False
 ) -> None:
     """Check that the keys labelled as padding are those that an attention mask hides.
 
@@ -87,6 +102,8 @@ def check_padding(
         If they are not, or the mask belongs to another number of sequences.
     """
     labelled = segments == PADDING
+    if isinstance(mask, BlockMask):
+        mask = select_rows(mask, torch.tensor([row]))
     batch, keys = labelled.shape
     if mask is None:
         hidden = np.zeros_like(labelled)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,14 @@ class _CurrentPass:
     """Number of cached tokens before the pass."""
     seen: set[int] = field(default_factory=set)
     """Layers that have been seen."""
+    mask: tuple[Any, torch.Tensor | None] = (None, None)
+    """The mask of the last layer that was seen, and its only row."""
+
+    def only_row(self, mask: Any) -> torch.Tensor | None:
+        """Select the row of a mask for one query; layers with the same mask share it."""
+        if self.mask[0] is not mask:
+            self.mask = (mask, select_rows(mask, _ONLY_ROW))
+        return self.mask[1]
 
 
 @dataclass
@@ -68,12 +77,14 @@ class _LayerQueue:
     """The layer's cache at the last query."""
     scaling: float = 1.0
 
-    def add(self, seen: LayerAttention, position: int, dropped: int) -> None:
-        """Add the query of a pass that has one."""
+    def add(
+        self, seen: LayerAttention, position: int, dropped: int, mask: torch.Tensor | None
+    ) -> None:
+        """Add the query of a pass that has one, with its row of the mask."""
         # a copy: compiled decoding writes the next step's query over this one
         self.queries.append(seen.query.clone())
         self.positions.append(position)
-        self.masks.append(select_rows(seen.mask, _ONLY_ROW))
+        self.masks.append(mask)
         self.dropped.append(dropped)
         if dropped == self.dropped[0]:
             self.held = [seen.key]
@@ -240,7 +251,8 @@ class AttentionRecorder:
         dropped = current.past + current.tokens - keys if window is not None else 0
         if current.waits:
             (position,) = current.positions
-            self._queues.setdefault(layer, _LayerQueue()).add(seen, position, dropped)
+            queue = self._queues.setdefault(layer, _LayerQueue())
+            queue.add(seen, position, dropped, current.only_row(seen.mask))
             if layer == self._watched and self._written is not None:
                 self._written.add(position, key[:, 0, position - dropped])
             return
