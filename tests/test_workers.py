@@ -45,6 +45,15 @@ def quick(monkeypatch) -> None:
     use(monkeypatch, context())
 
 
+def load_nothing(settings: PromptSettings):
+    """Give what provenance asks for: these workers have no use for a model."""
+    import torch
+
+    model = torch.nn.Linear(1, 1)
+    model.config = SimpleNamespace()
+    return SimpleNamespace(model=model, name=settings.model)
+
+
 def write(question: Question, log: Path, vlm, folder: Path) -> None:
     """Say that it begins; kill this worker for line 2 always, and for line 3 once."""
     (folder / "result.txt").write_text(question.text)
@@ -61,7 +70,7 @@ def check_killed_workers(root: Path, capsys, **start) -> None:
     """A killed worker's entry is made by another one, and given up after a second kill."""
     (root / "log").mkdir()
     entries = {one: Entry(root / "runs" / one.folder, {"question": one.text}) for one in QUESTIONS}
-    with start_workers(PromptSettings.load, SETTINGS, count=2, **start) as workers:
+    with start_workers(load_nothing, SETTINGS, count=2, **start) as workers:
         there = make_each(
             entries, lambda one: partial(write, one, root / "log"), workers, command="test"
         )
@@ -97,7 +106,7 @@ def hold() -> None:
     """Have a worker at work for good."""
     with pytest.MonkeyPatch.context() as patch:
         use(patch, multiprocessing.get_context("fork"))
-        with processes.Processes(PromptSettings.load, SETTINGS, 1) as workers:
+        with processes.Processes(load_nothing, SETTINGS, 1) as workers:
             assert workers.model["name"] == "testbed"
             print(*workers.pids)
             list(workers.run([wait]))
