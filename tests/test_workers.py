@@ -45,6 +45,15 @@ def quick(monkeypatch) -> None:
     use(monkeypatch, context())
 
 
+def load_nothing(settings: PromptSettings):
+    """Give what provenance asks for: these workers have no use for a model."""
+    import torch
+
+    model = torch.nn.Linear(1, 1)
+    model.config = SimpleNamespace()
+    return SimpleNamespace(model=model, name=settings.model)
+
+
 def write(question: Question, log: Path, vlm, folder: Path) -> None:
     """Say that it begins; kill this worker for line 2 always, and for line 3 once."""
     (folder / "result.txt").write_text(question.text)
@@ -61,7 +70,7 @@ def check_killed_workers(root: Path, capsys, **start) -> None:
     """A killed worker's entry is made by another one, and given up after a second kill."""
     (root / "log").mkdir()
     entries = {one: Entry(root / "runs" / one.folder, {"question": one.text}) for one in QUESTIONS}
-    with start_workers(PromptSettings.load, SETTINGS, count=2, **start) as workers:
+    with start_workers(load_nothing, SETTINGS, count=2, **start) as workers:
         there = make_each(
             entries, lambda one: partial(write, one, root / "log"), workers, command="test"
         )
@@ -97,7 +106,7 @@ def hold() -> None:
     """Have a worker at work for good."""
     with pytest.MonkeyPatch.context() as patch:
         use(patch, multiprocessing.get_context("fork"))
-        with processes.Processes(PromptSettings.load, SETTINGS, 1) as workers:
+        with processes.Processes(load_nothing, SETTINGS, 1) as workers:
             assert workers.model["name"] == "testbed"
             print(*workers.pids)
             list(workers.run([wait]))
@@ -115,7 +124,7 @@ def test_workers_end_with_a_killed_parent():
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     lines = []
-    for i in range(COUNT):
+    for i in range(3):
         sample = held_out_sample(3, i, "cot")
         sample.scene.draw().save(folder / f"{i}.png")
         lines.append({"image": f"{i}.png", "question": sample.question.text})
@@ -124,7 +133,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def command(data: Path, out: Path, *more: str) -> list[str]:
-    what = ["--intervention", "copy", "--when", "step:3", "--max_new_tokens", "8"]
+    what = ["--intervention", "copy", "--when", "step:2", "--max_new_tokens", "5"]
     return ["recover", "--data", str(data), "--save_folder", str(out), *what, *more]
 
 
