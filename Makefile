@@ -15,7 +15,7 @@ DEMO_FOLDER := results
 WORKERS := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest test-lowest check docs clean
+.PHONY: help demo test test-cluster test-newest test-lowest check docs clean
 
 # Recording, interventions, prompts and the command: what other versions of our libraries could break.
 CORE := $(addprefix tests/test_,mass.py recording_parity.py recording_changes_nothing.py \
@@ -35,7 +35,11 @@ demo: $(VENV)/.installed ## draw the attention of the small model that ships wit
 	@echo "The pictures are in $(DEMO_FOLDER)/$(basename $(notdir $(DEMO_IMAGE)))/"
 
 test: $(VENV)/.installed-dev ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
+		--ignore tests/test_cluster.py
+
+test-cluster: $(VENV)/.installed-cluster ## run the tests of workers on a local Ray cluster
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cluster.py
 
 test-newest: | $(NEWEST)/.created ## run the tests of the core with the newest versions that pyproject.toml allows
 	$(NEWEST)/bin/python $(PIP) --upgrade --upgrade-strategy eager --editable ".[dev]"
@@ -68,6 +72,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.created
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing what the tests and checks need into $(VENV)"
 	$(INSTALL) --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-cluster: $(VENV)/.installed-dev
+	@echo "Installing Ray into $(VENV)"
+	$(INSTALL) --editable ".[cluster]"
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from test_workers import (
-    check_killed_workers,
     check_same_results,
     command,
     data,  # noqa: F401 (a fixture)
@@ -28,11 +27,6 @@ def ray(monkeypatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
-
-
-@NEEDS_RAY
-def test_a_killed_actor_loses_and_doubles_nothing(tmp_path, ray, capsys):
-    check_killed_workers(tmp_path, capsys, ray="local")
 
 
 @NEEDS_RAY
