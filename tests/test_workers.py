@@ -66,35 +66,30 @@ def write(question: Question, log: Path, vlm, folder: Path) -> None:
         raise ValueError("no such thing")
 
 
-def check_killed_workers(root: Path, capsys, **start) -> None:
-    """A killed worker's entry is made by another one, and given up after a second kill."""
-    (root / "log").mkdir()
-    entries = {one: Entry(root / "runs" / one.folder, {"question": one.text}) for one in QUESTIONS}
-    with start_workers(load_nothing, SETTINGS, count=2, **start) as workers:
-        there = make_each(
-            entries, lambda one: partial(write, one, root / "log"), workers, command="test"
-        )
+def test_a_killed_worker_loses_and_doubles_nothing(tmp_path, quick, capsys):
+    """Its entry is made by another one, and given up after a second kill."""
+    log = tmp_path / "log"
+    log.mkdir()
+    entries = {q: Entry(tmp_path / "runs" / q.folder, {"question": q.text}) for q in QUESTIONS}
+    with start_workers(load_nothing, SETTINGS, count=2) as workers:
+        there = make_each(entries, lambda one: partial(write, one, log), workers, command="test")
         assert [one.line for one in there] == [1, 3]
         said = capsys.readouterr().err
         assert "line 2 failed: its worker, process " in said
         assert ", was killed, and so was the one before" in said
         assert "line 4 failed: no such thing" in said
-        assert len((root / "log" / "3").read_text()) == 2
+        assert len((log / "3").read_text()) == 2
         # one worker is enough to see that nothing is made again
         make_each(
             {one: entries[one] for one in there},
-            lambda one: partial(write, one, root / "log"),
+            lambda one: partial(write, one, log),
             workers,
             command="test",
         )
-    tries = {one.line: len((root / "log" / str(one.line)).read_text()) for one in QUESTIONS}
+    tries = {one.line: len((log / str(one.line)).read_text()) for one in QUESTIONS}
     assert tries == {1: 1, 2: 2, 3: 2, 4: 1}
-    names = {path.name for path in (root / "runs").iterdir()}
+    names = {path.name for path in (tmp_path / "runs").iterdir()}
     assert names == {one.folder for one in there}  # a killed worker's leftovers are gone
-
-
-def test_a_killed_worker_loses_and_doubles_nothing(tmp_path, quick, capsys):
-    check_killed_workers(tmp_path, capsys)
 
 
 def wait(vlm) -> None:

@@ -1,8 +1,8 @@
 """Workers that are actors of a Ray cluster.
 
 They are plain actors, not those of Ray Data's ``map_batches``: that repeats a batch for as often as
-its actor dies, or gives the whole data set up, and sends an actor batches ahead, so that jobs which
-had not begun die with it. Here each actor has one job, and each death counts for that job alone.
+its actor dies, and sends an actor batches ahead, so that jobs which had not begun die with it. Here
+each actor has one job, and each death counts for that job alone.
 """
 
 from __future__ import annotations
