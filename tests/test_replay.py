@@ -409,7 +409,8 @@ def test_every_format_is_named(capsys):
         main(["replay", "--help"])
     printed = " ".join(capsys.readouterr().out.split())
     assert f"{', '.join([*FORMATS][:-1])} or plain" in printed
-    assert re.findall(r"^\| `([\w-]+)`", page, re.MULTILINE) == [*FORMATS]
+    formats = page.split("## Formats")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `([\w-]+)`", formats, re.MULTILINE) == [*FORMATS]
 
 
 def test_drift_is_counted(tiny, tmp_path):
