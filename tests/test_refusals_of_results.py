@@ -164,7 +164,9 @@ def test_a_trace_knows_whether_its_answer_was_cut_off(tiny):
     ended = attnlens.run(tiny, prompt, 6, do_sample=False, eos_token_id=[last])
     assert ended.data.sizes["step"] <= 4
     assert ended.cut_off is False
-    assert attnlens.force(tiny, prompt, said).cut_off is None
+    assert attnlens.force(tiny, prompt, said).cut_off is said.cut_off is True
+    ids = said.data["predicted_token_id"].values
+    assert attnlens.force(tiny, prompt, ids).cut_off is None
     assert attnlens.run(tiny, prompt, 6, eos_token_id=None).cut_off is None
 
 

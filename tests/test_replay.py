@@ -204,7 +204,7 @@ def test_the_command_writes_what_trend_writes(live, testbed, tmp_path, capsys, m
         assert (shown / "back_step_attention.png").is_file()
         summary = json.loads((shown / "summary.json").read_text())
         assert summary["provenance"]["replayed"] == trace.attrs["replayed"]
-        table = pd.read_parquet(out / "back_steps.parquet")
+        table = pd.read_parquet(out / "replay_back_steps.parquet")
         np.testing.assert_allclose(
             table["mass"],
             live.trace.data["mass"][:21].sel(segment="visual").mean(("layer", "head")),
@@ -226,7 +226,7 @@ def test_the_command_writes_what_trend_writes(live, testbed, tmp_path, capsys, m
         assert main([str(word) for word in options]) == 0
     assert (run / "settings.json").stat().st_mtime_ns != before
     assert "1 of 1 answer had not ended, as the file says" in capsys.readouterr().err
-    assert pd.read_parquet(out / "back_steps.parquet")["cut_off"].all()
+    assert pd.read_parquet(out / "replay_back_steps.parquet")["cut_off"].all()
 
 
 @pytest.mark.parametrize("version", ["grpo", "back", "hint"])
@@ -336,7 +336,6 @@ def test_files_of_all_shapes_are_read(tmp_path):
     [
         ({"question": "Q", "response": "A", "image": 5}, "the picture is 5"),
         ({"question": "Q", "response": "A", "image": "data:,x"}, "cannot be read"),
-        ({"question": "Q", "response": "A", "answer": [1]}, r"the right answer is \[1\]"),
         ({"question": "Q\ud800", "response": "A"}, "half a character"),
         ({"question": "Q", "outputs": [{"text": "A", "token_ids": ["a"]}]}, "list of token ids"),
         ({"outputs": [{"text": "A"}]}, "has no 'prompt'"),
@@ -451,3 +450,25 @@ def test_force_and_replay_are_one(tiny):
     for same in (ids, ended):
         again = attnlens.replay(tiny, prompt, same)
         np.testing.assert_array_equal(again.data["mass"], ended.data["mass"])
+
+
+def test_nothing_of_a_file_is_lost_in_silence(tmp_path):
+    """Repeats are answers, several documents are refused, and a truth of any kind is replayed."""
+    path = tmp_path / "answers.json"
+    record = {"doc_id": 3, "input": "q", "resps": [["x"], ["y"]], "target": ["a", "b"]}
+    path.write_text(json.dumps(record))
+    read = read_responses(path)
+    assert [one.text for one in read.responses] == ["x", "y"]
+    assert {one.question.answer for one in read.responses} == {None}
+    assert "the right answer is ['a', 'b']" in read.responses[0].fields["truth_problem"]
+    path.write_text("\n".join([json.dumps([record])] * 2))
+    with pytest.raises(InputError, match="holds several JSON documents"):
+        read_responses(path)
+
+
+def test_a_picture_in_a_column_is_not_kept_in_memory(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({"question": "q", "response": "r", "shown": "a.png"}))
+    (one,) = read_responses(path, image_column="shown").responses
+    assert one.question.image == str(tmp_path / "a.png")
+    assert not one.fields

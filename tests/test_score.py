@@ -400,3 +400,20 @@ def test_without_math_verify_score_says_what_to_install(answers, tmp_path, capsy
     assert "'2x+1' is '1+2x': pip install attnlens[eval]" in capsys.readouterr().err
     assert score(answers[1], "--rule", "look-back", folder=tmp_path) == 2
     assert "needs mathruler and math-verify: pip install attnlens[eval]" in capsys.readouterr().err
+
+
+def test_only_traces_of_the_same_answer_and_pairs_of_the_same_picture_count(tmp_path):
+    from attnlens.runs.answered import _same_answer
+
+    assert _same_answer("It is red. Done", "It is red.", {})  # a stop string was cut off
+    assert not _same_answer("It is red.", "It is blue.", {})
+    assert not _same_answer("It is red.", "", {})
+    pictures = [[f"{n + shift}.png" for n in range(4)] for shift in (0, 1)]
+    files = [
+        write(
+            tmp_path / f"{k}.jsonl",
+            [RIGHT | {"image": one, "id": str(i)} for i, one in enumerate(named)],
+        )
+        for k, named in enumerate(pictures)
+    ]
+    assert score(files[0], "--against", files[1], folder=tmp_path) == 2

@@ -36,8 +36,8 @@ def add_parser(commands: Any) -> None:
         "plain file, feed each through the model once, and write what attnlens trend writes of "
         "many questions: traces into SAVE_FOLDER/replay_runs/{mode}/, pictures and summaries into "
         "SAVE_FOLDER/replay/{mode}/, a folder for each answer, and all steps into "
-        f"SAVE_FOLDER/{{mode}}_steps.parquet; {RESUMED}. What the file does not tell is taken from "
-        "the options, and printed.",
+        f"SAVE_FOLDER/replay_{{mode}}_steps.parquet; {RESUMED}. What the file does not tell is "
+        "taken from the options, and printed.",
     )
     group = parser.add_argument_group("answers")
     group.add_argument(

@@ -84,6 +84,8 @@ def replay(
                 "tokens all the same"
             )
         tokens = response.data["predicted_token_id"].values
+        if finished is None and response.cut_off is not None:
+            finished = not response.cut_off
     elif isinstance(response, str):
         source = "text"
         tokens = vlm.tokenizer(response, add_special_tokens=False)["input_ids"]

@@ -25,6 +25,7 @@ from attnlens.reports.score_benchmarks import BENCHMARKS, read_objects
 from attnlens.reports.table import write_parquet
 from attnlens.runs.answered import traces_of
 from attnlens.runs.judged import LOOK_BACK, OURS, Judged, judge_file
+from attnlens.runs.responses import Response
 from attnlens.text import counted, one_line, quoted, shortened
 
 FOLDER, MARKER = "score", "score.json"
@@ -183,14 +184,14 @@ def _compare(judged: Judged, other: Judged, output: ScoreOutput) -> dict[str, An
         if twice:
             shown = shortened(repr(twice[0]), 80)
             raise InputError(f"{quoted(path)} has several answers {shown}: ids must be unique")
-        rows = zip(keys, one.responses, values, strict=True)
-        sides.append({key: (r.question.text, v) for key, r, v in rows if np.isfinite(v)})
+        rows = zip(keys, one.responses, one.truths, values, strict=True)
+        sides.append({key: (_asked(r, truth), v) for key, r, truth, v in rows if np.isfinite(v)})
     first, second = sides
-    both = [key for key in first if key in second and first[key][0] == second[key][0]]
+    both = [key for key in first if key in second and _alike(first[key][0], second[key][0])]
     if not both:
         raise InputError(
             f"{quoted(output.file)} and {quoted(output.against)} share no question: answers are "
-            "paired where id and question are the same"
+            "paired where id, question, name of the picture and truth are the same"
         )
     ours = np.array([first[key][1] for key in both])
     theirs = np.array([second[key][1] for key in both])
@@ -208,6 +209,16 @@ def _compare(judged: Judged, other: Judged, output: ScoreOutput) -> dict[str, An
         "p_value": None if np.isnan(p_value) else p_value,
         "unpaired": len(first) + len(second) - 2 * len(both),
     }
+
+
+def _asked(response: Response, truth: str | None) -> tuple[str, str | None, str]:
+    """Return what was asked: one question may be asked about many pictures."""
+    return response.question.text, truth, Path(response.question.image).name
+
+
+def _alike(one: tuple[str, str | None, str], other: tuple[str, str | None, str]) -> bool:
+    """Whether the same was asked, as far as both files tell."""
+    return one[:2] == other[:2] and (one[2] == other[2] or not (one[2] and other[2]))
 
 
 def _attention(judged: Judged, output: ScoreOutput, lines: list[str]) -> Correctness | None:

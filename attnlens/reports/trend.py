@@ -205,8 +205,9 @@ def report_each(
         return functools.partial(_show, question, recorded[question], settings[question], output)
 
     there = make_each(entries, make, workers, command=f"{command} (pictures)")
+    prefix = "" if command == "trend" else f"{command}_"  # both may share a folder
     for mode in dict.fromkeys(settings[question].mode for question in recorded):
-        path = root / f"{mode}_steps.parquet"
+        path = root / f"{prefix}{mode}_steps.parquet"
         clear_leftover_files(path)
         clear_leftover_folders(path)
         _write_table(
@@ -303,7 +304,7 @@ def _draw(trace: Trace, mode: str, output: TrendOutput, folder: Path) -> None:
             plots.save(figure, folder / f"{name}.{suffix}")
     if missing:
         text = f"{', '.join(missing)}: {next(iter(missing.values()))}"
-        print(f"attnlens trend: left out {one_line(text)}", file=sys.stderr)
+        print(f"attnlens: left out {one_line(text)}", file=sys.stderr)
 
 
 def _write_summary(

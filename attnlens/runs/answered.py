@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ def read_answers(path: Path) -> tuple[ResponseFile, Path | None]:
             else f"{quoted(path)} holds no answers: give a file of them, or a folder that attnlens "
             "trend --data or attnlens replay wrote"
         )
-    (mode,) = modes
+    mode = modes[0].resolve()
     responses = [_summarised(found) for found in sorted(mode.glob(f"*/{SUMMARY}"))]
     if not responses:
         raise InputError(f"{quoted(mode)} holds no answer: give the command that wrote it again")
@@ -99,7 +100,6 @@ def traces_of(
     InputError
         If the folder holds no trace, or several of one line.
     """
-    from attnlens.answers import final_answer
     from attnlens.recording.trace import Trace
     from attnlens.runs.recordings import find_runs
 
@@ -122,18 +122,29 @@ def traces_of(
         if path_of_line is None:
             counts["without"] += 1
             continue
-        if _question_of(path_of_line.parent) == response.question.text:
+        settings = _settings_of(path_of_line.parent)
+        if settings.get("question") == response.question.text:
             trace = Trace.load(path_of_line)
-            if final_answer(trace.text) == final_answer(response.text):
+            if _same_answer(trace.text, response.text, settings):
                 counts["traces"] += 1
                 yield trace, response
                 continue
         counts["other"] += 1
 
 
-def _question_of(folder: Path) -> Any:
-    """Text of the question of a run; None where that cannot be read."""
+def _same_answer(recorded: str, text: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a trace is that of an answer; engines may cut a stop string off, and white space."""
+    replayed = settings.get("replayed") or {}
+    if replayed.get("text_sha256") == hashlib.sha256(text.encode()).hexdigest():
+        return True
+    told = text.strip()
+    return bool(told) and recorded.strip().startswith(told)
+
+
+def _settings_of(folder: Path) -> dict[str, Any]:
+    """Return the settings of a run; empty where they cannot be read."""
     try:
-        return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["settings"]["question"]
+        found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        return None
+        return {}
+    return found if isinstance(found, dict) else {}

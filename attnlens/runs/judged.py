@@ -110,7 +110,7 @@ def _truth(response: Response, benchmark: str | None) -> str | None:
     """Return the true answer: that of the record, or under the benchmark's own name."""
     own = {"pope": "label", "hallusionbench": "gt_answer"}.get(benchmark or "", "")
     truth = response.question.answer
-    if truth is None and own in response.fields:
+    if truth is None and response.fields.get(own) is not None:
         truth = str(response.fields[own])
     if benchmark == "hallusionbench":
         return {"1": "yes", "0": "no"}.get(truth or "", truth)

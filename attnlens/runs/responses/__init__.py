@@ -168,12 +168,17 @@ def _response(
 ) -> Response:
     prompt_ids = checked_ids("prompt_token_ids", answer.prompt_ids)
     ids = checked_ids("token_ids", answer.token_ids)
-    used = set(answer.used)
+    used = {*answer.used, pictures.column}
+    fields = {name: v for name, v in record.items() if name not in used} | dict(answer.extra)
+    try:
+        truth = checked_truth(answer.truth)
+    except InputError as error:  # it can be replayed all the same
+        truth, fields["truth_problem"] = None, str(error)
     return Response(
         question=Question(
             image=checked_text("image", pictures.find(record, answer.picture, answer.id)),
             text=checked_text("question", answer.question),
-            answer=checked_truth(answer.truth),
+            answer=truth,
             line=line,
         ),
         text=checked_text("response", answer.text),
@@ -181,7 +186,7 @@ def _response(
         token_ids=None if ids is None else tuple(map(known.setdefault, ids, ids)),
         id=str(line if answer.id is None else answer.id),
         asked=asked if answer.asked == Asked() else answer.asked,
-        fields={name: v for name, v in record.items() if name not in used} | dict(answer.extra),
+        fields=fields,
         finished=answer.finished,
         prompt_digest="" if prompt_ids is None else digest(prompt_ids),
     )
@@ -211,6 +216,10 @@ def _records(path: Path) -> Iterator[tuple[int, Record | InputError, Record | No
             if whole or isinstance(value, InputError):
                 # one line of an indented JSON file is no JSON
                 document = value if whole else _parsed(first + file.read())
+                if whole and file.read().strip():
+                    raise InputError(
+                        f"{quoted(path)} holds several JSON documents: give a file for each"
+                    )
                 if not isinstance(document, InputError):
                     yield from _of_document(document)
                     return

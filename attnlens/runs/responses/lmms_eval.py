@@ -9,6 +9,7 @@ they are found by ``doc_id`` in a folder. Older versions write one object with t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from attnlens.errors import InputError
@@ -23,6 +24,15 @@ def _first_text(value: Any) -> Any:
     return value
 
 
+def _all_texts(value: Any) -> Iterator[Any]:
+    """Give the values in nested lists."""
+    if isinstance(value, list):
+        for one in value:
+            yield from _all_texts(one)
+    else:
+        yield value
+
+
 def _read(record: Record) -> list[Answer]:
     asked = _first_text(record.get("input", record.get("arguments")))
     doc = record.get("doc")
@@ -30,10 +40,10 @@ def _read(record: Record) -> list[Answer]:
     question = asked if isinstance(asked, str) else doc.get("question")
     if question is None:
         raise InputError("has neither 'input' nor 'arguments' nor a question in its 'doc'")
-    texts = record.get("resps") or needed(record, "filtered_resps")
-    text = _first_text(texts)
-    if not isinstance(text, str):
-        raise InputError(f"'resps' is {shortened(repr(texts), 80)}: give generated text")
+    found = record.get("resps") or needed(record, "filtered_resps")
+    texts = list(_all_texts(found))
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"'resps' is {shortened(repr(found), 80)}: give generated text")
     return [
         Answer(
             question=question,
@@ -46,6 +56,7 @@ def _read(record: Record) -> list[Answer]:
             used=("doc", "arguments", "input", "resps", "filtered_resps", "target", "image"),
             extra=doc,
         )
+        for text in texts
     ]
 
 

@@ -43,7 +43,7 @@ class Pictures:
             raise InputError(f"there is no folder {quoted(folder)}: give one with the pictures")
         self._beside = beside
         self._folder = folder
-        self._column = column
+        self.column = column
         self._save_folder = save_folder
         self._by_stem: dict[str, list[str]] | None = None
 
@@ -64,11 +64,11 @@ class Pictures:
         InputError
             If the record lacks the column, or what stands there is no picture's.
         """
-        if self._column is not None:
-            named = record.get(self._column)
+        if self.column is not None:
+            named = record.get(self.column)
             if named is None:
                 there = shortened(", ".join(map(repr, record)), 80)
-                raise InputError(f"has no {self._column!r}; it has {there}")
+                raise InputError(f"has no {self.column!r}; it has {there}")
         if named is None or named == "":
             return self._of_name(name)
         if not isinstance(named, str):

@@ -89,10 +89,10 @@ class RayActors(Pool[_Actor]):
         (ready,), _ = ray.wait(list(of))
         try:
             return of[ready], ray.get(ready)
-        except ray.exceptions.RayActorError:
-            return of[ready], None
         except ray.exceptions.RayTaskError as error:  # a machine with another attnlens, or none
             return of[ready], Reply(problem=str(error).strip().splitlines()[-1])
+        except ray.exceptions.RayError:  # the actor has died, or was ended for its memory
+            return of[ready], None
 
     def _end(self, worker: _Actor) -> None:
         import ray
@@ -110,7 +110,7 @@ class _Placed(Holder):
         super().__init__(load, settings)
         self._folder = folder
 
-    def _start(self) -> tuple[dict[str, Any], int]:
+    def _start(self) -> tuple[dict[str, Any], str, int]:
         os.chdir(self._folder)
         return super()._start()
 

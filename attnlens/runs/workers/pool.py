@@ -16,6 +16,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from attnlens._version import __version__
 from attnlens.errors import InputError
 from attnlens.runs.provenance import differences, model_provenance
 from attnlens.runs.workers.base import Done, Job, Workers
@@ -62,16 +63,16 @@ class Holder:
         self._vlm: Any = None
 
     def start(self) -> Reply:
-        """Load the model; the result is its provenance and the id of the process."""
+        """Load the model; the result is its provenance, our version and the id of the process."""
         return reply_of(self._start)
 
     def do(self, job: Job) -> Reply:
         """Do a job."""
         return reply_of(lambda: job(self._vlm))
 
-    def _start(self) -> tuple[dict[str, Any], int]:
+    def _start(self) -> tuple[dict[str, Any], str, int]:
         self._vlm = self._load(self._settings)
-        return model_provenance(self._vlm), os.getpid()
+        return model_provenance(self._vlm), __version__, os.getpid()
 
 
 class Pool(Workers, Generic[_Worker]):
@@ -182,8 +183,16 @@ class Pool(Workers, Generic[_Worker]):
             return
         if reply.problem:
             self._end(worker)
-            raise InputError(f"a worker cannot load the model: {reply.problem}")
-        model, self._pids[worker] = reply.result
+            problem = f"a worker cannot load the model: {reply.problem}"
+            if not (self._idle or self._busy):
+                raise InputError(problem)
+            self._say(f"{problem}; the others go on")
+            return
+        model, version, self._pids[worker] = reply.result
+        if version != __version__:
+            raise InputError(
+                f"a worker has attnlens {version}, and the command {__version__}: install the same"
+            )
         self._idle.append(worker)
         if self._model is None:
             self._model = model
