@@ -42,9 +42,8 @@ def replay_rate(
     """Time the ways to feed a known answer: tokens of the answer a second, interleaved.
 
     ``plain pass`` is one pass over prompt and answer without a cache; ``recorded pass`` is the same
-    under ``attnlens.record``; ``attnlens.force`` feeds the prompt and then the answer on a cache,
-    and gives the log-probabilities too. In half precision it feeds token by token, as
-    ``attnlens.interventions.teacher_forcing`` says. ``ratio`` is of the times, to the plain pass.
+    under ``attnlens.record``; ``attnlens.force`` feeds the prompt and then the answer on a cache.
+    ``ratio`` is of the times, to the plain pass.
     """
     vlm, prompt_of = build(shape, device)
     prompt = prompt_of(visual)

@@ -172,6 +172,18 @@ def add_model_options(group: Any, *, sampling: bool, generates: bool = True) -> 
         )
 
 
+def add_measure_options(group: Any) -> None:
+    """Add the options that say what is recorded, and by which definition it is shown."""
+    group.add_argument(
+        "--definition",
+        default="look-back",
+        help="definition of attention to the image (look-back); attnlens.measures lists them",
+    )
+    group.add_argument(
+        "--layers", metavar="LIST", help="layers to record, such as 0,2,-1 or 4-7 (all)"
+    )
+
+
 def add_output_options(group: Any, formats: str = "--format") -> None:
     """Add the options that say where, and in what formats, results are written.
 

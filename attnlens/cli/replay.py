@@ -9,6 +9,7 @@ from typing import Any
 
 from attnlens.cli.arguments import (
     RESUMED,
+    add_measure_options,
     add_model_options,
     add_output_options,
     add_prompt_options,
@@ -64,14 +65,7 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(mode=None)
     add_model_options(parser.add_argument_group("model"), sampling=False, generates=False)
     out = parser.add_argument_group("measure and output")
-    out.add_argument(
-        "--definition",
-        default="look-back",
-        help="definition of attention to the image (look-back); attnlens.measures lists them",
-    )
-    out.add_argument(
-        "--layers", metavar="LIST", help="layers to record, such as 0,2,-1 or 4-7 (all)"
-    )
+    add_measure_options(out)
     add_output_options(out, "--pictures")
     add_worker_options(parser)
     parser.set_defaults(run=run_replay)

@@ -32,7 +32,7 @@ from attnlens.reports.table import (
 )
 from attnlens.runs.cache import Entry, make_each
 from attnlens.runs.dataset import Question
-from attnlens.runs.recordings import TRACE, read_trace
+from attnlens.runs.recordings import SUMMARY, TRACE, read_trace
 from attnlens.runs.workers import Workers
 from attnlens.text import counted, one_line
 
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from attnlens.recording.trace import Trace
     from attnlens.runs.settings import PromptSettings
 
-SUMMARY = "summary.json"
-"""Name of the file that holds the question, the answer and the measures."""
 ALL_TOKENS = "Step_attention_all_tokens"
 """Name of the picture that is the same in every mode, as the reference script names it."""
 FRAMES = "frame_attention"

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from attnlens.errors import InputError
 from attnlens.runs.cache import SETTINGS
 from attnlens.runs.dataset import Question
+from attnlens.runs.recordings import SUMMARY, find_runs
 from attnlens.runs.responses import Response, ResponseFile, read_responses
 from attnlens.text import quoted
 
 if TYPE_CHECKING:
     from attnlens.recording.trace import Trace
 
-SUMMARY = "summary.json"
 COMMANDS = ("trend", "replay")
 """Commands that record answers; a folder of results is named after each."""
 _NUMBERED = re.compile(r"(\d{5,})_")
@@ -101,7 +101,6 @@ def traces_of(
         If the folder holds no trace, or several of one line.
     """
     from attnlens.recording.trace import Trace
-    from attnlens.runs.recordings import find_runs
 
     paths: dict[int, Path] = {}
     for path in find_runs(folder):

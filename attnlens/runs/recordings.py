@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 TRACE = "trace.zarr"
 """Name of the trace in an entry."""
+SUMMARY = "summary.json"
+"""Name of the file that holds the question, the answer and the measures."""
 TWINS, ANSWERS, LONG = "_twins", "_answers", "long"
 """Folders of traces that are not runs to be averaged: the endings of the names of those of forced
 twins and of sampled answers, and the name of that of long answers."""

@@ -17,13 +17,6 @@ from attnlens.runs.responses.base import Answer, Asked, Format, Record, needed
 from attnlens.text import shortened
 
 
-def _first_text(value: Any) -> Any:
-    """Return the first of nested lists' values."""
-    while isinstance(value, list) and value:
-        value = value[0]
-    return value
-
-
 def _all_texts(value: Any) -> Iterator[Any]:
     """Give the values in nested lists."""
     if isinstance(value, list):
@@ -34,7 +27,7 @@ def _all_texts(value: Any) -> Iterator[Any]:
 
 
 def _read(record: Record) -> list[Answer]:
-    asked = _first_text(record.get("input", record.get("arguments")))
+    asked = next(_all_texts(record.get("input", record.get("arguments"))), None)
     doc = record.get("doc")
     doc = doc if isinstance(doc, dict) else {}
     question = asked if isinstance(asked, str) else doc.get("question")
