@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from typing import TextIO
@@ -31,11 +32,15 @@ IMPORTED = [
 
 
 def context() -> BaseContext:
-    """Fork from a server that has only imported; a fork of a test's own threads would hang."""
+    """Fork from a server that has only imported; a fork of a test's own threads would hang.
+
+    The server keeps the environment that it is started in: call this before one is changed.
+    """
     if sys.platform != "linux":  # elsewhere not all libraries survive a fork
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)  # before the first process starts the server
+    context.set_forkserver_preload(IMPORTED)
+    forkserver.ensure_running()
     return context
 
 

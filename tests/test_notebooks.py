@@ -14,6 +14,7 @@ from types import ModuleType
 import nbformat
 import pytest
 from helpers_processes import StartedProcess
+from helpers_processes import context as processes
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
@@ -68,6 +69,7 @@ def run_kernel(arguments: list[str], working: str, environment: dict[str, str]) 
 
     os.environ.clear()
     os.environ.update(environment, JPY_PARENT_PID=str(os.getppid()))  # ends with its parent
+    tempfile.tempdir = None  # imports may have looked it up in the server's environment
     os.chdir(working)
     IPKernelApp.launch_instance(arguments)
 
@@ -75,6 +77,7 @@ def run_kernel(arguments: list[str], working: str, environment: dict[str, str]) 
 @pytest.fixture
 def kernel_folder(monkeypatch):
     """A folder for all that a kernel writes; a short path, as those of its sockets are limited."""
+    processes()
     with tempfile.TemporaryDirectory(prefix="nb") as folder:
         (Path(folder) / "tmp").mkdir()
         monkeypatch.setenv("TMPDIR", str(Path(folder) / "tmp"))
@@ -143,10 +146,12 @@ def test_a_cell_that_fails_fails_the_test(kernel_folder, tmp_path):
 
 
 def test_the_kernel_is_the_tests_own_interpreter(kernel_folder, tmp_path):
-    source = "import os, sys\nprint(sys.executable, os.environ['OMP_NUM_THREADS'], os.getcwd())"
+    source = """import os, sys, tempfile
+print(sys.executable, os.environ['OMP_NUM_THREADS'], os.getcwd(), tempfile.gettempdir())"""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     execute(notebook, kernel_folder, tmp_path)
-    assert notebook.cells[0].outputs[0].text.split() == [sys.executable, "1", os.fspath(tmp_path)]
+    shown = notebook.cells[0].outputs[0].text.split()
+    assert shown == [sys.executable, "1", os.fspath(tmp_path), os.fspath(kernel_folder / "tmp")]
 
 
 def test_every_notebook_is_tested():
