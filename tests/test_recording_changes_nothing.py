@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -343,3 +344,31 @@ def test_compiled_decoding(tiny, prompt):
         assert torch.equal(generate(vlm, prompt, **options), tokens)
     difference = recorder.trace.data["mass"].values - want.trace.data["mass"].values
     assert abs(difference).max() < 1e-5
+
+
+@compiles
+def test_a_compiled_graph_computes_what_it_did_without_recording(tiny, prompt):
+    """Inductor rounds to half precision wherever a graph is split."""
+    graphs = []
+
+    def keep(graph, _inputs):
+        graphs.append([str(n.target) for n in graph.graph.nodes if n.op == "call_function"])
+        return graph.forward
+
+    def compiled_graphs(recorded):
+        torch._dynamo.reset()
+        graphs.clear()
+        model = copy.deepcopy(tiny.model)
+        vlm = attnlens.VLM(model, tiny.processor, "tiny", tiny.family)
+        model.forward = torch.compile(model.forward, backend=keep)
+        options = {"cache_implementation": "static", "max_new_tokens": 3, "min_new_tokens": 3}
+        with attnlens.record(vlm, prompt) if recorded else nullcontext():
+            generate(vlm, prompt, **options)
+        return list(graphs)
+
+    plain = compiled_graphs(recorded=False)
+    recorded = compiled_graphs(recorded=True)
+    ours = "attnlens.call"
+    assert any(ours in graph for graph in recorded)
+    assert [[name for name in graph if name != ours] for graph in recorded] == plain
+    torch._dynamo.reset()

@@ -56,6 +56,11 @@ def cache_parameter(module: Any) -> str:
     )
 
 
+def argument(module: Any, args: tuple, options: dict[str, Any], name: str) -> Any:
+    """Return what a module's forward was given under a name; None if nothing was."""
+    return (dict(zip(_taken_by(module), args, strict=False)) | options).get(name)
+
+
 def cache_of(module: Any, args: tuple, options: dict[str, Any]) -> Any:
     """Return the cache that a module's forward was called with; None if there is none.
 
@@ -68,8 +73,8 @@ def cache_of(module: Any, args: tuple, options: dict[str, Any]) -> Any:
     from transformers import Cache
 
     cache_parameter(module)
-    by_name = dict(zip(_taken_by(module), args, strict=False)) | options
-    caches = [by_name[name] for name in NAMES if by_name.get(name) is not None]
+    given = [argument(module, args, options, name) for name in NAMES]
+    caches = [cache for cache in given if cache is not None]
     if not caches:
         return None
     if len(caches) > 1 and caches[0] is not caches[1]:

@@ -22,13 +22,16 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from attnlens.models.cache import cache_of, cache_parameter, capacity
+from attnlens.models.cache import argument, cache_of, cache_parameter, capacity
 from attnlens.models.family import Parts
+from attnlens.recording.compiled import CompiledCalls
 from attnlens.recording.generation import GenerateWatch, refuse_continuous_batching
 
 _numbers = itertools.count(1)
 _NO_CHANGE = nullcontext()
 _PREFIX = re.compile(r"^(attnlens_\d+_)+")
+_BEGIN, _END, _SHOW = range(3)
+"""What compiled graphs call, by place in a tap's ``CompiledCalls``."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Pass:
 @dataclass(frozen=True)
 class LayerAttention:
     """What one layer attends with in the current pass.
+
+    Of a compiled graph, the query may be overwritten after the listener returns.
 
     Attributes
     ----------
@@ -151,6 +156,12 @@ class Tap:
         """Methods of the model object: ours, and what the object itself had under the name."""
         self._handles: list[Any] = []
         self._base = self._name = ""
+        self._copied: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+        """A mask of a compiled graph, and its copy."""
+        self._given: tuple[Any, Any] = (None, None)
+        """Cache and mask that the model was called with."""
+        self._is_given = False
+        """Whether its pass is under way."""
 
     def install(self) -> None:
         """Take the place of the model's attention function."""
@@ -159,19 +170,20 @@ class Tap:
         self._base = config._attn_implementation or "eager"
         # the base's own name stays in ours: transformers looks for "flash" in it
         self._name = f"attnlens_{next(_numbers)}_{self._base}"
+        self._compiled = CompiledCalls(
+            self._begin_compiled, self._end_compiled, self._show_compiled
+        )
         AttentionInterface.register(self._name, self._function())
         masks = AttentionMaskInterface._global_mapping
         if self._base in masks:
             AttentionMaskInterface.register(self._name, masks[self._base])
         config._attn_implementation = self._name
-        # compiled decoding must call back into Python here, not trace these
-        begin = torch.compiler.disable(self._begin_pass)
-        end = torch.compiler.disable(self._end_pass)
-        see_tokens = torch.compiler.disable(self._see_tokens)
+        see, begin, end = self._hooks()
         self._handles = [
+            self._parts.generator.register_forward_pre_hook(see, with_kwargs=True),
+            self._parts.multimodal.register_forward_pre_hook(see, with_kwargs=True),
             self._parts.text.register_forward_pre_hook(begin, with_kwargs=True),
             self._parts.text.register_forward_hook(end, always_call=True),
-            self._parts.multimodal.register_forward_pre_hook(see_tokens, with_kwargs=True),
         ]
         model = self._parts.generator
         self._shadow("generate", self._watched(model.generate))
@@ -187,6 +199,7 @@ class Tap:
         """Leave the model as it was found."""
         for handle in self._handles:
             handle.remove()
+        self._compiled.remove()
         config = self._parts.text.config
         # a setting that somebody else made inside the block is theirs: leave it
         if config._attn_implementation == self._name:
@@ -218,7 +231,8 @@ class Tap:
         base_function = ALL_ATTENTION_FUNCTIONS.get_interface(self._base, eager)
         show = torch.compiler.disable(self._show)
         edited = torch.compiler.disable(self._edited)
-        name, base = self._name, self._base
+        name, base, editors, layers = self._name, self._base, self.editors, self._layers
+        call = self._compiled.call
         loads_by_name = "flash" in base
 
         def tapped(
@@ -229,7 +243,9 @@ class Tap:
             attention_mask: torch.Tensor | None,
             **options: Any,
         ) -> tuple[torch.Tensor, torch.Tensor | None]:
-            attention_mask = edited(module, query, key, attention_mask, options.get("scaling"))
+            scaling = options.get("scaling")
+            if editors:
+                attention_mask = edited(module, query, key, attention_mask, scaling)
             if loads_by_name:
                 # FlashAttention picks its kernel by the name in the configuration
                 module.config._attn_implementation = base
@@ -238,7 +254,14 @@ class Tap:
             finally:
                 if loads_by_name:
                     module.config._attn_implementation = name
-            show(module, query, key, attention_mask, options.get("scaling"))
+            masks = () if attention_mask is None else (attention_mask,)
+            are_tensors = all(isinstance(mask, torch.Tensor) for mask in masks)
+            if torch.compiler.is_compiling() and are_tensors and not editors:
+                layer = layers.get(id(module))
+                if layer is not None:
+                    call(_SHOW, layer, (query, key, *masks), _factor(query, scaling))
+            else:
+                show(module, query, key, attention_mask, scaling)
             return output
 
         return tapped
@@ -253,8 +276,9 @@ class Tap:
     ) -> LayerAttention | None:
         """Return what to show; None for another model that shares this configuration object."""
         layer = self._layers.get(id(module))
-        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return None if layer is None else LayerAttention(layer, query, key, mask, factor)
+        if layer is None:
+            return None
+        return LayerAttention(layer, query, key, mask, _factor(query, scaling))
 
     def _edited(self, *call: Any) -> torch.Tensor | None:
         """Return the mask after all edits."""
@@ -268,22 +292,74 @@ class Tap:
     def _show(self, *call: Any) -> None:
         seen = self._layer_attention(*call)
         if seen is not None:
-            with torch.no_grad() if torch.is_grad_enabled() else _NO_CHANGE:
-                for listener in tuple(self.listeners):
-                    listener.attention(seen)
+            self._hand_on(seen)
 
-    def _begin_pass(self, _module: Any, args: tuple, options: dict) -> None:
-        fed = options.get("inputs_embeds")
-        if fed is None:
-            fed = options.get("input_ids", args[0] if args else None)
-        if fed is None:
-            return
-        cache = cache_of(self._parts.text, args, options)
-        past, tokens = self._past(cache), fed.shape[1]
+    def _show_compiled(self, layer: int, tensors: Sequence[torch.Tensor], factor: float) -> None:
+        """Hand on copies, but for the cache's own keys: a compiled graph reuses other memory."""
+        query, key, *masks = tensors
+        mask = masks[0] if masks else None
+        if mask is not None and query.shape[2] == 1:  # with more, nothing waits
+            if mask is not self._copied[0]:
+                self._copied = (mask, mask.clone())  # one for all layers
+            mask = self._copied[1]
+        cached = [getattr(one, "keys", None) for one in getattr(self.counted[0], "layers", ())]
+        if not any(keys is not None and keys.data_ptr() == key.data_ptr() for keys in cached):
+            key = key.clone()
+        self._hand_on(LayerAttention(layer, query, key, mask, factor))
+
+    def _hand_on(self, seen: LayerAttention) -> None:
+        with torch.no_grad() if torch.is_grad_enabled() else _NO_CHANGE:
+            for listener in tuple(self.listeners):
+                listener.attention(seen)
+
+    def _hooks(self) -> tuple[Callable, Callable, Callable]:
+        """Return what runs before the whole model and its parts, before and after the text model.
+
+        Compiled, the first hook splits the graph before anything is computed, the others do not.
+        """
+        see_called = torch.compiler.disable(self._see_given)
+        begin_called = torch.compiler.disable(self._begin_called)
+        end_called = torch.compiler.disable(self._end_pass)
+        call = self._compiled.call
+
+        def see(module: Any, args: tuple, options: dict) -> None:
+            if not (torch.compiler.is_compiling() and self._is_given):
+                see_called(module, args, options)
+
+        def begin(module: Any, args: tuple, options: dict) -> None:
+            fed = options.get("inputs_embeds")
+            if fed is None:
+                fed = options.get("input_ids", args[0] if args else None)
+            if fed is None:
+                return
+            if torch.compiler.is_compiling() and self._is_given:
+                call(_BEGIN, fed.shape[1])
+            else:
+                begin_called(module, fed.shape[1], args, options)
+
+        def end(*_: Any) -> None:
+            if torch.compiler.is_compiling() and self._is_given:
+                call(_END)
+            else:
+                end_called()
+
+        return see, begin, end
+
+    def _begin_called(self, module: Any, tokens: int, args: tuple, options: dict) -> None:
+        mask = argument(module, args, options, "attention_mask")
+        self._begin_pass(tokens, cache_of(module, args, options), mask)
+
+    def _begin_compiled(self, tokens: int, *_: Any) -> None:
+        self._begin_pass(tokens, *self._given)
+
+    def _end_compiled(self, *_: Any) -> None:
+        self._end_pass()
+
+    def _begin_pass(self, tokens: int, cache: Any, mask: Any) -> None:
+        past = self._past(cache)
         self.counted = (cache, past + tokens)
         for editor in self.editors:
             editor.begin_pass(tokens, past)
-        mask = options.get("attention_mask", args[1] if len(args) > 1 else None)
         own_mask = isinstance(mask, torch.Tensor) and mask.ndim == 4
         if isinstance(mask, dict):  # made by generate, one for each kind of layer
             mask = mask.get("full_attention")
@@ -299,6 +375,7 @@ class Tap:
             listener.begin_pass(begun)
 
     def _end_pass(self, *_: Any) -> None:
+        self._given, self._is_given, self._copied = (None, None), False, (None, None)
         for listener in tuple(self.listeners):
             listener.end_pass()
 
@@ -314,11 +391,18 @@ class Tap:
             return counted if counted_cache is cache and counted else int(length)
         return int(length)
 
-    def _see_tokens(self, _module: Any, args: tuple, options: dict) -> None:
+    def _see_given(self, module: Any, args: tuple, options: dict) -> None:
+        mask = argument(module, args, options, "attention_mask")
+        self._given = (cache_of(module, args, options), mask)
+        self._is_given = True
         ids = options.get("input_ids", args[0] if args else None)
         if ids is not None:
             for listener in tuple(self.listeners):
                 listener.tokens(ids)
+
+
+def _factor(query: torch.Tensor, scaling: float | None) -> float:
+    return query.shape[-1] ** -0.5 if scaling is None else scaling
 
 
 _taps: dict[int, Tap] = {}
