@@ -13,9 +13,11 @@ DEMO_FOLDER := results
 
 # Two workers share the cores better when each computes with one thread.
 WORKERS := 2
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
+	--ignore tests/test_cluster.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster test-newest test-lowest check docs clean
+.PHONY: help demo test test-slow test-cluster test-newest test-lowest check docs clean
 
 # Recording, interventions, prompts and the command: what other versions of our libraries could break.
 CORE := $(addprefix tests/test_,mass.py recording_parity.py recording_changes_nothing.py \
@@ -34,9 +36,11 @@ demo: $(VENV)/.installed ## draw the attention of the small model that ships wit
 		--model_path testbed --save_folder $(DEMO_FOLDER) --device auto
 	@echo "The pictures are in $(DEMO_FOLDER)/$(basename $(notdir $(DEMO_IMAGE)))/"
 
-test: $(VENV)/.installed-dev ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
-		--ignore tests/test_cluster.py
+test: $(VENV)/.installed-dev ## run the tests, but for the slow ones
+	$(TEST) -m "not slow"
+
+test-slow: $(VENV)/.installed-dev ## run the slow tests
+	$(TEST) -m slow
 
 test-cluster: $(VENV)/.installed-cluster ## run the tests of workers on a local Ray cluster
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cluster.py

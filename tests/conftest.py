@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -138,6 +139,12 @@ def same_inputs(one: dict, other: dict) -> bool:
 def picture(width: int = 112, height: int = 112, seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what was imported: walking through it takes minutes in all."""
+    gc.collect()
+    gc.freeze()
 
 
 @contextmanager

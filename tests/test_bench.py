@@ -49,6 +49,7 @@ def test_a_new_process_does_not_inherit_the_peak_of_its_parent():
     assert 0 < float(done.stdout) < 200
 
 
+@pytest.mark.slow
 @on_linux
 def test_eager_attention_shows_in_the_peak_and_recording_does_not():
     memory = {way: peak_memory(LEAN, "cpu", 1600, 4, way) for way in ("plain", "recorded", "eager")}
@@ -62,6 +63,7 @@ def test_eager_attention_shows_in_the_peak_and_recording_does_not():
     assert memory["eager"]["rise_mib"] < memory["plain"]["rise_mib"] + kept + 200
 
 
+@pytest.mark.slow
 def test_a_failing_measurement_says_why():
     with pytest.raises(RuntimeError, match=r"memory of 'none' failed(.|\n)*KeyError"):
         peak_memory(LEAN, "cpu", 4, 2, "none")
@@ -97,6 +99,7 @@ def test_the_command_prints_and_writes_its_figures(tmp_path, monkeypatch, capsys
     assert [row["visual"] for row in result["by_context"]] == [4]
 
 
+@pytest.mark.slow
 def test_a_family_is_measured_through_its_own_processor(tmp_path, monkeypatch, capsys):
     from attnlens.benchmark import recording
 
@@ -133,6 +136,7 @@ def test_eager_attention_of_a_family_gives_the_recorded_mass(family):
     assert np.abs(recorded.mass - eager.mass).max() < 1e-5
 
 
+@pytest.mark.slow
 @on_linux
 def test_the_memory_of_a_family_is_that_of_its_own_process():
     shape = replace(LEAN, family="llava")
@@ -255,6 +259,7 @@ def test_a_process_that_the_system_refuses_memory_is_over_the_limit(monkeypatch,
         peak_memory(LEAN, "cpu", 64, 2, "plain")
 
 
+@pytest.mark.slow
 @on_linux
 def test_a_process_that_takes_too_much_memory_is_ended():
     assert peak_memory(LEAN, "cpu", 64, 2, "nnsight", 2000.0)["peak_mib"] < 2000

@@ -139,6 +139,7 @@ def replace_entries(root: Path) -> None:
     kill_before_each(root, partial(make_all, seed=0), partial(make_all, seed=1))
 
 
+@pytest.mark.slow
 @FORKS
 def test_killed_before_any_file_operation(tmp_path):
     """A process that replaces older entries is killed before each thing that it does to a file."""
@@ -184,6 +185,7 @@ def replace_answer(root: Path, traces: Path, scene: Path, old: Path) -> None:
     kill_before_each(root, partial(shutil.copytree, old), act, stride=31)
 
 
+@pytest.mark.slow
 @FORKS
 def test_a_single_answers_files_are_never_of_two_answers(tmp_path, testbed):
     """Killed while a new answer replaces an old one: trace, table, summary and picture agree."""

@@ -100,6 +100,7 @@ def test_tokens_are_those_of_plain_generation(tmp_path, scene, testbed):
     assert trace.data["layer"].values.tolist() == [0, 3]
 
 
+@pytest.mark.slow
 def test_a_seed_repeats_a_sampled_answer(tmp_path, scene):
     texts = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

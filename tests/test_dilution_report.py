@@ -76,6 +76,7 @@ def copied(folder, out, *parts):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unpainted")
 @pytest.mark.parametrize(
     ("missing", "lines", "place"),
@@ -110,6 +111,7 @@ def test_killed_in_each_part_and_resumed(missing, lines, place, data, folder, tm
         assert (out / "dilution" / name).read_bytes() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unpainted")
 def test_more_answers_are_sampled_beside_those_that_are_there(data, folder, tmp_path, monkeypatch):
     from attnlens.runs import dilution as dilution_runs
@@ -136,6 +138,7 @@ def test_more_answers_are_sampled_beside_those_that_are_there(data, folder, tmp_
     assert len(asked) == 2 * COUNT
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unpainted")
 def test_each_question_that_failed_in_some_part_is_counted_once(
     data, folder, tmp_path, monkeypatch, capsys

@@ -20,6 +20,8 @@ from attnlens.measures.statistics import mean_interval
 from attnlens.reports.figure_list import NAMES
 from attnlens.testbed import held_out_sample, token_truth
 
+pytestmark = pytest.mark.slow
+
 SEED = 4
 SCENES = 3
 KINDS = ("pdf", "png", "csv", "txt")

@@ -151,6 +151,7 @@ def test_online_shares_are_those_of_the_measures(tiny, one, plain):
         assert event["step"] == steps[0] + 1
 
 
+@pytest.mark.slow
 def test_patience_and_several_thresholds_are_those_of_the_measures(tiny, one, plain):
     """What is known of a share for one trigger is enough for no other with a higher threshold."""
     for definition in ("mass", "look-back"):
@@ -713,6 +714,7 @@ def test_a_copied_source_may_be_a_file(tiny, one, tmp_path):
         assert trace.attrs["interventions"][0]["kept"] == []
 
 
+@pytest.mark.slow
 @compiles
 def test_compiled_decoding_gives_the_same(tiny, one):
     torch._dynamo.reset()

@@ -656,6 +656,7 @@ def stated(testbed):
     return found
 
 
+@pytest.mark.slow
 def test_the_patched_objects_patch_carries_the_difference(testbed, stated):
     """Patching it restores the fact; no other visual token does. One head reads it."""
     for scenes, pair in stated:

@@ -379,6 +379,7 @@ def test_without_the_libraries_the_message_says_what_to_install(tiny, prompts, m
     assert recorded(tiny, prompts["one"])[0].data.sizes["step"] == NEW
 
 
+@pytest.mark.slow
 def test_lenses_are_there_without_the_libraries():
     """Importing attnlens.lenses imports neither library."""
     code = (

@@ -87,6 +87,7 @@ def copied(done, tmp_path):
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "runs", "tables"),
     [
@@ -127,6 +128,7 @@ def test_killed_and_resumed(name, runs, tables, data, done, tmp_path, capsys):
     assert states(out, runs) == after
 
 
+@pytest.mark.slow
 def test_other_settings_or_another_picture_are_done_again(data, copied):
     tmp_path = copied("trend")
     runs = "trend_runs/back/0*/trace.zarr"
@@ -178,6 +180,7 @@ def test_answers_to_other_questions_are_not_written_over(name, data, copied, cap
     assert states(tmp_path, "**/*") == everything
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", ["", "+boost:1"])
 def test_a_changed_control_picture_is_run_again(more, data, tmp_path):
     control = tmp_path / "control.png"
@@ -277,6 +280,7 @@ def damaged(path, how):
         path.write_bytes(path.read_bytes()[:-10])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "path", "how"),
     [
@@ -325,6 +329,7 @@ def test_a_corrected_truth_is_written_without_asking_again(data, copied, monkeyp
     assert table[3] == json.loads(lines[2])["answer"]
 
 
+@pytest.mark.slow
 def test_a_kept_recovery_is_right_by_the_rule_of_today(data, copied, monkeypatch):
     """What an earlier version wrote into a question's result is not taken over."""
     from attnlens.answers import is_right
@@ -400,6 +405,7 @@ def test_settings_of_one_name_are_told_apart():
     assert differences(now, now) == []
 
 
+@pytest.mark.slow
 def test_modes_with_other_formats_share_a_folder(copied, data, capsys):
     out = copied("trend")
     other = [*command("trend", data, out), "--mode", "cot", "--format", "svg"]
@@ -417,6 +423,7 @@ def test_modes_with_other_formats_share_a_folder(copied, data, capsys):
     assert len(list(out.glob("trend/back/0*/Step_attention_all_tokens.png"))) == COUNT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "path"),
     [
@@ -481,6 +488,7 @@ def test_a_second_process_is_kept_out(data, copied, capsys):
     assert not (out / ".attnlens-lock").exists()
 
 
+@pytest.mark.slow
 def test_the_lock_lasts_from_before_the_model_is_loaded_to_the_last_table(
     data, copied, monkeypatch
 ):
@@ -613,6 +621,7 @@ def test_a_table_of_many_answers_is_a_folder_of_files(tmp_path, monkeypatch):
         assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_recoveries_are_saved_loaded_and_joined(tiny, tmp_path):
     pictures = [held_out_sample(3, i, "back").scene.draw() for i in range(2)]
     prompts = [tiny.prompt(image, "What?", "cot") for image in pictures]

@@ -24,6 +24,8 @@ from attnlens.measures.theorems import information
 from attnlens.measures.theorems import insertion as insertion_module
 from attnlens.measures.theorems.synthetic import synthetic_attention
 
+pytestmark = pytest.mark.slow
+
 SETS, RUNS, POOL = 1000, 40, 200
 STEPS = np.arange(8)
 LOOKED = ["visual", "copied"]

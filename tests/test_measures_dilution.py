@@ -417,6 +417,7 @@ def saved(folder, count=3):
         attnlens.Trace(run).save(folder / f"{i:05d}_scene" / "back_trace.zarr")
 
 
+@pytest.mark.slow
 def test_the_command_reads_traces_and_writes_every_number(tmp_path, capsys):
     saved(tmp_path / "traces")
     command = ["dilution", "--traces", str(tmp_path / "traces"), "--save-folder", str(tmp_path)]

@@ -55,6 +55,7 @@ def simulated(images, prompts, rng):
     return groups, known
 
 
+@pytest.mark.slow
 def test_bounds_hold_the_information_that_is_known():
     for seed in range(2):
         groups, known = simulated(6, 700, np.random.default_rng(seed))

@@ -161,6 +161,7 @@ def test_one_unit_has_no_interval_and_no_test():
     assert written["inside_steps"] == [4]
 
 
+@pytest.mark.slow
 def test_interval_over_runs_covers_the_planted_rise():
     hits = 0
     for seed in range(60):

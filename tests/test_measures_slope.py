@@ -74,6 +74,7 @@ def test_edges():
     assert line.p_value < 1e-9
 
 
+@pytest.mark.slow
 def test_noise_is_no_trend_and_a_trend_is_found():
     rng = np.random.default_rng(3)
     for phi in (0.0, 0.8, 0.95):

@@ -603,6 +603,7 @@ def test_a_response_of_one_token():
     plots.layers(trace, "mass")
 
 
+@pytest.mark.slow
 def test_a_long_response_stays_within_bounds():
     trace = build(pieces(2048), layers=(0,), heads=1)
     figure = plots.tokens(trace, "mass")
@@ -617,6 +618,7 @@ def test_a_picture_is_never_larger_than_matplotlib_draws(tmp_path):
         assert 60_000 < written.size[1] < 2**16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
 def test_saved_files_are_whole_and_the_same_each_time(trace, tmp_path, suffix):
     first, second = (
@@ -693,6 +695,7 @@ def test_seaborn_and_pyplot_are_imported_with_the_first_figure():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_figures_stay_outside_pyplot(trace):
     """And the parameters that seaborn keeps for its reset_orig() are the user's."""
     plots.layers(trace)

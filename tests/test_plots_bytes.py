@@ -22,6 +22,7 @@ def with_a_colour_bar():
     return figure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -104,6 +104,7 @@ def test_overlay_outlines_boxes_in_two_tones(pictured, width):
     assert_laid_out(figure)
 
 
+@pytest.mark.slow
 def test_overlay_is_the_same_each_time(pictured, tmp_path):
     trace, image = pictured
     boxes = [(10.5, 2, 20, 12), np.array([0.0, 0.0, 56.0, 30.0])]
@@ -186,6 +187,7 @@ def recovery(samples: int = 5, *, truth: bool = True, seed: int = 0) -> Recovery
     return Recovery(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("definition", "width"), [*zip(DEFINITIONS, WIDTHS * 3, strict=True), ("mass", WIDTHS[1])]
 )
@@ -242,6 +244,7 @@ def test_routes_of_one_sample_and_of_runs_that_never_acted(tmp_path):
     assert "0 to 1 of 1" in caption_of(figure)
 
 
+@pytest.mark.slow
 def test_routes_are_the_same_each_time(tmp_path):
     assert_the_same_each_time(lambda: plots.routes(recovery(), PERCENTS), tmp_path)
 
@@ -410,6 +413,7 @@ def test_definitions_draw_the_agreement(runs, width):
     assert_laid_out(figure)
 
 
+@pytest.mark.slow
 def test_definitions_are_the_same_each_time(runs, tmp_path):
     assert_the_same_each_time(lambda: plots.definitions(runs), tmp_path)
 
@@ -473,6 +477,7 @@ def used(seed: int, steps: int = 60, **options) -> xr.Dataset:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("reference", [None, "removed"])
 def test_dependence_draws_mass_and_divergence(width, reference):
@@ -524,6 +529,7 @@ def test_dependence_shades_whole_regions():
     assert sorted(names) == ["answer", "back", "think"]
 
 
+@pytest.mark.slow
 def test_dependence_is_the_same_each_time(tmp_path):
     data = [used(0), used(1)]
     assert_the_same_each_time(lambda: plots.dependence(data), tmp_path)

@@ -179,6 +179,7 @@ def test_other_words_or_limits_are_other_settings(change):
         assert [said.split(" ")[0] for said in differences(before, now)] == [f"settings.{change}"]
 
 
+@pytest.mark.slow
 def test_a_rerun_at_another_size_is_done_again(scene, capsys):
     line = {"image": "scene.png", "question": QUESTION}
     (scene.parent / "q.jsonl").write_text(json.dumps(line))
@@ -198,6 +199,7 @@ def test_a_rerun_at_another_size_is_done_again(scene, capsys):
     assert "1 of 1 questions were done before" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_verification_of_a_prompt_is_where_recover_acts(scene, capsys):
     asked = ["--intervention", "copy"]
     assert ask("recover", scene, "--mode", "solution-back", *asked) == 0
@@ -214,6 +216,7 @@ def test_the_verification_of_a_prompt_is_where_recover_acts(scene, capsys):
     assert ask("recover", scene, "--mode", "trend-cot", *asked, "--when", "step:2") == 0
 
 
+@pytest.mark.slow
 def test_mutual_information_with_words_of_ones_own(tmp_path, capsys):
     """Answers are measured against prompts with other images or none, in the same words."""
     for i in range(2):

@@ -323,6 +323,7 @@ def test_flex_attention_gives_the_mass_of_eager(family):
             assert abs(trace.data[name].values - sdpa.data[name].values).max() < 1e-5
 
 
+@pytest.mark.slow
 @compiles
 def test_compiled_decoding(tiny, prompt):
     from transformers import CompileConfig

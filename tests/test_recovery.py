@@ -292,6 +292,7 @@ def test_rounding_is_no_effect(result):
     assert (moved["effect_size"] != 0).all()
 
 
+@pytest.mark.slow
 def test_a_twin_that_says_the_same_stands_for_the_free_run(tiny, prompts, monkeypatch):
     chosen = [
         Boost(when=AtStep(5), log_odds=0.01),
@@ -888,6 +889,7 @@ def test_triggers_of_the_command_line():
         parse_trigger("evry:40")
 
 
+@pytest.mark.slow
 def test_long_names_are_told_apart_in_table_and_figure(tiny, prompts, tmp_path):
     chosen = {
         f"copy:some/long/folder/of/pictures/scene_{i}.png": Copy(when=AtStep(3 + i))

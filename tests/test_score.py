@@ -310,6 +310,7 @@ def test_benchmarks_read_their_own_fields(benchmark, record, key, value, tmp_pat
     assert found["benchmark"][key] == value
 
 
+@pytest.mark.slow
 def test_a_folder_of_trend_is_scored_with_its_traces(tmp_path, capsys):
     for n, (trace, right) in enumerate(runs(0.3, count=18, steps=10), 1):
         data = trace.data

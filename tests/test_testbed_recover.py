@@ -17,6 +17,8 @@ from attnlens.testbed import held_out_sample, mark_response
 from attnlens.testbed.studies import knockouts, looking_again
 from attnlens.testbed.studies.forced_pass import HIDDEN_FROM, forced_pass
 
+pytestmark = pytest.mark.slow
+
 SEED = 395
 """Its first two scenes have short answers, and all that the tests look for."""
 

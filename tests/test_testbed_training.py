@@ -38,6 +38,8 @@ from attnlens.testbed.world.answers import text_of
 from attnlens.testbed.world.questions import KINDS
 from attnlens.testbed.world.scenes import SIZES
 
+pytestmark = pytest.mark.slow
+
 
 def small_batches(monkeypatch, perception: int, answers: int, piece: int = 2):
     from attnlens.testbed.model import batches

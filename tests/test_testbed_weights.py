@@ -29,6 +29,8 @@ from attnlens.testbed.studies.study import facts_without_image, looking, pointin
 from attnlens.testbed.world.samples import picture
 from attnlens.testbed.world.scenes import MARKS
 
+pytestmark = pytest.mark.slow
+
 
 def test_wrong_responses_are_marked_wrong():
     sample = held_out_sample(0, 1, "back", looks=1)

@@ -121,6 +121,7 @@ def stored(saved, tmp_path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "run.zarr"))
 
 
+@pytest.mark.slow
 @FEW
 @given(
     tokens=st.lists(TEXTS, min_size=1, max_size=4),

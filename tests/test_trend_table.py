@@ -71,6 +71,7 @@ def reference_curves(vlm, image, text):
     return np.array(curves), output.sequences[0, len(ids) :].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("index", "mode"), [(0, "back"), (1, "cot")])
 def test_the_written_table_equals_the_reference_recipe(index, mode, testbed, tmp_path):
     sample = held_out_sample(5, index, mode)

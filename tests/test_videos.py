@@ -669,6 +669,7 @@ def test_measures_of_frames_need_a_video(vlms):
 # The command
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_video(tmp_path, capsys):
     one = random_film(np.random.default_rng(1), frames=4, frame=2)
     folder = tmp_path / "film"

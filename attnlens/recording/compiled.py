@@ -20,11 +20,15 @@ _numbers = itertools.count(1)
 
 @functools.cache
 def _operator() -> Any:
+    unsafe = getattr(torch.Tag, "cudagraph_unsafe", None)  # of newer versions of torch
+
     @torch.library.custom_op(
         "attnlens::call",
         # without it, the compiler would drop a call that returns nothing, or change the order
         mutates_args={"calls"},
         schema="(Tensor(a!) calls, int number, SymInt count, Tensor[] tensors, float factor) -> ()",
+        # a CUDA graph would not call it again
+        **({} if unsafe is None else {"tags": (unsafe,)}),
     )
     def call(
         calls: torch.Tensor, number: int, count: int, tensors: Sequence[torch.Tensor], factor: float
