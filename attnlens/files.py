@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -136,19 +136,27 @@ def write_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def clear_leftover_folders(*folders: Path) -> None:
+def clear_leftover_folders(folders: Iterable[Path]) -> None:
     """Clear away what a killed process left of ``write_folder``.
 
     The old folder is set aside only once the new one is complete, which is then put in its place.
+
+    Parameters
+    ----------
+    folders
+        Those that were written. They are gone through twice.
     """
-    wanted = set(folders)
     names = re.compile(r"\.(.+)-[a-z0-9_]{8}(-old)?", re.DOTALL)
-    left = []
+    found: dict[Path, list[Path]] = {}
     for parent in {folder.parent for folder in folders}:  # each is listed once, however many
-        for path in parent.iterdir() if parent.is_dir() else ():
-            name = names.fullmatch(path.name)
-            if name and parent / name[1] in wanted and path.is_dir():
-                left.append((path, parent / name[1]))
+        if not parent.is_dir():
+            continue
+        with os.scandir(parent) as listed:
+            for one in listed:
+                name = names.fullmatch(one.name)
+                if name and one.is_dir():
+                    found.setdefault(parent / name[1], []).append(Path(one.path))
+    left = [(path, folder) for folder in folders if found for path in found.pop(folder, ())]
     for path, folder in sorted(left, reverse=True):
         if path.name.endswith("-old") and not folder.exists():
             new = path.with_name(path.name.removesuffix("-old"))

@@ -20,7 +20,7 @@ from attnlens.errors import InputError
 from attnlens.files import clear_leftover_folders
 from attnlens.reports import trend
 from attnlens.reports.table import steps_table
-from attnlens.runs.cache import Entry, make_each
+from attnlens.runs.cache import Entry, Run, make_each
 from attnlens.runs.dataset import Question
 from attnlens.runs.provenance import canonical
 from attnlens.runs.settings import RecordingSettings
@@ -47,8 +47,9 @@ def make_all(folder: Path, seed: int) -> list[int | None]:
 
         return write
 
-    there = make_each(entries(folder, seed), make, OneProcess(None), command="test")
-    assert there == QUESTIONS
+    runs = [Run(one, None, entry, make(one)) for one, entry in entries(folder, seed).items()]
+    there = make_each(runs, OneProcess(None), command="test")
+    assert [run.question for run in there] == QUESTIONS
     return made
 
 
@@ -204,7 +205,7 @@ def test_a_single_answers_files_are_never_of_two_answers(tmp_path, testbed):
     assert len(killed) > 5
     found = []
     for folder in (one / "scene" for one in killed):
-        clear_leftover_folders(folder)
+        clear_leftover_folders([folder])
         found.append(
             {
                 json.loads((folder / "summary.json").read_text())["steps"],

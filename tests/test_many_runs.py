@@ -571,20 +571,20 @@ def test_leftovers_of_a_killed_process(tmp_path):
     for name in (".run-abcd1234", ".run-abcd1234-old", ".run-other-one", ".runs-abcd1234"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
-    clear_leftover_folders(tmp_path / "run")
+    clear_leftover_folders([tmp_path / "run"])
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {"run", ".run-other-one", ".runs-abcd1234"}
     # the old one is set aside when the new one is complete
     assert (tmp_path / "run" / "file").read_text() == ".run-abcd1234"
     (tmp_path / "run").rename(tmp_path / ".run-efgh5678-old")
-    clear_leftover_folders(tmp_path / "run")
+    clear_leftover_folders([tmp_path / "run"])
     assert (tmp_path / "run" / "file").read_text() == ".run-abcd1234"
-    clear_leftover_folders(tmp_path / "nowhere" / "run")
+    clear_leftover_folders([tmp_path / "nowhere" / "run"])
     mine = {".steps-abcd1234.csv", ".step-abcd1234.parquet", ".run-my_notes", ".run-abcd1234-old"}
     for name in (*mine, ".steps-abcd1234.parquet"):
         (tmp_path / name).write_text(name)
     clear_leftover_files(tmp_path / "steps.parquet")
-    clear_leftover_folders(tmp_path / "run")
+    clear_leftover_folders([tmp_path / "run"])
     assert {p.name for p in tmp_path.iterdir() if p.is_file()} == mine
 
 

@@ -21,7 +21,7 @@ import attnlens
 from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.runs import cache
-from attnlens.runs.cache import Entry, make_each
+from attnlens.runs.cache import Entry, Run, make_each
 from attnlens.runs.dataset import Question
 from attnlens.runs.settings import PromptSettings
 from attnlens.runs.workers import processes, start_workers
@@ -70,26 +70,29 @@ def test_a_killed_worker_loses_and_doubles_nothing(tmp_path, quick, capsys):
     """Its entry is made by another one, and given up after a second kill."""
     log = tmp_path / "log"
     log.mkdir()
-    entries = {q: Entry(tmp_path / "runs" / q.folder, {"question": q.text}) for q in QUESTIONS}
+    runs = [
+        Run(
+            q,
+            None,
+            Entry(tmp_path / "runs" / q.folder, {"question": q.text}),
+            partial(write, q, log),
+        )
+        for q in QUESTIONS
+    ]
     with start_workers(load_nothing, SETTINGS, count=2) as workers:
-        there = make_each(entries, lambda one: partial(write, one, log), workers, command="test")
-        assert [one.line for one in there] == [1, 3]
+        there = make_each(runs, workers, command="test")
+        assert [run.question.line for run in there] == [1, 3]
         said = capsys.readouterr().err
         assert "line 2 failed: its worker, process " in said
         assert ", was killed, and so was the one before" in said
         assert "line 4 failed: no such thing" in said
         assert len((log / "3").read_text()) == 2
         # one worker is enough to see that nothing is made again
-        make_each(
-            {one: entries[one] for one in there},
-            lambda one: partial(write, one, log),
-            workers,
-            command="test",
-        )
+        make_each(there, workers, command="test")
     tries = {one.line: len((log / str(one.line)).read_text()) for one in QUESTIONS}
     assert tries == {1: 1, 2: 2, 3: 2, 4: 1}
     names = {path.name for path in (tmp_path / "runs").iterdir()}
-    assert names == {one.folder for one in there}  # a killed worker's leftovers are gone
+    assert names == {run.question.folder for run in there}  # a killed worker's leftovers are gone
 
 
 def wait(vlm) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -334,7 +334,7 @@ def _read_template(path: str) -> str:
     return text
 
 
-def questions_of(options: argparse.Namespace) -> list[Question]:
+def questions_of(options: argparse.Namespace) -> Collection[Question]:
     """Read the questions from the options ``image_path``, ``question`` and ``data``.
 
     ``video_path`` may stand in place of ``image_path``.

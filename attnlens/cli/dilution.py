@@ -163,7 +163,8 @@ def run_dilution(options: argparse.Namespace) -> int:
     settings.check()
     output.check()
     warn_unasked(settings.mode, settings.words, (before, after))
-    questions, skipped = check_questions(read_questions(options.data))
+    good, skipped = check_questions(read_questions(options.data))
+    questions = list(good)
     with one_process(options):
         from attnlens.runs import recordings
         from attnlens.runs.dilution import run_questions

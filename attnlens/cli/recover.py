@@ -105,7 +105,8 @@ def run_recover(options: argparse.Namespace) -> int:
     output = report.RecoveryOutput(**output_options(options), definition=options.definition)
     settings.check()
     output.check()
-    questions, skipped = check_questions(questions_of(options))
+    good, skipped = check_questions(questions_of(options))
+    questions = list(good)
     with one_process(options):
         folder = report.check_folder(questions, output)
         from attnlens.runs import recoveries

@@ -74,7 +74,6 @@ def add_parser(commands: Any) -> None:
 def run_replay(options: argparse.Namespace) -> int:
     """Check everything that can be checked, then load, replay, measure, draw and write."""
     from attnlens.reports import trend as report
-    from attnlens.runs.dataset import check_questions
     from attnlens.runs.responses import read_responses
     from attnlens.runs.settings import ReplaySettings
 
@@ -102,15 +101,9 @@ def run_replay(options: argparse.Namespace) -> int:
         print(f"{options.data}: answers in the format {read.format}", file=sys.stderr)
         for text in notes:
             print(one_line(f"attnlens replay: assumed: {text}"), file=sys.stderr)
-        found, skipped = check_questions([replays.question_of(one) for one in read.responses])
-        responses = replays.by_question(found, read.responses)
-        own = {question: replays.settings_of(one, settings) for question, one in responses.items()}
+        responses, skipped = replays.check_responses(read.responses)
         root = folder / "replay_runs"
         with workers_of(options, recordings.load_for, settings) as workers:
-            recorded = replays.replay_each(workers, responses, own, root, command="replay")
-            shown = (
-                report.report_each(recorded, own, output, workers, command="replay")
-                if recorded
-                else []
-            )
-    return exit_status("replay", skipped, len(responses) - len(shown))
+            recorded = replays.replay_each(workers, responses, settings, root, command="replay")
+            shown = report.report_each(recorded, output, workers, command="replay")
+    return exit_status("replay", skipped, len(responses) - shown)

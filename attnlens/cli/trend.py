@@ -84,6 +84,5 @@ def run_trend(options: argparse.Namespace) -> int:
         root = Path(output.save_folder) / "trend_runs"
         with workers_of(options, recordings.load_for, settings) as workers:
             recorded = recordings.record_each(workers, questions, settings, root, command="trend")
-            own = dict.fromkeys(recorded, settings)
-            shown = report.report_each(recorded, own, output, workers) if recorded else []
-    return exit_status("trend", skipped, len(questions) - len(shown))
+            shown = report.report_each(recorded, output, workers)
+    return exit_status("trend", skipped, len(questions) - shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ def _report(
     if shared is not None:
         figures["information"] = plots.information(shared)
     folder = output.folder
-    clear_leftover_folders(folder)
+    clear_leftover_folders([folder])
     with write_folder(folder, replace=True) as temporary:
         text = json.dumps(record, indent=2, ensure_ascii=False)
         (temporary / "dilution.json").write_text(text + "\n", encoding="utf-8")
@@ -157,7 +158,7 @@ def _report(
     verdict += [] if shared is None else shared.verdict()
     for sentence in verdict:
         print(one_line(sentence))
-    print_cut_off("dilution", list(cut_off.values()), len(used))
+    print_cut_off("dilution", Counter(cut_off.values()), len(used))
     print(one_line(f"written to {folder}"))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,7 +164,7 @@ def read_runs(folder: str | Path) -> FigureRuns:
     for path in progress(find_runs(root), description="reading runs"):
         _add_trace(runs, path, root)
     traces = [one.trace for listed in runs.modes.values() for one in listed]
-    cut_off = [trace.data.sizes["step"] for trace in traces if trace.cut_off]
+    cut_off = Counter(trace.data.sizes["step"] for trace in traces if trace.cut_off)
     print_cut_off("figures", cut_off, len(traces))
     long = [path for path in sorted((root / LONG).glob("*.zarr")) if not is_run(path.name)]
     runs.long = [attnlens.Trace.load(path) for path in long]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,7 +78,7 @@ def report_recovery(
         From ``check_folder``.
     """
     table = result.table(output.definition)
-    clear_leftover_folders(folder)
+    clear_leftover_folders([folder])
     with write_folder(folder, replace=True) as temporary:
         table.to_csv(temporary / "table.csv", index=False)
         _write_places(result, temporary, settings.detail, output.definition)
@@ -92,7 +93,7 @@ def report_recovery(
     for run in result.summary(output.definition)["never_fired"]:
         print(one_line(f"{run}: the trigger {settings.when!r} never fired"))
     lengths = result.data["steps"].where(result.data["cut_off"] == 1).max("run").values
-    cut_off = lengths[~np.isnan(lengths)].astype(int).tolist()
+    cut_off = Counter(lengths[~np.isnan(lengths)].astype(int).tolist())
     print_cut_off("recover", cut_off, len(questions), "questions have an answer that")
     known = np.array([question.answer is not None for question in questions])
     unjudged = int(np.isnan(result.data["right"].values[known]).sum())

@@ -107,7 +107,7 @@ def report_score(output: ScoreOutput) -> int:
             "relations": attention.regions["relation"].value_counts().to_dict(),
         }
     result["versions"] = versions()
-    clear_leftover_folders(output.folder)
+    clear_leftover_folders([output.folder])
     with write_folder(output.folder, replace=True) as temporary:
         write_parquet(temporary / "answers.parquet", [_table(judged)])
         if len(different):

@@ -6,7 +6,8 @@ import csv
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,7 @@ def _texts(steps: int, **values: str | None) -> dict[str, pd.Series]:
     return {name: pd.Series([text] * steps, dtype="string") for name, text in values.items()}
 
 
-def print_cut_off(command: str, cut_off: Sequence[int], total: int, of: str = "answers") -> None:
+def print_cut_off(command: str, cut_off: Counter[int], total: int, of: str = "answers") -> None:
     """Print on standard error how many answers had not ended, if any.
 
     Parameters
@@ -122,12 +123,12 @@ def print_cut_off(command: str, cut_off: Sequence[int], total: int, of: str = "a
     command
         Name of the command.
     cut_off
-        Lengths of these answers, in tokens.
+        How many of these answers have which length, in tokens.
     total, of
         How many there are in all, and of what.
     """
     if cut_off:
-        what = "the answer" if total == 1 else f"{len(cut_off)} of {total} {of}"
+        what = "the answer" if total == 1 else f"{cut_off.total()} of {total} {of}"
         least, most = min(cut_off), max(cut_off)
         tokens = f"{most:,}" if least == most else f"{least:,} to {most:,}"
         print(

@@ -6,8 +6,9 @@ import functools
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,10 @@ from attnlens.reports.table import (
     write_csv,
     write_parts,
 )
-from attnlens.runs.cache import Entry, make_each
+from attnlens.runs.cache import Entry, Run, make_each
 from attnlens.runs.dataset import Question
 from attnlens.runs.recordings import SUMMARY, TRACE, read_trace
+from attnlens.runs.spool import Lazy
 from attnlens.runs.workers import Workers
 from attnlens.text import counted, one_line
 
@@ -115,7 +117,7 @@ def report_one(
     """
     mode = settings.mode
     problem: BaseException | None = None
-    clear_leftover_folders(folder)
+    clear_leftover_folders([folder])
     with write_folder(folder, replace=True) as temporary:
         if folder.is_dir():
             shutil.copytree(
@@ -135,7 +137,7 @@ def report_one(
     if problem is not None:
         print(f"attnlens trend: no pictures; trace and summary are in {folder}", file=sys.stderr)
         raise problem
-    print_cut_off("trend", [trace.data.sizes["step"]] if trace.cut_off else [], 1)
+    print_cut_off("trend", Counter([trace.data.sizes["step"]] if trace.cut_off else ()), 1)
 
 
 def _own_files(folder: Path, mode: str, here: str, names: list[str]) -> set[str]:
@@ -154,13 +156,8 @@ def _own_files(folder: Path, mode: str, here: str, names: list[str]) -> set[str]
 
 
 def report_each(
-    recorded: Mapping[Question, Entry],
-    settings: Mapping[Question, PromptSettings],
-    output: TrendOutput,
-    workers: Workers,
-    *,
-    command: str = "trend",
-) -> list[Question]:
+    recorded: Collection[Run], output: TrendOutput, workers: Workers, *, command: str = "trend"
+) -> int:
     """Write summary and pictures of each answer, and one table of all steps for each mode.
 
     Pictures that are there already, of the same answer, definition and formats, are left alone.
@@ -168,9 +165,7 @@ def report_each(
     Parameters
     ----------
     recorded
-        Entries of the traces, by question.
-    settings
-        How each question was asked.
+        Recorded answers; the entry of each holds the trace.
     output
         What is shown of the answers.
     workers
@@ -180,39 +175,38 @@ def report_each(
 
     Returns
     -------
-    list of Question
-        Those that now have pictures.
+    int
+        How many of them now have pictures.
     """
     root = Path(output.save_folder)
-    entries = {
-        question: Entry(
-            root / command / settings[question].mode / question.folder,
+
+    def pictures_of(run: Run) -> Run:
+        question, settings = run.question, run.settings
+        entry = Entry(
+            root / command / settings.mode / question.folder,
             {
                 "question": question.text,
                 "image": question.image,
                 "answer": question.answer,
-                "recorded_answer": run.identity,
+                "recorded_answer": run.entry.identity,
                 "definition": output.definition,
                 "pictures": sorted(output.formats),
             },
         )
-        for question, run in recorded.items()
-    }
+        make = functools.partial(_show, question, run.entry, settings, output)
+        return Run(question, settings, entry, make)
 
-    def make(question: Question) -> functools.partial[None]:
-        return functools.partial(_show, question, recorded[question], settings[question], output)
-
-    there = make_each(entries, make, workers, command=f"{command} (pictures)")
+    pictures = Lazy(lambda: map(pictures_of, recorded), len(recorded))
+    there = make_each(pictures, workers, command=f"{command} (pictures)")
     prefix = "" if command == "trend" else f"{command}_"  # both may share a folder
-    for mode in dict.fromkeys(settings[question].mode for question in recorded):
+    for mode, count in Counter(run.settings.mode for run in recorded).items():
         path = root / f"{prefix}{mode}_steps.parquet"
         clear_leftover_files(path)
-        clear_leftover_folders(path)
-        _write_table(
-            {q: run for q, run in recorded.items() if settings[q].mode == mode}, path, command
-        )
+        clear_leftover_folders([path])
+        of_mode = (run for run in recorded if run.settings.mode == mode)
+        _write_table(of_mode, count, path, command)
         print(one_line(f"written to {path}"))
-    return there
+    return len(there)
 
 
 def _show(
@@ -228,52 +222,66 @@ def _show(
     _draw(trace, settings.mode, output, folder)
 
 
-def _write_table(recorded: Mapping[Question, Entry], path: Path, command: str) -> None:
-    """Write one row for each step of all questions."""
-    cut_off: list[int] = []
-    replayed: list[dict[str, Any]] = []
+def _write_table(recorded: Iterable[Run], count: int, path: Path, command: str) -> None:
+    """Write one row for each step of ``count`` answers."""
+    cut_off: Counter[int] = Counter()
+    replayed = _Replayed()
     unjudged = 0
 
     def tables() -> Iterator[pd.DataFrame]:
         nonlocal unjudged
-        for question, entry in progress(recorded.items(), total=len(recorded), description="table"):
-            trace = read_trace(entry)
+        for run in progress(recorded, total=count, description="table"):
+            trace = read_trace(run.entry)
             if trace.cut_off:
-                cut_off.append(trace.data.sizes["step"])
+                cut_off[trace.data.sizes["step"]] += 1
             if "replayed" in trace.attrs:
-                replayed.append(trace.attrs["replayed"])
-            table = steps_table(trace, question)
-            unjudged += question.answer is not None and bool(table["right"].isna().any())
+                replayed.add(trace.attrs["replayed"])
+            table = steps_table(trace, run.question)
+            unjudged += run.question.answer is not None and bool(table["right"].isna().any())
             yield table
 
-    write_parts(path, tables(), len(recorded))
-    if not replayed:
-        print_cut_off(command, cut_off, len(recorded))
+    write_parts(path, tables(), count)
+    if not replayed.count:
+        print_cut_off(command, cut_off, count)
     print_unjudged(command, unjudged)
-    for text in _of_replayed(replayed):
+    for text in replayed.said():
         print(f"attnlens {command}: {text}", file=sys.stderr)
 
 
-def _of_replayed(replayed: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say on how many answers what was fed differs from what the file has."""
-    of = f"of {counted(len(replayed), 'answer')}"
-    found = []
-    drifts = [one["drift"] for one in replayed if one["drift"]]
-    if drifts:
-        found.append(
-            f"the tokens of {len(drifts)} {of} do not give their text back: "
-            f"{min(drifts):,} to {max(drifts):,} characters differ"
-        )
-    other = sum(one.get("same_prompt") is False for one in replayed)
-    if other:
-        found.append(
-            f"the prompts of {other} {of} have other tokens than the file says: mode, template, "
-            "limits of pixels or the checkpoint differ"
-        )
-    cut = sum(one["cut_off"] is True for one in replayed)
-    if cut:
-        found.append(f"{cut} {of} had not ended, as the file says")
-    return found
+@dataclass
+class _Replayed:
+    """On how many answers what was fed differs from what the file has."""
+
+    count: int = 0
+    drifts: Counter[int] = field(default_factory=Counter)
+    other: int = 0
+    cut: int = 0
+
+    def add(self, replayed: Mapping[str, Any]) -> None:
+        """Count what a trace says of its answer."""
+        self.count += 1
+        if replayed["drift"]:
+            self.drifts[replayed["drift"]] += 1
+        self.other += replayed.get("same_prompt") is False
+        self.cut += replayed["cut_off"] is True
+
+    def said(self) -> list[str]:
+        """Say it."""
+        of = f"of {counted(self.count, 'answer')}"
+        found = []
+        if self.drifts:
+            found.append(
+                f"the tokens of {self.drifts.total()} {of} do not give their text back: "
+                f"{min(self.drifts):,} to {max(self.drifts):,} characters differ"
+            )
+        if self.other:
+            found.append(
+                f"the prompts of {self.other} {of} have other tokens than the file says: mode, "
+                "template, limits of pixels or the checkpoint differ"
+            )
+        if self.cut:
+            found.append(f"{self.cut} {of} had not ended, as the file says")
+        return found
 
 
 def _draw(trace: Trace, mode: str, output: TrendOutput, folder: Path) -> None:

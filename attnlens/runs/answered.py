@@ -14,6 +14,7 @@ from attnlens.runs.cache import SETTINGS
 from attnlens.runs.dataset import Question
 from attnlens.runs.recordings import SUMMARY, find_runs
 from attnlens.runs.responses import Response, ResponseFile, read_responses
+from attnlens.runs.responses.base import spool_responses
 from attnlens.text import quoted
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def read_answers(path: Path) -> tuple[ResponseFile, Path | None]:
             "trend --data or attnlens replay wrote"
         )
     mode = modes[0].resolve()
-    responses = [_summarised(found) for found in sorted(mode.glob(f"*/{SUMMARY}"))]
+    responses = spool_responses(map(_summarised, sorted(mode.glob(f"*/{SUMMARY}"))))
     if not responses:
         raise InputError(f"{quoted(mode)} holds no answer: give the command that wrote it again")
     command = mode.parent.name

@@ -12,13 +12,15 @@ import hashlib
 import json
 import sys
 import uuid
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from filelock import FileLock, Timeout
 
@@ -27,8 +29,12 @@ from attnlens.files import clear_leftover_folders, write_file, write_folder
 from attnlens.progress import progress
 from attnlens.runs.dataset import Question
 from attnlens.runs.provenance import canonical, differences
+from attnlens.runs.spool import Lazy
 from attnlens.runs.workers import Workers
 from attnlens.text import one_line
+
+if TYPE_CHECKING:
+    from attnlens.runs.settings import PromptSettings
 
 SETTINGS = "settings.json"
 """Name of the file that says what an entry follows from."""
@@ -158,22 +164,35 @@ def only_process(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def make_each(
-    entries: Mapping[Question, Entry],
-    make: Callable[[Question], Callable[[Any, Path], object]],
-    workers: Workers,
-    *,
-    command: str,
-) -> list[Question]:
-    """Make the entries that are not there yet; a question that fails is reported and passed over.
+@dataclass(frozen=True)
+class Run:
+    """Results of a question.
+
+    Attributes
+    ----------
+    question, settings
+        What is asked, and how.
+    entry
+        Where its results go, and what they follow from.
+    make
+        Takes the loaded model and a folder, and writes the results there. It can be pickled:
+        another process may call it.
+    """
+
+    question: Question
+    settings: PromptSettings
+    entry: Entry
+    make: Callable[[Any, Path], object]
+
+
+def make_each(runs: Collection[Run], workers: Workers, *, command: str) -> Collection[Run]:
+    """Make the results that are not there yet; a question that fails is reported and passed over.
 
     Parameters
     ----------
-    entries
-        Where each question's results go, and what they follow from.
-    make
-        Gives, for a question, the function of the loaded model and a folder that writes the results
-        there. It can be pickled: another process may call it.
+    runs
+        What is made. They are gone through several times, always in the same order, and none is
+        kept, so that memory does not grow with their number.
     workers
         Who does it.
     command
@@ -181,7 +200,7 @@ def make_each(
 
     Returns
     -------
-    list of Question
+    collection of Run
         Those that now have results.
 
     Raises
@@ -190,33 +209,50 @@ def make_each(
         If a folder holds the answer to another question, or something else than results, before
         anything is made.
     """
-    # as JSON reads them back, so that they compare equal
-    entries = {
-        question: Entry(one.folder, json.loads(canonical(one.settings)), one.needs)
-        for question, one in entries.items()
-    }
-    clear_leftover_folders(*(entry.folder for entry in entries.values()))
-    for question, entry in entries.items():
-        _refuse_foreign_results(question, entry)
-    waiting = _waiting(entries, command)
-    failed: set[int | None] = set()
-    done = len(entries) - len(waiting)
-    jobs = (partial(_make, entries[question], make(question)) for question in waiting)
-    with progress(total=len(entries), initial=done, description="questions") as bar:
-        for one in workers.run(jobs):
-            question = waiting[one.number]
+    folders = Lazy(lambda: (run.entry.folder for run in runs), len(runs))
+    clear_leftover_folders(folders)
+    for run in runs:
+        _refuse_foreign_results(run.question, run.entry)
+    waiting = _waiting(runs, command)
+    at_work: dict[int, Run] = {}
+    failed: set[int] = set()
+
+    def jobs() -> Iterator[partial[None]]:
+        for number, run in enumerate(_at(waiting, runs)):
+            at_work[number] = run
+            yield partial(_make, run.entry, run.make)
+
+    done = len(runs) - len(waiting)
+    with progress(total=len(runs), initial=done, description="questions") as bar:
+        for one in workers.run(jobs()):
+            run = at_work.pop(one.number)
             for line in one.said.splitlines():
                 _print(bar, line, sys.stderr)
             if one.problem:
-                text = f"attnlens {command}: line {question.line} failed: {one.problem}"
+                text = f"attnlens {command}: line {run.question.line} failed: {one.problem}"
                 _print(bar, text, sys.stderr)
-                failed.add(question.line)
+                failed.add(waiting[one.number])
             else:
-                _print(bar, f"written to {entries[question].folder}", sys.stdout)
+                _print(bar, f"written to {run.entry.folder}", sys.stdout)
             bar.update()
-    # of workers that were killed
-    clear_leftover_folders(*(entries[question].folder for question in waiting))
-    return [question for question in entries if question.line not in failed]
+    if waiting:
+        clear_leftover_folders(folders)  # of workers that were killed
+    there = array("q", (place for place in range(len(runs)) if place not in failed))
+    return Lazy(lambda: _at(there, runs), len(there))
+
+
+def _at(places: Sequence[int], runs: Collection[Run]) -> Iterator[Run]:
+    """Give the runs at some places, in order, with settings that compare as JSON's do."""
+    before, left = -1, iter(runs)
+    for place in places:
+        yield _as_json(next(islice(left, place - before - 1, None)))
+        before = place
+
+
+def _as_json(run: Run) -> Run:
+    """Return a run whose settings are as JSON reads them back, so that they compare equal."""
+    entry = run.entry
+    return replace(run, entry=replace(entry, settings=json.loads(canonical(entry.settings))))
 
 
 def _make(entry: Entry, make: Callable[[Any, Path], object], vlm: Any) -> None:
@@ -242,22 +278,23 @@ def _refuse_foreign_results(question: Question, entry: Entry) -> None:
         )
 
 
-def _waiting(entries: Mapping[Question, Entry], command: str) -> list[Question]:
-    """Find the questions without results, and print how many there are, and why."""
-    waiting: list[Question] = []
+def _waiting(runs: Collection[Run], command: str) -> array[int]:
+    """Find the places of runs without results, and print how many there are, and why."""
+    waiting = array("q")
     changed: Counter[str] = Counter()
     damaged = 0
-    for question, entry in entries.items():
+    for place, run in enumerate(runs):
+        entry = _as_json(run).entry
         if entry.is_there():
             continue
-        waiting.append(question)
+        waiting.append(place)
         note = entry.note()
         if "key" in note and note["key"] != entry.key:
             changed[", ".join(differences(note.get("settings") or {}, entry.settings))] += 1
         elif entry.folder.exists() and not entry.has_key():
             damaged += 1
-    here = f"attnlens {command}: {{}} of {len(entries)} questions"
-    done = len(entries) - len(waiting)
+    here = f"attnlens {command}: {{}} of {len(runs)} questions"
+    done = len(runs) - len(waiting)
     if done:
         print(f"{here.format(done)} were done before", file=sys.stderr)
     if damaged:

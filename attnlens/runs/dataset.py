@@ -5,14 +5,18 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import os
 import re
 import sys
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from attnlens.answers import true_answer
 from attnlens.errors import InputError
 from attnlens.progress import progress
+from attnlens.runs.spool import Spool
 from attnlens.text import one_line, quoted, shortened
 
 IS_URL = re.compile(r"(?i:data:|[a-z][a-z0-9+.-]+://)")
@@ -57,7 +61,12 @@ class Question:
         return stem if self.line is None else f"{self.line:05d}_{stem}"
 
 
-def read_questions(path: str | Path) -> list[Question]:
+def spool_questions(questions: Iterable[Question] = ()) -> Spool[Question]:
+    """Keep questions on disk."""
+    return Spool(lambda fields: Question(**fields), questions)
+
+
+def read_questions(path: str | Path) -> Spool[Question]:
     """Read a JSON Lines file of ``{"image": ..., "question": ..., "answer": ...}``.
 
     ``"video"`` may take the place of ``"image"``.
@@ -69,8 +78,8 @@ def read_questions(path: str | Path) -> list[Question]:
 
     Returns
     -------
-    list of Question
-        One for each line that is not empty; a line that cannot be read has a ``problem``.
+    Spool
+        A question for each line that is not empty; a line that cannot be read has a ``problem``.
 
     Raises
     ------
@@ -78,15 +87,17 @@ def read_questions(path: str | Path) -> list[Question]:
         If the file cannot be read or holds no line.
     """
     path = Path(path)
+    questions = spool_questions()
     try:
-        read = path.read_bytes()
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if text.strip():
+                    questions.append(_question(number, text, path.parent))
     except OSError as error:
         raise InputError(
             f"{str(path)!r} cannot be read ({error.strerror or error}): give a JSON Lines file"
         ) from error
-    # JSON strings may hold the other line separators that splitlines() knows
-    lines = read.removeprefix(codecs.BOM_UTF8).split(b"\n")
-    questions = [_question(n, line, path.parent) for n, line in enumerate(lines, 1) if line.strip()]
     if not questions:
         raise InputError(f'{str(path)!r} is empty: give lines of {{"image": ..., "question": ...}}')
     return questions
@@ -153,8 +164,8 @@ def _check_folder_name(question: Question) -> None:
 
 
 def check_questions(
-    questions: list[Question], *, sampling: tuple[float | None, int | None] | None = None
-) -> tuple[list[Question], int]:
+    questions: Collection[Question], *, sampling: tuple[float | None, int | None] | None = None
+) -> tuple[Spool[Question], int]:
     """Open every image before any long work starts.
 
     Parameters
@@ -167,15 +178,15 @@ def check_questions(
     Returns
     -------
     tuple
-        The questions that can be asked, and how many lines of the file were skipped; each of
-        these is reported on standard error with its number.
+        The questions that can be asked, in their order, and how many lines of the file were
+        skipped; each of these is reported on standard error with its number.
 
     Raises
     ------
     InputError
         If no question is left, or the only one, from the command line, cannot be asked.
     """
-    good: list[Question] = []
+    good = spool_questions()
     problems = []
     # large pictures take long to decode
     for question in progress(questions, description="images") if len(questions) > 1 else questions:
@@ -204,9 +215,11 @@ def check_questions(
 def _digest(question: Question, sampling: tuple[float | None, int | None] | None) -> str:
     """Open an image or a video, and return the hash of what is shown of it."""
     if not question.is_video:
-        from attnlens.models.images import open_image
-
-        return open_image(question.image)[1].sha256
+        try:
+            found = os.stat(question.image)
+        except (OSError, ValueError):  # no local file
+            return _image_digest(question.image)
+        return _image_digest(question.image, found.st_mtime_ns, found.st_size)
     if sampling is None:
         raise InputError(
             f"{quoted(question.image)} is a video, which only attnlens trend can be asked about"
@@ -216,3 +229,11 @@ def _digest(question: Question, sampling: tuple[float | None, int | None] | None
     info = open_video(Video(question.image, *sampling), first_only=True)[1]
     shown = f"{info.sha256} {info.frames}"  # the same frames may be of another video
     return hashlib.sha256(shown.encode()).hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _image_digest(image: str, *_: int) -> str:
+    """Open an image once for all questions about it, as long as its file stays as it is."""
+    from attnlens.models.images import open_image
+
+    return open_image(image)[1].sha256

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from attnlens.errors import InputError
 from attnlens.experiments.dependence import sampled_dependence, save_dependence
 from attnlens.experiments.force import insertions, twins
-from attnlens.runs.cache import Entry, make_each
+from attnlens.runs.cache import Entry, Run, make_each
 from attnlens.runs.dataset import Question
 from attnlens.runs.provenance import provenance
 from attnlens.runs.recordings import ANSWERS, TWINS, read_trace, record_each
@@ -84,7 +84,8 @@ def run_questions(
     InputError
         If no question could be run.
     """
-    recorded = record_each(workers, questions, settings, root, command="dilution")
+    runs = record_each(workers, questions, settings, root, command="dilution")
+    recorded = {run.question: run.entry for run in runs}
     if not recorded:
         raise InputError("no question could be run: see the lines above")
     twinned = _twins(workers, recorded, settings, root) if insertion else {}
@@ -97,23 +98,24 @@ def run_questions(
 def _twins(
     workers: Workers, recorded: dict[Question, Entry], settings: RecordingSettings, root: Path
 ) -> dict[Question, Entry]:
-    entries = {
-        question: Entry(
-            root / f"{settings.mode}{TWINS}" / question.folder,
-            {
-                "question": question.text,
-                "recorded_answer": run.identity,
-                "insertions": list(insertions(1)),
-            },
+    runs = [
+        Run(
+            question,
+            settings,
+            Entry(
+                root / f"{settings.mode}{TWINS}" / question.folder,
+                {
+                    "question": question.text,
+                    "recorded_answer": entry.identity,
+                    "insertions": list(insertions(1)),
+                },
+            ),
+            partial(_twin, question, entry, settings),
         )
-        for question, run in recorded.items()
-    }
-
-    def make(question: Question) -> partial[None]:
-        return partial(_twin, question, recorded[question], settings)
-
-    there = make_each(entries, make, workers, command="dilution (insertions)")
-    return {question: entries[question] for question in there}
+        for question, entry in recorded.items()
+    ]
+    there = make_each(runs, workers, command="dilution (insertions)")
+    return {run.question: run.entry for run in there}
 
 
 def _twin(
@@ -155,12 +157,13 @@ def _answers(
         for question in questions
     }
 
-    def make(question: Question) -> _Sampling:
+    runs = []
+    for question, entry in entries.items():
         pictures = [other.image for other in others[question]]
-        return _Sampling(question, entries[question], settings, samples, pictures)
-
-    there = make_each(entries, make, workers, command="dilution (sampled answers)")
-    return {question: entries[question] for question in there}
+        make = _Sampling(question, entry, settings, samples, pictures)
+        runs.append(Run(question, asked, entry, make))
+    there = make_each(runs, workers, command="dilution (sampled answers)")
+    return {run.question: run.entry for run in there}
 
 
 @dataclass(frozen=True)

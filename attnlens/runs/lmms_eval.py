@@ -196,7 +196,7 @@ class RecordedModel(lmms):
         if entry.is_there():
             notes["were recorded before"] += 1
             return read_trace(entry).text
-        clear_leftover_folders(entry.folder)
+        clear_leftover_folders([entry.folder])
         if entry.folder.exists():
             check_results(entry.folder, SETTINGS, "a recorded answer")
         with entry.write() as folder:

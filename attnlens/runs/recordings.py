@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from attnlens.models.modes import MODE_NAMES
 from attnlens.recording.store import DEPENDENCE, RECOVERY, stored_kind
 from attnlens.recording.trace import Trace
-from attnlens.runs.cache import Entry, make_each
+from attnlens.runs.cache import Entry, Run, make_each
 from attnlens.runs.dataset import Question
 from attnlens.runs.provenance import provenance
+from attnlens.runs.spool import Lazy
 from attnlens.runs.workers import Workers
 
 if TYPE_CHECKING:
@@ -78,12 +80,12 @@ def record_one(
 
 def record_each(
     workers: Workers,
-    questions: list[Question],
+    questions: Collection[Question],
     settings: RecordingSettings,
     root: Path,
     *,
     command: str,
-) -> dict[Question, Entry]:
+) -> Collection[Run]:
     """Record the answers to the questions of a file that are not there yet.
 
     Parameters
@@ -97,22 +99,18 @@ def record_each(
 
     Returns
     -------
-    dict
-        For each question that could be answered, the entry that holds its trace.
+    collection of Run
+        One for each question that could be answered; its entry holds the trace.
     """
     model = workers.model
-    entries = {
-        question: Entry(
-            root / settings.mode / question.folder, provenance(question, settings, model)
-        )
-        for question in questions
-    }
+    folder = root / settings.mode
 
-    def make(question: Question) -> partial[None]:
-        return partial(_record, question, settings)
+    def run_of(question: Question) -> Run:
+        entry = Entry(folder / question.folder, provenance(question, settings, model))
+        return Run(question, settings, entry, partial(_record, question, settings))
 
-    there = make_each(entries, make, workers, command=command)
-    return {question: entries[question] for question in there}
+    runs = Lazy(lambda: map(run_of, questions), len(questions))
+    return make_each(runs, workers, command=command)
 
 
 def _record(question: Question, settings: RecordingSettings, vlm: VLM, folder: Path) -> None:

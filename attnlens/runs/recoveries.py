@@ -15,7 +15,7 @@ from attnlens.experiments.recovery import Recovery
 from attnlens.interventions.session import intervene
 from attnlens.models.images import open_image
 from attnlens.progress import progress
-from attnlens.runs.cache import Entry, make_each
+from attnlens.runs.cache import Entry, Run, make_each
 from attnlens.runs.dataset import Question
 from attnlens.runs.provenance import provenance
 from attnlens.runs.recordings import TRACE
@@ -83,26 +83,27 @@ def recover_each(
     fitting = _fitting(workers, questions, settings)
     shown = {name: open_image(name)[1].sha256 for name in settings.pictures()}
     model = workers.model
-    entries = {
-        question: Entry(
-            root / settings.mode / question.folder,
-            {**provenance(question, settings, model), "pictures": shown},
+    runs = [
+        Run(
+            question,
+            settings,
+            Entry(
+                root / settings.mode / question.folder,
+                {**provenance(question, settings, model), "pictures": shown},
+            ),
+            partial(_recover, question, settings),
         )
         for question in fitting
-    }
-
-    def make(question: Question) -> partial[None]:
-        return partial(_recover, question, settings)
-
-    there = make_each(entries, make, workers, command="recover")
+    ]
+    there = make_each(runs, workers, command="recover")
     if not there:
         raise InputError("no question could be run: see the lines above")
     parts = []
-    for question in there:
-        with entries[question].reading() as folder:
+    for run in there:
+        with run.entry.reading() as folder:
             parts.append(Recovery.load(folder / RECOVERY))
-        _judge(parts[-1], question.answer)
-    return Recovery.join(parts), there
+        _judge(parts[-1], run.question.answer)
+    return Recovery.join(parts), [run.question for run in there]
 
 
 def _recover(question: Question, settings: RecoverySettings, vlm: VLM, folder: Path) -> None:

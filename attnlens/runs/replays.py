@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from attnlens.errors import InputError
 from attnlens.models.modes import MESSAGES, mode_of
-from attnlens.runs.cache import Entry, make_each
-from attnlens.runs.dataset import Question
+from attnlens.runs.cache import Entry, Run, make_each
+from attnlens.runs.dataset import Question, check_questions
 from attnlens.runs.provenance import provenance
 from attnlens.runs.recordings import TRACE
 from attnlens.runs.responses import Asked, Response
 from attnlens.runs.responses.base import digest
 from attnlens.runs.settings import ReplaySettings
+from attnlens.runs.spool import Lazy, Spool
 from attnlens.runs.workers import Workers
 from attnlens.text import counted, shortened
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 OPTIONS = ("mode", "system", "template", "min_pixels", "max_pixels")
 """Options in whose place a file may tell how its questions were asked."""
+MOST_TOLD = 10
+"""How many values of an option are looked at in a message."""
 
 
 def question_of(response: Response) -> Question:
@@ -59,7 +62,7 @@ def settings_of(response: Response, settings: ReplaySettings) -> ReplaySettings:
 
 
 def assumed(
-    responses: Sequence[Response], settings: ReplaySettings, given: Mapping[str, Any]
+    responses: Iterable[Response], settings: ReplaySettings, given: Mapping[str, Any]
 ) -> list[str]:
     """Say what a file does not tell, and what is taken in its place.
 
@@ -77,37 +80,50 @@ def assumed(
     InputError
         If the file tells otherwise than an option.
     """
-    asked = [one.asked for one in responses if not one.question.problem]
-    open_ones = {name: [one for one in asked if _is_open(one, name)] for name in OPTIONS}
+    usable = unknown = 0
+    untold: set[str] = set()
+    told: dict[str, set[Any]] = {name: set() for name in OPTIONS}
+    only_templates = True  # where the mode is not told
+    for one in responses:
+        if one.question.problem:
+            continue
+        usable += 1
+        unknown += one.finished is None and one.token_ids is None
+        untold.update(name for name in OPTIONS if _is_open(one.asked, name))
+        if _is_open(one.asked, "mode"):
+            only_templates = only_templates and one.asked.template is not None
+        for name, values in told.items():
+            if len(values) < MOST_TOLD:
+                values.add(getattr(one.asked, name))
     for name, value in given.items():
-        told = {getattr(one, name) for one in asked}
-        if asked and not open_ones[name] and told != {value}:
-            shown = shortened(", ".join(map(repr, sorted(told - {None}, key=str))), 80)
+        if usable and name not in untold and told[name] != {value}:
+            shown = shortened(", ".join(map(repr, sorted(told[name] - {None}, key=str))), 80)
             says = f"says {shown}" if shown else "has whole prompts"
             raise InputError(f"--{name} {value!r}: the file {says}, so leave the option out")
     origin = {
         name: f"--{name}" if name in given else f"the default of --{name}" for name in OPTIONS
     }
     found = []
-    if open_ones["mode"]:
-        words = all(one.template is not None for one in open_ones["mode"])
-        use = "results are named after" if words else "the questions were asked in the words of"
+    if "mode" in untold:
+        use = (
+            "results are named after"
+            if only_templates
+            else "the questions were asked in the words of"
+        )
         found.append(f"{use} mode {settings.mode} ({origin['mode']})")
-    if open_ones["template"] and settings.template is not None:
+    if "template" in untold and settings.template is not None:
         found.append(f"the questions were asked in the words of {origin['template']}")
-    if open_ones["system"]:
+    if "system" in untold:
         own = mode_of(settings.mode).system if settings.system is None else settings.system
         found.append(f"the system prompt was {shortened(own, 80)!r} ({origin['system']})")
     for name, what in (("min_pixels", "smallest"), ("max_pixels", "largest")):
-        if open_ones[name]:
+        if name in untold:
             value = getattr(settings, name)
             area = "the checkpoint's own" if value is None else f"{value:,} pixels"
             found.append(f"the {what} area of a picture was {area} ({origin[name]})")
-    usable = [one for one in responses if not one.question.problem]
-    unknown = sum(one.finished is None and one.token_ids is None for one in usable)
     if unknown:
         found.append(
-            f"{unknown} of {counted(len(usable), 'answer')} may have been cut: no end token is fed "
+            f"{unknown} of {counted(usable, 'answer')} may have been cut: no end token is fed "
             "after the text"
         )
     return found
@@ -160,18 +176,18 @@ def replay_one(vlm: VLM, response: Response, settings: ReplaySettings) -> Trace:
 
 def replay_each(
     workers: Workers,
-    responses: Mapping[Question, Response],
-    settings: Mapping[Question, ReplaySettings],
+    responses: Collection[Response],
+    settings: ReplaySettings,
     root: Path,
     *,
     command: str,
-) -> dict[Question, Entry]:
+) -> Collection[Run]:
     """Replay the answers of a file that are not there yet.
 
     Parameters
     ----------
     workers, responses, settings
-        Who replays, the answers by question, and how each was asked.
+        Who replays, the answers, and how they were asked where they do not tell.
     root
         Each trace goes into ``MODE/LINE_IMAGE/trace.zarr`` there.
     command
@@ -179,25 +195,21 @@ def replay_each(
 
     Returns
     -------
-    dict
-        For each question whose answer could be replayed, the entry that holds its trace.
+    collection of Run
+        One for each answer that could be replayed; its entry holds the trace.
     """
     model = workers.model
-    entries = {
-        question: Entry(
-            root / settings[question].mode / question.folder,
-            provenance(question, settings[question], model) | {"replayed": _identity(response)},
+
+    def run_of(response: Response) -> Run:
+        question, own = response.question, settings_of(response, settings)
+        entry = Entry(
+            root / own.mode / question.folder,
+            provenance(question, own, model) | {"replayed": _identity(response)},
         )
-        for question, response in responses.items()
-    }
+        return Run(question, own, entry, partial(_replay, response, own))
 
-    def make(question: Question) -> partial[None]:
-        # with the hash of its picture
-        response = replace(responses[question], question=question)
-        return partial(_replay, response, settings[question])
-
-    there = make_each(entries, make, workers, command=command)
-    return {question: entries[question] for question in there}
+    runs = Lazy(lambda: map(run_of, responses), len(responses))
+    return make_each(runs, workers, command=command)
 
 
 def _replay(response: Response, settings: ReplaySettings, vlm: VLM, folder: Path) -> None:
@@ -214,9 +226,21 @@ def _identity(response: Response) -> dict[str, Any]:
     }
 
 
-def by_question(
-    questions: Iterable[Question], responses: Iterable[Response]
-) -> dict[Question, Response]:
-    """Return the answer to each question, found by its line."""
-    of_line = {one.question.line: one for one in responses}
-    return {question: of_line[question.line] for question in questions}
+def check_responses(responses: Spool[Response]) -> tuple[Collection[Response], int]:
+    """Open the picture of each answer, as ``check_questions`` does.
+
+    Returns
+    -------
+    tuple
+        The answers that can be replayed, each with the hash of its picture, and how many cannot.
+    """
+    asked = Lazy(lambda: map(question_of, responses), len(responses))
+    good, skipped = check_questions(asked)
+
+    def answered() -> Iterator[Response]:
+        left = iter(responses)
+        for question in good:
+            response = next(one for one in left if one.question.line == question.line)
+            yield replace(response, question=question)
+
+    return Lazy(answered, len(good)), skipped

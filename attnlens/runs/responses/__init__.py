@@ -27,8 +27,10 @@ from attnlens.runs.responses.base import (
     checked_text,
     checked_truth,
     digest,
+    spool_responses,
 )
 from attnlens.runs.responses.pictures import Pictures
+from attnlens.runs.spool import Spool
 from attnlens.text import quoted, shortened
 
 __all__ = ["FORMATS", "Asked", "Response", "ResponseFile", "read_responses"]
@@ -47,14 +49,15 @@ class ResponseFile:
     Attributes
     ----------
     responses
-        One for each answer, and one with a ``problem`` for each record that cannot be used.
+        One for each answer, and one with a ``problem`` for each record that cannot be used; they
+        are kept on disk.
     format
         Name of the format.
     assumed
         Sentences about what the reader had to assume.
     """
 
-    responses: list[Response]
+    responses: Spool[Response]
     format: str
     assumed: list[str] = field(default_factory=list)
 
@@ -98,8 +101,7 @@ def read_responses(
     )
     chosen = None if format is None else _format_of(format)
     asked: Asked | None = None
-    known: dict[int, int] = {}
-    found: list[Response] = []
+    found = spool_responses()
     several = False
     for line, record, container in progress(_records(path), description="reading"):
         if isinstance(record, InputError):
@@ -115,20 +117,21 @@ def read_responses(
                 raise InputError(f"is not of the format {chosen.name}; it has {there}")
             answers = chosen.read(record)
             several = several or len(answers) > 1
-            new = [_response(one, record, line, asked, pictures, known) for one in answers]
+            new = [_response(one, record, line, asked, pictures) for one in answers]
         except InputError as error:
             new = [_bad(line, error)]
-        found += new
+        for one in new:
+            found.append(one)
     if not found:
         raise InputError(f"{quoted(path)} is empty: give a file of answers")
     if chosen is None:
         raise InputError(f"no line of {quoted(path)} can be used; {_said(found[0])}")
     assumed = []
     if several:  # a line is the name of an answer
-        found = [
+        found = spool_responses(
             replace(one, question=replace(one.question, line=number))
             for number, one in enumerate(found, 1)
-        ]
+        )
         assumed.append("records hold several answers: lines are counted by answer")
     return ResponseFile(found, chosen.name, assumed)
 
@@ -164,7 +167,6 @@ def _response(
     line: int,
     asked: Asked,
     pictures: Pictures,
-    known: dict[int, int],
 ) -> Response:
     prompt_ids = checked_ids("prompt_token_ids", answer.prompt_ids)
     ids = checked_ids("token_ids", answer.token_ids)
@@ -182,8 +184,7 @@ def _response(
             line=line,
         ),
         text=checked_text("response", answer.text),
-        # each number is held once, not once for each token
-        token_ids=None if ids is None else tuple(map(known.setdefault, ids, ids)),
+        token_ids=None if ids is None else tuple(ids),
         id=str(line if answer.id is None else answer.id),
         asked=asked if answer.asked == Asked() else answer.asked,
         fields=fields,

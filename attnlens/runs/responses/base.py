@@ -10,6 +10,7 @@ from typing import Any
 from attnlens.answers import true_answer
 from attnlens.errors import InputError
 from attnlens.runs.dataset import Question
+from attnlens.runs.spool import Spool
 from attnlens.text import shortened
 
 Record = Mapping[str, Any]
@@ -79,6 +80,17 @@ class Response:
     fields: Mapping[str, Any] = field(default_factory=dict)
     finished: bool | None = None
     prompt_digest: str = ""
+
+
+def spool_responses(responses: Iterable[Response] = ()) -> Spool[Response]:
+    """Keep responses on disk."""
+    return Spool(_of_fields, responses)
+
+
+def _of_fields(fields: Mapping[str, Any]) -> Response:
+    ids = fields["token_ids"]
+    parts = {"question": Question(**fields["question"]), "asked": Asked(**fields["asked"])}
+    return Response(**{**fields, **parts, "token_ids": None if ids is None else tuple(ids)})
 
 
 @dataclass(frozen=True)
