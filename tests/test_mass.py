@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -321,3 +322,46 @@ def test_zero_queries_give_the_fraction_of_keys(tiny, prompt):
     np.testing.assert_allclose(got, np.repeat(want[:, None], 4, axis=1), atol=1e-6)
     assert keys.sum(-1).tolist() == [len(prompt.segments) + t for t in range(36)]
     assert list(data["segment"].values) == list(SEGMENTS)
+
+
+@pytest.mark.parametrize("chunk", [500, 10**6])
+@pytest.mark.parametrize("biased", [False, True])
+def test_with_the_normalisers_of_attention_itself_mass_is_the_same(monkeypatch, chunk, biased):
+    """Only the keys before the answer are multiplied then; normalisers of others are not used."""
+    monkeypatch.setattr(mass_module, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(mass_module, "FEWEST_LEFT", 0)
+    torch.manual_seed(0)
+    query, keys = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 30, 8)
+    positions = torch.arange(21, 30)
+    seen = torch.arange(30) <= positions[:, None]
+    bias = torch.zeros(2, 1, 9, 30)
+    if biased:
+        bias = bias.masked_fill(torch.rand(bias.shape) < 0.2, float("-inf"))
+    of_keys = torch.tensor([0] * 4 + [1] * 10 + [2] * 16).repeat(2, 1)
+    of_keys[1, :3] = -1
+    columns = KeyColumns(of_keys, 3, torch.arange(4, 14).repeat(2, 1), rest=2, others=14)
+    scores = torch.einsum("bhqd,bhkd->bhqk", query, keys.repeat_interleave(2, 1)) * 0.7 + bias
+    scores = scores.masked_fill(~seen, float("-inf"))
+    scores = scores.masked_fill((of_keys < 0)[:, None, None], float("-inf"))
+    sums = scores.logsumexp(-1)
+    rows = AttentionRows([query], [keys], positions, 0.7, bias)
+    (want,) = attention_mass(rows, columns, want_visual=True)
+    calls = []
+    product = mass_module.attention_scores
+
+    def counted(q, k, *args, **options):
+        calls.append((q.shape[2], k.shape[2]))
+        return product(q, k, *args, **options)
+
+    monkeypatch.setattr(mass_module, "attention_scores", counted)
+    (got,) = attention_mass(replace(rows, log_sums=[sums]), columns, want_visual=True)
+    assert max(k for q, k in calls[1:]) == 14  # the first is the check of the last row
+    for name in ("by_column", "visual_weight"):
+        assert abs(getattr(got, name) - getattr(want, name)).max() < 1e-6
+    assert torch.equal(got.visual_nonzero, want.visual_nonzero)
+    assert (got.hidden is None) == (want.hidden is None)
+    assert got.hidden is None or torch.equal(got.hidden, want.hidden)
+    calls.clear()
+    (other,) = attention_mass(replace(rows, log_sums=[sums + 0.1]), columns, want_visual=True)
+    assert torch.equal(other.by_column, want.by_column)
+    assert max(k for q, k in calls[1:]) == 30

@@ -19,6 +19,12 @@ CHUNK_ELEMENTS = 400_000
 ELSEWHERE = 40
 """How many times as many are held on other devices, which each call takes long to reach."""
 
+FEWEST_LEFT = 256
+"""With fewer keys in the column of the rest, all are multiplied: its mass may be small, and a small
+number is less exact as the rest of 1."""
+LOG_SUM_ERROR = 1e-5
+"""Largest difference between a normaliser and that of our own scores."""
+
 HIDES = -1e4
 """A bias of this or below hides a key: -inf, the lowest number of a dtype, what older masks add."""
 
@@ -40,6 +46,9 @@ class AttentionRows:
         layer. Or a function from a slice of rows to their bias, so that it is never held whole.
     dropped
         How many keys came before these, which a window's cache has dropped.
+    log_sums
+        float32 [batch, heads, rows] per layer: see ``attnlens.recording.log_sums``. With it, only
+        the keys up to ``KeyColumns.others`` are multiplied.
     """
 
     queries: Sequence[torch.Tensor]
@@ -48,6 +57,7 @@ class AttentionRows:
     scaling: float
     bias: torch.Tensor | Callable[[slice], torch.Tensor | None] | None = None
     dropped: int = 0
+    log_sums: Sequence[torch.Tensor] | None = None
 
     def bias_of(self, rows: slice) -> torch.Tensor | None:
         """Bias of some rows."""
@@ -70,11 +80,17 @@ class KeyColumns:
     visual_slots
         int64 [batch, visual], on the CPU: slots of the visual keys, filled up with -1 where the
         batch's rows have different numbers of them.
+    rest
+        The column that most keys belong to, such as those of a long answer.
+    others
+        From this slot on, all keys belong to ``rest`` or are hidden.
     """
 
     of_keys: torch.Tensor
     count: int
     visual_slots: torch.Tensor
+    rest: int = 0
+    others: int = 2**62
 
 
 @dataclass(frozen=True)
@@ -138,6 +154,7 @@ def attention_weights(
     hidden: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     *,
+    log_sums: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Softmax attention rows, float32 [batch, heads, rows, keys]; each adds up to 1.
@@ -150,6 +167,9 @@ def attention_weights(
         See ``AttentionRows``.
     hidden
         bool [batch, keys]: keys that no query sees (padding).
+    log_sums
+        float32 [batch, heads, rows]: normalisers of rows that may have more keys than these; such
+        rows do not add up to 1.
     out
         As in ``attention_scores``.
     """
@@ -163,6 +183,8 @@ def attention_weights(
         scores[..., first:].masked_fill_(later, float("-inf"))
     if hidden is not None:
         scores.masked_fill_(hidden[:, None, None, :], float("-inf"))
+    if log_sums is not None:
+        return scores.sub_(log_sums[..., None]).exp_()
     if out is not None:
         out = _piece(out, scores.shape)
     return torch.softmax(scores, dim=-1, out=out)
@@ -203,7 +225,11 @@ def attention_mass(
     hidden = negative if bool(negative.any()) else None
     one_hot = torch.zeros(batch, length, columns.count, dtype=torch.float32, device=device)
     one_hot.scatter_(2, columns.of_keys.clamp(min=0)[..., None], (~negative).float()[..., None])
-    weights_of_row = max(1, batch * heads * length)
+    log_sums = attention.log_sums if columns.others + FEWEST_LEFT < length else None
+    if log_sums is not None and not _are_ours(log_sums, attention, hidden):
+        log_sums = None
+    shared = length if log_sums is None else columns.others
+    weights_of_row = max(1, batch * heads * shared)
     at_once = CHUNK_ELEMENTS * (1 if device.type == "cpu" else ELSEWHERE)
     layers_at_once = max(1, at_once // max(1, weights_of_row * rows))
     rows_at_once = max(1, at_once // weights_of_row)
@@ -225,7 +251,8 @@ def attention_mass(
             for start in range(0, rows, rows_at_once):
                 piece = slice(start, start + rows_at_once)
                 bias, positions = attention.bias_of(piece), attention.positions[piece]
-                end = min(length, int(positions.max()) + 1)  # no query of these sees later keys
+                seen = min(length, int(positions.max()) + 1)  # no query of these sees later keys
+                end = min(seen, shared)
                 # layers are side by side along the axis of heads
                 scores = [
                     attention_scores(
@@ -233,17 +260,27 @@ def attention_mass(
                     )
                     for i, k in zip(layers, converted, strict=True)
                 ]
-                bias = None if bias is None else bias[..., :end]
                 if bias is not None and first == 0:  # the same for all layers
-                    hidden_parts.append(_hidden_keys(bias, positions, one_hot[:, :end]))
+                    hidden_parts.append(
+                        _hidden_keys(bias[..., :seen], positions, one_hot[:, :seen])
+                    )
+                bias = None if bias is None else bias[..., :end]
                 if bias is not None and bias.shape[1] > 1:
                     bias = bias.repeat(1, len(layers), 1, 1)
+                sums = None
+                if log_sums is not None:
+                    sums = torch.cat([log_sums[i][:, :, piece] for i in layers], dim=1)
                 joined = scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)
                 padding = None if hidden is None else hidden[:, :end]
-                weights = attention_weights(joined, positions, padding, bias, out=of_weights)
+                weights = attention_weights(
+                    joined, positions, padding, bias, log_sums=sums, out=of_weights
+                )
                 # the few columns on the left: a CPU is several times as fast
                 mass = torch.matmul(one_hot[:, :end].mT, weights.reshape(batch, -1, end).mT).mT
                 mass = mass.reshape(batch, len(layers), heads, len(positions), columns.count)
+                if end < seen:
+                    mass[..., columns.rest] = 0
+                    mass[..., columns.rest] = (1 - mass.sum(-1)).clamp(min=0)
                 wanted = weights[:, :, max(0, without_visual - start) :]
                 wanted = wanted.unflatten(1, (len(layers), heads))
                 visual = torch.where(columns.visual_slots < end, columns.visual_slots, -1)
@@ -273,6 +310,25 @@ def attention_mass(
                 for place in range(len(layers))
             ]
     return results
+
+
+def _are_ours(
+    log_sums: Sequence[torch.Tensor], attention: AttentionRows, hidden: torch.Tensor | None
+) -> bool:
+    """Whether normalisers are those of our scores, as the last row of each layer tells."""
+    last = slice(len(attention.positions) - 1, None)
+    bias, positions = attention.bias_of(last), attention.positions[last]
+    end = int(positions[0]) + 1
+    for query, key, sums in zip(attention.queries, attention.keys, log_sums, strict=True):
+        scores = attention_scores(query[:, :, last], key[:, :, :end], attention.scaling)
+        if bias is not None:
+            scores += bias[..., :end]
+        if hidden is not None:
+            scores.masked_fill_(hidden[:, None, None, :end], float("-inf"))
+        same = torch.allclose(scores.logsumexp(-1), sums[:, :, last], rtol=0, atol=LOG_SUM_ERROR)
+        if not same or not bool(sums.isfinite().all()):
+            return False
+    return True
 
 
 def mass_on_sets(attention: AttentionRows, sets: torch.Tensor) -> torch.Tensor:

@@ -266,8 +266,12 @@ class AttentionRecorder:
         gapless = last - first + 1 == len(rows)
         queries = query[:, :, first : last + 1] if gapless else query[:, :, rows]
         positions = torch.tensor(current.positions) - dropped
+        sums = None
+        if seen.log_sums is not None:
+            of_rows = slice(first, last + 1) if gapless else rows
+            sums = [seen.log_sums[:, :, of_rows]]
         self._compute(
-            [layer], AttentionRows([queries], [key], positions, seen.scaling, bias, dropped)
+            [layer], AttentionRows([queries], [key], positions, seen.scaling, bias, dropped, sums)
         )
 
     def step_back(self, start: int, segments: Sequence[str | None]) -> None:
@@ -370,11 +374,14 @@ class AttentionRecorder:
             if slot < length:
                 columns[:, slot] = layout.names.index(segment)
         visual = np.where(layout.visual_slots < length, layout.visual_slots, -1)
+        of_others = ((columns != layout.response_column) & (columns >= 0)).any(axis=0)
         repeats = batch // layout.batch
         made = KeyColumns(
             torch.from_numpy(columns.repeat(repeats, axis=0)).to(device),
             len(layout.names),
             torch.from_numpy(visual.repeat(repeats, axis=0)),
+            layout.response_column,
+            int(of_others.nonzero()[0].max(initial=-1)) + 1,
         )
         self._columns_made = {kind: made}
         return made
@@ -407,8 +414,13 @@ def _without_first(columns: KeyColumns, dropped: int) -> KeyColumns:
     """Leave out the keys that a window's cache has dropped."""
     if not dropped:
         return columns
-    visual = columns.visual_slots - dropped
-    return KeyColumns(columns.of_keys[:, dropped:], columns.count, visual.clamp(min=-1))
+    visual = (columns.visual_slots - dropped).clamp(min=-1)
+    return replace(
+        columns,
+        of_keys=columns.of_keys[:, dropped:],
+        visual_slots=visual,
+        others=max(0, columns.others - dropped),
+    )
 
 
 def _counts(of_keys: torch.Tensor, count: int) -> torch.Tensor:

@@ -26,6 +26,7 @@ from attnlens.models.cache import argument, cache_of, cache_parameter, capacity
 from attnlens.models.family import Parts
 from attnlens.recording.compiled import CompiledCalls
 from attnlens.recording.generation import GenerateWatch, refuse_continuous_batching
+from attnlens.recording.log_sums import LogSums
 
 _numbers = itertools.count(1)
 _NO_CHANGE = nullcontext()
@@ -81,6 +82,8 @@ class LayerAttention:
         The layer's attention mask.
     scaling
         Factor on the dot products.
+    log_sums
+        See ``attnlens.recording.log_sums``; None where the attention does not tell.
     """
 
     layer: int
@@ -88,6 +91,7 @@ class LayerAttention:
     key: torch.Tensor
     mask: torch.Tensor | None
     scaling: float
+    log_sums: torch.Tensor | None = None
 
 
 class Listener(Protocol):
@@ -249,19 +253,24 @@ class Tap:
             if loads_by_name:
                 # FlashAttention picks its kernel by the name in the configuration
                 module.config._attn_implementation = base
+            compiling = torch.compiler.is_compiling()
+            # a single row is cheap
+            log_sums = None if compiling or query.shape[2] == 1 else LogSums()
             try:
-                output = base_function(module, query, key, value, attention_mask, **options)
+                with log_sums or _NO_CHANGE:
+                    output = base_function(module, query, key, value, attention_mask, **options)
             finally:
                 if loads_by_name:
                     module.config._attn_implementation = name
             masks = () if attention_mask is None else (attention_mask,)
             are_tensors = all(isinstance(mask, torch.Tensor) for mask in masks)
-            if torch.compiler.is_compiling() and are_tensors and not editors:
+            if compiling and are_tensors and not editors:
                 layer = layers.get(id(module))
                 if layer is not None:
                     call(_SHOW, layer, (query, key, *masks), _factor(query, scaling))
             else:
-                show(module, query, key, attention_mask, scaling)
+                found = None if log_sums is None else log_sums.found
+                show(module, query, key, attention_mask, scaling, found)
             return output
 
         return tapped
@@ -273,12 +282,13 @@ class Tap:
         key: torch.Tensor,
         mask: torch.Tensor | None,
         scaling: float | None,
+        log_sums: torch.Tensor | None = None,
     ) -> LayerAttention | None:
         """Return what to show; None for another model that shares this configuration object."""
         layer = self._layers.get(id(module))
         if layer is None:
             return None
-        return LayerAttention(layer, query, key, mask, _factor(query, scaling))
+        return LayerAttention(layer, query, key, mask, _factor(query, scaling), log_sums)
 
     def _edited(self, *call: Any) -> torch.Tensor | None:
         """Return the mask after all edits."""
