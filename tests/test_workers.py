@@ -166,6 +166,22 @@ def test_results_are_those_of_one_process(data, tmp_path, monkeypatch, quick):
     check_same_results(data, tmp_path, monkeypatch, pids)
 
 
+@pytest.mark.slow
+def test_twins_of_replays_are_made_by_workers(data, tmp_path, quick):
+    lines = map(json.loads, data.read_text().splitlines())
+    records = [{**line, "response": "One, two <back> three </back> 4."} for line in lines]
+    path = data.with_name("answers.jsonl")
+    path.write_text("\n".join(map(json.dumps, records)))
+    asked = ["replay", "--data", str(path), "--intervention", "copy", "--intervention", "route:50"]
+    for name, more in (("one", []), ("many", ["--workers", "2"])):
+        with unpainted_figures():
+            assert main([*asked, "--save_folder", str(tmp_path / name), *more]) == 0
+    for name in ("replay_back_twins.parquet", "replay_back_recovery.csv"):
+        one, many = (tmp_path / folder / name for folder in ("one", "many"))
+        assert one.read_bytes() == many.read_bytes()
+    assert len([*(tmp_path / "many").rglob("back_interventions/*/*/trace.zarr")]) == 6
+
+
 def test_a_model_that_cannot_be_loaded_is_said(quick):
     settings = PromptSettings(mode="cot", model="no/where")
     with (

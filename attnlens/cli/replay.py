@@ -9,6 +9,7 @@ from typing import Any
 
 from attnlens.cli.arguments import (
     RESUMED,
+    add_intervention_options,
     add_measure_options,
     add_model_options,
     add_output_options,
@@ -16,12 +17,14 @@ from attnlens.cli.arguments import (
     add_worker_options,
     check_workers,
     exit_status,
+    intervention_options,
     one_process,
     output_options,
     parse_layers,
     prompt_options,
     workers_of,
 )
+from attnlens.errors import InputError
 from attnlens.text import one_line
 
 MODE = "back"
@@ -38,7 +41,10 @@ def add_parser(commands: Any) -> None:
         "many questions: traces into SAVE_FOLDER/replay_runs/{mode}/, pictures and summaries into "
         "SAVE_FOLDER/replay/{mode}/, a folder for each answer, and all steps into "
         f"SAVE_FOLDER/replay_{{mode}}_steps.parquet; {RESUMED}. What the file does not tell is "
-        "taken from the options, and printed.",
+        "taken from the options, and printed. With --intervention each answer is also fed under "
+        "the intervention: these twins go into SAVE_FOLDER/replay_runs/{mode}_interventions/, "
+        "their steps into replay_{mode}_twins.parquet, and what the intervention brings back into "
+        "replay_{mode}_recovery.csv.",
     )
     group = parser.add_argument_group("answers")
     group.add_argument(
@@ -63,6 +69,10 @@ def add_parser(commands: Any) -> None:
     asked = parser.add_argument_group("how they were asked, where the file does not tell")
     add_prompt_options(asked, MODE)
     parser.set_defaults(mode=None)
+    add_intervention_options(
+        parser.add_argument_group("forced twins: the same tokens under an intervention"),
+        required=False,
+    )
     add_model_options(parser.add_argument_group("model"), sampling=False, generates=False)
     out = parser.add_argument_group("measure and output")
     add_measure_options(out)
@@ -76,7 +86,7 @@ def run_replay(options: argparse.Namespace) -> int:
     from attnlens.reports import trend as report
     from attnlens.runs.dataset import check_questions
     from attnlens.runs.responses import read_responses
-    from attnlens.runs.settings import ReplaySettings
+    from attnlens.runs.settings import InterventionSettings, ReplaySettings
 
     check_workers(options)
     asked = prompt_options(options)
@@ -86,6 +96,10 @@ def run_replay(options: argparse.Namespace) -> int:
     output = report.TrendOutput(**output_options(options), definition=options.definition)
     settings.check()
     output.check()
+    if options.intervention:
+        InterventionSettings(**intervention_options(options, [settings.words])).check()
+    elif options.when is not None:
+        raise InputError(f"--when {options.when!r} without --intervention: say what is done then")
     folder = Path(output.save_folder)
     with one_process(options):
         read = read_responses(
@@ -105,6 +119,11 @@ def run_replay(options: argparse.Namespace) -> int:
         found, skipped = check_questions([replays.question_of(one) for one in read.responses])
         responses = replays.by_question(found, read.responses)
         own = {question: replays.settings_of(one, settings) for question, one in responses.items()}
+        acting = None
+        if options.intervention:
+            # of the prompts as the file tells them
+            words = [one.words for one in own.values()]
+            acting = InterventionSettings(**intervention_options(options, words))
         root = folder / "replay_runs"
         with workers_of(options, recordings.load_for, settings) as workers:
             recorded = replays.replay_each(workers, responses, own, root, command="replay")
@@ -113,4 +132,12 @@ def run_replay(options: argparse.Namespace) -> int:
                 if recorded
                 else []
             )
-    return exit_status("replay", skipped, len(responses) - len(shown))
+            done = set(shown)
+            if acting and recorded:
+                from attnlens.reports.twins import report_twins
+                from attnlens.runs.twins import twin_each
+
+                twins = twin_each(workers, recorded, responses, own, acting, root)
+                report_twins(twins, own, acting, output)
+                done &= twins.complete
+    return exit_status("replay", skipped, len(responses) - len(done))
