@@ -233,21 +233,27 @@ def add_output_options(group: Any, formats: str = "--format") -> None:
     )
 
 
-def add_worker_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say who answers the questions of a file."""
-    group = parser.add_argument_group("with --data, many at a time")
+def add_worker_options(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
+    """Add the options that say who does the work on the questions or answers of a file.
+
+    ``model`` is whether that needs the model.
+    """
+    group = parser.add_argument_group(
+        "with --data, many at a time" if model else "many answers at a time"
+    )
+    share = "each load the model and share the machine's GPUs or cores" if model else "share them"
+    needs = "one GPU for each worker, or one CPU where it has no GPUs" if model else "a CPU each"
     group.add_argument(
         "--workers",
         type=int,
         metavar="N",
-        help="processes that each load the model and share the machine's GPUs or cores (1; with "
-        "--ray, as many as there is room for)",
+        help=f"processes that {share} (1; with --ray, as many as there is room for)",
     )
     group.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="a Ray cluster does the work, with one GPU for each worker, or one CPU where it has "
-        "no GPUs: auto, HOST:PORT, ray://HOST:PORT, or local (needs attnlens[cluster])",
+        help=f"a Ray cluster does the work, with {needs}: auto, HOST:PORT, ray://HOST:PORT, or "
+        "local (needs attnlens[cluster])",
     )
 
 
@@ -261,7 +267,7 @@ def check_workers(options: argparse.Namespace) -> None:
     """
     for name in ("workers", "ray"):
         value = getattr(options, name)
-        if value is not None and options.data is None:
+        if value is not None and getattr(options, "data", options) is None:
             raise InputError(f"--{name} {value}: one question has one worker: give --data")
     if options.workers is not None:
         at_least("workers", options.workers, 1)
