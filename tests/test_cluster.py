@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from test_workers import (
 )
 
 from attnlens.cli.main import main
+from attnlens.runs import chunks
 from attnlens.runs.workers import cluster
 
 NEEDS_RAY = pytest.mark.skipif(sys.platform != "linux", reason="kills processes")
@@ -41,6 +43,18 @@ def test_results_are_those_of_one_process(data, tmp_path, monkeypatch, ray):  # 
     monkeypatch.setattr(cluster.RayActors, "__enter__", watched)
     options = ("--ray", "local")
     check_same_results(data, tmp_path, monkeypatch, lambda: started[0].pids, *options)
+
+
+@NEEDS_RAY
+def test_answers_are_judged_on_a_cluster(tmp_path, monkeypatch, ray):
+    monkeypatch.setattr(chunks, "CHUNK", 2)
+    records = [{"question": f"q{n}", "answer": "6", "response": str(n)} for n in range(8)]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    for name, more in (("one", []), ("many", ["--ray", "local", "--workers", "2"])):
+        assert main(["score", str(path), "--save_folder", str(tmp_path / name), *more]) == 0
+    one, many = (tmp_path / name / "score" / "answers.parquet" for name in ("one", "many"))
+    assert one.read_bytes() == many.read_bytes()
 
 
 def test_ray_that_is_missing_or_does_not_answer_is_said(data, tmp_path, monkeypatch, capsys):  # noqa: F811

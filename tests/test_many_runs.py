@@ -212,6 +212,7 @@ def test_only_runs_of_their_own_are_found(tmp_path):
         ".00001_x-abcd1234/back_trace.zarr",
         "cot_twins/00001_x/COPY.zarr",
         "runs/cot_twins/1/nothing.zarr",
+        "replay_runs/messages_interventions/copy/00001_x/trace.zarr",
         "long/0000.zarr",
         "x/.tmp.zarr",
     }

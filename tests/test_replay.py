@@ -6,12 +6,14 @@ import base64
 import copy
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import picture, unpainted_figures
 from PIL import Image
 
@@ -19,8 +21,10 @@ import attnlens
 from attnlens.cli.main import main
 from attnlens.errors import InputError
 from attnlens.experiments.force import drift
+from attnlens.interventions import At, AtStep, Copy, ForceTokens, Knockout, Nothing, Route
 from attnlens.models.modes import MODES
 from attnlens.reports.table import steps_table
+from attnlens.runs.recordings import find_runs
 from attnlens.runs.replays import replay_one, settings_of
 from attnlens.runs.responses import FORMATS, read_responses
 from attnlens.runs.settings import ReplaySettings
@@ -472,3 +476,155 @@ def test_a_picture_in_a_column_is_not_kept_in_memory(tmp_path):
     (one,) = read_responses(path, image_column="shown").responses
     assert one.question.image == str(tmp_path / "a.png")
     assert not one.fields
+
+
+DOING = {
+    "copy": Copy(when=At("<back>")),
+    "route:50": Route(when=At("<back>"), percent=50),
+    "knockout": Knockout(when=At("<back>")),
+}
+"""Interventions by the words of the command line."""
+
+
+def times(root):
+    return {path: path.stat().st_mtime_ns for path in sorted(root.rglob("settings.json"))}
+
+
+@pytest.mark.slow
+def test_twins_are_the_same_answer_under_an_intervention(
+    live, testbed, tmp_path, capsys, monkeypatch
+):
+    """Their masses are those of a forced replay, and of a generation forced token by token."""
+    monkeypatch.setattr("attnlens.models.load.load", lambda *_, **__: testbed)
+    answers = [plain(live), plain(live) | {"response": "It is \\boxed{3}."}]
+    path = written(tmp_path / "a.jsonl", *answers)
+    out = tmp_path / "out"
+    options = ["replay", "--data", path, "--save_folder", out, "--images", live.image.parent]
+    options += ["--definition", "mass", "--device", "cpu"]
+    acting = [word for name in DOING for word in ("--intervention", name)]
+
+    def replayed(*more):
+        with unpainted_figures():
+            assert main([str(word) for word in (*options, *more)]) == 0
+        return times(out / "replay_runs")
+
+    untouched = replayed()
+    made = replayed(*acting)
+    said = capsys.readouterr().out
+    assert untouched.items() <= made.items()
+    assert len(made) == len(untouched) * (1 + len(DOING))
+    traces = out / "replay_runs" / "back_interventions"
+    results = attnlens.recover(testbed, live.prompt, list(DOING.values()), 300, detail="step")
+    recovered = results.per_sample("mass").set_index("run")["rise"]
+    counted = results.per_sample("mass", include_copied=True).set_index("run")["rise"]
+    table = pd.read_csv(out / "replay_back_recovery.csv")
+    table = table[table["definition"] == "mass"].set_index("intervention")
+    for name, intervention in DOING.items():
+        folder = traces / name.replace(":", "=")
+        twin, short = (attnlens.Trace.load(one / "trace.zarr") for one in sorted(folder.iterdir()))
+        assert twin.data["predicted_token_id"].values.tolist() == live.ids
+        assert twin.attrs["interventions"]
+        assert short.attrs["interventions"] == []
+        at_once = attnlens.replay(testbed, live.prompt, live.ids, intervention)
+        one_by_one = ForceTokens(tuple(live.ids), when=AtStep(0)) + intervention
+        generated = attnlens.run(testbed, live.prompt, len(live.ids), one_by_one)
+        for other in (at_once, generated):
+            np.testing.assert_allclose(twin.data["mass"], other.data["mass"], rtol=0, atol=1e-5)
+        row = table.loc[name]
+        assert (row["acted"], row["never_fired"]) == (1, 1)
+        assert row["rise"] == pytest.approx(recovered[name], abs=1e-5)
+        assert row["rise_with_copied"] == pytest.approx(counted[name], abs=1e-5)
+        assert f"{name}: acted in 1 of 2 answers (the trigger '<back>' never fires in 1)" in said
+    steps = pd.read_parquet(out / "replay_back_twins.parquet")
+    assert steps["intervention"].unique().tolist() == ["untouched", *DOING]
+    own = pd.read_parquet(out / "replay_back_steps.parquet")
+    mine = steps[steps["intervention"] == "untouched"].drop(columns="intervention")
+    pd.testing.assert_frame_equal(mine.reset_index(drop=True), own)
+    of_copy = steps.query("intervention == 'copy' and line == 1")
+    (copied,) = (traces / "copy").glob("00001_*/trace.zarr")
+    mass = attnlens.Trace.load(copied).data["mass"].sel(segment="copied")
+    assert mass.max() > 0
+    np.testing.assert_allclose(of_copy["mass_copied"], mass.mean(("layer", "head")), rtol=1e-5)
+    assert find_runs(out) == [path.parent / "trace.zarr" for path in sorted(untouched)]
+
+    assert replayed(*acting) == made
+    shutil.rmtree(next((traces / "copy").glob("00002_*")) / "trace.zarr")
+    again = replayed(*acting)
+    assert {path.parent.parent.name for path in made if made[path] != again[path]} == {"copy"}
+    later = replayed("--intervention", "copy", "--when", "step:3")
+    changed = {path.parent.parent.name for path in made if again[path] != later[path]}
+    assert changed == {"copy"}
+    table = pd.read_csv(out / "replay_back_recovery.csv")
+    assert set(table["acted"]) == {2}
+
+
+def test_twins_in_half_precision_compare_with_the_same_way_of_feeding(tiny, tmp_path, monkeypatch):
+    """One token to a pass on both sides: what changes nothing changes no bit."""
+    half = replace(tiny, model=copy.deepcopy(tiny.model).to(torch.bfloat16))
+    monkeypatch.setattr("attnlens.models.load.load", lambda *_, **__: half)
+    picture().save(tmp_path / "a.png")
+    record = {"image": "a.png", "question": "How many?", "response": "three <back> four </back> 3"}
+    path = written(tmp_path / "a.jsonl", record)
+    out = tmp_path / "out"
+    options = ["--intervention", "boost:0", "--when", "step:4", "--save_folder", str(out)]
+    with unpainted_figures():
+        assert main(["replay", "--data", str(path), *options]) == 0
+    steps = pd.read_parquet(out / "replay_back_twins.parquet")
+    untouched, boosted = (one.reset_index(drop=True) for _, one in steps.groupby("intervention"))
+    if untouched["intervention"][0] != "untouched":
+        untouched, boosted = boosted, untouched
+    pd.testing.assert_frame_equal(
+        untouched.drop(columns="intervention"),
+        boosted.drop(columns="intervention"),
+        check_exact=True,
+    )
+    (nothing,) = (out / "replay_runs" / "back_interventions" / "nothing").iterdir()
+    prompt = half.prompt(tmp_path / "a.png", "How many?", "back")
+    expected = attnlens.replay(half, prompt, record["response"], Nothing())
+    trace = attnlens.Trace.load(nothing / "trace.zarr")
+    np.testing.assert_array_equal(trace.data["mass"], expected.data["mass"])
+    assert find_runs(out) == [next((out / "replay_runs" / "back").iterdir()) / "trace.zarr"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--intervention", "glue"], "unknown intervention 'glue': give "),
+        (["--intervention", "route:x"], "'x' is not a number"),
+        (["--intervention", "copy:gone.png"], "no image at 'gone.png'"),
+        (["--intervention", "copy"] * 2, "--intervention copy is given twice"),
+        (["--intervention", "copy", "--when", "step:-1"], "inside the prompt"),
+        (["--intervention", "copy", "--mode", "cot"], "give --when, such as --when step:20"),
+        (["--when", "<back>"], "--when '<back>' without --intervention"),
+    ],
+)
+def test_bad_interventions_are_refused_before_the_model_is_loaded(
+    options, message, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("attnlens.models.load.load", None)
+    picture().save(tmp_path / "a.png")
+    path = written(tmp_path / "a.jsonl", {"image": "a.png", "question": "Q", "response": "A"})
+    out = tmp_path / "out"
+    assert main(["replay", "--data", str(path), "--save_folder", str(out), *options]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not out.exists()
+
+
+def test_the_trigger_is_the_verification_that_the_file_asks_for(tmp_path, capsys, monkeypatch):
+    """Where prompts ask for several, none is chosen."""
+    monkeypatch.setattr("attnlens.models.load.load", None)
+    picture().save(tmp_path / "a.png")
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": w}]}
+            ],
+            "response": "A",
+            "image": "a.png",
+        }
+        for w in ("Use <back>.", "Use <REFLECTION>.")
+    ]
+    path = written(tmp_path / "a.jsonl", *chats)
+    command = ["replay", "--data", str(path), "--save_folder", str(tmp_path / "out")]
+    assert main([*command, "--intervention", "copy"]) == 2
+    assert "or for several: give --when" in capsys.readouterr().err.splitlines()[-1]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import sys
 from dataclasses import replace
 from math import sqrt
 
@@ -11,6 +15,7 @@ import pandas as pd
 import pytest
 from conftest import unpainted_figures
 from helpers_traces import FakeRegion, FakeTrace, planted_dataset
+from test_workers import quick  # noqa: F401 (a fixture)
 
 from attnlens import plots
 from attnlens.cli.main import main
@@ -22,8 +27,10 @@ from attnlens.measures.scores.chair import mentions
 from attnlens.measures.scores.mme import COGNITION, PERCEPTION, says
 from attnlens.measures.scores.pope import says_yes
 from attnlens.measures.statistics import mean_interval, superiority
+from attnlens.progress import progress
 from attnlens.recording.trace import Trace
 from attnlens.reports.table import print_unjudged, steps_table
+from attnlens.runs import chunks
 from attnlens.runs.dataset import Question
 
 Z = 1.959963984540054
@@ -310,15 +317,15 @@ def test_benchmarks_read_their_own_fields(benchmark, record, key, value, tmp_pat
     assert found["benchmark"][key] == value
 
 
-@pytest.mark.slow
-def test_a_folder_of_trend_is_scored_with_its_traces(tmp_path, capsys):
+def write_recorded(root):
+    """A folder as ``attnlens trend --data`` writes it; the last trace is of another answer."""
     for n, (trace, right) in enumerate(runs(0.3, count=18, steps=10), 1):
         data = trace.data
         data["predicted_token"] = ("step", [*"abcd", "<back>", *"ef", "</back>", "g", r"\boxed{6}"])
-        folder = tmp_path / "trend_runs" / "back" / f"{n:05d}_p"
+        folder = root / "trend_runs" / "back" / f"{n:05d}_p"
         Trace(data).save(folder / "trace.zarr")
         (folder / "settings.json").write_text(json.dumps({"settings": {"question": f"q{n}"}}))
-        shown = tmp_path / "trend" / "back" / f"{n:05d}_p"
+        shown = root / "trend" / "back" / f"{n:05d}_p"
         shown.mkdir(parents=True)
         summary = {
             "image": "p.png",
@@ -327,8 +334,53 @@ def test_a_folder_of_trend_is_scored_with_its_traces(tmp_path, capsys):
             "expected": "6" if right else "7",
         }
         if n == 18:
-            summary["response"] = r"\boxed{5}"  # the trace is of another answer
+            summary["response"] = r"\boxed{5}"
         (shown / "summary.json").write_text(json.dumps(summary))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="kills processes")
+def test_workers_score_as_one_process_does(tmp_path, monkeypatch, capsys, quick):  # noqa: F811
+    """Also when one of them is killed at work: not a byte of the results differs."""
+    write_recorded(tmp_path)
+    with unpainted_figures():
+        assert score(tmp_path, folder=tmp_path / "one") == 0
+    said = capsys.readouterr().out
+    killed = []
+
+    def killing(*arguments, **options):
+        bar = progress(*arguments, **options)
+        count = bar.update
+
+        def update(number):
+            if options["description"] == "attention" and not killed:
+                killed.append(multiprocessing.active_children()[-1].pid)
+                os.kill(killed[0], signal.SIGKILL)
+            count(number)
+
+        bar.update = update
+        return bar
+
+    monkeypatch.setattr(chunks, "progress", killing)
+    monkeypatch.setattr(chunks, "CHUNK", 2)
+    with unpainted_figures():
+        assert score(tmp_path, "--workers", "2", folder=tmp_path / "many") == 0
+    printed = capsys.readouterr()
+    assert printed.out.replace("/many/", "/one/") == said
+    assert killed
+    one, many = (tmp_path / name / "score" for name in ("one", "many"))
+    assert {path.name for path in one.iterdir()} == {path.name for path in many.iterdir()}
+    assert [path.name for path in many.parent.iterdir()] == ["score"]  # nothing is left over
+    for path in one.iterdir():
+        if path.name != "score.json":
+            assert (many / path.name).read_bytes() == path.read_bytes(), path.name
+    text = (many / "score.json").read_text().replace(str(many.parent), str(one.parent))
+    assert text == (one / "score.json").read_text()
+
+
+@pytest.mark.slow
+def test_a_folder_of_trend_is_scored_with_its_traces(tmp_path, capsys):
+    write_recorded(tmp_path)
     with unpainted_figures():
         assert score(tmp_path, folder=tmp_path / "out") == 0
     printed = capsys.readouterr().out
@@ -358,6 +410,7 @@ RIGHT = {"question": "q", "answer": "6", "response": "6"}
         ([RIGHT | {"answer": "yes"}], ["--benchmark", "mme"], "has no 'category'"),
         ([RIGHT], ["--definition", "heat"], "definition 'heat'"),
         ([RIGHT], ["--traces", "."], "no traces of numbered lines"),
+        ([RIGHT], ["--workers", "0"], "--workers 0: give at least 1"),
         ([RIGHT], ["--against", "gone.json"], "'gone.json' cannot be"),
         (
             [RIGHT | {"id": "a"}] * 2,

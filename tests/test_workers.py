@@ -20,11 +20,11 @@ from helpers_processes import context, killed_process
 import attnlens
 from attnlens.cli.main import main
 from attnlens.errors import InputError
-from attnlens.runs import cache
+from attnlens.runs import cache, chunks
 from attnlens.runs.cache import Entry, Run, make_each
 from attnlens.runs.dataset import Question
 from attnlens.runs.settings import PromptSettings
-from attnlens.runs.workers import processes, start_workers
+from attnlens.runs.workers import no_model, processes, start_workers
 from attnlens.testbed import held_out_sample
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kills and forks")
@@ -167,6 +167,46 @@ def test_results_are_those_of_one_process(data, tmp_path, monkeypatch, quick):
         return [one.pid for one in multiprocessing.active_children()]
 
     check_same_results(data, tmp_path, monkeypatch, pids)
+
+
+def double(log: Path, numbers: list[int]) -> list[int]:
+    """Kill this worker at 5 once; at a negative number, always."""
+    tries = log / str(numbers[0])
+    with tries.open("a") as file:
+        file.write("x")
+    if numbers[0] < 0 or (5 in numbers and tries.stat().st_size == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [2 * number for number in numbers]
+
+
+def test_chunks_keep_their_order_whoever_is_killed(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK", 3)
+    log, out = tmp_path / "log", tmp_path / "out"
+    log.mkdir()
+    work = partial(chunks.in_chunks, function=partial(double, log), description="numbers")
+    with start_workers(no_model, None, count=2) as workers:
+        found = work(workers, items=list(range(10)), folder=out)
+        assert list(found) == list(range(0, 20, 2))
+        assert (log / "3").read_text() == "xx"
+        with pytest.raises(InputError, match="was killed, and so was the one before"):
+            list(work(workers, items=[-1], folder=out))
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+@pytest.mark.slow
+def test_twins_of_replays_are_made_by_workers(data, tmp_path, quick):
+    lines = map(json.loads, data.read_text().splitlines())
+    records = [{**line, "response": "One, two <back> three </back> 4."} for line in lines]
+    path = data.with_name("answers.jsonl")
+    path.write_text("\n".join(map(json.dumps, records)))
+    asked = ["replay", "--data", str(path), "--intervention", "copy", "--intervention", "route:50"]
+    for name, more in (("one", []), ("many", ["--workers", "2"])):
+        with unpainted_figures():
+            assert main([*asked, "--save_folder", str(tmp_path / name), *more]) == 0
+    for name in ("replay_back_twins.parquet", "replay_back_recovery.csv"):
+        one, many = (tmp_path / folder / name for folder in ("one", "many"))
+        assert one.read_bytes() == many.read_bytes()
+    assert len([*(tmp_path / "many").rglob("back_interventions/*/*/trace.zarr")]) == 6
 
 
 def test_a_model_that_cannot_be_loaded_is_said(quick):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnlens.errors import InputError
 from attnlens.files import write_file
-from attnlens.models.modes import MODE_NAMES, MODES_HELP, check_template
+from attnlens.models.modes import MODE_NAMES, MODES_HELP, check_template, verification_tag
 
 if TYPE_CHECKING:
     from attnlens.runs.dataset import Question
@@ -131,6 +131,39 @@ def add_prompt_options(group: Any, mode: str) -> None:
         )
 
 
+def add_intervention_options(group: Any, *, required: bool) -> None:
+    """Add the options that say what is done to an answer, when, and at which positions.
+
+    Parameters
+    ----------
+    group
+        A group of options.
+    required
+        Whether there must be something to do.
+    """
+    group.add_argument(
+        "--intervention",
+        action="append",
+        default=[],
+        required=required,
+        metavar="WHAT",
+        help="once for each: copy, copy:blank, copy:text, copy:FILE, route:PERCENT, "
+        "route:PERCENT:random, route:PERCENT:bottom, inject:TEXT, close:TEXT, boost:LOG_ODDS, "
+        "pai:ALPHA, knockout; join by + what is done together",
+    )
+    group.add_argument(
+        "--when",
+        help="trigger: a text in the answer (text:TEXT), step:N, every:N or below:SHARE; when not "
+        "given, the tag of the verification that the prompt asks for, <back> or <REFLECTION>",
+    )
+    group.add_argument(
+        "--positions",
+        default="fresh",
+        choices=("fresh", "original", "frozen-cache"),
+        help="positions of inserted visual tokens (fresh)",
+    )
+
+
 def add_model_options(group: Any, *, sampling: bool, generates: bool = True) -> None:
     """Add the options that say which model generates, and how.
 
@@ -200,21 +233,27 @@ def add_output_options(group: Any, formats: str = "--format") -> None:
     )
 
 
-def add_worker_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say who answers the questions of a file."""
-    group = parser.add_argument_group("with --data, many at a time")
+def add_worker_options(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
+    """Add the options that say who does the work on the questions or answers of a file.
+
+    ``model`` is whether that needs the model.
+    """
+    group = parser.add_argument_group(
+        "with --data, many at a time" if model else "many answers at a time"
+    )
+    share = "each load the model and share the machine's GPUs or cores" if model else "share them"
+    needs = "one GPU for each worker, or one CPU where it has no GPUs" if model else "a CPU each"
     group.add_argument(
         "--workers",
         type=int,
         metavar="N",
-        help="processes that each load the model and share the machine's GPUs or cores (1; with "
-        "--ray, as many as there is room for)",
+        help=f"processes that {share} (1; with --ray, as many as there is room for)",
     )
     group.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="a Ray cluster does the work, with one GPU for each worker, or one CPU where it has "
-        "no GPUs: auto, HOST:PORT, ray://HOST:PORT, or local (needs attnlens[cluster])",
+        help=f"a Ray cluster does the work, with {needs}: auto, HOST:PORT, ray://HOST:PORT, or "
+        "local (needs attnlens[cluster])",
     )
 
 
@@ -228,7 +267,7 @@ def check_workers(options: argparse.Namespace) -> None:
     """
     for name in ("workers", "ray"):
         value = getattr(options, name)
-        if value is not None and options.data is None:
+        if value is not None and getattr(options, "data", options) is None:
             raise InputError(f"--{name} {value}: one question has one worker: give --data")
     if options.workers is not None:
         at_least("workers", options.workers, 1)
@@ -270,6 +309,35 @@ def prompt_options(options: argparse.Namespace) -> dict[str, Any]:
 def ask_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of ``AskSettings``; raises as ``prompt_options``."""
     return {**prompt_options(options), "max_new_tokens": options.max_new_tokens}
+
+
+def intervention_options(options: argparse.Namespace, words: Iterable[str]) -> dict[str, Any]:
+    """Return what is done to answers: the fields of ``InterventionSettings``.
+
+    Parameters
+    ----------
+    options
+        Those of the command.
+    words
+        What the prompts say around their questions: one text for each way to ask.
+
+    Raises
+    ------
+    InputError
+        If no trigger is given, and the prompts do not all ask for the same verification.
+    """
+    tags = {verification_tag(text) for text in words}
+    when = options.when or (tags.pop() if len(tags) == 1 else None)
+    if not when:
+        raise InputError(
+            "the prompts ask for no verification to act at, or for several: give --when, such as "
+            "--when step:20"
+        )
+    return {
+        "interventions": tuple(options.intervention),
+        "when": when,
+        "positions": options.positions,
+    }
 
 
 def recording_options(options: argparse.Namespace) -> dict[str, Any]:

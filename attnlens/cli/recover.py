@@ -8,6 +8,7 @@ from typing import Any
 
 from attnlens.cli.arguments import (
     RESUMED,
+    add_intervention_options,
     add_model_options,
     add_output_options,
     add_question_options,
@@ -16,13 +17,13 @@ from attnlens.cli.arguments import (
     at_least,
     check_workers,
     exit_status,
+    intervention_options,
     one_process,
     output_options,
     questions_of,
     workers_of,
 )
-from attnlens.errors import InputError
-from attnlens.models.modes import asked_words, verification_tag
+from attnlens.models.modes import asked_words
 
 
 def add_parser(commands: Any) -> None:
@@ -43,27 +44,7 @@ def add_parser(commands: Any) -> None:
         "They are measured together: results go into SAVE_FOLDER/batch_recovery/, runs into "
         f"batch_recovery_runs/{{mode}}/; {RESUMED}",
     )
-    do = parser.add_argument_group("what to do")
-    do.add_argument(
-        "--intervention",
-        action="append",
-        required=True,
-        metavar="WHAT",
-        help="once for each: copy, copy:blank, copy:text, copy:FILE, route:PERCENT, "
-        "route:PERCENT:random, route:PERCENT:bottom, inject:TEXT, close:TEXT, boost:LOG_ODDS, "
-        "pai:ALPHA, knockout; join by + what is done together",
-    )
-    do.add_argument(
-        "--when",
-        help="trigger: a text in the answer (text:TEXT), step:N, every:N or below:SHARE; when not "
-        "given, the tag of the verification that the prompt asks for, <back> or <REFLECTION>",
-    )
-    do.add_argument(
-        "--positions",
-        default="fresh",
-        choices=("fresh", "original", "frozen-cache"),
-        help="positions of inserted visual tokens (fresh)",
-    )
+    add_intervention_options(parser.add_argument_group("what to do"), required=True)
     add_model_options(parser.add_argument_group("model and generation"), sampling=False)
     out = parser.add_argument_group("measure and output")
     out.add_argument("--definition", default="mass", help="definition of attention (mass)")
@@ -89,18 +70,8 @@ def run_recover(options: argparse.Namespace) -> int:
     check_workers(options)
     asked = ask_options(options)
     words = asked_words(options.mode, asked["template"], options.system)
-    when = options.when or verification_tag(words)
-    if not when:
-        raise InputError(
-            f"answers of mode {options.mode!r} have no verification to act at: give --when, such "
-            "as --when step:20"
-        )
     settings = RecoverySettings(
-        **asked,
-        interventions=tuple(options.intervention),
-        when=when,
-        positions=options.positions,
-        detail=options.detail,
+        **asked, **intervention_options(options, [words]), detail=options.detail
     )
     output = report.RecoveryOutput(**output_options(options), definition=options.definition)
     settings.check()

@@ -9,6 +9,7 @@ from typing import Any
 
 from attnlens.cli.arguments import (
     RESUMED,
+    add_intervention_options,
     add_measure_options,
     add_model_options,
     add_output_options,
@@ -16,12 +17,14 @@ from attnlens.cli.arguments import (
     add_worker_options,
     check_workers,
     exit_status,
+    intervention_options,
     one_process,
     output_options,
     parse_layers,
     prompt_options,
     workers_of,
 )
+from attnlens.errors import InputError
 from attnlens.text import one_line
 
 MODE = "back"
@@ -38,7 +41,10 @@ def add_parser(commands: Any) -> None:
         "many questions: traces into SAVE_FOLDER/replay_runs/{mode}/, pictures and summaries into "
         "SAVE_FOLDER/replay/{mode}/, a folder for each answer, and all steps into "
         f"SAVE_FOLDER/replay_{{mode}}_steps.parquet; {RESUMED}. What the file does not tell is "
-        "taken from the options, and printed.",
+        "taken from the options, and printed. With --intervention each answer is also fed under "
+        "the intervention: these twins go into SAVE_FOLDER/replay_runs/{mode}_interventions/, "
+        "their steps into replay_{mode}_twins.parquet, and what the intervention brings back into "
+        "replay_{mode}_recovery.csv.",
     )
     group = parser.add_argument_group("answers")
     group.add_argument(
@@ -63,6 +69,10 @@ def add_parser(commands: Any) -> None:
     asked = parser.add_argument_group("how they were asked, where the file does not tell")
     add_prompt_options(asked, MODE)
     parser.set_defaults(mode=None)
+    add_intervention_options(
+        parser.add_argument_group("forced twins: the same tokens under an intervention"),
+        required=False,
+    )
     add_model_options(parser.add_argument_group("model"), sampling=False, generates=False)
     out = parser.add_argument_group("measure and output")
     add_measure_options(out)
@@ -75,7 +85,7 @@ def run_replay(options: argparse.Namespace) -> int:
     """Check everything that can be checked, then load, replay, measure, draw and write."""
     from attnlens.reports import trend as report
     from attnlens.runs.responses import read_responses
-    from attnlens.runs.settings import ReplaySettings
+    from attnlens.runs.settings import InterventionSettings, ReplaySettings
 
     check_workers(options)
     asked = prompt_options(options)
@@ -85,6 +95,10 @@ def run_replay(options: argparse.Namespace) -> int:
     output = report.TrendOutput(**output_options(options), definition=options.definition)
     settings.check()
     output.check()
+    if options.intervention:
+        InterventionSettings(**intervention_options(options, [settings.words])).check()
+    elif options.when is not None:
+        raise InputError(f"--when {options.when!r} without --intervention: say what is done then")
     folder = Path(output.save_folder)
     with one_process(options):
         read = read_responses(
@@ -102,8 +116,19 @@ def run_replay(options: argparse.Namespace) -> int:
         for text in notes:
             print(one_line(f"attnlens replay: assumed: {text}"), file=sys.stderr)
         responses, skipped = replays.check_responses(read.responses)
+        acting = None
+        if options.intervention:
+            # of the prompts as the file tells them
+            words = {replays.settings_of(one, settings).words for one in responses}
+            acting = InterventionSettings(**intervention_options(options, words))
         root = folder / "replay_runs"
         with workers_of(options, recordings.load_for, settings) as workers:
             recorded = replays.replay_each(workers, responses, settings, root, command="replay")
-            shown = report.report_each(recorded, output, workers, command="replay")
-    return exit_status("replay", skipped, len(responses) - shown)
+            done = report.report_each(recorded, output, workers, command="replay")
+            if acting and recorded:
+                from attnlens.reports.twins import report_twins
+                from attnlens.runs.twins import twin_each
+
+                twins = twin_each(workers, recorded, responses, acting, root)
+                done = min(done, report_twins(twins, acting, output))
+    return exit_status("replay", skipped, len(responses) - done)

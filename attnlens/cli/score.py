@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from attnlens.cli.arguments import add_output_options, exit_status, output_options
+from attnlens.cli.arguments import (
+    add_output_options,
+    add_worker_options,
+    check_workers,
+    exit_status,
+    output_options,
+    workers_of,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -53,6 +60,7 @@ def add_parser(commands: Any) -> None:
         "--definition", default="mass", help="definition of attention of the curves by step (mass)"
     )
     add_output_options(parser)
+    add_worker_options(parser, model=False)
     parser.set_defaults(run=run_score)
 
 
@@ -60,7 +68,9 @@ def run_score(options: argparse.Namespace) -> int:
     """Check everything that can be checked, then read, judge, measure and write."""
     from attnlens.reports.score import ScoreOutput, report_score
     from attnlens.runs.cache import only_process
+    from attnlens.runs.workers import no_model
 
+    check_workers(options)
     output = ScoreOutput(
         **output_options(options),
         file=options.file,
@@ -72,6 +82,9 @@ def run_score(options: argparse.Namespace) -> int:
         definition=options.definition,
     )
     output.check()
-    with only_process(Path(output.save_folder)):
-        skipped = report_score(output)
+    with (
+        only_process(Path(output.save_folder)),
+        workers_of(options, no_model, None) as workers,
+    ):
+        skipped = report_score(output, workers)
     return exit_status("score", skipped, 0)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -25,6 +25,21 @@ ALL, OUTSIDE = "all", "outside"
 NEGLIGIBLE = 0.1
 """How far from 0.5 a probability may be and still count as no relation."""
 HIGHER, LOWER, NONE, OPEN = "higher when right", "lower when right", "none", "not known"
+
+
+class Attention(NamedTuple):
+    """What the comparison needs of one trace, as plain values.
+
+    Attributes
+    ----------
+    regions
+        For each definition, the mean share over the steps of each region.
+    steps
+        For each definition, the numbers of its steps, and the share at each.
+    """
+
+    regions: Mapping[str, Mapping[str, float]]
+    steps: Mapping[str, tuple[Sequence[int], Sequence[float]]]
 
 
 @dataclass(frozen=True)
@@ -99,23 +114,80 @@ def correctness(
         If there is no right or no wrong answer, a trace has no visual keys, a name is unknown, or
         the level is out of range.
     """
+    chosen = [get_definition(name).name for name in (DEFINITIONS if names is None else names)]
+    measured = ((attention_of(trace, chosen, layers), is_right) for trace, is_right in runs)
+    return compare(measured, confidence)
+
+
+def attention_of(
+    trace: TraceLike,
+    names: Iterable[str] = tuple(DEFINITIONS),
+    layers: int | Sequence[int] | None = None,
+) -> Attention:
+    """Measure what ``compare`` needs of one trace: the first part of ``correctness``.
+
+    Parameters
+    ----------
+    trace : Trace or xarray.Dataset
+        The trace of an answer.
+    names, layers
+        As in ``correctness``.
+
+    Returns
+    -------
+    Attention
+
+    Raises
+    ------
+    InputError
+        If the trace has no visual keys, or a name is unknown.
+    """
+    regions: dict[str, dict[str, float]] = {}
+    steps: dict[str, tuple[list[int], list[float]]] = {}
+    for name in names:
+        share = visual_share(trace, name, layers=layers)
+        regions[name] = {
+            region: float(mean_of_known(values))
+            for region, values in _in_regions(trace, share).items()
+        }
+        steps[name] = share["step"].values.tolist(), share.values.tolist()
+    return Attention(regions, steps)
+
+
+def compare(runs: Iterable[tuple[Attention, bool]], confidence: float = 0.95) -> Correctness:
+    """Compare what was measured of right and of wrong answers: the second part of ``correctness``.
+
+    Parameters
+    ----------
+    runs : iterable of (Attention, bool)
+        What ``attention_of`` gives for each answer's trace, and whether the answer is right.
+    confidence : float
+        As in ``correctness``.
+
+    Returns
+    -------
+    Correctness
+
+    Raises
+    ------
+    InputError
+        If there is no right or no wrong answer, or the level is out of range.
+    """
     import pandas as pd
 
     check_confidence(confidence)
-    chosen = [get_definition(name).name for name in (DEFINITIONS if names is None else names)]
     # values by (definition, region or step), then of wrong and of right answers
     by_region: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     by_step: dict[tuple[str, int], tuple[list[float], list[float]]] = {}
     counts = [0, 0]
-    for trace, is_right in runs:
+    for one, is_right in runs:
         counts[is_right] += 1
-        for name in chosen:
-            share = visual_share(trace, name, layers=layers)
-            for region, values in _in_regions(trace, share).items():
-                mean = float(mean_of_known(values))
+        for name, means in one.regions.items():
+            for region, mean in means.items():
                 by_region.setdefault((name, region), ([], []))[is_right].append(mean)
-            for step, value in zip(share["step"].values.tolist(), share.values, strict=True):
-                by_step.setdefault((name, step), ([], []))[is_right].append(float(value))
+        for name, (steps, shares) in one.steps.items():
+            for step, value in zip(steps, shares, strict=True):
+                by_step.setdefault((name, step), ([], []))[is_right].append(value)
     wrong, right = counts
     if not wrong or not right:
         raise InputError(
@@ -136,9 +208,9 @@ def correctness(
         for (name, step), groups in by_step.items()
         if min(map(len, groups)) >= LEAST_FOR_MEANS
     ]
-    steps = pd.DataFrame(rows, columns=None if rows else ["definition", "step"])
+    table = pd.DataFrame(rows, columns=None if rows else ["definition", "step"])
     return Correctness(
-        right, wrong, confidence, regions, steps.drop(columns="p_value", errors="ignore")
+        right, wrong, confidence, regions, table.drop(columns="p_value", errors="ignore")
     )
 
 

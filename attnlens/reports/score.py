@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ from attnlens.answers import final_answer
 from attnlens.answers.grader import INSTALL, is_there
 from attnlens.errors import InputError
 from attnlens.files import check_results, clear_leftover_folders, write_folder
-from attnlens.measures.correctness import Correctness, correctness
+from attnlens.measures.correctness import Attention, Correctness, attention_of, compare
 from attnlens.measures.definitions import get_definition
 from attnlens.measures.statistics import mcnemar, proportion_difference, with_interval
-from attnlens.progress import progress
 from attnlens.reports.score_benchmarks import BENCHMARKS, read_objects
 from attnlens.reports.table import write_parquet
-from attnlens.runs.answered import traces_of
+from attnlens.runs.answered import trace_of, trace_paths
+from attnlens.runs.chunks import in_chunks
 from attnlens.runs.judged import LOOK_BACK, OURS, Judged, judge_file
 from attnlens.runs.responses import Response
+from attnlens.runs.workers import Workers
 from attnlens.text import counted, one_line, quoted, shortened
 
 FOLDER, MARKER = "score", "score.json"
@@ -69,8 +71,15 @@ class ScoreOutput:
         check_results(self.folder, MARKER, "scores")
 
 
-def report_score(output: ScoreOutput) -> int:
+def report_score(output: ScoreOutput, workers: Workers) -> int:
     """Judge, compare, measure, print and write; return how many records were skipped.
+
+    Parameters
+    ----------
+    output
+        What is scored.
+    workers
+        Who judges the answers and reads their traces.
 
     Raises
     ------
@@ -78,7 +87,14 @@ def report_score(output: ScoreOutput) -> int:
         If there is nothing to score, or what is asked for needs fields that the file lacks.
     """
     objects = None if output.objects is None else read_objects(Path(output.objects))
-    judged = judge_file(output.file, rule=output.rule, benchmark=output.benchmark)
+    judge = partial(
+        judge_file,
+        workers=workers,
+        folder=output.folder,
+        rule=output.rule,
+        benchmark=output.benchmark,
+    )
+    judged = judge(output.file)
     result: dict[str, Any] = {
         "settings": asdict(output),
         "format": judged.format,
@@ -96,10 +112,9 @@ def report_score(output: ScoreOutput) -> int:
         result["benchmark"] = BENCHMARKS[output.benchmark](judged, objects)
         lines += _lines_of_benchmark(output.benchmark, result["benchmark"])
     if output.against is not None:
-        other = judge_file(output.against, rule=output.rule, benchmark=output.benchmark)
-        result["against"] = _compare(judged, other, output)
+        result["against"] = _compare(judged, judge(output.against), output)
         lines.append(_line_of_comparison(output, result["against"]))
-    attention = _attention(judged, output, lines)
+    attention = _attention(judged, output, workers, lines)
     if attention is not None:
         result["attention"] = {
             "right": attention.right,
@@ -221,21 +236,35 @@ def _alike(one: tuple[str, str | None, str], other: tuple[str, str | None, str])
     return one[:2] == other[:2] and (one[2] == other[2] or not (one[2] and other[2]))
 
 
-def _attention(judged: Judged, output: ScoreOutput, lines: list[str]) -> Correctness | None:
+def _attention(
+    judged: Judged, output: ScoreOutput, workers: Workers, lines: list[str]
+) -> Correctness | None:
     """Compare attention between right and wrong answers, where traces are there."""
     folder = Path(output.traces) if output.traces is not None else judged.traces
     if folder is None or (output.traces is None and not folder.is_dir()):
         return None
-    right_of = {
-        id(response): bool(value)
-        for response, value in zip(judged.responses, judged.values(output.rule), strict=True)
-        if np.isfinite(value)
-    }
-    asked = [one for one in judged.responses if id(one) in right_of]
-    counts: dict[str, int] = {}
-    runs = progress(traces_of(folder, asked, counts), total=len(asked), description="attention")
+    counts = {"without": 0, "other": 0}
     try:
-        found = correctness((trace, right_of[id(response)]) for trace, response in runs)
+        paths = trace_paths(folder)
+        rights: list[bool] = []
+        asked: list[tuple[Path, str, str]] = []
+        for one, value in zip(judged.responses, judged.values(output.rule), strict=True):
+            path = paths.get(one.question.line or 0)
+            if np.isfinite(value) and path is not None:
+                rights.append(bool(value))
+                asked.append((path, one.question.text, one.text))
+            else:
+                counts["without"] += bool(np.isfinite(value))
+        measured = in_chunks(workers, _measure_all, asked, output.folder, description="attention")
+
+        def own() -> Iterator[tuple[Attention, bool]]:
+            for one, right in zip(measured, rights, strict=True):
+                if one is None:
+                    counts["other"] += 1
+                else:
+                    yield Attention(*one), right
+
+        found = compare(own())
     except InputError as error:
         if output.traces is not None:
             raise
@@ -254,6 +283,12 @@ def _attention(judged: Judged, output: ScoreOutput, lines: list[str]) -> Correct
         + f"): of {len(found.regions)} comparisons by definition and region, {shown}"
     )
     return found
+
+
+def _measure_all(answers: Sequence[tuple[Path, str, str]]) -> list[Attention | None]:
+    """Measure the trace of each answer; None where it is that of another one."""
+    traces = (trace_of(*one) for one in answers)
+    return [None if trace is None else attention_of(trace) for trace in traces]
 
 
 def _write_attention(found: Correctness, folder: Path, output: ScoreOutput) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,29 +80,20 @@ def _summarised(path: Path) -> Response:
     return Response(asked, response, id=str(line) if line is not None else path.parent.name)
 
 
-def traces_of(
-    folder: Path, responses: list[Response], counts: dict[str, int]
-) -> Iterator[tuple[Trace, Response]]:
-    """Load the traces of answers one at a time.
+def trace_paths(folder: Path) -> dict[int, Path]:
+    """Find the traces of answers by the numbers of their lines.
 
     Parameters
     ----------
     folder
-        Results of ``attnlens trend --data`` or ``attnlens replay`` for the lines of the file, in
+        Results of ``attnlens trend --data`` or ``attnlens replay`` for the lines of a file, in
         folders that begin with the number of the line.
-    responses
-        The answers.
-    counts
-        Takes ``traces`` (used), ``without`` (answers without a trace) and ``other`` (traces of
-        another question, or with another answer, which are left out).
 
     Raises
     ------
     InputError
         If the folder holds no trace, or several of one line.
     """
-    from attnlens.recording.trace import Trace
-
     paths: dict[int, Path] = {}
     for path in find_runs(folder):
         number = _NUMBERED.match(path.parent.name)
@@ -116,20 +107,18 @@ def traces_of(
             f"{quoted(folder)} holds no traces of numbered lines: give a folder that attnlens "
             "trend --data or attnlens replay wrote"
         )
-    counts |= {"traces": 0, "without": 0, "other": 0}
-    for response in responses:
-        path_of_line = paths.get(response.question.line or 0)
-        if path_of_line is None:
-            counts["without"] += 1
-            continue
-        settings = _settings_of(path_of_line.parent)
-        if settings.get("question") == response.question.text:
-            trace = Trace.load(path_of_line)
-            if _same_answer(trace.text, response.text, settings):
-                counts["traces"] += 1
-                yield trace, response
-                continue
-        counts["other"] += 1
+    return paths
+
+
+def trace_of(path: Path, question: str, text: str) -> Trace | None:
+    """Load the trace of an answer; None if it is of another question, or of another answer."""
+    from attnlens.recording.trace import Trace
+
+    settings = _settings_of(path.parent)
+    if settings.get("question") != question:
+        return None
+    trace = Trace.load(path)
+    return trace if _same_answer(trace.text, text, settings) else None
 
 
 def _same_answer(recorded: str, text: str, settings: Mapping[str, Any]) -> bool:

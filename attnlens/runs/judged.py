@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,10 @@ from attnlens.answers import Verdict, as_number, final_answer, judge
 from attnlens.answers.grader import INSTALL
 from attnlens.answers.look_back import look_back_verdict
 from attnlens.errors import InputError
-from attnlens.progress import progress
 from attnlens.runs.answered import read_answers
+from attnlens.runs.chunks import in_chunks
 from attnlens.runs.responses import Response
+from attnlens.runs.workers import Workers
 from attnlens.text import one_line, quoted, shortened
 
 OURS, LOOK_BACK = "attnlens", "look-back"
@@ -53,13 +56,17 @@ class Judged:
         return np.array([as_number(None if one is None else one.right) for one in verdicts])
 
 
-def judge_file(path: str, *, rule: str, benchmark: str | None) -> Judged:
+def judge_file(
+    path: str, workers: Workers, folder: Path, *, rule: str, benchmark: str | None
+) -> Judged:
     """Read a file or folder of answers and judge each.
 
     Parameters
     ----------
     path
         As in ``read_answers``.
+    workers, folder
+        Who judges, and where results will be.
     rule
         ``attnlens`` or ``look-back``.
     benchmark
@@ -84,14 +91,25 @@ def judge_file(path: str, *, rule: str, benchmark: str | None) -> Judged:
     truths = [_truth(one, benchmark) for one in good]
     if benchmark != "chair" and all(truth is None for truth in truths):
         raise InputError(f"no true answer is known in {quoted(path)}: give them as 'answer'")
-    # our rule is always asked, for the comparison
-    verdicts: dict[str, list[Verdict | None]] = {name: [] for name in dict.fromkeys((rule, OURS))}
-    for one, truth in progress(
-        list(zip(good, truths, strict=True)), total=len(good), description="answers"
-    ):
-        for name, listed in verdicts.items():
-            listed.append(None if truth is None else _verdict(name, one.text, truth))
+    rules = list(dict.fromkeys((rule, OURS)))  # our rule is always asked, for the comparison
+    texts = [(one.text, truth) for one, truth in zip(good, truths, strict=True)]
+    judge_all = partial(_judge_all, rules)
+    judged = list(in_chunks(workers, judge_all, texts, folder, description="answers"))
+    verdicts = {
+        name: [None if one is None else Verdict(*one[place]) for one in judged]
+        for place, name in enumerate(rules)
+    }
     return Judged(good, truths, verdicts, len(bad), traces, found.format)
+
+
+def _judge_all(
+    rules: Sequence[str], answers: Sequence[tuple[str, str | None]]
+) -> list[list[Verdict] | None]:
+    """Judge each answer by each rule, if its truth is known."""
+    return [
+        None if truth is None else [_verdict(rule, text, truth) for rule in rules]
+        for text, truth in answers
+    ]
 
 
 def _verdict(rule: str, text: str, truth: str) -> Verdict:

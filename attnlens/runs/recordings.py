@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnlens.models.modes import MODE_NAMES
+from attnlens.models.modes import MESSAGES, MODE_NAMES
 from attnlens.recording.store import DEPENDENCE, RECOVERY, stored_kind
 from attnlens.recording.trace import Trace
 from attnlens.runs.cache import Entry, Run, make_each
@@ -24,9 +24,10 @@ TRACE = "trace.zarr"
 """Name of the trace in an entry."""
 SUMMARY = "summary.json"
 """Name of the file that holds the question, the answer and the measures."""
-TWINS, ANSWERS, LONG = "_twins", "_answers", "long"
+TWINS, INTERVENED, ANSWERS, LONG = "_twins", "_interventions", "_answers", "long"
 """Folders of traces that are not runs to be averaged: the endings of the names of those of forced
-twins and of sampled answers, and the name of that of long answers."""
+twins (with more and more visual tokens; under interventions) and of sampled answers, and the name
+of that of long answers."""
 
 
 def load_for(settings: RecordingSettings | ReplaySettings) -> VLM:
@@ -155,4 +156,5 @@ def is_run(name: str) -> bool:
 
 def _is_apart(name: str) -> bool:
     """Whether a folder of this name holds traces that belong to runs."""
-    return name == LONG or any(name in (mode + TWINS, mode + ANSWERS) for mode in MODE_NAMES)
+    modes, endings = (*MODE_NAMES, MESSAGES), (TWINS, INTERVENED, ANSWERS)
+    return name == LONG or any(name == mode + ending for mode in modes for ending in endings)

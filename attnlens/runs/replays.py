@@ -23,6 +23,7 @@ from attnlens.runs.workers import Workers
 from attnlens.text import counted, shortened
 
 if TYPE_CHECKING:
+    from attnlens.interventions.base import Intervention
     from attnlens.models.load import VLM
     from attnlens.recording.trace import Trace
 
@@ -143,7 +144,12 @@ def _is_open(asked: Asked, name: str) -> bool:
     return not _is_whole(asked) and (name == "mode" or asked.mode is None)
 
 
-def replay_one(vlm: VLM, response: Response, settings: ReplaySettings) -> Trace:
+def replay_one(
+    vlm: VLM,
+    response: Response,
+    settings: ReplaySettings,
+    intervention: Intervention | None = None,
+) -> Trace:
     """Feed an answer again and record it.
 
     ``trace.attrs["replayed"]`` also has ``same_prompt`` where the file has the ids of the prompt,
@@ -153,12 +159,16 @@ def replay_one(vlm: VLM, response: Response, settings: ReplaySettings) -> Trace:
     ----------
     vlm, response, settings
         The model, what was answered, and how it was asked.
+    intervention
+        What acts meanwhile, as in ``attnlens.replay``.
     """
     from attnlens.experiments.force import decoded, drift, replay
 
     prompt = settings.prompt(vlm, response.question)
     tokens = response.text if response.token_ids is None else response.token_ids
-    trace = replay(vlm, prompt, tokens, finished=response.finished, layers=settings.layers)
+    trace = replay(
+        vlm, prompt, tokens, intervention, finished=response.finished, layers=settings.layers
+    )
     replayed = trace.attrs["replayed"]
     if response.token_ids is not None and response.text:
         # engines leave special tokens out of the text unless they are told otherwise

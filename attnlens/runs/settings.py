@@ -200,13 +200,12 @@ def _with_picture(content: Any, image: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecoverySettings(AskSettings):
-    """Which interventions are compared with the untouched answer."""
+class InterventionSettings:
+    """What is done to answers, when, and at which positions visual tokens are inserted."""
 
     interventions: tuple[str, ...]
     when: str = "<back>"
     positions: str = "fresh"
-    detail: str = "layer"
 
     def check(self) -> None:
         """Refuse what can be refused without loading anything.
@@ -214,8 +213,8 @@ class RecoverySettings(AskSettings):
         Raises
         ------
         InputError
-            If an intervention, its picture or the trigger cannot be read, an intervention is given
-            twice, or as ``PromptSettings.check``.
+            If an intervention, its picture or the trigger cannot be read, or an intervention is
+            given twice.
         """
         from attnlens.models.images import open_image
 
@@ -225,7 +224,6 @@ class RecoverySettings(AskSettings):
         for text, name in zip(self.interventions, names, strict=True):
             if names.count(name) > 1:
                 raise InputError(f"--intervention {text} is given twice: give each of them once")
-        super().check()
 
     def pictures(self) -> list[str]:
         """Return the files that interventions show in place of an image."""
@@ -240,3 +238,15 @@ class RecoverySettings(AskSettings):
 
         when = parse_trigger(self.when)
         return [parse_intervention(text, when, self.positions) for text in self.interventions]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoverySettings(AskSettings, InterventionSettings):
+    """Which interventions are compared with the untouched answer."""
+
+    detail: str = "layer"
+
+    def check(self) -> None:
+        """Refuse what can be refused without loading anything; see both bases."""
+        InterventionSettings.check(self)
+        super().check()

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from attnlens.runs.workers.base import Done, Job, OneProcess, Workers
+from attnlens.runs.workers.base import Done, Job, OneProcess, Workers, no_model
 
-__all__ = ["Done", "Job", "OneProcess", "Workers", "start_workers"]
+__all__ = ["Done", "Job", "OneProcess", "Workers", "no_model", "start_workers"]
 
 
 def start_workers(
@@ -19,9 +19,10 @@ def start_workers(
     Parameters
     ----------
     load
-        Loads the model from the settings; it can be pickled.
+        Loads the model from the settings; it can be pickled. ``no_model`` where none is needed.
     settings
-        Those of the command; with the device ``auto``, workers share the GPUs.
+        Those of the command; with the device ``auto``, workers share the GPUs. None where no model
+        is needed, and no GPU.
     count
         How many workers there are, each with the model; on a cluster, as many as it has room for
         when not given, else one.

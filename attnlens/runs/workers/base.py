@@ -14,6 +14,10 @@ Job = Callable[[Any], Any]
 """A function of the loaded model that can be pickled, so that any worker can do it."""
 
 
+def no_model(_: None) -> None:
+    """Load nothing: for jobs that need no model, which are given None."""
+
+
 @dataclass(frozen=True)
 class Done:
     """What came of a job.
@@ -42,7 +46,7 @@ class Workers(ABC):
     @property
     @abstractmethod
     def model(self) -> Mapping[str, Any]:
-        """``model_provenance`` of the model that all of them hold."""
+        """``model_provenance`` of the model that all of them hold; empty where they need none."""
 
     @abstractmethod
     def run(self, jobs: Iterable[Job]) -> Iterator[Done]:
@@ -61,7 +65,7 @@ class OneProcess(Workers):
     Parameters
     ----------
     vlm
-        The loaded model.
+        The loaded model; None where jobs need none.
     """
 
     def __init__(self, vlm: Any) -> None:
@@ -69,8 +73,8 @@ class OneProcess(Workers):
 
     @cached_property
     def model(self) -> Mapping[str, Any]:
-        """``model_provenance`` of the model."""
-        return model_provenance(self._vlm)
+        """``model_provenance`` of the model; empty where there is none."""
+        return {} if self._vlm is None else model_provenance(self._vlm)
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Done]:
         """Do each job in its turn."""

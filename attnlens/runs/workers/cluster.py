@@ -27,7 +27,7 @@ class _Actor:
 
 
 class RayActors(Pool[_Actor]):
-    """Actors with a GPU each, or with a CPU each where the cluster has no GPU.
+    """Actors with a GPU each, or with a CPU each where the cluster has no GPU or none is needed.
 
     All machines see the files at the same paths, and have attnlens in the same version.
 
@@ -62,7 +62,8 @@ class RayActors(Pool[_Actor]):
                 "ray://HOST:PORT, or local to start one here"
             ) from error
         room = ray.cluster_resources()
-        gpus = int(room.get("GPU", 0))
+        _, settings = self._work
+        gpus = 0 if settings is None else int(room.get("GPU", 0))
         self._needs = {"num_gpus": 1} if gpus else {"num_cpus": 1}
         self._count = self._count or gpus or max(1, int(room.get("CPU", 1)))
         return super().__enter__()

@@ -72,7 +72,8 @@ class Holder:
 
     def _start(self) -> tuple[dict[str, Any], str, int]:
         self._vlm = self._load(self._settings)
-        return model_provenance(self._vlm), __version__, os.getpid()
+        model = {} if self._vlm is None else model_provenance(self._vlm)
+        return model, __version__, os.getpid()
 
 
 class Pool(Workers, Generic[_Worker]):

@@ -83,17 +83,22 @@ def _serve(
     """Load the model and do what is sent, until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    holder = Holder(load, None if settings is None else _share(settings, number, count))
+    connection.send(holder.start())
+    with suppress(EOFError):
+        while True:
+            connection.send(holder.do(connection.recv()))
+
+
+def _share(settings: Any, number: int, count: int) -> Any:
+    """Take a share of the cores, and of the GPUs with the device ``auto``."""
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
     if settings.device == "auto" and torch.cuda.is_available():
-        settings = replace(settings, device=f"cuda:{number % torch.cuda.device_count()}")
-    holder = Holder(load, settings)
-    connection.send(holder.start())
-    with suppress(EOFError):
-        while True:
-            connection.send(holder.do(connection.recv()))
+        return replace(settings, device=f"cuda:{number % torch.cuda.device_count()}")
+    return settings
 
 
 def _end_with_parent() -> None:

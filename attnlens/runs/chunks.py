@@ -1,0 +1,73 @@
+"""What many answers need done to each, shared among workers."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from attnlens.errors import InputError
+from attnlens.files import write_file
+from attnlens.progress import progress
+from attnlens.runs.workers import Workers
+from attnlens.text import one_line
+
+CHUNK = 200
+"""Most answers in one job."""
+
+
+def in_chunks(
+    workers: Workers,
+    function: Callable[[Sequence[Any]], list[Any]],
+    items: Sequence[Any],
+    folder: Path,
+    *,
+    description: str,
+) -> Iterator[Any]:
+    """Give what a function makes of each item, as JSON reads it back, in the order of the items.
+
+    Parameters
+    ----------
+    workers
+        Who calls it; they need no model.
+    function
+        Makes a list of plain values of a list of items. It can be pickled, and so can the items.
+    items
+        What is worked on.
+    folder
+        A folder that all workers see, for what they write, is made beside this one. What a killed
+        command leaves of it is cleared away with that of ``write_folder``.
+    description
+        For the progress bar.
+
+    Raises
+    ------
+    InputError
+        If a job failed.
+    """
+    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
+        paths = [Path(name) / f"{number}.json" for number in range(len(chunks))]
+        both = zip(chunks, paths, strict=True)
+        jobs = (partial(_write, function, chunk, path) for chunk, path in both)
+        with progress(total=len(items), description=description) as bar:
+            for one in workers.run(jobs):
+                for line in one.said.splitlines():
+                    bar.write(one_line(line), file=sys.stderr)
+                if one.problem:
+                    raise InputError(one.problem)
+                bar.update(len(chunks[one.number]))
+        for path in paths:
+            yield from json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write(
+    function: Callable[[Sequence[Any]], list[Any]], chunk: Sequence[Any], path: Path, _: Any
+) -> None:
+    with write_file(path) as temporary:
+        temporary.write_text(json.dumps(function(chunk)), encoding="utf-8")
