@@ -167,6 +167,7 @@ def test_a_replay_is_the_live_run(name, live, testbed, tmp_path):
     if name == "look-back":
         replayed["resized_first"] = [1, 10**9]
     assert trace.attrs["replayed"] == replayed
+    assert trace.attrs["intervention"] == "Nothing()"
 
     rows = steps_table(trace, response.question)
     expected = steps_table(live.trace, replace(response.question, text=live.question))[:steps]

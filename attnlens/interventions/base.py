@@ -254,6 +254,9 @@ class Joined(Intervention):
 class Nothing(Intervention):
     """No intervention: a twin that is untouched."""
 
+    def __repr__(self) -> str:
+        return "Nothing()"
+
     @property
     def parts(self) -> tuple[Intervention, ...]:
         """See ``Intervention``."""
