@@ -255,7 +255,8 @@ class Tap:
                 module.config._attn_implementation = base
             compiling = torch.compiler.is_compiling()
             # a single row is cheap
-            log_sums = None if compiling or query.shape[2] == 1 else LogSums()
+            watched = base == "sdpa" and not compiling and query.shape[2] > 1
+            log_sums = LogSums() if watched else None
             try:
                 with log_sums or _NO_CHANGE:
                     output = base_function(module, query, key, value, attention_mask, **options)
