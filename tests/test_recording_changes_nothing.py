@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from conftest import compiles, picture, tiny_model
@@ -14,7 +17,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import attnlens
 from attnlens.models.cache import returned_cache, with_cache
-from attnlens.recording import tap
+from attnlens.recording import compiled, tap
 
 SIZES_AND_TEXTS = (((112, 140), "Is there a red circle?"), ((112, 112), "Which mark is it now?"))
 
@@ -373,3 +376,44 @@ def test_a_compiled_graph_computes_what_it_did_without_recording(tiny, prompt):
     assert any(ours in graph for graph in recorded)
     assert [[name for name in graph if name != ours] for graph in recorded] == plain
     torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@compiles
+def test_a_compiled_model_is_compiled_once_for_all_recordings(tiny, prompt):
+    """Dynamo gives up after eight compilations, and the model would run uncompiled."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def count(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = copy.deepcopy(tiny.model)
+    vlm = attnlens.VLM(model, tiny.processor, "tiny", tiny.family)
+    model.forward = torch.compile(model.forward, backend=count)
+    options = {"cache_implementation": "static", "max_new_tokens": 3, "min_new_tokens": 3}
+    counts, masses = [], []
+    for _ in range(4):
+        with attnlens.record(vlm, prompt) as recorder:
+            generate(vlm, prompt, **options)
+        counts.append(len(graphs))
+        masses.append(recorder.trace.data["mass"].values)
+        generate(tiny, prompt)  # another model in between has hooks of its own
+    assert counts[0] > 0
+    assert counts[1:] == counts[:1] * 3
+    assert all(np.array_equal(mass, masses[0]) for mass in masses)
+    torch._dynamo.reset()
+
+
+def test_nothing_of_a_model_is_kept_when_it_is_gone(tiny, prompt):
+    model = copy.deepcopy(tiny.model)
+    vlm = attnlens.VLM(model, tiny.processor, "tiny", tiny.family)
+    before = set(compiled._functions)
+    with attnlens.record(vlm, prompt):
+        generate(vlm, prompt, max_new_tokens=2)
+    kept = weakref.ref(model)
+    del model, vlm
+    gc.collect()
+    assert kept() is None
+    assert set(compiled._functions) <= before

@@ -67,4 +67,4 @@ class CompiledCalls:
     def remove(self) -> None:
         """Forget the functions; graphs that call them must not run any more."""
         for number in self._numbers:
-            del _functions[number]
+            _functions.pop(number, None)

@@ -13,12 +13,14 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -147,19 +149,33 @@ class Editor(Protocol):
 
 
 class Tap:
-    """The tap of one model; listeners and editors come and go in any order."""
+    """The tap of one model; listeners and editors come and go in any order.
+
+    It outlives its uses, since a compiled model would be compiled anew for new functions. While it
+    is not installed, it holds nothing of the model.
+    """
 
     def __init__(self, parts: Parts) -> None:
         self.listeners: dict[Listener, GenerateWatch] = {}
         self.editors: list[Editor] = []
         self.counted: tuple[Any, int] = (None, 0)
         """A cache, and how many keys it held after the last pass."""
-        self._parts = parts
-        self._layers = {id(m): i for i, m in enumerate(parts.attention) if m is not None}
+        self._parts: Any = parts
+        self._layers = _layers_of(parts)
         self._methods: dict[str, tuple[Any, Any]] = {}
         """Methods of the model object: ours, and what the object itself had under the name."""
         self._handles: list[Any] = []
-        self._base = self._name = ""
+        self._first_number: int | None = None
+        """That of the first hook."""
+        self._base = _base_of(parts)
+        # the base's own name stays in ours: transformers looks for "flash" in it
+        self._name = f"attnlens_{next(_numbers)}_{self._base}"
+        self._compiled = CompiledCalls(
+            self._begin_compiled, self._end_compiled, self._show_compiled
+        )
+        weakref.finalize(parts.text, self._compiled.remove)
+        self._function = self._make_function()
+        self._hooks = self._make_hooks()
         self._copied: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
         """A mask of a compiled graph, and its copy."""
         self._given: tuple[Any, Any] = (None, None)
@@ -167,32 +183,44 @@ class Tap:
         self._is_given = False
         """Whether its pass is under way."""
 
-    def install(self) -> None:
+    def fits(self, parts: Parts) -> bool:
+        """Whether layers and attention are still those that the tap was made for."""
+        return self._base == _base_of(parts) and self._layers == _layers_of(parts)
+
+    def install(self, parts: Parts) -> None:
         """Take the place of the model's attention function."""
-        cache_parameter(self._parts.text)  # refused before anything is changed
-        config = self._parts.text.config
-        self._base = config._attn_implementation or "eager"
-        # the base's own name stays in ours: transformers looks for "flash" in it
-        self._name = f"attnlens_{next(_numbers)}_{self._base}"
-        self._compiled = CompiledCalls(
-            self._begin_compiled, self._end_compiled, self._show_compiled
-        )
-        AttentionInterface.register(self._name, self._function())
+        cache_parameter(parts.text)  # refused before anything is changed
+        self._parts = parts
+        config = parts.text.config
+        AttentionInterface.register(self._name, self._function)
         masks = AttentionMaskInterface._global_mapping
         if self._base in masks:
             AttentionMaskInterface.register(self._name, masks[self._base])
         config._attn_implementation = self._name
-        see, begin, end = self._hooks()
-        self._handles = [
-            self._parts.generator.register_forward_pre_hook(see, with_kwargs=True),
-            self._parts.multimodal.register_forward_pre_hook(see, with_kwargs=True),
-            self._parts.text.register_forward_pre_hook(begin, with_kwargs=True),
-            self._parts.text.register_forward_hook(end, always_call=True),
-        ]
-        model = self._parts.generator
+        see, begin, end = self._hooks
+        with self._own_numbers():
+            self._handles = [
+                parts.generator.register_forward_pre_hook(see, with_kwargs=True),
+                parts.multimodal.register_forward_pre_hook(see, with_kwargs=True),
+                parts.text.register_forward_pre_hook(begin, with_kwargs=True),
+                parts.text.register_forward_hook(end, always_call=True),
+            ]
+        model = parts.generator
         self._shadow("generate", self._watched(model.generate))
         if hasattr(model, "init_continuous_batching"):
             self._shadow("init_continuous_batching", refuse_continuous_batching)
+
+    @contextmanager
+    def _own_numbers(self) -> Iterator[None]:
+        """Give hooks the numbers that they had before: compiled graphs depend on them."""
+        free = RemovableHandle.next_id
+        if self._first_number is None:
+            self._first_number = free
+        RemovableHandle.next_id = self._first_number
+        try:
+            yield
+        finally:
+            RemovableHandle.next_id = max(free, RemovableHandle.next_id)
 
     def _shadow(self, name: str, method: Callable) -> None:
         own = self._parts.generator.__dict__
@@ -203,7 +231,6 @@ class Tap:
         """Leave the model as it was found."""
         for handle in self._handles:
             handle.remove()
-        self._compiled.remove()
         config = self._parts.text.config
         # a setting that somebody else made inside the block is theirs: leave it
         if config._attn_implementation == self._name:
@@ -216,12 +243,17 @@ class Tap:
                 del own[name]
                 if theirs is not None:
                     own[name] = theirs
+        self._parts, self._handles, self._methods = None, [], {}
+        self.counted = (None, 0)
+        self._given, self._is_given, self._copied = (None, None), False, (None, None)
 
     def _watched(self, generate: Callable) -> Callable:
+        model = self._parts.generator
+
         def watched(*args: Any, **options: Any) -> Any:
             watches = tuple(self.listeners.values())
             for watch in watches:
-                watch.before(self._parts.generator, args, options)
+                watch.before(model, args, options)
             output = generate(*args, **options)
             for watch in watches:
                 watch.after(output)
@@ -229,7 +261,7 @@ class Tap:
 
         return watched
 
-    def _function(self) -> Callable:
+    def _make_function(self) -> Callable:
         module = next(m for m in self._parts.attention if m is not None)
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         base_function = ALL_ATTENTION_FUNCTIONS.get_interface(self._base, eager)
@@ -323,7 +355,7 @@ class Tap:
             for listener in tuple(self.listeners):
                 listener.attention(seen)
 
-    def _hooks(self) -> tuple[Callable, Callable, Callable]:
+    def _make_hooks(self) -> tuple[Callable, Callable, Callable]:
         """Return what runs before the whole model and its parts, before and after the text model.
 
         Compiled, the first hook splits the graph before anything is computed, the others do not.
@@ -416,16 +448,29 @@ def _factor(query: torch.Tensor, scaling: float | None) -> float:
     return query.shape[-1] ** -0.5 if scaling is None else scaling
 
 
+def _base_of(parts: Parts) -> str:
+    return parts.text.config._attn_implementation or "eager"
+
+
+def _layers_of(parts: Parts) -> dict[int, int]:
+    """Index of each layer by the identity of its attention module."""
+    return {id(m): i for i, m in enumerate(parts.attention) if m is not None}
+
+
 _taps: dict[int, Tap] = {}
 """The taps that are installed at the moment, by the text model that they are on."""
+_kept: weakref.WeakKeyDictionary[Any, Tap] = weakref.WeakKeyDictionary()
+"""The tap that was on a text model last."""
 
 
 def _open(parts: Parts) -> Tap:
     """Return the tap of a model, which is installed where there is none."""
     tap = _taps.get(id(parts.text))
     if tap is None:
-        tap = Tap(parts)
-        tap.install()
+        tap = _kept.get(parts.text)
+        if tap is None or not tap.fits(parts):
+            tap = _kept[parts.text] = Tap(parts)
+        tap.install(parts)
         _taps[id(parts.text)] = tap
     return tap
 
