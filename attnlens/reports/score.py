@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,17 @@ from attnlens.measures.correctness import Attention, Correctness, attention_of, 
 from attnlens.measures.definitions import get_definition
 from attnlens.measures.statistics import mcnemar, proportion_difference, with_interval
 from attnlens.reports.score_benchmarks import BENCHMARKS, read_objects
-from attnlens.reports.table import write_parquet
+from attnlens.reports.table import write_parquet, write_parts
 from attnlens.runs.answered import trace_of, trace_paths
 from attnlens.runs.chunks import in_chunks
-from attnlens.runs.judged import LOOK_BACK, OURS, Judged, judge_file
-from attnlens.runs.responses import Response
+from attnlens.runs.judged import LOOK_BACK, OURS, Judged, JudgedAnswer, judge_file
+from attnlens.runs.spool import Lazy
 from attnlens.runs.workers import Workers
 from attnlens.text import counted, one_line, quoted, shortened
 
 FOLDER, MARKER = "score", "score.json"
+ROWS = 1_000
+"""Answers in one piece of the table."""
 MOST_SHOWN = 5
 """How many answers that two rules judge differently are printed."""
 
@@ -98,9 +102,9 @@ def report_score(output: ScoreOutput, workers: Workers) -> int:
     result: dict[str, Any] = {
         "settings": asdict(output),
         "format": judged.format,
-        "answers": len(judged.responses),
+        "answers": len(judged.answers),
         "skipped": judged.skipped,
-        "rules": {rule: _summary_of(judged, rule) for rule in judged.verdicts},
+        "rules": {rule: _summary_of(judged, rule) for rule in judged.values},
     }
     lines = _lines_of(judged, output.rule, result)
     different = pd.DataFrame()
@@ -124,7 +128,7 @@ def report_score(output: ScoreOutput, workers: Workers) -> int:
     result["versions"] = versions()
     clear_leftover_folders([output.folder])
     with write_folder(output.folder, replace=True) as temporary:
-        write_parquet(temporary / "answers.parquet", [_table(judged)])
+        write_parts(temporary / "answers.parquet", _tables(judged), len(judged.answers), each=ROWS)
         if len(different):
             different.to_csv(temporary / "differences.csv", index=False)
         if attention is not None:
@@ -138,9 +142,9 @@ def report_score(output: ScoreOutput, workers: Workers) -> int:
 
 def _summary_of(judged: Judged, rule: str) -> dict[str, Any]:
     """Return the fraction right with its interval, and counts by step."""
-    values = judged.values(rule)
+    values = judged.values[rule]
     by_step: dict[str, dict[str, int]] = {}
-    for verdict in filter(None, judged.verdicts[rule]):
+    for verdict in (one.verdicts[rule] for one in judged.answers if one.verdicts):
         counts = by_step.setdefault(verdict.step, {"right": 0, "of": 0})
         counts["right"] += bool(verdict.right)
         counts["of"] += 1
@@ -148,18 +152,25 @@ def _summary_of(judged: Judged, rule: str) -> dict[str, Any]:
     return {"right": with_interval(known, proportion=True), "by_step": by_step}
 
 
-def _table(judged: Judged) -> pd.DataFrame:
-    """One row for each answer."""
-    responses = judged.responses
+def _tables(judged: Judged) -> Iterator[pd.DataFrame]:
+    """One row for each answer, in pieces."""
+    rest = iter(judged.answers)
+    while piece := list(islice(rest, ROWS)):
+        yield _table(piece, list(judged.values))
+
+
+def _table(answers: Sequence[JudgedAnswer], rules: Sequence[str]) -> pd.DataFrame:
+    responses = [one.response for one in answers]
     columns: dict[str, Any] = {
         "id": pd.Series([one.id for one in responses], dtype="string"),
         "line": pd.Series([one.question.line for one in responses], dtype="Int64"),
         "image": pd.Series([one.question.image for one in responses], dtype="string"),
         "question": pd.Series([one.question.text for one in responses], dtype="string"),
-        "expected": pd.Series(judged.truths, dtype="string"),
+        "expected": pd.Series([one.truth for one in answers], dtype="string"),
         "answer": pd.Series([final_answer(one.text) for one in responses], dtype="string"),
     }
-    for i, (rule, verdicts) in enumerate(judged.verdicts.items()):
+    for i, rule in enumerate(rules):
+        verdicts = [one.verdicts.get(rule) for one in answers]
         end = f"_{rule.replace('-', '_')}" if i else ""  # the rule that was asked for comes first
         rights = [None if one is None else one.right for one in verdicts]
         columns[f"right{end}"] = pd.Series(rights, dtype="boolean")
@@ -170,10 +181,13 @@ def _table(judged: Judged) -> pd.DataFrame:
 
 def _differences(judged: Judged) -> pd.DataFrame:
     """Return the answers that the two rules judge differently."""
-    table = _table(judged).rename(columns={"right": "right_look_back", "step": "step_look_back"})
-    known = table["expected"].notna()
-    rights = table[["right_look_back", "right_attnlens"]].astype("object")
-    return table[known & (rights["right_look_back"] != rights["right_attnlens"])]
+    found = []
+    for piece in _tables(judged):
+        table = piece.rename(columns={"right": "right_look_back", "step": "step_look_back"})
+        known = table["expected"].notna()
+        rights = table[["right_look_back", "right_attnlens"]].astype("object")
+        found.append(table[known & (rights["right_look_back"] != rights["right_attnlens"])])
+    return pd.concat(found, ignore_index=True)
 
 
 def _counted_differences(different: pd.DataFrame) -> list[dict[str, Any]]:
@@ -193,14 +207,17 @@ def _compare(judged: Judged, other: Judged, output: ScoreOutput) -> dict[str, An
     """Compare two files answer by answer: the difference with Tango's interval, and McNemar."""
     sides = []
     for one, path in ((judged, output.file), (other, output.against)):
-        values = one.values(output.rule)
-        keys = [response.id for response in one.responses]
-        twice = [key for key, count in Counter(keys).items() if count > 1]
-        if twice:
-            shown = shortened(repr(twice[0]), 80)
-            raise InputError(f"{quoted(path)} has several answers {shown}: ids must be unique")
-        rows = zip(keys, one.responses, one.truths, values, strict=True)
-        sides.append({key: (_asked(r, truth), v) for key, r, truth, v in rows if np.isfinite(v)})
+        seen: set[str] = set()
+        side: dict[str, tuple[tuple[bytes, bytes], float]] = {}
+        for answer, value in zip(one.answers, one.values[output.rule], strict=True):
+            key = answer.response.id
+            if key in seen:
+                shown = shortened(repr(key), 80)
+                raise InputError(f"{quoted(path)} has several answers {shown}: ids must be unique")
+            seen.add(key)
+            if np.isfinite(value):
+                side[key] = (_asked(answer), float(value))
+        sides.append(side)
     first, second = sides
     both = [key for key in first if key in second and _alike(first[key][0], second[key][0])]
     if not both:
@@ -226,14 +243,23 @@ def _compare(judged: Judged, other: Judged, output: ScoreOutput) -> dict[str, An
     }
 
 
-def _asked(response: Response, truth: str | None) -> tuple[str, str | None, str]:
-    """Return what was asked: one question may be asked about many pictures."""
-    return response.question.text, truth, Path(response.question.image).name
+def _asked(answer: JudgedAnswer) -> tuple[bytes, bytes]:
+    """Return short digests of question and truth, and of the picture's name, if it has one.
+
+    One question may be asked about many pictures.
+    """
+    question = answer.response.question
+    name = Path(question.image).name
+    return _digest([question.text, answer.truth]), _digest(name) if name else b""
 
 
-def _alike(one: tuple[str, str | None, str], other: tuple[str, str | None, str]) -> bool:
+def _digest(value: Any) -> bytes:
+    return hashlib.sha256(json.dumps(value).encode()).digest()[:16]
+
+
+def _alike(one: tuple[bytes, bytes], other: tuple[bytes, bytes]) -> bool:
     """Whether the same was asked, as far as both files tell."""
-    return one[:2] == other[:2] and (one[2] == other[2] or not (one[2] and other[2]))
+    return one[0] == other[0] and (one[1] == other[1] or not (one[1] and other[1]))
 
 
 def _attention(
@@ -246,15 +272,19 @@ def _attention(
     counts = {"without": 0, "other": 0}
     try:
         paths = trace_paths(folder)
-        rights: list[bool] = []
-        asked: list[tuple[Path, str, str]] = []
-        for one, value in zip(judged.responses, judged.values(output.rule), strict=True):
-            path = paths.get(one.question.line or 0)
-            if np.isfinite(value) and path is not None:
-                rights.append(bool(value))
-                asked.append((path, one.question.text, one.text))
-            else:
-                counts["without"] += bool(np.isfinite(value))
+        values = judged.values[output.rule]
+        known = np.isfinite(values)
+        lines_of = (one.response.question.line or 0 for one in judged.answers)
+        there = known & np.fromiter((line in paths for line in lines_of), bool, len(values))
+        counts["without"] = int((known & ~there).sum())
+        rights = values[there] == 1
+
+        def chosen() -> Iterator[tuple[Path, str, str]]:
+            for one in compress(judged.answers, there):
+                question = one.response.question
+                yield paths[question.line or 0], question.text, one.response.text
+
+        asked = Lazy(chosen, len(rights))
         measured = in_chunks(workers, _measure_all, asked, output.folder, description="attention")
 
         def own() -> Iterator[tuple[Attention, bool]]:
@@ -262,7 +292,7 @@ def _attention(
                 if one is None:
                     counts["other"] += 1
                 else:
-                    yield Attention(*one), right
+                    yield Attention(*one), bool(right)
 
         found = compare(own())
     except InputError as error:
@@ -312,7 +342,7 @@ def _percent(value: Mapping[str, Any]) -> str:
 def _lines_of(judged: Judged, rule: str, result: Mapping[str, Any]) -> list[str]:
     known = result["rules"][rule]
     lines = [
-        f"{counted(len(judged.responses), 'answer')} ({judged.format}); right by the rule {rule}: "
+        f"{counted(len(judged.answers), 'answer')} ({judged.format}); right by the rule {rule}: "
         f"{_percent(known['right'])}"
     ]
     steps = sorted(known["by_step"].items(), key=lambda item: -item[1]["of"])

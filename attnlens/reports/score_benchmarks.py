@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,11 @@ def _pope(judged: Judged, _: Any) -> dict[str, Any]:
 
 def _hallusionbench(judged: Judged, _: Any) -> dict[str, Any]:
     known = [
-        (one, verdict)
-        for one, verdict in zip(judged.responses, judged.verdicts[OURS], strict=True)
-        if verdict is not None
+        (bool(one.verdicts[OURS].right), one.response.fields)
+        for one in judged.answers
+        if one.verdicts
     ]
-    return hallusionbench(
-        [bool(verdict.right) for _, verdict in known], [one.fields for one, _ in known]
-    )
+    return hallusionbench([right for right, _ in known], [fields for _, fields in known])
 
 
 def _mme(judged: Judged, _: Any) -> dict[str, Any]:
@@ -51,15 +49,16 @@ def _mme(judged: Judged, _: Any) -> dict[str, Any]:
 
 
 def _chair(judged: Judged, objects: Any) -> dict[str, Any]:
-    present = []
-    for response in judged.responses:
+    texts, present = [], []
+    for response in (one.response for one in judged.answers):
         listed = response.fields.get("objects")
         if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
             raise InputError(
                 f"answer {response.id} has no 'objects': give the list of those in its picture"
             )
+        texts.append(response.text)
         present.append(listed)
-    return chair([one.text for one in judged.responses], present, objects)
+    return chair(texts, present, objects)
 
 
 BENCHMARKS: dict[str, Callable[[Judged, Any], dict[str, Any]]] = {
@@ -70,9 +69,10 @@ BENCHMARKS: dict[str, Callable[[Judged, Any], dict[str, Any]]] = {
 }
 
 
-def _with_truth(judged: Judged) -> list[tuple[Response, str]]:
-    pairs = zip(judged.responses, judged.truths, strict=True)
-    return [(response, truth) for response, truth in pairs if truth is not None]
+def _with_truth(judged: Judged) -> Iterator[tuple[Response, str]]:
+    for one in judged.answers:
+        if one.truth is not None:
+            yield one.response, one.truth
 
 
 def _yes(truth: str, response: Response) -> str:
