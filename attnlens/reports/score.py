@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import compress, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from attnlens.reports.table import write_parquet, write_parts
 from attnlens.runs.answered import trace_of, trace_paths
 from attnlens.runs.chunks import in_chunks
 from attnlens.runs.judged import LOOK_BACK, OURS, Judged, JudgedAnswer, judge_file
+from attnlens.runs.responses.base import place_of
 from attnlens.runs.spool import Lazy
 from attnlens.runs.workers import Workers
 from attnlens.text import counted, one_line, quoted, shortened
@@ -44,6 +45,7 @@ class ScoreOutput:
     """What is scored, by which rule, and where the result goes."""
 
     file: str
+    answers_format: str | None = None
     against: str | None = None
     rule: str = OURS
     benchmark: str | None = None
@@ -90,6 +92,7 @@ def report_score(output: ScoreOutput, workers: Workers) -> int:
     InputError
         If there is nothing to score, or what is asked for needs fields that the file lacks.
     """
+    given = None if output.traces is None else trace_paths(Path(output.traces))
     objects = None if output.objects is None else read_objects(Path(output.objects))
     judge = partial(
         judge_file,
@@ -98,7 +101,7 @@ def report_score(output: ScoreOutput, workers: Workers) -> int:
         rule=output.rule,
         benchmark=output.benchmark,
     )
-    judged = judge(output.file)
+    judged = judge(output.file, answers_format=output.answers_format)
     result: dict[str, Any] = {
         "settings": asdict(output),
         "format": judged.format,
@@ -118,13 +121,9 @@ def report_score(output: ScoreOutput, workers: Workers) -> int:
     if output.against is not None:
         result["against"] = _compare(judged, judge(output.against), output)
         lines.append(_line_of_comparison(output, result["against"]))
-    attention = _attention(judged, output, workers, lines)
-    if attention is not None:
-        result["attention"] = {
-            "right": attention.right,
-            "wrong": attention.wrong,
-            "relations": attention.regions["relation"].value_counts().to_dict(),
-        }
+    attention = None
+    if given is not None or (judged.traces is not None and judged.traces.is_dir()):
+        attention, result["attention"] = _attention(judged, given, output, workers, lines)
     result["versions"] = versions()
     clear_leftover_folders([output.folder])
     with write_folder(output.folder, replace=True) as temporary:
@@ -263,26 +262,32 @@ def _alike(one: tuple[bytes, bytes], other: tuple[bytes, bytes]) -> bool:
 
 
 def _attention(
-    judged: Judged, output: ScoreOutput, workers: Workers, lines: list[str]
-) -> Correctness | None:
-    """Compare attention between right and wrong answers, where traces are there."""
-    folder = Path(output.traces) if output.traces is not None else judged.traces
-    if folder is None or (output.traces is None and not folder.is_dir()):
-        return None
+    judged: Judged,
+    paths: Mapping[int, Path] | None,
+    output: ScoreOutput,
+    workers: Workers,
+    lines: list[str],
+) -> tuple[Correctness | None, dict[str, Any]]:
+    """Compare attention between right and wrong answers, and say which have no trace.
+
+    Where it cannot be compared, say why: what was judged stays.
+    """
     counts = {"without": 0, "other": 0}
+    found, problem = None, ""
+    there = np.zeros(0, dtype=bool)
+    values = judged.values[output.rule]
+    known = np.isfinite(values)
     try:
-        paths = trace_paths(folder)
-        values = judged.values[output.rule]
-        known = np.isfinite(values)
+        by_line = trace_paths(cast("Path", judged.traces)) if paths is None else paths
         lines_of = (one.response.question.line or 0 for one in judged.answers)
-        there = known & np.fromiter((line in paths for line in lines_of), bool, len(values))
+        there = known & np.fromiter((line in by_line for line in lines_of), bool, len(values))
         counts["without"] = int((known & ~there).sum())
         rights = values[there] == 1
 
         def chosen() -> Iterator[tuple[Path, str, str]]:
             for one in compress(judged.answers, there):
                 question = one.response.question
-                yield paths[question.line or 0], question.text, one.response.text
+                yield by_line[question.line or 0], question.text, one.response.text
 
         asked = Lazy(chosen, len(rights))
         measured = in_chunks(workers, _measure_all, asked, output.folder, description="attention")
@@ -296,23 +301,34 @@ def _attention(
 
         found = compare(own())
     except InputError as error:
-        if output.traces is not None:
-            raise
-        lines.append(f"attention beside correctness: left out: {error}")
-        return None
-    left_out = [
-        f"{counts[name]} {what}"
-        for name, what in (("without", "have no trace"), ("other", "have one of another answer"))
-        if counts[name]
-    ]
+        problem = str(error)
+    left_out = []
+    if counts["without"]:
+        answers = counted(int(known.sum()), "answer")
+        has = "has" if counts["without"] == 1 else "have"
+        left_out.append(f"{counts['without']} of {answers} {has} no trace")
+    if counts["other"]:
+        traces = counted(int(there.sum()), "trace")
+        has = "is" if counts["other"] == 1 else "are"
+        left_out.append(
+            f"{counts['other']} of {traces} {has} of another question or answer than the line of "
+            "the same number"
+        )
+    notes = {"without_trace": counts["without"], "of_another_answer": counts["other"]}
+    if found is None:
+        none_is_left = left_out and counts["other"] == there.sum()
+        why = "; ".join(left_out if none_is_left else [*left_out, problem])
+        lines.append(f"attention beside correctness: left out: {why}")
+        return None, {**notes, "problem": why}
     relations = found.regions["relation"].value_counts()
     shown = ", ".join(f"{name} in {count}" for name, count in relations.items())
     lines.append(
-        f"attention beside correctness ({found.right} right, {found.wrong} wrong"
-        + (f"; of the others, {' and '.join(left_out)}" if left_out else "")
-        + f"): of {len(found.regions)} comparisons by definition and region, {shown}"
+        f"attention beside correctness ({found.right} right, {found.wrong} wrong): of "
+        f"{len(found.regions)} comparisons by definition and region, {shown}"
     )
-    return found
+    lines += [f"  left out: {text}" for text in left_out]
+    numbers = {"right": found.right, "wrong": found.wrong, "relations": relations.to_dict()}
+    return found, numbers | notes
 
 
 def _measure_all(answers: Sequence[tuple[Path, str, str]]) -> list[Attention | None]:
@@ -362,8 +378,8 @@ def _lines_of_differences(different: pd.DataFrame, counts: list[dict[str, Any]])
         for row in counts
     ]
     lines += [
-        f"  such as answer {row['id']}: {shortened(str(row['answer']), 60)!r}, true is "
-        f"{shortened(str(row['expected']), 60)!r}"
+        f"  such as {place_of(row['line'], row['id'])}: {shortened(str(row['answer']), 60)!r}, "
+        f"true is {shortened(str(row['expected']), 60)!r}"
         for row in different.head(MOST_SHOWN).to_dict("records")
     ]
     return lines

@@ -78,13 +78,19 @@ class _Verdicts:
 
 
 def judge_file(
-    path: str, workers: Workers, folder: Path, *, rule: str, benchmark: str | None
+    path: str,
+    workers: Workers,
+    folder: Path,
+    *,
+    rule: str,
+    benchmark: str | None,
+    answers_format: str | None = None,
 ) -> Judged:
     """Read a file or folder of answers and judge each.
 
     Parameters
     ----------
-    path
+    path, answers_format
         As in ``read_answers``.
     workers, folder
         Who judges, and where results will be.
@@ -99,16 +105,18 @@ def judge_file(
         If it cannot be read, no record can be used, no truth is known (except for CHAIR, which has
         none), or math-verify is needed and missing.
     """
-    found, traces = read_answers(Path(path))
+    found, traces = read_answers(Path(path), answers_format)
     for assumed in found.assumed:
         print(one_line(f"attnlens score: {assumed}"), file=sys.stderr)
     count, known = _count_usable(found.responses, benchmark)
     if not count:
-        problem = next(iter(found.responses)).question.problem
-        raise InputError(f"no answer of {quoted(path)} can be used; {problem}")
+        first = next(iter(found.responses))
+        raise InputError(
+            f"no answer of {quoted(path)} can be used; {first.place}: {first.question.problem}"
+        )
     for one in found.responses:
         if one.question.problem:
-            problem = f"answer {one.id}: {one.question.problem}"
+            problem = f"{one.place}: {one.question.problem}"
             print(one_line(f"attnlens score: skipped {problem}"), file=sys.stderr)
     if benchmark != "chair" and not known:
         raise InputError(f"no true answer is known in {quoted(path)}: give them as 'answer'")
