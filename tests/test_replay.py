@@ -24,6 +24,7 @@ from attnlens.experiments.force import drift
 from attnlens.interventions import At, AtStep, Copy, ForceTokens, Knockout, Nothing, Route
 from attnlens.models.modes import MODES
 from attnlens.reports.table import steps_table
+from attnlens.reports.trend import _Replayed
 from attnlens.runs.recordings import find_runs
 from attnlens.runs.replays import assumed, replay_one, settings_of
 from attnlens.runs.responses import FORMATS, read_responses
@@ -770,3 +771,28 @@ def test_a_version_without_its_words_is_said(tmp_path):
         "the questions were asked in the words of mode back (the default of --mode); config names "
         "version grpo and no system_prompt, so the file's own words are not known"
     )
+
+
+def test_special_tokens_in_a_text_are_counted(tiny):
+    """They are fed as what they spell; an end token at the end is what ended the answer."""
+    prompt = tiny.prompt(picture(), "How many?")
+    for text, count in (
+        ("three", None),
+        ("three<|im_end|>", None),
+        ("<|image_pad|>three<|im_end|>a<|im_end|>", 2),
+    ):
+        assert attnlens.replay(tiny, prompt, text).attrs["replayed"].get("special") == count
+    ids = tiny.tokenizer("<|image_pad|>three")["input_ids"]
+    assert "special" not in attnlens.replay(tiny, prompt, ids).attrs["replayed"]
+
+
+def test_what_differs_from_the_file_is_said_with_its_lines():
+    found = _Replayed()
+    same = {"drift": 0, "cut_off": False, "same_prompt": True}
+    for line in range(1, 9):
+        found.add(same | ({"same_prompt": False} if line > 1 else {"special": 3}), line)
+    assert found.said() == [
+        "the prompts of 7 of 8 answers do not match the token ids in the file: another picture, "
+        "mode, template, limits of pixels or checkpoint (lines 2, 3, 4, 5, 6 and 2 more)",
+        "1 of 8 answers spells special tokens in the text, and these tokens are fed (line 1)",
+    ]

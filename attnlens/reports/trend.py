@@ -260,6 +260,7 @@ class _Replayed:
     drifts: Counter[int] = field(default_factory=Counter)
     other: list[int | None] = field(default_factory=list)
     cut: int = 0
+    special: list[int | None] = field(default_factory=list)
 
     def add(self, replayed: Mapping[str, Any], line: int | None) -> None:
         """Count what a trace says of its answer, which has a line in the file."""
@@ -268,6 +269,8 @@ class _Replayed:
             self.drifts[replayed["drift"]] += 1
         if replayed.get("same_prompt") is False:
             self.other.append(line)
+        if replayed.get("special"):
+            self.special.append(line)
         self.cut += replayed["cut_off"] is True
 
     def said(self) -> list[str]:
@@ -284,6 +287,12 @@ class _Replayed:
                 f"the prompts of {len(self.other)} {of} do not match the token ids in the file: "
                 "another picture, mode, template, limits of pixels or checkpoint "
                 f"({_lines(self.other)})"
+            )
+        if self.special:
+            verb = "spells" if len(self.special) == 1 else "spell"
+            found.append(
+                f"{len(self.special)} {of} {verb} special tokens in the text, and these tokens "
+                f"are fed ({_lines(self.special)})"
             )
         if self.cut:
             found.append(f"{self.cut} {of} had not ended, as the file says")
