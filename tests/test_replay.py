@@ -24,8 +24,9 @@ from attnlens.experiments.force import drift
 from attnlens.interventions import At, AtStep, Copy, ForceTokens, Knockout, Nothing, Route
 from attnlens.models.modes import MODES
 from attnlens.reports.table import steps_table
+from attnlens.reports.trend import _Replayed
 from attnlens.runs.recordings import find_runs
-from attnlens.runs.replays import replay_one, settings_of
+from attnlens.runs.replays import assumed, replay_one, settings_of
 from attnlens.runs.responses import FORMATS, read_responses
 from attnlens.runs.settings import ReplaySettings
 from attnlens.testbed import held_out_sample
@@ -80,11 +81,12 @@ def vllm(one):
     prompt = one.prompt.text.replace("<|image_pad|>", "<|image_pad|>" * 9)
     output = {"index": 0, "text": one.text, "token_ids": one.ids, "logprobs": None}
     return {
-        "request_id": "7",
+        "request_id": "3",
         "prompt": prompt,
         "prompt_token_ids": one.prompt.inputs["input_ids"][0].tolist(),
         "outputs": [{**output, "finish_reason": "stop", "stop_reason": None}],
         "finished": True,
+        "id": 7,
         "answer": one.truth,
     }
 
@@ -98,6 +100,18 @@ def sglang(one):
         "question": one.question,
         "image": one.image.name,
         "answer": one.truth,
+    }
+
+
+def batch(one):
+    asked = chat(one)
+    reply = {"id": "chatcmpl-1", "object": "chat.completion", "choices": asked.pop("choices")}
+    return {
+        "id": "batch_req_1",
+        "custom_id": "7",
+        "response": {"status_code": 200, "request_id": "r", "body": reply},
+        "error": None,
+        **asked,
     }
 
 
@@ -130,6 +144,7 @@ WRITERS = {
     "look-back": look_back,
     "vllm": vllm,
     "sglang": sglang,
+    "batch": batch,
     "chat": chat,
     "lmms-eval": lmms_eval,
 }
@@ -192,7 +207,7 @@ def test_the_command_writes_what_trend_writes(live, testbed, tmp_path, capsys, m
         assert main([str(word) for word in options]) == 1
         said = capsys.readouterr().err
         assert "answers in the format plain" in said
-        assert "line 2: is not of the format plain; it has 'text', 'ids', 'meta_info'" in said
+        assert "line 2: is not of the format plain: it lacks 'response'; it has 'text'," in said
         assert "line 3: is not valid JSON" in said
         assumed = [line for line in said.splitlines() if "assumed:" in line]
         assert len(assumed) == 4
@@ -344,6 +359,19 @@ def test_files_of_all_shapes_are_read(tmp_path):
         ({"question": "Q\ud800", "response": "A"}, "half a character"),
         ({"question": "Q", "outputs": [{"text": "A", "token_ids": ["a"]}]}, "list of token ids"),
         ({"outputs": [{"text": "A"}]}, "has no 'prompt'"),
+        ({"question": "Q", "response": None}, '^\'response\' is null: give {"image", "question"'),
+        ({"question": "Q", "prediction": None}, "^'prediction' is null$"),
+        ({"messages": "Q", "response": "A"}, "^'messages' is 'Q': give"),
+        ({"custom_id": "a", "response": {"body": {}}}, "has no 'choices': it is {}"),
+        (
+            {"custom_id": "a", "response": {"body": {"choices": [{"message": {"content": "A"}}]}}},
+            "has neither 'messages' nor a 'question': add those of the request",
+        ),
+        ({"custom_id": "a", "response": None, "error": {"code": 5}}, "request failed: {'code': 5}"),
+        (
+            {"custom_id": "a", "response": {"status_code": 400, "body": {"error": "x"}}},
+            "request failed: {'error': 'x'}",
+        ),
         ({"question": "Q", "prompt": [1], "outputs": [{"text": "A"}]}, r"'prompt' is \[1\]"),
         ({"messages": [{"role": "user", "content": "Q"}]}, "has no reply"),
         ({"doc_id": 1, "resps": [["A"]]}, "has neither 'input' nor 'arguments'"),
@@ -359,10 +387,36 @@ def test_records_that_cannot_be_used_say_why(record, message, tmp_path):
 @pytest.mark.parametrize(
     ("records", "options", "message"),
     [
-        ([{"a": 1}], (), "first record has 'a'; give one of look-back: .*; plain: "),
+        (
+            [{"a": 1}],
+            (),
+            "first record has 'a'; name it with --answers_format, or give one of look-back: .*; "
+            "plain: ",
+        ),
+        (
+            [{"image": "a.png", "question": "Q"}],
+            (),
+            "has 'image', 'question', and lacks 'prediction' for the format look-back, or "
+            "'response' for the format plain; ",
+        ),
+        (
+            [{"question": "Q"}],
+            ("--answers-format", "plain"),
+            "line 1: is not of the format plain: it lacks 'response'; it has 'question'",
+        ),
+        ([{"question": "Q"}], ("--data", "a.csv"), "'a.csv': CSV is not read, so write it as JSON"),
         ([{"a": 1}], ("--format", "pdf"), "unknown format 'pdf': use one of look-back, vllm"),
         ([], (), "is empty"),
-        ([{"question": "Q", "response": "A"}], (), r"line 1: names no picture: .*the id '1'"),
+        (
+            [{"question": "Q", "response": "A", "id": 5}],
+            (),
+            r"line 1: names no picture: .*the id '5'",
+        ),
+        (
+            [{"question": "Q", "response": "A"}],
+            (),
+            "line 1: names no picture: give each record an 'image' or an 'id' ",
+        ),
         (
             [{"question": "Q", "response": "A", "image": "https://x.org/a.png"}],
             (),
@@ -629,3 +683,116 @@ def test_the_trigger_is_the_verification_that_the_file_asks_for(tmp_path, capsys
     command = ["replay", "--data", str(path), "--save_folder", str(tmp_path / "out")]
     assert main([*command, "--intervention", "copy"]) == 2
     assert "or for several: give --when" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_engines_count_of_requests_names_no_picture(tmp_path, capsys):
+    """It goes on over calls: the third request of the second call is no picture's name."""
+    for name in ("2", "7"):
+        picture().save(tmp_path / f"{name}.png")
+    outputs = [{"text": "A", "token_ids": [4]}]
+    of_vllm = {"request_id": "2", "question": "Q", "outputs": outputs}
+    meta = {"id": "2", "finish_reason": None}
+    for record in (of_vllm, {"text": "A", "question": "Q", "meta_info": meta}):
+        path = written(tmp_path / "a.jsonl", record)
+        (one,) = read_responses(path, images=tmp_path).responses
+        assert (one.id, one.question.image) == ("2", "")
+        command = ["replay", "--data", str(path), "--images", str(tmp_path), "--save_folder"]
+        assert main([*command, str(tmp_path / "out")]) == 2
+        assert "give each record an 'image' or an 'id' " in capsys.readouterr().err
+        (one,) = read_responses(written(path, record | {"id": 7}), images=tmp_path).responses
+        assert (one.id, one.question.image) == ("7", str(tmp_path / "7.png"))
+
+
+def test_several_answers_of_a_record_have_ids_of_their_own(tmp_path):
+    picture().save(tmp_path / "7.png")
+    outputs = [{"text": text, "token_ids": [4]} for text in "abc"]
+    path = written(tmp_path / "a.jsonl", {"id": 7, "question": "Q", "outputs": outputs})
+    read = read_responses(path, images=tmp_path)
+    assert [one.id for one in read.responses] == ["7", "7 (2)", "7 (3)"]
+    assert {one.question.image for one in read.responses} == {str(tmp_path / "7.png")}
+
+
+def test_the_question_of_a_whole_prompt_is_the_users_text(tmp_path):
+    """Where tags make that sure; else it is all of the prompt."""
+    shown = "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>"
+    start, end = "<|im_start|>", "<|im_end|>\n"
+    first = f"{start}system\nS{end}{start}user\nQ1{end}{start}assistant\nA1{end}"
+    prompts = {
+        f"{first}{start}user\n{shown}How\n\nmany?{end}{start}assistant\n": "How\n\nmany?",
+        f"{start}user\nQ {shown}{end}{start}assistant\n<think>\n": "Q ",
+        f"{start}user\n<|audio|>Q{end}{start}assistant\n": None,
+        f"{start}user\nQ{end}": None,
+        "USER: <image>\nQ ASSISTANT:": None,
+    }
+    for prompt, question in prompts.items():
+        record = {"prompt": prompt, "outputs": [{"text": "A"}]}
+        response = one_of(written(tmp_path / "a.json", record))
+        assert response.question.text == (question or prompt)
+        assert response.asked.prompt == prompt
+        own = record | {"question": "own"}
+        assert one_of(written(tmp_path / "a.json", own)).question.text == "own"
+
+
+def test_batches_are_read_with_their_requests(tmp_path):
+    """By messages, by the body of the request, or by a question; failures are said."""
+    reply = {"message": {"role": "assistant", "content": "A"}, "finish_reason": "length"}
+    line = {
+        "id": "batch_req_1",
+        "custom_id": "c",
+        "response": {"status_code": 200, "body": {"choices": [reply]}},
+        "error": None,
+    }
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]}]
+    failed = {"custom_id": "d", "response": None, "error": {"message": "too long"}}
+    for asked in (
+        {"messages": turns},
+        {"method": "POST", "body": {"model": "m", "messages": turns}},
+        {"question": "Q"},
+    ):
+        extra = {"image": "a.png", "answer": "B", "category": "x"}
+        path = written(tmp_path / "a.jsonl", failed, line | asked | extra)
+        read = read_responses(path)
+        bad, one = read.responses
+        assert read.format == "batch"
+        assert bad.question.problem == "its request failed: {'message': 'too long'}"
+        assert (one.id, one.question.text, one.text, one.finished) == ("c", "Q", "A", False)
+        assert (one.question.image, one.question.answer) == (str(tmp_path / "a.png"), "B")
+        assert one.fields == {"category": "x"}
+        assert (one.asked.messages is None) == ("question" in asked)
+    chatting = {"custom_id": "c", "messages": turns, "response": "A"}
+    assert read_responses(written(path, chatting)).format == "chat"
+
+
+def test_a_version_without_its_words_is_said(tmp_path):
+    result = {"id": 1, "question": "Q", "prediction": "A", "image": "a.png"}
+    path = written(tmp_path / "a.json", {"results": [result], "config": {"version": "grpo"}})
+    (said, *_) = assumed(read_responses(path).responses, SETTINGS, {})
+    assert said == (
+        "the questions were asked in the words of mode back (the default of --mode); config names "
+        "version grpo and no system_prompt, so the file's own words are not known"
+    )
+
+
+def test_special_tokens_in_a_text_are_counted(tiny):
+    """They are fed as what they spell; an end token at the end is what ended the answer."""
+    prompt = tiny.prompt(picture(), "How many?")
+    for text, count in (
+        ("three", None),
+        ("three<|im_end|>", None),
+        ("<|image_pad|>three<|im_end|>a<|im_end|>", 2),
+    ):
+        assert attnlens.replay(tiny, prompt, text).attrs["replayed"].get("special") == count
+    ids = tiny.tokenizer("<|image_pad|>three")["input_ids"]
+    assert "special" not in attnlens.replay(tiny, prompt, ids).attrs["replayed"]
+
+
+def test_what_differs_from_the_file_is_said_with_its_lines():
+    found = _Replayed()
+    same = {"drift": 0, "cut_off": False, "same_prompt": True}
+    for line in range(1, 9):
+        found.add(same | ({"same_prompt": False} if line > 1 else {"special": 3}), line)
+    assert found.said() == [
+        "the prompts of 7 of 8 answers do not match the token ids in the file: another picture, "
+        "mode, template, limits of pixels or checkpoint (lines 2, 3, 4, 5, 6 and 2 more)",
+        "1 of 8 answers spells special tokens in the text, and these tokens are fed (line 1)",
+    ]

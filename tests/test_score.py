@@ -131,7 +131,7 @@ def test_mme_adds_accuracy_and_accuracy_plus():
     assert found["cognition"] == 200
     assert len(found["missing"]) == len(PERCEPTION) + len(COGNITION) - 2
     assert [says(text) for text in (" Yes.", "no", "It is yes", "NO!")] == ["yes", "no", "", "no"]
-    with pytest.raises(InputError, match="1 answers about 'a' in 'count'"):
+    with pytest.raises(InputError, match="1 answer about 'a' in 'count'"):
         mme([True], ["count"], ["a"])
     with pytest.raises(InputError, match="'counting' is none"):
         mme([True], ["counting"], ["a"])
@@ -384,7 +384,10 @@ def test_a_folder_of_trend_is_scored_with_its_traces(tmp_path, capsys):
     with unpainted_figures():
         assert score(tmp_path, folder=tmp_path / "out") == 0
     printed = capsys.readouterr().out
-    assert "(9 right, 8 wrong; of the others, 1 have one of another answer)" in printed
+    assert "(9 right, 8 wrong)" in printed
+    assert "left out: 1 of 18 traces is of another question or answer than the line" in printed
+    found = json.loads((tmp_path / "out" / "score" / "score.json").read_text())["attention"]
+    assert (found["right"], found["without_trace"], found["of_another_answer"]) == (9, 0, 1)
     table = pd.read_csv(tmp_path / "out" / "score" / "attention_regions.csv")
     back = table.set_index(["definition", "region"]).loc[("mass", "back")]
     assert back["relation"] == "higher when right"
@@ -410,6 +413,15 @@ RIGHT = {"question": "q", "answer": "6", "response": "6"}
         ([RIGHT | {"answer": "yes"}], ["--benchmark", "mme"], "has no 'category'"),
         ([RIGHT], ["--definition", "heat"], "definition 'heat'"),
         ([RIGHT], ["--traces", "."], "no traces of numbered lines"),
+        ([RIGHT], ["--traces", "gone"], "there is no folder 'gone'"),
+        ([RIGHT], ["--answers_format", "pdf"], "unknown format 'pdf': use one of look-back"),
+        ([RIGHT], ["--answers_format", "vllm"], "line 1: is not of the format vllm: it lacks 'out"),
+        (
+            [RIGHT | {"answer": "yes"}],
+            ["--benchmark", "hallusionbench"],
+            "line 1 has no 'category'",
+        ),
+        ([RIGHT | {"id": "a"}], ["--benchmark", "pope"], "the truth of line 1 (id 'a') is '6'"),
         ([RIGHT], ["--workers", "0"], "--workers 0: give at least 1"),
         ([RIGHT], ["--against", "gone.json"], "'gone.json' cannot be"),
         (
@@ -432,7 +444,7 @@ def test_bad_input_is_one_line(lines, options, words, tmp_path, capsys, monkeypa
 def test_a_bad_record_is_skipped_and_said(tmp_path, capsys):
     file = write(tmp_path / "answers.jsonl", [RIGHT, {"answer": "6"}, 7])
     assert score(file, folder=tmp_path) == 1
-    assert capsys.readouterr().err.count("attnlens score: skipped answer") == 2
+    assert capsys.readouterr().err.count("attnlens score: skipped line") == 2
 
 
 def test_a_table_of_steps_has_no_verdict_where_none_is_known(monkeypatch, capsys):
@@ -471,3 +483,74 @@ def test_only_traces_of_the_same_answer_and_pairs_of_the_same_picture_count(tmp_
         for k, named in enumerate(pictures)
     ]
     assert score(files[0], "--against", files[1], folder=tmp_path) == 2
+
+
+def write_traces(root, answers):
+    """Traces of lines 1, 2, ..., each with its question and its answer."""
+    for n, (question, answer) in enumerate(answers, 1):
+        data = planted_dataset(np.full(2, 0.3))
+        data["predicted_token"] = ("step", ["", answer])
+        Trace(data).save(root / f"{n:05d}_p" / "trace.zarr")
+        settings = {"settings": {"question": question}}
+        (root / f"{n:05d}_p" / "settings.json").write_text(json.dumps(settings))
+
+
+def test_traces_that_do_not_match_are_counted_and_leave_the_score(tmp_path, capsys):
+    """Also where too few are left, or none: what was judged is written."""
+    file = write(tmp_path / "a.jsonl", [RIGHT, RIGHT | {"answer": "7"}, RIGHT])
+    write_traces(tmp_path / "other", [("x", "6"), ("q", "8"), ("x", "6")])
+    write_traces(tmp_path / "one", [("q", "6"), ("q", "8")])
+    other, few = (
+        "3 of 3 traces are of another question or answer than the line of the same number",
+        "1 of 3 answers has no trace; 1 of 2 traces is of another question or answer than the line "
+        "of the same number; 1 right and 0 wrong answers",
+    )
+    for name, words in (("other", other), ("one", few)):
+        assert score(file, "--traces", tmp_path / name, folder=tmp_path / "out") == 0
+        printed = capsys.readouterr().out
+        assert f"attention beside correctness: left out: {words}" in printed
+        assert ("0 right and 0 wrong" in printed) is False
+        found = json.loads((tmp_path / "out" / "score" / "score.json").read_text())
+        assert found["rules"]["attnlens"]["right"]["mean"] == 2 / 3
+        assert found["attention"]["problem"].startswith(words)
+        assert len(pd.read_parquet(tmp_path / "out" / "score" / "answers.parquet")) == 3
+
+
+def test_traces_are_looked_for_before_anything_is_judged(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("attnlens.reports.score.judge_file", None)
+    file = write(tmp_path / "a.jsonl", [RIGHT])
+    assert score(file, "--traces", tmp_path / "gone", folder=tmp_path / "out") == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_the_format_of_answers_has_an_option_of_its_own(tmp_path, capsys):
+    """Pictures' formats keep their old name beside that of replay."""
+    file = write(tmp_path / "a.jsonl", [RIGHT | {"outputs": [{"text": "7"}]}])
+    for name, right in (("vllm", 0.0), ("plain", 1.0)):
+        assert score(file, "--answers_format", name, folder=tmp_path) == 0
+        found = json.loads((tmp_path / "score" / "score.json").read_text())
+        assert (found["format"], found["rules"]["attnlens"]["right"]["mean"]) == (name, right)
+    for option in ("--pictures", "--format"):
+        assert score(file, option, "pdf", folder=tmp_path) == 0
+        found = json.loads((tmp_path / "score" / "score.json").read_text())
+        assert found["settings"]["formats"] == ["pdf"]
+    (tmp_path / "folder").mkdir()
+    assert score(tmp_path / "folder", "--answers_format", "plain", folder=tmp_path) == 2
+    assert "is a folder of results, so leave the option out" in capsys.readouterr().err
+
+
+def test_several_answers_to_one_request_are_compared(tmp_path):
+    outputs = [{"text": "6"}, {"text": "7"}]
+    asked = {"request_id": "0", "question": "q", "answer": "6"}
+    first = write(tmp_path / "a.jsonl", [asked | {"outputs": outputs}])
+    second = write(tmp_path / "b.jsonl", [asked | {"outputs": outputs[::-1]}])
+    assert score(first, "--against", second, folder=tmp_path) == 0
+    found = json.loads((tmp_path / "score" / "score.json").read_text())["against"]
+    assert (found["answers"], found["only_here"], found["only_there"]) == (2, 1, 1)
+
+
+def test_differences_of_an_earlier_score_do_not_stay(answers, tmp_path):
+    assert score(answers[1], "--rule", "look-back", folder=tmp_path) == 0
+    assert (tmp_path / "score" / "differences.csv").is_file()
+    assert score(write(tmp_path / "a.jsonl", [RIGHT]), folder=tmp_path) == 0
+    assert not (tmp_path / "score" / "differences.csv").exists()

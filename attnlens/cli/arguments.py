@@ -147,9 +147,9 @@ def add_intervention_options(group: Any, *, required: bool) -> None:
         default=[],
         required=required,
         metavar="WHAT",
-        help="once for each: copy, copy:blank, copy:text, copy:FILE, route:PERCENT, "
-        "route:PERCENT:random, route:PERCENT:bottom, inject:TEXT, close:TEXT, boost:LOG_ODDS, "
-        "pai:ALPHA, knockout; join by + what is done together",
+        help="repeat for each; join with + those to apply together: copy, copy:blank, copy:text, "
+        "copy:FILE, route:PERCENT, route:PERCENT:random, route:PERCENT:bottom, inject:TEXT, "
+        "close:TEXT, boost:LOG_ODDS, pai:ALPHA, knockout",
     )
     group.add_argument(
         "--when",
@@ -217,14 +217,14 @@ def add_measure_options(group: Any) -> None:
     )
 
 
-def add_output_options(group: Any, formats: str = "--format") -> None:
+def add_output_options(group: Any, *formats: str) -> None:
     """Add the options that say where, and in what formats, results are written.
 
-    ``formats`` is the name of the second option.
+    ``formats`` are the names of the second option, ``--format`` when not given.
     """
     group.add_argument("--save_folder", default="results", metavar="DIR", help="(results)")
     group.add_argument(
-        formats,
+        *(formats or ("--format",)),
         dest="formats",
         nargs="+",
         default=["png"],

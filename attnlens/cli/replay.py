@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
         "plain file, feed each through the model once, and write what attnlens trend writes of "
         "many questions: traces into SAVE_FOLDER/replay_runs/{mode}/, pictures and summaries into "
         "SAVE_FOLDER/replay/{mode}/, a folder for each answer, and all steps into "
-        f"SAVE_FOLDER/replay_{{mode}}_steps.parquet; {RESUMED}. What the file does not tell is "
+        f"SAVE_FOLDER/replay_{{mode}}_steps.parquet; {RESUMED}. What the file does not say is "
         "taken from the options, and printed. With --intervention each answer is also fed under "
         "the intervention: these twins go into SAVE_FOLDER/replay_runs/{mode}_interventions/, "
         "their steps into replay_{mode}_twins.parquet, and what the intervention brings back into "
@@ -52,8 +52,9 @@ def add_parser(commands: Any) -> None:
     )
     group.add_argument(
         "--format",
+        "--answers_format",
         metavar="NAME",
-        help="look-back, vllm, sglang, lmms-eval, chat or plain (recognised by its fields)",
+        help="look-back, vllm, sglang, lmms-eval, batch, chat or plain (recognised by its fields)",
     )
     group.add_argument(
         "--images",
@@ -66,7 +67,7 @@ def add_parser(commands: Any) -> None:
         metavar="NAME",
         help="field of the records that holds the picture's name, or the picture in base64",
     )
-    asked = parser.add_argument_group("how they were asked, where the file does not tell")
+    asked = parser.add_argument_group("how they were asked, where the file does not say")
     add_prompt_options(asked, MODE)
     parser.set_defaults(mode=None)
     add_intervention_options(
@@ -118,7 +119,7 @@ def run_replay(options: argparse.Namespace) -> int:
         responses, skipped = replays.check_responses(read.responses)
         acting = None
         if options.intervention:
-            # of the prompts as the file tells them
+            # of the prompts as the file says
             words = {replays.settings_of(one, settings).words for one in responses}
             acting = InterventionSettings(**intervention_options(options, words))
         root = folder / "replay_runs"

@@ -33,6 +33,12 @@ def add_parser(commands: Any) -> None:
         help="answers with truths, in a format that attnlens replay reads, or a folder that "
         "attnlens trend --data or attnlens replay wrote",
     )
+    parser.add_argument(
+        "--answers_format",
+        metavar="NAME",
+        help="format of FILE: look-back, vllm, sglang, lmms-eval, batch, chat or plain (recognised "
+        "by its fields)",
+    )
     parser.add_argument("--against", metavar="FILE", help="other answers to the same questions")
     parser.add_argument(
         "--rule",
@@ -59,7 +65,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--definition", default="mass", help="definition of attention of the curves by step (mass)"
     )
-    add_output_options(parser)
+    add_output_options(parser, "--pictures", "--format")
     add_worker_options(parser, model=False)
     parser.set_defaults(run=run_score)
 
@@ -74,6 +80,7 @@ def run_score(options: argparse.Namespace) -> int:
     output = ScoreOutput(
         **output_options(options),
         file=options.file,
+        answers_format=options.answers_format,
         against=options.against,
         rule=options.rule,
         benchmark=options.benchmark,

@@ -61,8 +61,9 @@ def replay(
         As ``attnlens.run`` returns it. Step t compares with step t of the untouched run: only the
         intervention differs. ``trace.attrs["replayed"]`` says what was fed (``source``: ``trace``,
         ``token ids`` or ``text``); ``drift``, how many characters of the text its tokens do not
-        give back (``attnlens.experiments.force.drift``); and ``cut_off``, None where it is not
-        known.
+        give back (``attnlens.experiments.force.drift``); ``cut_off``, None where it is not known;
+        and, where a text spells special tokens out before its end, their number (``special``): it
+        is they that are fed.
 
     Raises
     ------
@@ -73,7 +74,7 @@ def replay(
     check_prompt(prompt)
     ends = _end_ids(vlm)
     tokens: Any = response
-    source, drifted = "token ids", 0
+    source, drifted, special = "token ids", 0, 0
     if isinstance(response, Trace):
         source = "trace"
         other = differing_parts(prompt, response)
@@ -90,6 +91,7 @@ def replay(
         source = "text"
         tokens = vlm.tokenizer(response, add_special_tokens=False)["input_ids"]
         drifted = drift(response, decoded(vlm, tokens))
+        special = _count_special(vlm, tokens, ends)
         if finished and ends and tokens[-1:] and tokens[-1] not in ends:
             tokens = [*tokens, ends[0]]
     ids = _known_ids(vlm, tokens)
@@ -100,6 +102,7 @@ def replay(
         "source": source,
         "drift": drifted,
         "cut_off": None if ended is None else not ended,
+        **({"special": special} if special else {}),
     }
     return trace
 
@@ -132,6 +135,13 @@ def _end_ids(vlm: VLM) -> list[int]:
     """Ids that end the model's answers; the first one is that of its chat template."""
     ends = vlm.model.generation_config.eos_token_id
     return [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
+
+
+def _count_special(vlm: VLM, ids: Sequence[int], ends: Sequence[int]) -> int:
+    """Count the special tokens of a text, but for one that ends it."""
+    known = {i for i, token in vlm.tokenizer.added_tokens_decoder.items() if token.special}
+    inner = ids[:-1] if ids and ids[-1] in ends else ids
+    return sum(i in known for i in inner)
 
 
 def _known_ids(vlm: VLM, tokens: Any) -> list[int]:

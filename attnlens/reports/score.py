@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import compress, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -22,15 +24,18 @@ from attnlens.measures.correctness import Attention, Correctness, attention_of, 
 from attnlens.measures.definitions import get_definition
 from attnlens.measures.statistics import mcnemar, proportion_difference, with_interval
 from attnlens.reports.score_benchmarks import BENCHMARKS, read_objects
-from attnlens.reports.table import write_parquet
+from attnlens.reports.table import write_parquet, write_parts
 from attnlens.runs.answered import trace_of, trace_paths
 from attnlens.runs.chunks import in_chunks
-from attnlens.runs.judged import LOOK_BACK, OURS, Judged, judge_file
-from attnlens.runs.responses import Response
+from attnlens.runs.judged import LOOK_BACK, OURS, Judged, JudgedAnswer, judge_file
+from attnlens.runs.responses.base import place_of
+from attnlens.runs.spool import Lazy
 from attnlens.runs.workers import Workers
 from attnlens.text import counted, one_line, quoted, shortened
 
 FOLDER, MARKER = "score", "score.json"
+ROWS = 1_000
+"""Answers in one piece of the table."""
 MOST_SHOWN = 5
 """How many answers that two rules judge differently are printed."""
 
@@ -40,6 +45,7 @@ class ScoreOutput:
     """What is scored, by which rule, and where the result goes."""
 
     file: str
+    answers_format: str | None = None
     against: str | None = None
     rule: str = OURS
     benchmark: str | None = None
@@ -86,6 +92,7 @@ def report_score(output: ScoreOutput, workers: Workers) -> int:
     InputError
         If there is nothing to score, or what is asked for needs fields that the file lacks.
     """
+    given = None if output.traces is None else trace_paths(Path(output.traces))
     objects = None if output.objects is None else read_objects(Path(output.objects))
     judge = partial(
         judge_file,
@@ -94,13 +101,13 @@ def report_score(output: ScoreOutput, workers: Workers) -> int:
         rule=output.rule,
         benchmark=output.benchmark,
     )
-    judged = judge(output.file)
+    judged = judge(output.file, answers_format=output.answers_format)
     result: dict[str, Any] = {
         "settings": asdict(output),
         "format": judged.format,
-        "answers": len(judged.responses),
+        "answers": len(judged.answers),
         "skipped": judged.skipped,
-        "rules": {rule: _summary_of(judged, rule) for rule in judged.verdicts},
+        "rules": {rule: _summary_of(judged, rule) for rule in judged.values},
     }
     lines = _lines_of(judged, output.rule, result)
     different = pd.DataFrame()
@@ -114,17 +121,13 @@ def report_score(output: ScoreOutput, workers: Workers) -> int:
     if output.against is not None:
         result["against"] = _compare(judged, judge(output.against), output)
         lines.append(_line_of_comparison(output, result["against"]))
-    attention = _attention(judged, output, workers, lines)
-    if attention is not None:
-        result["attention"] = {
-            "right": attention.right,
-            "wrong": attention.wrong,
-            "relations": attention.regions["relation"].value_counts().to_dict(),
-        }
+    attention = None
+    if given is not None or (judged.traces is not None and judged.traces.is_dir()):
+        attention, result["attention"] = _attention(judged, given, output, workers, lines)
     result["versions"] = versions()
     clear_leftover_folders([output.folder])
     with write_folder(output.folder, replace=True) as temporary:
-        write_parquet(temporary / "answers.parquet", [_table(judged)])
+        write_parts(temporary / "answers.parquet", _tables(judged), len(judged.answers), each=ROWS)
         if len(different):
             different.to_csv(temporary / "differences.csv", index=False)
         if attention is not None:
@@ -138,9 +141,9 @@ def report_score(output: ScoreOutput, workers: Workers) -> int:
 
 def _summary_of(judged: Judged, rule: str) -> dict[str, Any]:
     """Return the fraction right with its interval, and counts by step."""
-    values = judged.values(rule)
+    values = judged.values[rule]
     by_step: dict[str, dict[str, int]] = {}
-    for verdict in filter(None, judged.verdicts[rule]):
+    for verdict in (one.verdicts[rule] for one in judged.answers if one.verdicts):
         counts = by_step.setdefault(verdict.step, {"right": 0, "of": 0})
         counts["right"] += bool(verdict.right)
         counts["of"] += 1
@@ -148,18 +151,25 @@ def _summary_of(judged: Judged, rule: str) -> dict[str, Any]:
     return {"right": with_interval(known, proportion=True), "by_step": by_step}
 
 
-def _table(judged: Judged) -> pd.DataFrame:
-    """One row for each answer."""
-    responses = judged.responses
+def _tables(judged: Judged) -> Iterator[pd.DataFrame]:
+    """One row for each answer, in pieces."""
+    rest = iter(judged.answers)
+    while piece := list(islice(rest, ROWS)):
+        yield _table(piece, list(judged.values))
+
+
+def _table(answers: Sequence[JudgedAnswer], rules: Sequence[str]) -> pd.DataFrame:
+    responses = [one.response for one in answers]
     columns: dict[str, Any] = {
         "id": pd.Series([one.id for one in responses], dtype="string"),
         "line": pd.Series([one.question.line for one in responses], dtype="Int64"),
         "image": pd.Series([one.question.image for one in responses], dtype="string"),
         "question": pd.Series([one.question.text for one in responses], dtype="string"),
-        "expected": pd.Series(judged.truths, dtype="string"),
+        "expected": pd.Series([one.truth for one in answers], dtype="string"),
         "answer": pd.Series([final_answer(one.text) for one in responses], dtype="string"),
     }
-    for i, (rule, verdicts) in enumerate(judged.verdicts.items()):
+    for i, rule in enumerate(rules):
+        verdicts = [one.verdicts.get(rule) for one in answers]
         end = f"_{rule.replace('-', '_')}" if i else ""  # the rule that was asked for comes first
         rights = [None if one is None else one.right for one in verdicts]
         columns[f"right{end}"] = pd.Series(rights, dtype="boolean")
@@ -170,10 +180,13 @@ def _table(judged: Judged) -> pd.DataFrame:
 
 def _differences(judged: Judged) -> pd.DataFrame:
     """Return the answers that the two rules judge differently."""
-    table = _table(judged).rename(columns={"right": "right_look_back", "step": "step_look_back"})
-    known = table["expected"].notna()
-    rights = table[["right_look_back", "right_attnlens"]].astype("object")
-    return table[known & (rights["right_look_back"] != rights["right_attnlens"])]
+    found = []
+    for piece in _tables(judged):
+        table = piece.rename(columns={"right": "right_look_back", "step": "step_look_back"})
+        known = table["expected"].notna()
+        rights = table[["right_look_back", "right_attnlens"]].astype("object")
+        found.append(table[known & (rights["right_look_back"] != rights["right_attnlens"])])
+    return pd.concat(found, ignore_index=True)
 
 
 def _counted_differences(different: pd.DataFrame) -> list[dict[str, Any]]:
@@ -193,14 +206,17 @@ def _compare(judged: Judged, other: Judged, output: ScoreOutput) -> dict[str, An
     """Compare two files answer by answer: the difference with Tango's interval, and McNemar."""
     sides = []
     for one, path in ((judged, output.file), (other, output.against)):
-        values = one.values(output.rule)
-        keys = [response.id for response in one.responses]
-        twice = [key for key, count in Counter(keys).items() if count > 1]
-        if twice:
-            shown = shortened(repr(twice[0]), 80)
-            raise InputError(f"{quoted(path)} has several answers {shown}: ids must be unique")
-        rows = zip(keys, one.responses, one.truths, values, strict=True)
-        sides.append({key: (_asked(r, truth), v) for key, r, truth, v in rows if np.isfinite(v)})
+        seen: set[str] = set()
+        side: dict[str, tuple[tuple[bytes, bytes], float]] = {}
+        for answer, value in zip(one.answers, one.values[output.rule], strict=True):
+            key = answer.response.id
+            if key in seen:
+                shown = shortened(repr(key), 80)
+                raise InputError(f"{quoted(path)} has several answers {shown}: ids must be unique")
+            seen.add(key)
+            if np.isfinite(value):
+                side[key] = (_asked(answer), float(value))
+        sides.append(side)
     first, second = sides
     both = [key for key in first if key in second and _alike(first[key][0], second[key][0])]
     if not both:
@@ -226,35 +242,54 @@ def _compare(judged: Judged, other: Judged, output: ScoreOutput) -> dict[str, An
     }
 
 
-def _asked(response: Response, truth: str | None) -> tuple[str, str | None, str]:
-    """Return what was asked: one question may be asked about many pictures."""
-    return response.question.text, truth, Path(response.question.image).name
+def _asked(answer: JudgedAnswer) -> tuple[bytes, bytes]:
+    """Return short digests of question and truth, and of the picture's name, if it has one.
+
+    One question may be asked about many pictures.
+    """
+    question = answer.response.question
+    name = Path(question.image).name
+    return _digest([question.text, answer.truth]), _digest(name) if name else b""
 
 
-def _alike(one: tuple[str, str | None, str], other: tuple[str, str | None, str]) -> bool:
+def _digest(value: Any) -> bytes:
+    return hashlib.sha256(json.dumps(value).encode()).digest()[:16]
+
+
+def _alike(one: tuple[bytes, bytes], other: tuple[bytes, bytes]) -> bool:
     """Whether the same was asked, as far as both files tell."""
-    return one[:2] == other[:2] and (one[2] == other[2] or not (one[2] and other[2]))
+    return one[0] == other[0] and (one[1] == other[1] or not (one[1] and other[1]))
 
 
 def _attention(
-    judged: Judged, output: ScoreOutput, workers: Workers, lines: list[str]
-) -> Correctness | None:
-    """Compare attention between right and wrong answers, where traces are there."""
-    folder = Path(output.traces) if output.traces is not None else judged.traces
-    if folder is None or (output.traces is None and not folder.is_dir()):
-        return None
+    judged: Judged,
+    paths: Mapping[int, Path] | None,
+    output: ScoreOutput,
+    workers: Workers,
+    lines: list[str],
+) -> tuple[Correctness | None, dict[str, Any]]:
+    """Compare attention between right and wrong answers, and say which have no trace.
+
+    Where it cannot be compared, say why: what was judged stays.
+    """
     counts = {"without": 0, "other": 0}
+    found, problem = None, ""
+    there = np.zeros(0, dtype=bool)
+    values = judged.values[output.rule]
+    known = np.isfinite(values)
     try:
-        paths = trace_paths(folder)
-        rights: list[bool] = []
-        asked: list[tuple[Path, str, str]] = []
-        for one, value in zip(judged.responses, judged.values(output.rule), strict=True):
-            path = paths.get(one.question.line or 0)
-            if np.isfinite(value) and path is not None:
-                rights.append(bool(value))
-                asked.append((path, one.question.text, one.text))
-            else:
-                counts["without"] += bool(np.isfinite(value))
+        by_line = trace_paths(cast("Path", judged.traces)) if paths is None else paths
+        lines_of = (one.response.question.line or 0 for one in judged.answers)
+        there = known & np.fromiter((line in by_line for line in lines_of), bool, len(values))
+        counts["without"] = int((known & ~there).sum())
+        rights = values[there] == 1
+
+        def chosen() -> Iterator[tuple[Path, str, str]]:
+            for one in compress(judged.answers, there):
+                question = one.response.question
+                yield by_line[question.line or 0], question.text, one.response.text
+
+        asked = Lazy(chosen, len(rights))
         measured = in_chunks(workers, _measure_all, asked, output.folder, description="attention")
 
         def own() -> Iterator[tuple[Attention, bool]]:
@@ -262,27 +297,38 @@ def _attention(
                 if one is None:
                     counts["other"] += 1
                 else:
-                    yield Attention(*one), right
+                    yield Attention(*one), bool(right)
 
         found = compare(own())
     except InputError as error:
-        if output.traces is not None:
-            raise
-        lines.append(f"attention beside correctness: left out: {error}")
-        return None
-    left_out = [
-        f"{counts[name]} {what}"
-        for name, what in (("without", "have no trace"), ("other", "have one of another answer"))
-        if counts[name]
-    ]
+        problem = str(error)
+    left_out = []
+    if counts["without"]:
+        answers = counted(int(known.sum()), "answer")
+        has = "has" if counts["without"] == 1 else "have"
+        left_out.append(f"{counts['without']} of {answers} {has} no trace")
+    if counts["other"]:
+        traces = counted(int(there.sum()), "trace")
+        has = "is" if counts["other"] == 1 else "are"
+        left_out.append(
+            f"{counts['other']} of {traces} {has} of another question or answer than the line of "
+            "the same number"
+        )
+    notes = {"without_trace": counts["without"], "of_another_answer": counts["other"]}
+    if found is None:
+        none_is_left = left_out and counts["other"] == there.sum()
+        why = "; ".join(left_out if none_is_left else [*left_out, problem])
+        lines.append(f"attention beside correctness: left out: {why}")
+        return None, {**notes, "problem": why}
     relations = found.regions["relation"].value_counts()
     shown = ", ".join(f"{name} in {count}" for name, count in relations.items())
     lines.append(
-        f"attention beside correctness ({found.right} right, {found.wrong} wrong"
-        + (f"; of the others, {' and '.join(left_out)}" if left_out else "")
-        + f"): of {len(found.regions)} comparisons by definition and region, {shown}"
+        f"attention beside correctness ({found.right} right, {found.wrong} wrong): of "
+        f"{len(found.regions)} comparisons by definition and region, {shown}"
     )
-    return found
+    lines += [f"  left out: {text}" for text in left_out]
+    numbers = {"right": found.right, "wrong": found.wrong, "relations": relations.to_dict()}
+    return found, numbers | notes
 
 
 def _measure_all(answers: Sequence[tuple[Path, str, str]]) -> list[Attention | None]:
@@ -312,7 +358,7 @@ def _percent(value: Mapping[str, Any]) -> str:
 def _lines_of(judged: Judged, rule: str, result: Mapping[str, Any]) -> list[str]:
     known = result["rules"][rule]
     lines = [
-        f"{counted(len(judged.responses), 'answer')} ({judged.format}); right by the rule {rule}: "
+        f"{counted(len(judged.answers), 'answer')} ({judged.format}); right by the rule {rule}: "
         f"{_percent(known['right'])}"
     ]
     steps = sorted(known["by_step"].items(), key=lambda item: -item[1]["of"])
@@ -332,8 +378,8 @@ def _lines_of_differences(different: pd.DataFrame, counts: list[dict[str, Any]])
         for row in counts
     ]
     lines += [
-        f"  such as answer {row['id']}: {shortened(str(row['answer']), 60)!r}, true is "
-        f"{shortened(str(row['expected']), 60)!r}"
+        f"  such as {place_of(row['line'], row['id'])}: {shortened(str(row['answer']), 60)!r}, "
+        f"true is {shortened(str(row['expected']), 60)!r}"
         for row in different.head(MOST_SHOWN).to_dict("records")
     ]
     return lines

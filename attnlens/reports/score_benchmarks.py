@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from attnlens.answers import final_answer
 from attnlens.answers.forms import form_of
 from attnlens.errors import InputError
 from attnlens.measures.scores import chair, hallusionbench, mme, pope
+from attnlens.measures.scores.hallusionbench import FIELDS
 from attnlens.measures.scores.mme import says
 from attnlens.measures.scores.pope import says_yes
 from attnlens.runs.judged import OURS, Judged
@@ -27,14 +28,18 @@ def _pope(judged: Judged, _: Any) -> dict[str, Any]:
 
 
 def _hallusionbench(judged: Judged, _: Any) -> dict[str, Any]:
+    for one in judged.answers:
+        missing = [name for name in FIELDS if name not in one.response.fields]
+        if one.verdicts and missing:
+            raise InputError(
+                f"{one.response.place} has no {missing[0]!r}: give all of {', '.join(FIELDS)}"
+            )
     known = [
-        (one, verdict)
-        for one, verdict in zip(judged.responses, judged.verdicts[OURS], strict=True)
-        if verdict is not None
+        (bool(one.verdicts[OURS].right), one.response.fields)
+        for one in judged.answers
+        if one.verdicts
     ]
-    return hallusionbench(
-        [bool(verdict.right) for _, verdict in known], [one.fields for one, _ in known]
-    )
+    return hallusionbench([right for right, _ in known], [fields for _, fields in known])
 
 
 def _mme(judged: Judged, _: Any) -> dict[str, Any]:
@@ -44,22 +49,23 @@ def _mme(judged: Judged, _: Any) -> dict[str, Any]:
         right.append(answer == _yes(truth, response))
         category = response.fields.get("category")
         if not isinstance(category, str):
-            raise InputError(f"answer {response.id} has no 'category': MME's subtask goes there")
+            raise InputError(f"{response.place} has no 'category': MME's subtask goes there")
         categories.append(category)
         pictures.append(str(response.fields.get("question_id") or response.question.image))
     return mme(right, categories, pictures)
 
 
 def _chair(judged: Judged, objects: Any) -> dict[str, Any]:
-    present = []
-    for response in judged.responses:
+    texts, present = [], []
+    for response in (one.response for one in judged.answers):
         listed = response.fields.get("objects")
         if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
             raise InputError(
-                f"answer {response.id} has no 'objects': give the list of those in its picture"
+                f"{response.place} has no 'objects': give the list of those in its picture"
             )
+        texts.append(response.text)
         present.append(listed)
-    return chair([one.text for one in judged.responses], present, objects)
+    return chair(texts, present, objects)
 
 
 BENCHMARKS: dict[str, Callable[[Judged, Any], dict[str, Any]]] = {
@@ -70,9 +76,10 @@ BENCHMARKS: dict[str, Callable[[Judged, Any], dict[str, Any]]] = {
 }
 
 
-def _with_truth(judged: Judged) -> list[tuple[Response, str]]:
-    pairs = zip(judged.responses, judged.truths, strict=True)
-    return [(response, truth) for response, truth in pairs if truth is not None]
+def _with_truth(judged: Judged) -> Iterator[tuple[Response, str]]:
+    for one in judged.answers:
+        if one.truth is not None:
+            yield one.response, one.truth
 
 
 def _yes(truth: str, response: Response) -> str:
@@ -80,7 +87,7 @@ def _yes(truth: str, response: Response) -> str:
     says_so = form_of(truth).says
     if not says_so:
         shown = shortened(repr(truth), 80)
-        raise InputError(f"the truth of answer {response.id} is {shown}: here it is yes or no")
+        raise InputError(f"the truth of {response.place} is {shown}: here it is yes or no")
     return says_so
 
 

@@ -199,11 +199,12 @@ def write_parquet(path: Path, tables: Iterable[pd.DataFrame]) -> int:
     return rows
 
 
-def write_parts(path: Path, tables: Iterable[pd.DataFrame], count: int) -> None:
+def write_parts(path: Path, tables: Iterable[pd.DataFrame], count: int, *, each: int = 1) -> None:
     """Write the tables of ``count`` answers as one Parquet file, or as a folder of such files.
 
     It is a folder where there are more than ``PART`` answers, with that many in each file.
-    ``pandas.read_parquet`` reads both.
+    Each table is of ``each`` answers, a number that divides ``PART``. ``pandas.read_parquet`` reads
+    both.
     """
     if count <= PART:
         if path.is_dir():
@@ -215,4 +216,4 @@ def write_parts(path: Path, tables: Iterable[pd.DataFrame], count: int) -> None:
     rest = iter(tables)
     with write_folder(path, replace=True) as folder:
         for number in range(-(-count // PART)):
-            write_parquet(folder / f"part-{number:05d}.parquet", islice(rest, PART))
+            write_parquet(folder / f"part-{number:05d}.parquet", islice(rest, PART // each))

@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,7 +235,7 @@ def _write_table(recorded: Iterable[Run], count: int, path: Path, command: str) 
             if trace.cut_off:
                 cut_off[trace.data.sizes["step"]] += 1
             if "replayed" in trace.attrs:
-                replayed.add(trace.attrs["replayed"])
+                replayed.add(trace.attrs["replayed"], run.question.line)
             table = steps_table(trace, run.question)
             unjudged += run.question.answer is not None and bool(table["right"].isna().any())
             yield table
@@ -248,21 +248,29 @@ def _write_table(recorded: Iterable[Run], count: int, path: Path, command: str) 
         print(f"attnlens {command}: {text}", file=sys.stderr)
 
 
+MOST_LINES = 5
+"""How many lines a message names."""
+
+
 @dataclass
 class _Replayed:
     """On how many answers what was fed differs from what the file has."""
 
     count: int = 0
     drifts: Counter[int] = field(default_factory=Counter)
-    other: int = 0
+    other: list[int | None] = field(default_factory=list)
     cut: int = 0
+    special: list[int | None] = field(default_factory=list)
 
-    def add(self, replayed: Mapping[str, Any]) -> None:
-        """Count what a trace says of its answer."""
+    def add(self, replayed: Mapping[str, Any], line: int | None) -> None:
+        """Count what a trace says of its answer, which has a line in the file."""
         self.count += 1
         if replayed["drift"]:
             self.drifts[replayed["drift"]] += 1
-        self.other += replayed.get("same_prompt") is False
+        if replayed.get("same_prompt") is False:
+            self.other.append(line)
+        if replayed.get("special"):
+            self.special.append(line)
         self.cut += replayed["cut_off"] is True
 
     def said(self) -> list[str]:
@@ -276,12 +284,26 @@ class _Replayed:
             )
         if self.other:
             found.append(
-                f"the prompts of {self.other} {of} have other tokens than the file says: mode, "
-                "template, limits of pixels or the checkpoint differ"
+                f"the prompts of {len(self.other)} {of} do not match the token ids in the file: "
+                "another picture, mode, template, limits of pixels or checkpoint "
+                f"({_lines(self.other)})"
+            )
+        if self.special:
+            verb = "spells" if len(self.special) == 1 else "spell"
+            found.append(
+                f"{len(self.special)} {of} {verb} special tokens in the text, and these tokens "
+                f"are fed ({_lines(self.special)})"
             )
         if self.cut:
             found.append(f"{self.cut} {of} had not ended, as the file says")
         return found
+
+
+def _lines(lines: Sequence[int | None]) -> str:
+    """Name the first of some lines."""
+    shown = ", ".join(map(str, lines[:MOST_LINES]))
+    rest = len(lines) - MOST_LINES
+    return f"line{'' if len(lines) == 1 else 's'} {shown}" + (f" and {rest} more" * (rest > 0))
 
 
 def _draw(trace: Trace, mode: str, output: TrendOutput, folder: Path) -> None:

@@ -15,7 +15,7 @@ from attnlens.runs.dataset import Question
 from attnlens.runs.recordings import SUMMARY, find_runs
 from attnlens.runs.responses import Response, ResponseFile, read_responses
 from attnlens.runs.responses.base import spool_responses
-from attnlens.text import quoted
+from attnlens.text import quoted, shortened
 
 if TYPE_CHECKING:
     from attnlens.recording.trace import Trace
@@ -26,7 +26,7 @@ _NUMBERED = re.compile(r"(\d{5,})_")
 """Name of the folder of a line's results."""
 
 
-def read_answers(path: Path) -> tuple[ResponseFile, Path | None]:
+def read_answers(path: Path, format: str | None = None) -> tuple[ResponseFile, Path | None]:
     """Read responses, and say where their traces are, if that is known.
 
     Parameters
@@ -35,6 +35,8 @@ def read_answers(path: Path) -> tuple[ResponseFile, Path | None]:
         A file of responses, or a folder of results of ``attnlens trend --data`` or ``attnlens
         replay``: that of ``--save_folder``, if it holds one mode, or ``trend/MODE`` or
         ``replay/MODE`` in it.
+    format
+        Format of a file, as in ``read_responses``.
 
     Raises
     ------
@@ -42,7 +44,12 @@ def read_answers(path: Path) -> tuple[ResponseFile, Path | None]:
         If there is nothing to read, or a folder holds several modes.
     """
     if not path.is_dir():
-        return read_responses(path), None
+        return read_responses(path, format=format), None
+    if format is not None:
+        raise InputError(
+            f"--answers_format {shortened(format, 80)!r}: {quoted(path)} is a folder of results, "
+            "so leave the option out"
+        )
     modes = [path]
     if not any(path.glob(f"*/{SUMMARY}")):
         modes = [mode for command in COMMANDS for mode in sorted((path / command).glob("*/"))]
@@ -94,6 +101,8 @@ def trace_paths(folder: Path) -> dict[int, Path]:
     InputError
         If the folder holds no trace, or several of one line.
     """
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {quoted(folder)}: give one with traces")
     paths: dict[int, Path] = {}
     for path in find_runs(folder):
         number = _NUMBERED.match(path.parent.name)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ CHUNK = 200
 def in_chunks(
     workers: Workers,
     function: Callable[[Sequence[Any]], list[Any]],
-    items: Sequence[Any],
+    items: Collection[Any],
     folder: Path,
     *,
     description: str,
@@ -49,19 +50,19 @@ def in_chunks(
     InputError
         If a job failed.
     """
-    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+    count = -(-len(items) // CHUNK)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
-        paths = [Path(name) / f"{number}.json" for number in range(len(chunks))]
-        both = zip(chunks, paths, strict=True)
-        jobs = (partial(_write, function, chunk, path) for chunk, path in both)
+        paths = [Path(name) / f"{number}.json" for number in range(count)]
+        rest = iter(items)
+        jobs = (partial(_write, function, list(islice(rest, CHUNK)), path) for path in paths)
         with progress(total=len(items), description=description) as bar:
             for one in workers.run(jobs):
                 for line in one.said.splitlines():
                     bar.write(one_line(line), file=sys.stderr)
                 if one.problem:
                     raise InputError(one.problem)
-                bar.update(len(chunks[one.number]))
+                bar.update(min(CHUNK, len(items) - CHUNK * one.number))
         for path in paths:
             yield from json.loads(path.read_text(encoding="utf-8"))
 

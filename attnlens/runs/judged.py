@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,10 +18,30 @@ from attnlens.errors import InputError
 from attnlens.runs.answered import read_answers
 from attnlens.runs.chunks import in_chunks
 from attnlens.runs.responses import Response
+from attnlens.runs.spool import Lazy, Spool
 from attnlens.runs.workers import Workers
 from attnlens.text import one_line, quoted, shortened
 
 OURS, LOOK_BACK = "attnlens", "look-back"
+
+
+@dataclass(frozen=True)
+class JudgedAnswer:
+    """An answer with its verdicts.
+
+    Attributes
+    ----------
+    response
+        The answer.
+    truth
+        The true answer; None where it is not known.
+    verdicts
+        By the name of the rule; empty where the truth is not known.
+    """
+
+    response: Response
+    truth: str | None
+    verdicts: Mapping[str, Verdict]
 
 
 @dataclass(frozen=True)
@@ -29,12 +50,11 @@ class Judged:
 
     Attributes
     ----------
-    responses
-        The answers.
-    truths
-        The true answer of each; None where it is not known.
-    verdicts
-        By the name of the rule, one of each; None where the truth is not known.
+    answers
+        The answers, which are kept on disk.
+    values
+        By the name of the rule, 1 for right, 0 for wrong and NaN for unknown answers. The rule that
+        was asked for comes first.
     skipped
         How many records could not be used.
     traces
@@ -43,27 +63,34 @@ class Judged:
         Format of the file.
     """
 
-    responses: list[Response]
-    truths: list[str | None]
-    verdicts: dict[str, list[Verdict | None]]
+    answers: Collection[JudgedAnswer]
+    values: Mapping[str, np.ndarray]
     skipped: int
     traces: Path | None
     format: str
 
-    def values(self, rule: str) -> np.ndarray:
-        """Return 1 for right, 0 for wrong and NaN for unknown answers."""
-        verdicts = self.verdicts[rule]
-        return np.array([as_number(None if one is None else one.right) for one in verdicts])
+
+@dataclass(frozen=True)
+class _Verdicts:
+    """The verdicts on an answer by each rule; None where the truth is not known."""
+
+    of: list[Any] | None
 
 
 def judge_file(
-    path: str, workers: Workers, folder: Path, *, rule: str, benchmark: str | None
+    path: str,
+    workers: Workers,
+    folder: Path,
+    *,
+    rule: str,
+    benchmark: str | None,
+    answers_format: str | None = None,
 ) -> Judged:
     """Read a file or folder of answers and judge each.
 
     Parameters
     ----------
-    path
+    path, answers_format
         As in ``read_answers``.
     workers, folder
         Who judges, and where results will be.
@@ -78,28 +105,52 @@ def judge_file(
         If it cannot be read, no record can be used, no truth is known (except for CHAIR, which has
         none), or math-verify is needed and missing.
     """
-    found, traces = read_answers(Path(path))
+    found, traces = read_answers(Path(path), answers_format)
     for assumed in found.assumed:
         print(one_line(f"attnlens score: {assumed}"), file=sys.stderr)
-    good = [one for one in found.responses if not one.question.problem]
-    bad = [one for one in found.responses if one.question.problem]
-    if not good:
-        raise InputError(f"no answer of {quoted(path)} can be used; {bad[0].question.problem}")
-    for one in bad:
-        problem = f"answer {one.id}: {one.question.problem}"
-        print(one_line(f"attnlens score: skipped {problem}"), file=sys.stderr)
-    truths = [_truth(one, benchmark) for one in good]
-    if benchmark != "chair" and all(truth is None for truth in truths):
+    count, known = _count_usable(found.responses, benchmark)
+    if not count:
+        first = next(iter(found.responses))
+        raise InputError(
+            f"no answer of {quoted(path)} can be used; {first.place}: {first.question.problem}"
+        )
+    for one in found.responses:
+        if one.question.problem:
+            problem = f"{one.place}: {one.question.problem}"
+            print(one_line(f"attnlens score: skipped {problem}"), file=sys.stderr)
+    if benchmark != "chair" and not known:
         raise InputError(f"no true answer is known in {quoted(path)}: give them as 'answer'")
     rules = list(dict.fromkeys((rule, OURS)))  # our rule is always asked, for the comparison
-    texts = [(one.text, truth) for one, truth in zip(good, truths, strict=True)]
-    judge_all = partial(_judge_all, rules)
-    judged = list(in_chunks(workers, judge_all, texts, folder, description="answers"))
-    verdicts = {
-        name: [None if one is None else Verdict(*one[place]) for one in judged]
-        for place, name in enumerate(rules)
-    }
-    return Judged(good, truths, verdicts, len(bad), traces, found.format)
+
+    def usable() -> Iterator[tuple[Response, str | None]]:
+        good = (one for one in found.responses if not one.question.problem)
+        return ((one, _truth(one, benchmark)) for one in good)
+
+    texts = Lazy(lambda: ((one.text, truth) for one, truth in usable()), count)
+    verdicts = Spool(lambda fields: _Verdicts(**fields))
+    values = {name: np.full(count, np.nan) for name in rules}
+    judged = in_chunks(workers, partial(_judge_all, rules), texts, folder, description="answers")
+    for number, one in enumerate(judged):
+        verdicts.append(_Verdicts(one))
+        for name, (right, _) in zip(rules, one or (), strict=False):
+            values[name][number] = as_number(right)
+
+    def answers() -> Iterator[JudgedAnswer]:
+        for (response, truth), found in zip(usable(), verdicts, strict=True):
+            by_rule = zip(rules, found.of or (), strict=False)
+            yield JudgedAnswer(response, truth, {name: Verdict(*one) for name, one in by_rule})
+
+    return Judged(Lazy(answers, count), values, len(found.responses) - count, traces, found.format)
+
+
+def _count_usable(responses: Iterable[Response], benchmark: str | None) -> tuple[int, int]:
+    """Count the answers that can be used, and those of them whose truth is known."""
+    count = known = 0
+    for one in responses:
+        if not one.question.problem:
+            count += 1
+            known += _truth(one, benchmark) is not None
+    return count, known
 
 
 def _judge_all(

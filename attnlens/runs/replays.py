@@ -41,6 +41,9 @@ def question_of(response: Response) -> Question:
         problem = (
             "names no picture: give --images with a folder where a picture is named after the id "
             f"{shortened(response.id, 80)!r}, or --image_column"
+            if response.has_id
+            else "names no picture: give each record an 'image' or an 'id' (with --images, the "
+            "folder where its picture is named after that)"
         )
     if not problem and not response.text and not response.token_ids:
         problem = "the answer is empty: there is nothing to replay"
@@ -83,6 +86,7 @@ def assumed(
     """
     usable = unknown = 0
     untold: set[str] = set()
+    versions: set[str] = set()
     told: dict[str, set[Any]] = {name: set() for name in OPTIONS}
     only_templates = True  # where the mode is not told
     for one in responses:
@@ -91,6 +95,8 @@ def assumed(
         usable += 1
         unknown += one.finished is None and one.token_ids is None
         untold.update(name for name in OPTIONS if _is_open(one.asked, name))
+        if one.asked.version is not None:
+            versions.add(one.asked.version)
         if _is_open(one.asked, "mode"):
             only_templates = only_templates and one.asked.template is not None
         for name, values in told.items():
@@ -111,7 +117,13 @@ def assumed(
             if only_templates
             else "the questions were asked in the words of"
         )
-        found.append(f"{use} mode {settings.mode} ({origin['mode']})")
+        names = ""
+        if versions:
+            names = (
+                f"; config names version {', '.join(sorted(versions))} and no system_prompt, so "
+                "the file's own words are not known"
+            )
+        found.append(f"{use} mode {settings.mode} ({origin['mode']}){names}")
     if "template" in untold and settings.template is not None:
         found.append(f"the questions were asked in the words of {origin['template']}")
     if "system" in untold:

@@ -12,6 +12,7 @@ from typing import Any
 
 from attnlens.errors import InputError
 from attnlens.measures.statistics import with_interval
+from attnlens.text import counted
 
 PERCEPTION = (
     "existence",
@@ -83,8 +84,8 @@ def mme(
         for picture, both in answers.items():
             if len(both) != 2:
                 raise InputError(
-                    f"{len(both)} answers about {picture!r} in {category!r}: MME asks two "
-                    "questions about each picture"
+                    f"{counted(len(both), 'answer')} about {picture!r} in {category!r}: MME asks "
+                    "two questions about each picture"
                 )
         each = [float(one) for both in answers.values() for one in both]
         together = [float(all(both)) for both in answers.values()]

@@ -1,7 +1,7 @@
 """Answers that any engine gave, read from its own file: one file here for each format.
 
 A format lists itself in ``FORMATS``. It is recognised by the fields of the file's first record.
-JSON Lines are read line by line; a file that is one JSON value is read as a whole.
+JSON Lines are read line by line; a file that is a single JSON value is read as a whole.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from attnlens.errors import InputError
 from attnlens.progress import progress
 from attnlens.runs.dataset import Question
-from attnlens.runs.responses import chat, lmms_eval, look_back, plain, sglang, vllm
+from attnlens.runs.responses import batch, chat, lmms_eval, look_back, plain, sglang, vllm
 from attnlens.runs.responses.base import (
     Answer,
     Asked,
@@ -37,7 +37,7 @@ __all__ = ["FORMATS", "Asked", "Response", "ResponseFile", "read_responses"]
 
 FORMATS = {
     module.FORMAT.name: module.FORMAT
-    for module in (look_back, vllm, sglang, lmms_eval, chat, plain)
+    for module in (look_back, vllm, sglang, lmms_eval, batch, chat, plain)
 }
 """The formats by name, in the order in which they are tried."""
 
@@ -93,6 +93,9 @@ def read_responses(
         formats.
     """
     path = Path(path)
+    if path.suffix.lower() in (".csv", ".tsv"):
+        kind = path.suffix[1:].upper()
+        raise InputError(f"{quoted(path)}: {kind} is not read, so write it as JSON Lines")
     pictures = Pictures(
         path.parent,
         None if images is None else Path(images),
@@ -113,11 +116,13 @@ def read_responses(
             asked = _asked_of(chosen, container, path)
         try:
             if not chosen.matches(record):
-                there = shortened(", ".join(map(repr, record)), 80) or "nothing"
-                raise InputError(f"is not of the format {chosen.name}; it has {there}")
+                raise InputError(chosen.problem(record))
             answers = chosen.read(record)
             several = several or len(answers) > 1
-            new = [_response(one, record, line, asked, pictures) for one in answers]
+            new = [
+                _response(one, record, line, number, asked, pictures)
+                for number, one in enumerate(answers, 1)
+            ]
         except InputError as error:
             new = [_bad(line, error)]
         for one in new:
@@ -146,12 +151,28 @@ def _recognised(record: Record, path: Path) -> Format:
     for one in FORMATS.values():
         if one.matches(record):
             return one
+    for one in FORMATS.values():
+        if not one.lacks(record):  # a value is of another kind, such as null
+            return one
     there = shortened(", ".join(map(repr, record)), 80) or "nothing"
     formats = "; ".join(f"{one.name}: {one.fields}" for one in FORMATS.values())
     raise InputError(
-        f"the format of {quoted(path)} is not known: its first record has {there}; give one of "
-        f"{formats}"
+        f"the format of {quoted(path)} is not known: its first record has {there}{_nearest(record)}"
+        f"; name it with --answers_format, or give one of {formats}"
     )
+
+
+def _nearest(record: Record) -> str:
+    """Say which fields a record lacks for the formats of which it has the most."""
+    missing = {one: one.lacks(record) for one in FORMATS.values()}
+    missing = {one: names for one, names in missing.items() if len(names) < len(one.needs)}
+    least = min(map(len, missing.values()), default=0)
+    near = [
+        f"{' and '.join(map(repr, names))} for the format {one.name}"
+        for one, names in missing.items()
+        if len(names) == least
+    ]
+    return f", and lacks {', or '.join(near)}" if near else ""
 
 
 def _asked_of(one: Format, container: Record | None, path: Path) -> Asked:
@@ -165,6 +186,7 @@ def _response(
     answer: Answer,
     record: Record,
     line: int,
+    number: int,
     asked: Asked,
     pictures: Pictures,
 ) -> Response:
@@ -176,6 +198,8 @@ def _response(
         truth = checked_truth(answer.truth)
     except InputError as error:  # it can be replayed all the same
         truth, fields["truth_problem"] = None, str(error)
+    own = answer.request if answer.id is None else answer.id
+    name = str(line if own is None else own)
     return Response(
         question=Question(
             image=checked_text("image", pictures.find(record, answer.picture, answer.id)),
@@ -185,7 +209,8 @@ def _response(
         ),
         text=checked_text("response", answer.text),
         token_ids=None if ids is None else tuple(ids),
-        id=str(line if answer.id is None else answer.id),
+        id=name if number == 1 else f"{name} ({number})",
+        has_id=answer.id is not None,
         asked=asked if answer.asked == Asked() else answer.asked,
         fields=fields,
         finished=answer.finished,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from attnlens.answers import true_answer
 from attnlens.errors import InputError
@@ -34,6 +35,8 @@ class Asked:
         The chat messages, with ``{"type": "image"}`` where the picture goes.
     prompt
         The whole text of the prompt, as a chat template has written it.
+    version
+        Look-Back's version of the prompt, where the file names it without its words.
     """
 
     mode: str | None = None
@@ -44,6 +47,7 @@ class Asked:
     resized_first: bool = False
     messages: Sequence[Mapping[str, Any]] | None = None
     prompt: str | None = None
+    version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,11 @@ class Response:
     token_ids
         Ids of its tokens, where the file has them.
     id
-        Its identifier in the file, else its line.
+        Its identifier in the file, else its line. Several answers in one record have it with their
+        numbers: ``7``, ``7 (2)``.
+    has_id
+        Whether the file gives it an identifier, after which its picture may be named. A number
+        that an engine gave to its request is none.
     asked
         How it was asked.
     fields
@@ -80,6 +88,20 @@ class Response:
     fields: Mapping[str, Any] = field(default_factory=dict)
     finished: bool | None = None
     prompt_digest: str = ""
+    has_id: bool = False
+
+    @property
+    def place(self) -> str:
+        """Its line and its identifier, for messages."""
+        return place_of(self.question.line, self.id)
+
+
+def place_of(line: int | None, id: str) -> str:
+    """Name an answer in a message by its line and its identifier."""
+    name = shortened(repr(id), 80)
+    if line is None:
+        return f"answer {name}"
+    return f"line {line}" if id == str(line) else f"line {line} (id {name})"
 
 
 def spool_responses(responses: Iterable[Response] = ()) -> Spool[Response]:
@@ -97,14 +119,16 @@ def _of_fields(fields: Mapping[str, Any]) -> Response:
 class Answer:
     """What a format finds in a record: the attributes of ``Response`` before they are checked.
 
-    ``picture`` is what stands for the picture in the record; ``used`` are the fields that are not
-    to be kept in ``Response.fields``, and ``extra`` is what is added to these.
+    ``picture`` is what stands for the picture in the record; ``request`` is the engine's own number
+    of the request, which is the identifier where the record has none; ``used`` are the fields that
+    are not to be kept in ``Response.fields``, and ``extra`` is what is added to these.
     """
 
     question: Any
     text: Any
     token_ids: Any = None
     id: Any = None
+    request: Any = None
     truth: Any = None
     picture: Any = None
     asked: Asked = field(default_factory=Asked)
@@ -112,6 +136,21 @@ class Answer:
     prompt_ids: Any = None
     used: Iterable[str] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Field(NamedTuple):
+    """A field by which a format is recognised.
+
+    Attributes
+    ----------
+    names
+        Its names, one of which is there.
+    kind
+        The type of its value.
+    """
+
+    names: tuple[str, ...]
+    kind: type = object
 
 
 @dataclass(frozen=True)
@@ -124,8 +163,8 @@ class Format:
         For ``--format`` and messages.
     fields
         Its fields, for messages.
-    matches
-        Whether a record is of this format.
+    needs
+        The fields that every record of it has.
     read
         Finds the answers in a record; raises ``InputError`` where it cannot.
     container
@@ -136,10 +175,34 @@ class Format:
 
     name: str
     fields: str
-    matches: Callable[[Record], bool]
+    needs: tuple[Field, ...]
     read: Callable[[Record], list[Answer]]
     container: str = ""
     asked: Callable[[Record], Asked] | None = None
+
+    def matches(self, record: Record) -> bool:
+        """Whether a record is of this format."""
+        return all(
+            any(name in record and isinstance(record[name], kind) for name in names)
+            for names, kind in self.needs
+        )
+
+    def lacks(self, record: Record) -> list[str]:
+        """Return the names of the fields that a record lacks."""
+        return [names[0] for names, _ in self.needs if not any(name in record for name in names)]
+
+    def problem(self, record: Record) -> str:
+        """Say why a record is not of this format."""
+        there = shortened(", ".join(map(repr, record)), 80) or "nothing"
+        missing = self.lacks(record)
+        if missing:
+            named = " and ".join(map(repr, missing))
+            return f"is not of the format {self.name}: it lacks {named}; it has {there}"
+        for names, kind in self.needs:
+            for name in names:
+                if name in record and not isinstance(record[name], kind):
+                    return f"{name!r} is {shown(record[name])}: give {self.fields}"
+        return f"is not of the format {self.name}; it has {there}"
 
 
 def digest(ids: Sequence[int]) -> str:
@@ -148,9 +211,16 @@ def digest(ids: Sequence[int]) -> str:
     return f"{len(ids):,} tokens, {hashlib.sha256(text.encode()).hexdigest()}"
 
 
+def shown(value: Any) -> str:
+    """Return a value as a message shows it."""
+    return "null" if value is None else shortened(repr(value), 80)
+
+
 def needed(record: Record, name: str) -> Any:
     """Return a field of a record, or raise ``InputError`` with the names of those it has."""
     if record.get(name) is None:
+        if name in record:
+            raise InputError(f"{name!r} is null")
         there = shortened(", ".join(map(repr, record)), 80) or "nothing"
         raise InputError(f"has no {name!r}; it has {there}")
     return record[name]
@@ -159,7 +229,7 @@ def needed(record: Record, name: str) -> Any:
 def checked_text(name: str, value: Any) -> str:
     """Return a text that can be written as UTF-8, or raise ``InputError``."""
     if not isinstance(value, str):
-        raise InputError(f"{name!r} is {shortened(repr(value), 80)}: give a text")
+        raise InputError(f"{name!r} is {shown(value)}: give a text")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -170,6 +240,25 @@ def checked_text(name: str, value: Any) -> str:
 def whole_prompt(prompt: Any) -> Asked:
     """Return how a question was asked by the text of its prompt, where there is one."""
     return Asked(prompt=None if prompt is None else checked_text("prompt", prompt))
+
+
+_TURN = re.compile(
+    r"<\|im_start\|>user\n((?:(?!<\|im_start\|>).)*)<\|im_end\|>\n<\|im_start\|>assistant\n"
+    r"(?:(?!<\|im_start\|>|<\|im_end\|>).)*\Z",
+    re.DOTALL,
+)
+"""The user's last turn in the text of a prompt with ChatML's tags (Qwen and others)."""
+_SHOWN = re.compile(r"<\|vision_start\|>(?:<\|image_pad\|>)*<\|vision_end\|>")
+"""Where Qwen's templates show a picture."""
+
+
+def user_text(prompt: Any) -> Any:
+    """Return the user's text in the text of a prompt; all of it where its tags are not known."""
+    turn = _TURN.search(prompt) if isinstance(prompt, str) else None
+    if turn is None:
+        return prompt
+    text = _SHOWN.sub("", turn[1])
+    return prompt if "<|" in text else text
 
 
 def checked_ids(name: str, value: Any) -> list[int] | None:

@@ -13,13 +13,14 @@ from typing import Any
 
 from attnlens.errors import InputError
 from attnlens.models.chat import read_chat
-from attnlens.runs.responses.base import Answer, Asked, Format, Record, ended
+from attnlens.runs.responses.base import Answer, Asked, Field, Format, Record, ended
 from attnlens.text import shortened
 
 
-def _read(record: Record) -> list[Answer]:
+def read(record: Record) -> list[Answer]:
+    """Find the replies in a record."""
     messages = [_with_source(message) for message in record["messages"]]
-    replies = _replies(record)
+    replies = replies_of(record)
     if not replies:
         last = messages.pop() if messages else None
         if not isinstance(last, Mapping) or last.get("role") != "assistant":
@@ -37,7 +38,7 @@ def _read(record: Record) -> list[Answer]:
     return [
         Answer(
             question=chat.question,
-            text=_text(reply.get("content")),
+            text=text_of(reply.get("content")),
             id=record.get("id", record.get("custom_id")),
             truth=record.get("answer"),
             picture=picture if picture else record.get("image"),
@@ -49,7 +50,7 @@ def _read(record: Record) -> list[Answer]:
     ]
 
 
-def _replies(record: Record) -> list[tuple[Mapping[str, Any], Any]]:
+def replies_of(record: Record) -> list[tuple[Mapping[str, Any], Any]]:
     """Return each reply that does not stand in the messages, and how it ended."""
     response = record.get("response")
     if isinstance(response, str):
@@ -66,7 +67,7 @@ def _replies(record: Record) -> list[tuple[Mapping[str, Any], Any]]:
     return found
 
 
-def _text(content: Any) -> Any:
+def text_of(content: Any) -> Any:
     """Return the text of a reply, which may be in parts."""
     if not isinstance(content, list):
         return content
@@ -91,6 +92,6 @@ def _with_source(message: Any) -> Any:
 FORMAT = Format(
     name="chat",
     fields='{"messages": [..., {"role": "assistant", "content"}]}',
-    matches=lambda record: isinstance(record.get("messages"), list),
-    read=_read,
+    needs=(Field(("messages",), list),),
+    read=read,
 )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from attnlens.errors import InputError
-from attnlens.runs.responses.base import Answer, Asked, Format, Record, needed
+from attnlens.runs.responses.base import Answer, Asked, Field, Format, Record, needed
 from attnlens.text import shortened
 
 
@@ -56,7 +56,7 @@ def _read(record: Record) -> list[Answer]:
 FORMAT = Format(
     name="lmms-eval",
     fields='{"doc_id", "target", "input", "filtered_resps"}',
-    matches=lambda record: "doc_id" in record and bool({"resps", "filtered_resps"} & set(record)),
+    needs=(Field(("doc_id",)), Field(("resps", "filtered_resps"))),
     read=_read,
     container="logs",
 )

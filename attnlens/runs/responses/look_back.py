@@ -13,7 +13,15 @@ from typing import Any
 
 from attnlens.errors import InputError
 from attnlens.models.modes import LOOK_BACK, Mode
-from attnlens.runs.responses.base import Answer, Asked, Format, Record, checked_text, needed
+from attnlens.runs.responses.base import (
+    Answer,
+    Asked,
+    Field,
+    Format,
+    Record,
+    checked_text,
+    needed,
+)
 from attnlens.text import shortened
 
 VERSIONS = ("grpo", "back", "hint")
@@ -34,11 +42,13 @@ def _asked(container: Record) -> Asked:
         resized_first=least is not None or most is not None,
     )
     version, words = config.get("version"), config.get("system_prompt")
-    if version is None or words is None:
+    if version is None:
         return resized
     if version not in VERSIONS:
         shown = shortened(repr(version), 80)
         raise InputError(f"its config has the version {shown}: use one of {', '.join(VERSIONS)}")
+    if words is None:
+        return replace(resized, version=version)
     mode = _mode(version, checked_text("system_prompt", words))
     name = next((name for name, known in LOOK_BACK.items() if known == mode), None)
     return replace(resized, mode=name, system=mode.system, template=mode.template)
@@ -56,7 +66,7 @@ def _read(record: Record) -> list[Answer]:
     return [
         Answer(
             question=needed(record, "question"),
-            text=record["prediction"],
+            text=needed(record, "prediction"),
             id=record.get("id"),
             truth=record.get("answer"),
             picture=record.get("image"),
@@ -68,7 +78,7 @@ def _read(record: Record) -> list[Answer]:
 FORMAT = Format(
     name="look-back",
     fields='{"results": [{"id", "question", "answer", "prediction"}], "config"}',
-    matches=lambda record: "prediction" in record and "question" in record,
+    needs=(Field(("question",)), Field(("prediction",))),
     read=_read,
     container="results",
     asked=_asked,

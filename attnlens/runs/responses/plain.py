@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from attnlens.runs.responses.base import Answer, Format, Record, ended, needed
+from attnlens.runs.responses.base import Answer, Field, Format, Record, ended, needed
 
 
 def _read(record: Record) -> list[Answer]:
@@ -26,6 +26,6 @@ def _read(record: Record) -> list[Answer]:
 FORMAT = Format(
     name="plain",
     fields='{"image", "question", "response"}',
-    matches=lambda record: isinstance(record.get("response"), str) and "question" in record,
+    needs=(Field(("question",)), Field(("response",), str)),
     read=_read,
 )

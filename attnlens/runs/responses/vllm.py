@@ -3,33 +3,44 @@
 Source: https://docs.vllm.ai/en/latest/api/vllm/outputs/. An output's ``token_ids`` include the
 token that ended it; ``finish_reason`` is ``stop`` or ``length``, and ``stop_reason`` is the stop
 string or token, None for the model's own end token. ``prompt`` is the text of the chat template;
-``question`` may stand in its place. An output names no picture: add ``image`` (and ``answer``) to
-the record.
+``question`` may stand in its place. An output names no picture: add ``image`` or ``id`` (and
+``answer``) to the record. ``request_id`` is vLLM's own count of requests, which goes on over calls,
+and names no picture.
 """
 
 from __future__ import annotations
 
 from attnlens.errors import InputError
-from attnlens.runs.responses.base import Answer, Format, Record, ended, needed, whole_prompt
-from attnlens.text import shortened
+from attnlens.runs.responses.base import (
+    Answer,
+    Field,
+    Format,
+    Record,
+    ended,
+    needed,
+    shown,
+    user_text,
+    whole_prompt,
+)
 
 
 def _read(record: Record) -> list[Answer]:
     prompt = record.get("prompt")
     question = record.get("question")
     if question is None:
-        question = needed(record, "prompt")
+        question = user_text(needed(record, "prompt"))
     found = []
     for output in record["outputs"]:
         if not isinstance(output, dict):
-            raise InputError(f"'outputs' holds {shortened(repr(output), 80)}: give objects")
+            raise InputError(f"'outputs' holds {shown(output)}: give objects")
         by_token = not isinstance(output.get("stop_reason"), str)
         found.append(
             Answer(
                 question=question,
                 text=needed(output, "text"),
                 token_ids=output.get("token_ids") or None,
-                id=record.get("request_id"),
+                id=record.get("id"),
+                request=record.get("request_id"),
                 truth=record.get("answer"),
                 picture=record.get("image"),
                 asked=whole_prompt(prompt),
@@ -54,6 +65,6 @@ USED = (
 FORMAT = Format(
     name="vllm",
     fields='{"prompt", "outputs": [{"text", "token_ids", "finish_reason"}]}',
-    matches=lambda record: isinstance(record.get("outputs"), list),
+    needs=(Field(("outputs",), list),),
     read=_read,
 )
