@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from attnlens.cli.arguments import (
@@ -22,6 +21,7 @@ from attnlens.cli.arguments import (
     prompt_options,
     workers_of,
 )
+from attnlens.stores import located
 from attnlens.text import one_line
 
 MODE = "back"
@@ -85,7 +85,7 @@ def run_replay(options: argparse.Namespace) -> int:
     output = report.TrendOutput(**output_options(options), definition=options.definition)
     settings.check()
     output.check()
-    folder = Path(output.save_folder)
+    folder = located(output.save_folder)
     with one_process(options):
         read = read_responses(
             options.data,

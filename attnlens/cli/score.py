@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from attnlens.cli.arguments import add_output_options, exit_status, output_options
+from attnlens.stores import located
 
 
 def add_parser(commands: Any) -> None:
@@ -72,6 +72,6 @@ def run_score(options: argparse.Namespace) -> int:
         definition=options.definition,
     )
     output.check()
-    with only_process(Path(output.save_folder)):
+    with only_process(located(output.save_folder)):
         skipped = report_score(output)
     return exit_status("score", skipped, 0)

@@ -26,6 +26,7 @@ from attnlens.reports.table import write_parquet
 from attnlens.runs.answered import traces_of
 from attnlens.runs.judged import LOOK_BACK, OURS, Judged, judge_file
 from attnlens.runs.responses import Response
+from attnlens.stores import located
 from attnlens.text import counted, one_line, quoted, shortened
 
 FOLDER, MARKER = "score", "score.json"
@@ -50,7 +51,7 @@ class ScoreOutput:
     @property
     def folder(self) -> Path:
         """Where the results go."""
-        return Path(self.save_folder) / FOLDER
+        return located(self.save_folder) / FOLDER
 
     def check(self) -> None:
         """Refuse what can be refused before anything is read.
@@ -77,7 +78,7 @@ def report_score(output: ScoreOutput) -> int:
     InputError
         If there is nothing to score, or what is asked for needs fields that the file lacks.
     """
-    objects = None if output.objects is None else read_objects(Path(output.objects))
+    objects = None if output.objects is None else read_objects(located(output.objects))
     judged = judge_file(output.file, rule=output.rule, benchmark=output.benchmark)
     result: dict[str, Any] = {
         "settings": asdict(output),
@@ -223,7 +224,7 @@ def _alike(one: tuple[str, str | None, str], other: tuple[str, str | None, str])
 
 def _attention(judged: Judged, output: ScoreOutput, lines: list[str]) -> Correctness | None:
     """Compare attention between right and wrong answers, where traces are there."""
-    folder = Path(output.traces) if output.traces is not None else judged.traces
+    folder = located(output.traces) if output.traces is not None else judged.traces
     if folder is None or (output.traces is None and not folder.is_dir()):
         return None
     right_of = {

@@ -15,6 +15,7 @@ from attnlens.errors import InputError
 from attnlens.progress import progress
 from attnlens.runs.answered import read_answers
 from attnlens.runs.responses import Response
+from attnlens.stores import located
 from attnlens.text import one_line, quoted, shortened
 
 OURS, LOOK_BACK = "attnlens", "look-back"
@@ -71,7 +72,7 @@ def judge_file(path: str, *, rule: str, benchmark: str | None) -> Judged:
         If it cannot be read, no record can be used, no truth is known (except for CHAIR, which has
         none), or math-verify is needed and missing.
     """
-    found, traces = read_answers(Path(path))
+    found, traces = read_answers(located(path))
     for assumed in found.assumed:
         print(one_line(f"attnlens score: {assumed}"), file=sys.stderr)
     good = [one for one in found.responses if not one.question.problem]
