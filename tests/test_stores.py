@@ -136,13 +136,20 @@ def test_results_in_a_store_are_those_of_a_local_folder(name, store, data, local
     assert read_bytes(there / tables) == (local / tables).read_bytes()
     runs = local / f"{name}_runs" / "back"
     for folder in sorted(runs.iterdir()):
-        trace = attnlens.Trace.load(f"{store}/{name}_runs/back/{folder.name}/trace.zarr")
-        xr.testing.assert_identical(trace.data, attnlens.Trace.load(folder / "trace.zarr").data)
+        traces = [
+            attnlens.Trace.load(f"{root}/{name}_runs/back/{folder.name}/trace.zarr").data
+            for root in (store, local)
+        ]
+        for trace in traces:
+            del trace.attrs["intervention"]  # of a replay it has the address of an object
+        xr.testing.assert_identical(*traces)
         summary = Path(name) / "back" / folder.name / "summary.json"
         found, wanted = (
             json.loads(read_bytes(root / summary.as_posix())) for root in (there, local)
         )
         found["settings"]["save_folder"] = wanted["settings"]["save_folder"]
+        for one in (found, wanted):
+            del one["provenance"]["intervention"]
         assert found == wanted
     wanted = {p.relative_to(local).as_posix() for p in local.rglob("*") if p.is_file()}
     mine = {n for n in wanted if n.split("/")[0] in (name, f"{name}_runs", tables)}
@@ -161,7 +168,7 @@ def test_what_is_missing_or_cut_is_made_again(store, data, local, capsys):
     assert run("replay", data, store) == 0
     runs = located(store) / "replay_runs" / "back"
     first, second = sorted(runs.iterdir())
-    (first / "trace.zarr" / "mass" / ".zarray").unlink()
+    first.fs.rm_file((first / "trace.zarr" / "mass" / ".zarray").path)
     path = second / "trace.zarr" / ".zmetadata"
     path.write_bytes(path.read_bytes()[:-1])
     capsys.readouterr()
@@ -180,6 +187,7 @@ def test_what_is_missing_or_cut_is_made_again(store, data, local, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
 def test_questions_answers_and_pictures_may_be_in_a_store(store, data, local, capsys):
     put(data, f"{store}/in")
     out = f"{store}/out"
@@ -203,7 +211,9 @@ def test_questions_answers_and_pictures_may_be_in_a_store(store, data, local, ca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["recover", "dilution"])
+@pytest.mark.parametrize(
+    ("name", "store"), [("recover", "s3"), ("dilution", "memory")], indirect=["store"]
+)
 def test_recover_and_dilution_write_into_a_store(name, store, data, tmp_path, capsys):
     for place in (tmp_path / "out", store):
         assert run(name, data, place) == 0
@@ -217,7 +227,7 @@ def test_recover_and_dilution_write_into_a_store(name, store, data, tmp_path, ca
     more = ("--samples", "2") if name == "dilution" else ()  # the first one is taken over
     assert run(name, data, store, *more) == 0
     changed = {n.split("/")[1] for n, content in states(store).items() if content != before[n]}
-    assert changed == ({"back_answers", "cot_answers"} & changed if more else set())
+    assert changed == ({"cot_answers"} if more else set())
 
 
 @pytest.mark.slow
@@ -469,28 +479,24 @@ def _reads_locally(path: str) -> None:
     assert not {"upath", "s3fs", "aiobotocore"} & set(sys.modules)
 
 
-def test_no_file_of_a_store_lands_outside_of_its_copy(store):
-    folder = located(store)
-    fs: Any = folder.fs
-    for name in ("../outside", "a/../../outside", "/outside"):
-        fs.pipe_file(f"{folder.path}/x/{name}", b"1")
-        names = files_in(folder / "x")
-        if names:  # some stores resolve what others keep as it is
-            with (
-                pytest.raises(InputError, match="which is no file in it"),
-                local_copy(folder / "x"),
-            ):
-                pass
-        for left in names:
-            fs.rm_file(f"{folder.path}/x/{left}")
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/outside"])
+def test_no_file_of_a_store_lands_outside_of_its_copy(name, monkeypatch):
+    """Stores may have such names; clients differ in which of them they list as they are."""
+    pytest.importorskip("upath", reason=f"needs {STORES}")
+    monkeypatch.setattr("attnlens.stores.files_in", lambda _: {"inside": 1, name: 1})
+    with (
+        pytest.raises(InputError, match="which is no file in it"),
+        local_copy(located("memory://a")),
+    ):
+        pass
 
 
 def test_pictures_and_questions_of_a_store_that_are_not_there(store):
-    with pytest.raises(InputError, match="cannot be reached .*FileNotFoundError"):
+    with pytest.raises(InputError, match=r"cannot be reached \(FileNotFoundError"):
         open_image(f"{store}/a.png")
-    with pytest.raises(InputError, match="cannot be reached .*FileNotFoundError"):
+    with pytest.raises(InputError, match=r"cannot be reached \(FileNotFoundError"):
         read_questions(f"{store}/a.jsonl")
-    with pytest.raises(InputError, match="cannot be reached .*FileNotFoundError"):
+    with pytest.raises(InputError, match=r"cannot be reached \(FileNotFoundError"):
         attnlens.Trace.load(f"{store}/a.zarr")
     (located(store) / "a.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="is not a picture"):

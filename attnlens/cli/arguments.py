@@ -190,7 +190,12 @@ def add_output_options(group: Any, formats: str = "--format") -> None:
 
     ``formats`` is the name of the second option.
     """
-    group.add_argument("--save_folder", default="results", metavar="DIR", help="(results)")
+    group.add_argument(
+        "--save_folder",
+        default="results",
+        metavar="DIR",
+        help="folder, or URL such as s3://bucket/folder with attnlens[stores] (results)",
+    )
     group.add_argument(
         formats,
         dest="formats",
