@@ -28,6 +28,7 @@ from attnlens.runs.chunks import in_chunks
 from attnlens.runs.judged import LOOK_BACK, OURS, Judged, judge_file
 from attnlens.runs.responses import Response
 from attnlens.runs.workers import Workers
+from attnlens.stores import located
 from attnlens.text import counted, one_line, quoted, shortened
 
 FOLDER, MARKER = "score", "score.json"
@@ -52,7 +53,7 @@ class ScoreOutput:
     @property
     def folder(self) -> Path:
         """Where the results go."""
-        return Path(self.save_folder) / FOLDER
+        return located(self.save_folder) / FOLDER
 
     def check(self) -> None:
         """Refuse what can be refused before anything is read.
@@ -86,7 +87,7 @@ def report_score(output: ScoreOutput, workers: Workers) -> int:
     InputError
         If there is nothing to score, or what is asked for needs fields that the file lacks.
     """
-    objects = None if output.objects is None else read_objects(Path(output.objects))
+    objects = None if output.objects is None else read_objects(located(output.objects))
     judge = partial(
         judge_file,
         workers=workers,
@@ -240,7 +241,7 @@ def _attention(
     judged: Judged, output: ScoreOutput, workers: Workers, lines: list[str]
 ) -> Correctness | None:
     """Compare attention between right and wrong answers, where traces are there."""
-    folder = Path(output.traces) if output.traces is not None else judged.traces
+    folder = located(output.traces) if output.traces is not None else judged.traces
     if folder is None or (output.traces is None and not folder.is_dir()):
         return None
     counts = {"without": 0, "other": 0}

@@ -18,6 +18,7 @@ from attnlens.runs.answered import read_answers
 from attnlens.runs.chunks import in_chunks
 from attnlens.runs.responses import Response
 from attnlens.runs.workers import Workers
+from attnlens.stores import located
 from attnlens.text import one_line, quoted, shortened
 
 OURS, LOOK_BACK = "attnlens", "look-back"
@@ -78,7 +79,7 @@ def judge_file(
         If it cannot be read, no record can be used, no truth is known (except for CHAIR, which has
         none), or math-verify is needed and missing.
     """
-    found, traces = read_answers(Path(path))
+    found, traces = read_answers(located(path))
     for assumed in found.assumed:
         print(one_line(f"attnlens score: {assumed}"), file=sys.stderr)
     good = [one for one in found.responses if not one.question.problem]
