@@ -83,8 +83,9 @@ def data(tmp_path_factory) -> Path:
         one = {"image": f"{i} [a].png", "question": sample.question.text}
         one["answer"] = sample.question.answer
         asked.append(json.dumps(one))
-        said = one["answer"] if i else "none"  # one is right
-        answered.append(json.dumps({**one, "response": f"<back>{i} red squares</back> {said}"}))
+        boxed = one["answer"] if i else "none"  # one is right
+        said = f"<back>{i} red squares</back> \\boxed{{{boxed}}}"
+        answered.append(json.dumps({**one, "response": said}))
     (folder / "questions.jsonl").write_text("\n".join(asked))
     (folder / "answers.jsonl").write_text("\n".join(answered))
     return folder
