@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 from conftest import unpainted_figures
+from helpers_s3 import s3_server
 
 import attnlens
 from attnlens.cli.main import main
@@ -46,13 +47,10 @@ def bucket() -> Iterator[str]:
     """Start an object store of this machine, with a bucket."""
     pytest.importorskip("upath", reason=f"needs {STORES}")
     fs = pytest.importorskip("s3fs", reason=f"needs {STORES}").S3FileSystem
-    server = pytest.importorskip("moto.server", reason="needs moto[server]")
-    running = server.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    running.start()
-    with pytest.MonkeyPatch.context() as patch:
+    with s3_server() as address, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
             patch.delenv(name)
-        patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*running.get_host_and_port()))
+        patch.setenv("AWS_ENDPOINT_URL", address)
         patch.setenv("AWS_ACCESS_KEY_ID", "a")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "b")
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
@@ -61,7 +59,6 @@ def bucket() -> Iterator[str]:
         fs().mkdir("bucket")
         yield "s3://bucket"
         fs.clear_instance_cache()
-    running.stop()
 
 
 @pytest.fixture(params=["memory", "s3"])
