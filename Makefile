@@ -19,10 +19,11 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-cluster test-newest test-lowest check docs clean
 
-# Recording, interventions, prompts and the command: what other versions of our libraries could break.
+# Recording, interventions, prompts, stores and the command: what other versions of our libraries
+# could break.
 CORE := $(addprefix tests/test_,mass.py recording_parity.py recording_changes_nothing.py \
 	recording_checks.py interventions.py interventions_parity.py refusals.py load.py prompt.py \
-	trace.py cli.py lenses.py lens_measures.py families.py videos.py versions.py)
+	trace.py cli.py lenses.py lens_measures.py families.py videos.py stores.py versions.py)
 # An environment of its own for each end of what pyproject.toml allows.
 NEWEST := .venv-newest
 LOWEST := .venv-lowest

@@ -11,6 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from attnlens.errors import InputError
+from attnlens.stores import (
+    check_store,
+    clear_unfinished,
+    files_in,
+    is_store,
+    is_unfinished,
+    put_file,
+    put_folder,
+    reaching,
+    remove_stored,
+)
 
 
 def nearest_existing(path: Path) -> Path:
@@ -27,8 +38,12 @@ def check_writable(folder: Path) -> None:
     Raises
     ------
     InputError
-        If the folder (or, where it does not exist, the nearest one above) is a file or read-only.
+        If the folder (or, where it does not exist, the nearest one above) is a file or read-only;
+        or if a store does not take a file there, which is then removed again.
     """
+    if is_store(folder):
+        check_store(folder)
+        return
     if any(len(part.encode()) > 255 for part in Path(folder).parts):
         raise InputError(f"cannot write into {str(folder)!r}: the name is too long")
     anchor = nearest_existing(Path(folder))
@@ -57,7 +72,13 @@ def check_results(folder: Path, marker: str, what: str) -> None:
     InputError
         If it cannot be written, or exists without ``marker``.
     """
-    if folder.exists() and not (folder / marker).is_file():
+    if is_store(folder):
+        with reaching(folder):
+            there = files_in(folder)
+        foreign = bool(there) and marker not in there and not is_unfinished(folder)
+    else:
+        foreign = folder.exists() and not (folder / marker).is_file()
+    if foreign:
         raise InputError(f"{str(folder)!r} holds something other than {what}: move it away")
     check_writable(folder)
 
@@ -66,8 +87,14 @@ def check_results(folder: Path, marker: str, what: str) -> None:
 def write_file(path: Path) -> Iterator[Path]:
     """Give a temporary path next to ``path`` and rename it when the block ends without error.
 
-    The temporary name keeps the suffix, since writers choose their format by it.
+    The temporary name keeps the suffix, since writers choose their format by it. Where ``path`` is
+    in a store, the file is local and then put there.
     """
+    if is_store(path):
+        with tempfile.TemporaryDirectory(prefix="attnlens-") as folder:
+            yield Path(folder) / path.name
+            put_file(Path(folder) / path.name, path)
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
@@ -95,8 +122,10 @@ def check_file(path: Path) -> None:
 
 
 @contextmanager
-def write_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def write_folder(path: Path, *, replace: bool = False, last: str = "") -> Iterator[Path]:
     """Give a temporary folder next to ``path`` and rename it when the block ends without error.
+
+    Where ``path`` is in a store, the folder is local and its files are then put there.
 
     Parameters
     ----------
@@ -104,12 +133,21 @@ def write_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         The folder to write.
     replace
         Whether to replace an existing folder; it is removed once the new one is complete.
+    last
+        Name of the file that a reader looks for first: a store, which cannot rename, gets it last.
 
     Raises
     ------
     InputError
         If the folder exists, is not empty and ``replace`` is not set.
     """
+    if is_store(path):
+        if not replace and files_in(path):
+            raise InputError(f"{str(path)!r} exists already: give a new folder")
+        with tempfile.TemporaryDirectory(prefix="attnlens-") as folder:
+            yield Path(folder)
+            put_folder(Path(folder), path, last)
+        return
     path = Path(path)
     check_writable(path)
     if path.exists() and not replace and (not path.is_dir() or any(path.iterdir())):
@@ -136,6 +174,27 @@ def write_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def scratch_folder(beside: Path) -> Iterator[Path]:
+    """Give a folder next to another one, where that is seen, for the time of the block.
+
+    What a killed process leaves of it is cleared away with that of ``write_folder``; in a store,
+    the next time that this function is called, since the folder has the same name there.
+    """
+    if is_store(beside):
+        folder = beside.parent / f".{beside.name}-scratch"
+        with reaching(folder):
+            remove_stored(folder)
+            try:
+                yield folder
+            finally:
+                remove_stored(folder)
+        return
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{beside.name}-", dir=beside.parent) as name:
+        yield Path(name)
+
+
 def clear_leftover_folders(folders: Iterable[Path]) -> None:
     """Clear away what a killed process left of ``write_folder``.
 
@@ -144,8 +203,11 @@ def clear_leftover_folders(folders: Iterable[Path]) -> None:
     Parameters
     ----------
     folders
-        Those that were written. They are gone through twice.
+        Those that were written, all local or all in a store. They are gone through twice.
     """
+    if is_store(next(iter(folders), None)):
+        clear_unfinished(folders)
+        return
     names = re.compile(r"\.(.+)-[a-z0-9_]{8}(-old)?", re.DOTALL)
     found: dict[Path, list[Path]] = {}
     for parent in {folder.parent for folder in folders}:  # each is listed once, however many
@@ -166,12 +228,24 @@ def clear_leftover_folders(folders: Iterable[Path]) -> None:
 
 
 def clear_leftover_files(path: Path) -> None:
-    """Clear away what a killed process left of ``write_file``."""
+    """Clear away what a killed process left of ``write_file``: nothing in a store."""
+    if is_store(path):
+        return
     stem, suffix = re.escape(path.stem), re.escape(path.suffix)
     names = re.compile(rf"\.{stem}-[a-z0-9_]{{8}}{suffix}")
     for left in list(path.parent.iterdir()):
         if names.fullmatch(left.name) and left.is_file():
             left.unlink()
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder that is there."""
+    if is_store(path):
+        remove_stored(path)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _umask() -> int:

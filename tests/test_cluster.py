@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_stores import bucket  # noqa: F401 (a fixture)
 from test_workers import (
     check_same_results,
     command,
@@ -17,6 +18,7 @@ from test_workers import (
 from attnlens.cli.main import main
 from attnlens.runs import chunks
 from attnlens.runs.workers import cluster
+from attnlens.stores import located, read_bytes
 
 NEEDS_RAY = pytest.mark.skipif(sys.platform != "linux", reason="kills processes")
 
@@ -46,15 +48,18 @@ def test_results_are_those_of_one_process(data, tmp_path, monkeypatch, ray):  # 
 
 
 @NEEDS_RAY
-def test_answers_are_judged_on_a_cluster(tmp_path, monkeypatch, ray):
+@pytest.mark.parametrize("stored", [False, True])
+def test_answers_are_judged_on_a_cluster(stored, tmp_path, monkeypatch, ray, request):
     monkeypatch.setattr(chunks, "CHUNK", 2)
     records = [{"question": f"q{n}", "answer": "6", "response": str(n)} for n in range(8)]
     path = tmp_path / "answers.jsonl"
     path.write_text("\n".join(map(json.dumps, records)))
-    for name, more in (("one", []), ("many", ["--ray", "local", "--workers", "2"])):
-        assert main(["score", str(path), "--save_folder", str(tmp_path / name), *more]) == 0
-    one, many = (tmp_path / name / "score" / "answers.parquet" for name in ("one", "many"))
-    assert one.read_bytes() == many.read_bytes()
+    one = str(tmp_path / "one")
+    many = f"{request.getfixturevalue('bucket')}/many" if stored else str(tmp_path / "many")
+    for folder, more in ((one, []), (many, ["--ray", "local", "--workers", "2"])):
+        assert main(["score", str(path), "--save_folder", folder, *more]) == 0
+    tables = [read_bytes(located(folder) / "score" / "answers.parquet") for folder in (one, many)]
+    assert tables[0] == tables[1]
 
 
 def test_ray_that_is_missing_or_does_not_answer_is_said(data, tmp_path, monkeypatch, capsys):  # noqa: F811

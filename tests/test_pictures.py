@@ -330,7 +330,7 @@ LONG = "iVBORw0KGgo" * 20_000
     [
         ("https://example.com/a.png", "download it and give the path"),
         ("http://example.com/" + LONG, "download it and give the path"),
-        ("s3://bucket/a.png", "download it"),
+        ("FTP://bucket/a.png", "download it"),
         ("file://server/share/a.png", "on another machine"),
         ("file:///no/such/file.png", "there is no image at '/no/such/file.png'"),
         (LONG, "base64 as 'data:image/png;base64,"),

@@ -41,5 +41,7 @@ if __name__ == "__main__":
     project = tomllib.loads(file.read_text())["project"]
     extras = project["optional-dependencies"]
     dev = [text for text in extras["dev"] if not text.startswith("attnlens[")]
-    texts = project["dependencies"] + extras["lenses"] + extras["video"] + extras["eval"] + dev
+    texts = [*project["dependencies"], *dev]
+    for name in ("lenses", "video", "eval", "stores"):
+        texts += extras[name]
     print("\n".join(lower_bounds(map(Requirement, texts))))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from attnlens.errors import InputError
 from attnlens.files import write_file
 from attnlens.models.modes import MODE_NAMES, MODES_HELP, check_template, verification_tag
+from attnlens.stores import is_of_one_process, located
 
 if TYPE_CHECKING:
     from attnlens.runs.dataset import Question
@@ -222,7 +223,12 @@ def add_output_options(group: Any, *formats: str) -> None:
 
     ``formats`` are the names of the second option, ``--format`` when not given.
     """
-    group.add_argument("--save_folder", default="results", metavar="DIR", help="(results)")
+    group.add_argument(
+        "--save_folder",
+        default="results",
+        metavar="DIR",
+        help="folder, or URL such as s3://bucket/folder with attnlens[stores] (results)",
+    )
     group.add_argument(
         *(formats or ("--format",)),
         dest="formats",
@@ -263,7 +269,8 @@ def check_workers(options: argparse.Namespace) -> None:
     Raises
     ------
     InputError
-        If the number is too small, there is no file of questions, or Ray is not installed.
+        If the number is too small, there is no file of questions, other processes would not see
+        what they are to read or write, or Ray is not installed.
     """
     for name in ("workers", "ray"):
         value = getattr(options, name)
@@ -271,6 +278,15 @@ def check_workers(options: argparse.Namespace) -> None:
             raise InputError(f"--{name} {value}: one question has one worker: give --data")
     if options.workers is not None:
         at_least("workers", options.workers, 1)
+    if options.ray is not None or (options.workers or 1) > 1:
+        for name in ("data", "images", "file", "traces", "save_folder"):
+            value = getattr(options, name, None)
+            if value is not None and is_of_one_process(value):
+                option = "FILE" if name == "file" else f"--{name}"
+                raise InputError(
+                    f"{option} {value}: this is the memory of one process, which its workers do "
+                    "not see: leave --workers and --ray out, or give another place"
+                )
     if options.ray is not None:
         from attnlens.runs.workers.cluster import check_ray
 
@@ -430,7 +446,7 @@ def one_process(options: argparse.Namespace) -> AbstractContextManager[None]:
 
     if options.data is None and getattr(options, "traces", None) is None:
         return nullcontext()
-    return only_process(Path(options.save_folder))
+    return only_process(located(options.save_folder))
 
 
 def exit_status(command: str, skipped: int, failed: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 from attnlens.cli.arguments import (
@@ -23,6 +22,7 @@ from attnlens.cli.arguments import (
     workers_of,
 )
 from attnlens.errors import InputError
+from attnlens.stores import located
 
 
 def add_parser(commands: Any) -> None:
@@ -169,7 +169,7 @@ def run_dilution(options: argparse.Namespace) -> int:
         from attnlens.runs import recordings
         from attnlens.runs.dilution import run_questions
 
-        root = Path(output.save_folder) / "dilution_runs"
+        root = located(output.save_folder) / "dilution_runs"
         with workers_of(options, recordings.load_for, settings) as workers:
             runs = run_questions(
                 workers,

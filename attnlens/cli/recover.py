@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from attnlens.cli.arguments import (
@@ -24,6 +23,7 @@ from attnlens.cli.arguments import (
     workers_of,
 )
 from attnlens.models.modes import asked_words
+from attnlens.stores import located
 
 
 def add_parser(commands: Any) -> None:
@@ -86,7 +86,7 @@ def run_recover(options: argparse.Namespace) -> int:
             there = questions
             result = recoveries.recover_one(settings.load(), questions[0], settings)
         else:
-            root = Path(output.save_folder) / "batch_recovery_runs"
+            root = located(output.save_folder) / "batch_recovery_runs"
             with workers_of(options, recoveries.load_warm, settings) as workers:
                 result, there = recoveries.recover_each(workers, questions, settings, root)
         report.report_recovery(result, there, settings, output, folder)

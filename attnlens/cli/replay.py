@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from attnlens.cli.arguments import (
@@ -25,6 +24,7 @@ from attnlens.cli.arguments import (
     workers_of,
 )
 from attnlens.errors import InputError
+from attnlens.stores import located
 from attnlens.text import one_line
 
 MODE = "back"
@@ -100,7 +100,7 @@ def run_replay(options: argparse.Namespace) -> int:
         InterventionSettings(**intervention_options(options, [settings.words])).check()
     elif options.when is not None:
         raise InputError(f"--when {options.when!r} without --intervention: say what is done then")
-    folder = Path(output.save_folder)
+    folder = located(output.save_folder)
     with one_process(options):
         read = read_responses(
             options.data,

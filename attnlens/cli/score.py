@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from attnlens.cli.arguments import (
@@ -14,6 +13,7 @@ from attnlens.cli.arguments import (
     output_options,
     workers_of,
 )
+from attnlens.stores import located
 
 
 def add_parser(commands: Any) -> None:
@@ -90,7 +90,7 @@ def run_score(options: argparse.Namespace) -> int:
     )
     output.check()
     with (
-        only_process(Path(output.save_folder)),
+        only_process(located(output.save_folder)),
         workers_of(options, no_model, None) as workers,
     ):
         skipped = report_score(output, workers)

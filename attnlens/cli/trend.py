@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from attnlens.cli.arguments import (
@@ -22,6 +21,7 @@ from attnlens.cli.arguments import (
     workers_of,
 )
 from attnlens.errors import InputError
+from attnlens.stores import located
 from attnlens.text import one_line
 
 
@@ -81,7 +81,7 @@ def run_trend(options: argparse.Namespace) -> int:
             report.report_one(trace, questions[0], settings, output, folder)
             print(one_line(f"written to {folder}"))
             return 0
-        root = Path(output.save_folder) / "trend_runs"
+        root = located(output.save_folder) / "trend_runs"
         with workers_of(options, recordings.load_for, settings) as workers:
             recorded = recordings.record_each(workers, questions, settings, root, command="trend")
             shown = report.report_each(recorded, output, workers)

@@ -23,6 +23,7 @@ from attnlens.models.prompt import Prompt, encode_prompt, with_pictures
 from attnlens.recording.generation import altered_by
 from attnlens.recording.store import DEPENDENCE, load_dataset, save_dataset
 from attnlens.recording.trace import Trace
+from attnlens.stores import located
 
 REFERENCES = ("removed", "blank")
 """What replaces the image: nothing (a prompt of text alone), or a plain picture of its size in its
@@ -139,7 +140,8 @@ def _same_prompt(vlm: VLM, trace: Trace) -> Prompt:
         raise InputError("the trace notes no image file: give the prompt that was generated")
     limits = trace.attrs.get("replayed", {}).get("resized_first")
     opened = [
-        open_image(Path(path)) if limits is None else open_resized(path, *limits) for path in paths
+        open_image(located(path)) if limits is None else open_resized(path, *limits)
+        for path in paths
     ]
     for (_, info), noted in zip(opened, trace.attrs["images"], strict=True):
         if info.sha256 != noted.get("sha256"):
@@ -248,7 +250,7 @@ def save_dependence(data: xr.Dataset, path: str | Path, *, replace: bool = False
         If the folder is not empty, and ``replace`` is not set or it holds something else; it cannot
         be written; or its name ends in ``.nc``.
     """
-    save_dataset(DEPENDENCE, data, Path(path), replace=replace)
+    save_dataset(DEPENDENCE, data, located(path), replace=replace)
 
 
 def load_dependence(path: str | Path) -> xr.Dataset:
@@ -260,7 +262,7 @@ def load_dependence(path: str | Path) -> xr.Dataset:
         If there is none, it is damaged or incomplete, is something else, or was written by a newer
         version.
     """
-    data, _ = load_dataset(DEPENDENCE, Path(path))
+    data, _ = load_dataset(DEPENDENCE, located(path))
     if not {"kl", "mass"} <= set(data.data_vars) or not {"reference", "step"} <= set(data.dims):
         raise InputError(
             f"{str(path)!r} holds no dependence: give what attnlens.dependence returns"

@@ -24,6 +24,7 @@ from attnlens.measures.statistics import (
     signed_rank,
 )
 from attnlens.recording.store import RECOVERY, load_dataset, save_dataset
+from attnlens.stores import located
 
 UNTOUCHED = "untouched"
 """Name of the run without intervention."""
@@ -274,7 +275,7 @@ class Recovery:
             If the folder is not empty, and ``replace`` is not set or it holds something else than a
             recovery; it cannot be written; or its name ends in ``.nc``.
         """
-        save_dataset(RECOVERY, self.data, Path(path), replace=replace)
+        save_dataset(RECOVERY, self.data, located(path), replace=replace)
 
     @classmethod
     def load(cls, path: str | Path) -> Recovery:
@@ -286,7 +287,7 @@ class Recovery:
             If there is none, it is damaged or incomplete, is something else, or was written by a
             newer version.
         """
-        data, _ = load_dataset(RECOVERY, Path(path))
+        data, _ = load_dataset(RECOVERY, located(path))
         if not {"sample", "run", "definition"} <= set(data.dims) or "rise" not in data:
             raise InputError(f"{str(path)!r} holds no recovery: give what Recovery.save wrote")
         return cls(data)

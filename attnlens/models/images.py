@@ -14,12 +14,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
-from urllib.request import url2pathname
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from attnlens.errors import InputError
+from attnlens.stores import is_store, located, plain_path, reaching, read_bytes
 from attnlens.text import LONGEST_PATH, one_line, quoted, shortened
 
 MAX_ASPECT_RATIO = 200
@@ -225,8 +225,8 @@ def open_image(source: Any) -> tuple[Image.Image, ImageInfo]:
     source
         A path, a ``file://`` or ``data:`` URL, the bytes of a file, an open binary file, a
         ``PIL.Image.Image``, or an array of uint8 [height, width], [height, width, 3] (RGB) or
-        [height, width, 4] (RGBA), or of uint16 [height, width]. Nothing is fetched from the
-        network.
+        [height, width, 4] (RGBA), or of uint16 [height, width]. A URL of an object store, such as
+        ``s3://bucket/picture.png``, is read through fsspec; nothing is fetched from the web.
 
     Raises
     ------
@@ -267,9 +267,9 @@ def open_resized(
     neither turns the picture as its EXIF block says nor lays transparent parts on white, and cuts
     sides to whole pixels. The facts are those of the file. Raises as ``open_image``.
     """
-    path = local_path(source)
+    path = plain_path(source)
     with _reading(quoted(path)):
-        image = Image.open(BytesIO(_read(Path(path)))).convert("RGB")
+        image = Image.open(BytesIO(_read(located(path)))).convert("RGB")
     info = replace(open_image(source)[1], width=image.width, height=image.height)
     for limit, outside in ((max_pixels, operator.gt), (min_pixels, operator.lt)):
         area = image.width * image.height
@@ -291,7 +291,7 @@ def _content(source: Any) -> tuple[str | None, bytes, str]:
         if not isinstance(content, bytes):
             raise InputError("an image is given as a file of text: open it in mode 'rb'")
         return None, content, f"the image of {len(content):,} bytes"
-    if not isinstance(source, str | Path):
+    if not isinstance(source, str | Path) and not is_store(source):
         raise InputError(
             f"an image is given as {type(source).__name__}: give a path, bytes, a PIL.Image or an "
             "array of uint8"
@@ -299,32 +299,8 @@ def _content(source: Any) -> tuple[str | None, bytes, str]:
     if isinstance(source, str) and source[:5].lower() == "data:":
         content = data_of_url(source)
         return None, content, f"the image of {len(content):,} bytes"
-    path = local_path(source)
-    return path, _read(Path(path)), quoted(path)
-
-
-def local_path(source: str | Path) -> str:
-    """Return the path of a path or a ``file://`` URL.
-
-    Raises
-    ------
-    InputError
-        If it is on the network or on another machine.
-    """
-    scheme, _, rest = str(source).partition(":") if isinstance(source, str) else ("", "", "")
-    if scheme.lower() in ("http", "https", "ftp", "s3", "gs", "hf") and rest.startswith("//"):
-        raise InputError(
-            f"{quoted(str(source))} is on the network, and nothing is fetched from there: download "
-            "it and give the path of the file"
-        )
-    if scheme.lower() == "file" and rest.startswith("//"):
-        host, _, _ = rest[2:].partition("/")
-        if host not in ("", "localhost"):
-            raise InputError(
-                f"{quoted(str(source))} is on another machine: copy it and give its path"
-            )
-        return url2pathname(rest[2 + len(host) :])
-    return str(source)
+    path = plain_path(source)
+    return path, _read(located(source)), quoted(path)
 
 
 def data_of_url(url: str) -> bytes:
@@ -345,6 +321,9 @@ def data_of_url(url: str) -> bytes:
 
 
 def _read(path: Path) -> bytes:
+    if is_store(path):
+        with reaching(path):
+            return read_bytes(path)
     if not os.path.exists(path):  # unlike Path.exists, never raises
         advice = "give the path of a picture"
         if len(str(path)) > LONGEST_PATH:

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from attnlens.errors import InputError
-from attnlens.models.images import Frames, ImageInfo, local_path, open_image
+from attnlens.models.images import Frames, ImageInfo, open_image
+from attnlens.stores import is_store, located, plain_path
 from attnlens.text import one_line, quoted, shortened
 
 FPS = 2.0
@@ -196,7 +197,12 @@ def _located(source: Any) -> Any:
         return source
     if not str(source).strip():
         raise InputError("the path of the video is empty: give that of a file or a folder")
-    return local_path(source)
+    if is_store(located(source)):
+        raise InputError(
+            f"{quoted(source)} is in an object store, from which pictures are read, but no videos: "
+            "download it and give its path"
+        )
+    return plain_path(source)
 
 
 def _check_places(shown: Sequence[int], total: int) -> None:

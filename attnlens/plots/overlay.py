@@ -17,6 +17,7 @@ from attnlens.models.images import ImageInfo, Tile, open_image
 from attnlens.plots.figure import Figure, finish, new_figure
 from attnlens.plots.labels import readable
 from attnlens.plots.style import style, width_in_inches
+from attnlens.stores import located
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -165,7 +166,7 @@ def _picture(record: dict[str, Any], image: Any, index: int) -> Image.Image:
         path = record.get("path")
         if not path:
             raise InputError(f"image {index} was not read from a file: give image=")
-        if not Path(path).is_file():
+        if not located(path).is_file():
             raise InputError(f"image {index} ({path!r}) is not there: give image=")
         picture, info = open_image(path)
         if info.sha256 != record["sha256"]:

@@ -17,6 +17,7 @@ import xarray as xr
 
 from attnlens.errors import InputError
 from attnlens.files import write_folder
+from attnlens.stores import is_store, local_copy
 from attnlens.text import one_line
 
 MANIFEST = "attnlens.json"
@@ -84,7 +85,7 @@ def save_dataset(kind: Kind, data: xr.Dataset, path: Path, *, replace: bool = Fa
         # as objects, texts may differ in length; an empty array of objects has no type
         if data[name].dtype.kind == "U" and data[name].size:
             data[name] = data[name].astype(object)
-    with write_folder(path, replace=replace) as temporary:
+    with write_folder(path, replace=replace, last=MANIFEST) as temporary:
         data.to_zarr(temporary, mode="w", zarr_format=2, consolidated=True)
         files = {name: _digest(temporary / name) for name in _files(temporary)}
         manifest = {"format": kind.format, "version": kind.version, "files": files}
@@ -115,13 +116,19 @@ def load_dataset(kind: Kind, path: Path) -> tuple[xr.Dataset, int]:
         If there is none, it is damaged or incomplete, is something else, or was written by a newer
         version.
     """
-    if not os.path.exists(path):  # unlike Path.exists, never raises
+    if not is_store(path) and not os.path.exists(path):  # unlike Path.exists, never raises
         raise InputError(f"there is no {kind.name} at {str(path)!r}")
+    with local_copy(path) as local:
+        return _load(kind, local, str(path))
+
+
+def _load(kind: Kind, path: Path, named: str) -> tuple[xr.Dataset, int]:
+    """Do so with a local path; ``named`` is what messages call it."""
     if kind is not TRACE and path.is_file():
-        return _load_netcdf(kind, path), 0
-    manifest = _manifest(kind, path)
+        return _load_netcdf(kind, path, named), 0
+    manifest = _manifest(kind, path, named)
     try:
-        _check_files(kind, path, manifest["files"])
+        _check_files(path, manifest["files"], f"the {kind.name} {named!r}")
         with xr.open_zarr(path, consolidated=True, zarr_format=2) as stored:
             data = stored.load()
         data.attrs = json.loads(data.attrs["attnlens"])
@@ -129,7 +136,7 @@ def load_dataset(kind: Kind, path: Path) -> tuple[xr.Dataset, int]:
         raise
     except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         reason = one_line(str(error))
-        raise InputError(f"the {kind.name} {str(path)!r} cannot be read: {reason}") from error
+        raise InputError(f"the {kind.name} {named!r} cannot be read: {reason}") from error
     for name in list(data.variables):
         if data[name].dtype.kind in "OT":
             # NumPy casts variable-length texts to fixed ones only through objects
@@ -137,13 +144,13 @@ def load_dataset(kind: Kind, path: Path) -> tuple[xr.Dataset, int]:
     return data, manifest["version"]
 
 
-def _load_netcdf(kind: Kind, path: Path) -> xr.Dataset:
+def _load_netcdf(kind: Kind, path: Path, named: str) -> xr.Dataset:
     try:
         data = xr.load_dataset(path, engine="scipy")
     except Exception as error:  # a broken file can raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{str(path)!r} cannot be read as a {kind.name} ({one_line(reason)}): give a folder "
+            f"{named!r} cannot be read as a {kind.name} ({one_line(reason)}): give a folder "
             f"that {kind.writer} has written"
         ) from error
     for name, values in data.variables.items():
@@ -175,9 +182,9 @@ def with_either_ending(path: Path) -> Path:
     return old if old.is_file() and not new.exists() else new
 
 
-def _manifest(kind: Kind, path: Path) -> dict[str, Any]:
+def _manifest(kind: Kind, path: Path, named: str) -> dict[str, Any]:
     foreign = InputError(
-        f"{str(path)!r} is no attnlens {kind.name}: give a folder that {kind.writer} has written"
+        f"{named!r} is no attnlens {kind.name}: give a folder that {kind.writer} has written"
     )
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -190,15 +197,14 @@ def _manifest(kind: Kind, path: Path) -> dict[str, Any]:
         raise foreign
     if version > kind.version:
         raise InputError(
-            f"the {kind.name} {str(path)!r} has format version {version}, and this attnlens reads "
+            f"the {kind.name} {named!r} has format version {version}, and this attnlens reads "
             f"up to {kind.version}: install a newer attnlens"
         )
     return manifest
 
 
-def _check_files(kind: Kind, path: Path, listed: dict[str, Any]) -> None:
+def _check_files(path: Path, listed: dict[str, Any], where: str) -> None:
     files = _files(path)
-    where = f"the {kind.name} {str(path)!r}"
     for name, digest in listed.items():
         if name not in files:
             raise InputError(f"{where} is incomplete: {name!r} is missing")

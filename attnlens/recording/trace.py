@@ -11,6 +11,7 @@ import xarray as xr
 from attnlens.errors import InputError
 from attnlens.recording.response import Region, find_regions
 from attnlens.segments import SEGMENTS
+from attnlens.stores import located
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ class Trace:
         """
         from attnlens.recording.store import TRACE, save_dataset
 
-        save_dataset(TRACE, self.data, Path(path), replace=replace)
+        save_dataset(TRACE, self.data, located(path), replace=replace)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
@@ -159,7 +160,7 @@ class Trace:
         """
         from attnlens.recording.store import TRACE, load_dataset
 
-        data, version = load_dataset(TRACE, Path(path))
+        data, version = load_dataset(TRACE, located(path))
         events = data.attrs.get("interventions", ())
         if version < 2 and any("knockout" in str(e.get("intervention")) for e in events):
             data.attrs["hidden_keys_counted"] = False

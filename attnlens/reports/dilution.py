@@ -20,6 +20,7 @@ from attnlens.progress import progress
 from attnlens.runs.cache import Entry
 from attnlens.runs.dataset import Question
 from attnlens.runs.recordings import TRACE, find_runs
+from attnlens.stores import located, reaching
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class DilutionOutput:
     @property
     def folder(self) -> Path:
         """Folder of the results."""
-        return Path(self.save_folder) / "dilution"
+        return located(self.save_folder) / "dilution"
 
     def check(self) -> None:
         """Refuse a folder that cannot be written, or holds something else."""
@@ -67,8 +68,10 @@ def report_traces(traces: str | Path, output: DilutionOutput) -> None:
         without one of the regions, of fewer than three steps, or made under an intervention is
         reported and left out; forced twins are ignored.
     """
-    root = Path(traces)
-    if not root.is_dir():
+    root = located(traces)
+    with reaching(root):
+        is_folder = root.is_dir()
+    if not is_folder:
         raise InputError(f"{str(root)!r} is no folder: give one that holds traces (*.zarr)")
     paths = [root] if root.suffix == ".zarr" else find_runs(root)
     if not paths:

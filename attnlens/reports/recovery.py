@@ -20,6 +20,7 @@ from attnlens.files import check_results, check_writable, clear_leftover_folders
 from attnlens.measures.definitions import get_definition
 from attnlens.reports.table import print_cut_off, print_unjudged, write_parquet
 from attnlens.runs.dataset import Question
+from attnlens.stores import located
 from attnlens.text import one_line, shortened
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class RecoveryOutput:
     def check(self) -> None:
         """Refuse an unknown definition, and a folder that cannot be written."""
         get_definition(self.definition)
-        check_writable(Path(self.save_folder))
+        check_writable(located(self.save_folder))
 
 
 def check_folder(questions: list[Question], output: RecoveryOutput) -> Path:
@@ -54,7 +55,7 @@ def check_folder(questions: list[Question], output: RecoveryOutput) -> Path:
         If it cannot be written, or holds something else.
     """
     name = "batch" if questions[0].line is not None else questions[0].folder
-    folder = Path(output.save_folder) / f"{name}_recovery"
+    folder = located(output.save_folder) / f"{name}_recovery"
     check_results(folder, "summary.json", "a recovery")
     return folder
 

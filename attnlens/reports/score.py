@@ -31,6 +31,7 @@ from attnlens.runs.judged import LOOK_BACK, OURS, Judged, JudgedAnswer, judge_fi
 from attnlens.runs.responses.base import place_of
 from attnlens.runs.spool import Lazy
 from attnlens.runs.workers import Workers
+from attnlens.stores import located
 from attnlens.text import counted, one_line, quoted, shortened
 
 FOLDER, MARKER = "score", "score.json"
@@ -58,7 +59,7 @@ class ScoreOutput:
     @property
     def folder(self) -> Path:
         """Where the results go."""
-        return Path(self.save_folder) / FOLDER
+        return located(self.save_folder) / FOLDER
 
     def check(self) -> None:
         """Refuse what can be refused before anything is read.
@@ -92,8 +93,8 @@ def report_score(output: ScoreOutput, workers: Workers) -> int:
     InputError
         If there is nothing to score, or what is asked for needs fields that the file lacks.
     """
-    given = None if output.traces is None else trace_paths(Path(output.traces))
-    objects = None if output.objects is None else read_objects(Path(output.objects))
+    given = None if output.traces is None else trace_paths(located(output.traces))
+    objects = None if output.objects is None else read_objects(located(output.objects))
     judge = partial(
         judge_file,
         workers=workers,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 import sys
 import warnings
 from collections import Counter
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnlens.answers.grader import INSTALL
-from attnlens.files import write_file, write_folder
+from attnlens.files import remove, write_file, write_folder
 from attnlens.runs.dataset import Question
 
 if TYPE_CHECKING:
@@ -208,11 +207,11 @@ def write_parts(path: Path, tables: Iterable[pd.DataFrame], count: int, *, each:
     """
     if count <= PART:
         if path.is_dir():
-            shutil.rmtree(path)
+            remove(path)
         write_parquet(path, tables)
         return
     if path.is_file():
-        path.unlink()
+        remove(path)
     rest = iter(tables)
     with write_folder(path, replace=True) as folder:
         for number in range(-(-count // PART)):

@@ -36,6 +36,7 @@ from attnlens.runs.dataset import Question
 from attnlens.runs.recordings import SUMMARY, TRACE, read_trace
 from attnlens.runs.spool import Lazy
 from attnlens.runs.workers import Workers
+from attnlens.stores import local_copy, located, read_bytes
 from attnlens.text import counted, one_line
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class TrendOutput:
                 f"--max_new_tokens {max_new_tokens}: {self.definition} leaves the first step "
                 "out, so give at least 2"
             )
-        check_writable(Path(self.save_folder))
+        check_writable(located(self.save_folder))
 
 
 def check_folder(question: Question, mode: str, output: TrendOutput) -> Path:
@@ -85,10 +86,10 @@ def check_folder(question: Question, mode: str, output: TrendOutput) -> Path:
         If it cannot be written, or holds the summary of another picture. A warning is printed if
         the answer to another question will be replaced.
     """
-    folder = Path(output.save_folder) / question.folder
+    folder = located(output.save_folder) / question.folder
     check_writable(folder)
     try:
-        before = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        before = json.loads(read_bytes(folder / SUMMARY))
     except (OSError, ValueError):
         return folder
     if not isinstance(before, dict):
@@ -120,13 +121,14 @@ def report_one(
     clear_leftover_folders([folder])
     with write_folder(folder, replace=True) as temporary:
         if folder.is_dir():
-            shutil.copytree(
-                folder,
-                temporary,
-                dirs_exist_ok=True,
-                symlinks=True,
-                ignore=functools.partial(_own_files, folder, mode),
-            )
+            with local_copy(folder) as before:
+                shutil.copytree(
+                    before,
+                    temporary,
+                    dirs_exist_ok=True,
+                    symlinks=True,
+                    ignore=functools.partial(_own_files, before, mode),
+                )
         trace.save(temporary / f"{mode}_{TRACE}")
         write_csv(temporary / f"{mode}_steps.csv", steps_table(trace, question))
         _write_summary(trace, question, settings, output, temporary)
@@ -178,7 +180,7 @@ def report_each(
     int
         How many of them now have pictures.
     """
-    root = Path(output.save_folder)
+    root = located(output.save_folder)
 
     def pictures_of(run: Run) -> Run:
         question, settings = run.question, run.settings

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from attnlens.reports.table import steps_table, write_parts
 from attnlens.reports.trend import TrendOutput
 from attnlens.runs.recordings import read_trace
 from attnlens.runs.twins import Twins
+from attnlens.stores import located
 from attnlens.text import counted, one_line
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def report_twins(twins: Twins, interventions: InterventionSettings, output: Tren
     int
         Of how many answers no twin is missing.
     """
-    root = Path(output.save_folder)
+    root = located(output.save_folder)
     complete = 0
     for mode, count in Counter(run.settings.mode for run in twins.untouched).items():
         path = root / f"replay_{mode}_twins.parquet"

@@ -15,6 +15,7 @@ from attnlens.runs.dataset import Question
 from attnlens.runs.recordings import SUMMARY, find_runs
 from attnlens.runs.responses import Response, ResponseFile, read_responses
 from attnlens.runs.responses.base import spool_responses
+from attnlens.stores import reaching, read_bytes
 from attnlens.text import quoted, shortened
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def read_answers(path: Path, format: str | None = None) -> tuple[ResponseFile, P
     InputError
         If there is nothing to read, or a folder holds several modes.
     """
-    if not path.is_dir():
+    with reaching(path):
+        is_folder = path.is_dir()
+    if not is_folder:
         return read_responses(path, format=format), None
     if format is not None:
         raise InputError(
@@ -75,7 +78,7 @@ def _summarised(path: Path) -> Response:
     number = _NUMBERED.match(path.parent.name)
     line = int(number[1]) if number else None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_bytes(path))
         texts = [found[name] for name in ("image", "question", "response")]
         if not all(isinstance(text, str) for text in (*texts, found.get("expected") or "")):
             raise TypeError("texts are missing")
@@ -142,7 +145,7 @@ def _same_answer(recorded: str, text: str, settings: Mapping[str, Any]) -> bool:
 def _settings_of(folder: Path) -> dict[str, Any]:
     """Return the settings of a run; empty where they cannot be read."""
     try:
-        found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["settings"]
+        found = json.loads(read_bytes(folder / SETTINGS))["settings"]
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}

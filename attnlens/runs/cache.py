@@ -3,7 +3,8 @@
 An entry's folder holds the results and a file ``settings.json`` with everything that they follow
 from, the hash of that (the key), and the sizes of the files. A command that is given again makes
 only the entries with another key, or with a file missing. Each entry is written to a
-temporary folder and renamed, so that a killed process leaves no half entry behind.
+temporary folder and renamed, so that a killed process leaves no half entry behind. Into a store,
+which cannot rename, ``settings.json`` is put last.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from attnlens.runs.dataset import Question
 from attnlens.runs.provenance import canonical, differences
 from attnlens.runs.spool import Lazy
 from attnlens.runs.workers import Workers
+from attnlens.stores import files_in, has_sizes, is_store, read_bytes
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
@@ -70,8 +72,10 @@ class Entry:
     def note(self) -> dict[str, Any]:
         """Read ``settings.json``; empty if there is none."""
         try:
-            found = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = json.loads(read_bytes(self.folder / SETTINGS))
+        except (OSError, ValueError) as error:
+            if is_store(self.folder) and not isinstance(error, FileNotFoundError | ValueError):
+                raise  # a network that fails says nothing of what is there
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -86,10 +90,7 @@ class Entry:
         sizes = note.get("files")
         if note.get("key") != self.key or not isinstance(sizes, dict):
             return False
-        try:
-            return all((self.folder / n).stat().st_size == size for n, size in sizes.items())
-        except OSError:
-            return False
+        return has_sizes(self.folder, sizes)
 
     def is_there(self) -> bool:
         """Whether nothing is left to make."""
@@ -98,7 +99,7 @@ class Entry:
     @contextmanager
     def write(self) -> Iterator[Path]:
         """Give a temporary folder that becomes the entry when the block ends without error."""
-        with write_folder(self.folder, replace=True) as temporary:
+        with write_folder(self.folder, replace=True, last=SETTINGS) as temporary:
             yield temporary
             files = (path for path in sorted(temporary.rglob("*")) if path.is_file())
             note = {
@@ -140,8 +141,11 @@ def only_process(folder: Path) -> Iterator[None]:
     Raises
     ------
     InputError
-        If another process is writing there.
+        If another process is writing there. Of a store that cannot be known.
     """
+    if is_store(folder):
+        yield
+        return
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
@@ -261,21 +265,29 @@ def _make(entry: Entry, make: Callable[[Any, Path], object], vlm: Any) -> None:
 
 
 def _refuse_foreign_results(question: Question, entry: Entry) -> None:
-    folder = entry.folder
-    if not folder.exists():
-        return
-    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / SETTINGS).exists()):
+    note = entry.note()
+    if not note and _is_foreign(entry.folder):
         raise InputError(
-            f"{str(folder)!r} holds something other than the results of a question: give another "
-            "--save_folder, or move it away"
+            f"{str(entry.folder)!r} holds something other than the results of a question: give "
+            "another --save_folder, or move it away"
         )
-    before = entry.note().get("settings")
+    before = note.get("settings")
     asked = before.get("question") if isinstance(before, dict) else None
     if asked is not None and asked != question.text:
         raise InputError(
             f"{str(entry.folder)!r} holds the answer to another question ({asked!r}) than "
             f"line {question.line}: give another --save_folder, or move it away"
         )
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether there is something that no entry has been written over."""
+    if is_store(folder):
+        found = files_in(folder)
+        return bool(found) and SETTINGS not in found
+    if not folder.is_dir():
+        return folder.exists()
+    return any(folder.iterdir()) and not (folder / SETTINGS).exists()
 
 
 def _waiting(runs: Collection[Run], command: str) -> array[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from attnlens.errors import InputError
-from attnlens.files import write_file
+from attnlens.files import scratch_folder, write_file
 from attnlens.progress import progress
 from attnlens.runs.workers import Workers
+from attnlens.stores import read_bytes
 from attnlens.text import one_line
 
 CHUNK = 200
@@ -40,8 +40,7 @@ def in_chunks(
     items
         What is worked on.
     folder
-        A folder that all workers see, for what they write, is made beside this one. What a killed
-        command leaves of it is cleared away with that of ``write_folder``.
+        What workers write goes into a ``scratch_folder`` beside this one, which all of them see.
     description
         For the progress bar.
 
@@ -51,9 +50,8 @@ def in_chunks(
         If a job failed.
     """
     count = -(-len(items) // CHUNK)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
-        paths = [Path(name) / f"{number}.json" for number in range(count)]
+    with scratch_folder(folder) as scratch:
+        paths = [scratch / f"{number}.json" for number in range(count)]
         rest = iter(items)
         jobs = (partial(_write, function, list(islice(rest, CHUNK)), path) for path in paths)
         with progress(total=len(items), description=description) as bar:
@@ -64,7 +62,7 @@ def in_chunks(
                     raise InputError(one.problem)
                 bar.update(min(CHUNK, len(items) - CHUNK * one.number))
         for path in paths:
-            yield from json.loads(path.read_text(encoding="utf-8"))
+            yield from json.loads(read_bytes(path))
 
 
 def _write(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import os
-import re
 import sys
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
@@ -17,10 +15,9 @@ from attnlens.answers import true_answer
 from attnlens.errors import InputError
 from attnlens.progress import progress
 from attnlens.runs.spool import Spool
+from attnlens.stores import beside, local_copy, located
 from attnlens.text import one_line, quoted, shortened
 
-IS_URL = re.compile(r"(?i:data:|[a-z][a-z0-9+.-]+://)")
-"""URLs, including ``data:``; other images are paths relative to the file."""
 LONGEST_NAME = 200
 """Longest name of a results folder, in bytes; its temporary names are a little longer."""
 
@@ -86,10 +83,10 @@ def read_questions(path: str | Path) -> Spool[Question]:
     InputError
         If the file cannot be read or holds no line.
     """
-    path = Path(path)
+    path = located(path)
     questions = spool_questions()
     try:
-        with path.open("rb") as file:
+        with local_copy(path) as local, local.open("rb") as file:
             for number, line in enumerate(file, 1):
                 text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if text.strip():
@@ -134,9 +131,8 @@ def _question(number: int, line: bytes, folder: Path) -> Question:
     except InputError:
         shown = shortened(repr(answer), 80)
         return _bad(number, f"'answer' is {shown}: give a text or a number")
-    image = value[visual]
     return Question(
-        image=image if IS_URL.match(image) else str(folder / image),
+        image=beside(folder, value[visual]),
         text=value["question"],
         answer=truth,
         line=number,
@@ -216,8 +212,8 @@ def _digest(question: Question, sampling: tuple[float | None, int | None] | None
     """Open an image or a video, and return the hash of what is shown of it."""
     if not question.is_video:
         try:
-            found = os.stat(question.image)
-        except (OSError, ValueError):  # no local file
+            found = located(question.image).stat()
+        except (OSError, ValueError):  # no file
             return _image_digest(question.image)
         return _image_digest(question.image, found.st_mtime_ns, found.st_size)
     if sampling is None:

@@ -23,6 +23,7 @@ from attnlens.runs.provenance import provenance
 from attnlens.runs.recordings import ANSWERS, TWINS, read_trace, record_each
 from attnlens.runs.settings import AskSettings, RecordingSettings
 from attnlens.runs.workers import Workers
+from attnlens.stores import local_copy
 
 if TYPE_CHECKING:
     from attnlens.models.load import VLM
@@ -179,8 +180,9 @@ class _Sampling:
     def __call__(self, vlm: VLM, folder: Path) -> None:
         entry, known = self.entry, 0
         if entry.has_key():  # the i-th answer is the same however many follow
-            while (entry.folder / f"{known}.zarr").exists():
-                shutil.copytree(entry.folder / f"{known}.zarr", folder / f"{known}.zarr")
+            while (before := entry.folder / f"{known}.zarr").exists():
+                with local_copy(before) as local:
+                    shutil.copytree(local, folder / before.name)
                 known += 1
         found = sampled_dependence(
             vlm,

@@ -20,6 +20,7 @@ from attnlens.runs.chunks import in_chunks
 from attnlens.runs.responses import Response
 from attnlens.runs.spool import Lazy, Spool
 from attnlens.runs.workers import Workers
+from attnlens.stores import located
 from attnlens.text import one_line, quoted, shortened
 
 OURS, LOOK_BACK = "attnlens", "look-back"
@@ -105,7 +106,7 @@ def judge_file(
         If it cannot be read, no record can be used, no truth is known (except for CHAIR, which has
         none), or math-verify is needed and missing.
     """
-    found, traces = read_answers(Path(path), answers_format)
+    found, traces = read_answers(located(path), answers_format)
     for assumed in found.assumed:
         print(one_line(f"attnlens score: {assumed}"), file=sys.stderr)
     count, known = _count_usable(found.responses, benchmark)

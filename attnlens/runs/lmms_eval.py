@@ -13,7 +13,6 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmms_eval.api.model import lmms
@@ -24,6 +23,7 @@ from attnlens.errors import InputError
 from attnlens.files import check_results, check_writable, clear_leftover_folders
 from attnlens.progress import progress
 from attnlens.runs.cache import SETTINGS, Entry
+from attnlens.stores import located
 from attnlens.text import counted, shortened
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class RecordedModel(lmms):
             raise InputError(
                 f"batch_size {batch_size}: answers are recorded one at a time, so give 1"
             )
-        self._root = Path(str(save_folder))
+        self._root = located(str(save_folder))
         check_writable(self._root)
         self._seed = seed
         self._system = system_prompt

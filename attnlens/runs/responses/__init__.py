@@ -31,6 +31,7 @@ from attnlens.runs.responses.base import (
 )
 from attnlens.runs.responses.pictures import Pictures
 from attnlens.runs.spool import Spool
+from attnlens.stores import local_copy, located
 from attnlens.text import quoted, shortened
 
 __all__ = ["FORMATS", "Asked", "Response", "ResponseFile", "read_responses"]
@@ -92,15 +93,15 @@ def read_responses(
         If the file or the folder cannot be read, the file holds no record, or it is in none of the
         formats.
     """
-    path = Path(path)
+    path = located(path)
     if path.suffix.lower() in (".csv", ".tsv"):
         kind = path.suffix[1:].upper()
         raise InputError(f"{quoted(path)}: {kind} is not read, so write it as JSON Lines")
     pictures = Pictures(
         path.parent,
-        None if images is None else Path(images),
+        None if images is None else located(images),
         image_column,
-        None if save_folder is None else Path(save_folder),
+        None if save_folder is None else located(save_folder),
     )
     chosen = None if format is None else _format_of(format)
     asked: Asked | None = None
@@ -230,7 +231,7 @@ def _said(response: Response) -> str:
 def _records(path: Path) -> Iterator[tuple[int, Record | InputError, Record | None]]:
     """Give each record with its line or place, and the JSON object around all of them."""
     try:
-        with path.open("rb") as file:
+        with local_copy(path) as local, local.open("rb") as file:
             first = b""
             while not first.strip():
                 first = file.readline()

@@ -11,7 +11,7 @@ from typing import Any
 
 from attnlens.errors import InputError
 from attnlens.files import write_file
-from attnlens.runs.dataset import IS_URL
+from attnlens.stores import beside, is_store, is_url, reaching
 from attnlens.text import LONGEST_PATH, quoted, shortened
 
 
@@ -39,8 +39,11 @@ class Pictures:
     def __init__(
         self, beside: Path, folder: Path | None, column: str | None, save_folder: Path | None
     ) -> None:
-        if folder is not None and not folder.is_dir():
-            raise InputError(f"there is no folder {quoted(folder)}: give one with the pictures")
+        if folder is not None:
+            with reaching(folder):
+                there = folder.is_dir()
+            if not there:
+                raise InputError(f"there is no folder {quoted(folder)}: give one with the pictures")
         self._beside = beside
         self._folder = folder
         self.column = column
@@ -75,16 +78,15 @@ class Pictures:
             raise InputError(f"the picture is {shortened(repr(named), 80)}: give a path or base64")
         if named[:5].lower() == "data:":
             return self._saved(named)
-        if len(named) > LONGEST_PATH and not IS_URL.match(named):
+        if len(named) > LONGEST_PATH and not is_url(named):
             return self._saved(f"data:;base64,{named}")
         return self._at(named)
 
     def _at(self, named: str) -> str:
         if self._folder is None:
-            return named if IS_URL.match(named) else str(self._beside / named)
-        # unlike Path.is_file, os.path.isfile never raises
+            return beside(self._beside, named)
         inside = [self._folder / named, self._folder / Path(named).name]
-        return str(next(filter(os.path.isfile, inside), inside[0]))
+        return str(next(filter(_is_file, inside), inside[0]))
 
     def _of_name(self, name: Any) -> str:
         if self._folder is None or name is None:
@@ -119,3 +121,8 @@ class Pictures:
             with write_file(path) as temporary:
                 temporary.write_bytes(content)
         return str(path)
+
+
+def _is_file(path: Path) -> bool:
+    # unlike Path.is_file, os.path.isfile never raises
+    return path.is_file() if is_store(path) else os.path.isfile(path)
