@@ -158,6 +158,7 @@ class Run {
     this.special = new Set(run.special);
     this.cache = new Map();
     this.heat = null;
+    this.wanted = null;
   }
 
   async open() {
@@ -248,9 +249,14 @@ class Run {
   }
 
   /** Load the map of what is chosen into `heat`; say what is shown in its place where there is none. */
-  async chooseHeat(chosen) {
+  chooseHeat(chosen) {
     const key = `${chosen.layers} ${chosen.head}`;
-    if (!this.maps || this.heat?.key === key) return;
+    if (!this.maps) return null;
+    if (this.wanted?.key !== key) this.wanted = { key, done: this.loadHeat(chosen, key) };
+    return this.wanted.done;
+  }
+
+  async loadHeat(chosen, key) {
     const find = (kind, layer, head) => this.maps.sources.find((s) => s.kind === kind && (kind === "mean" || s.layer === layer) && (kind !== "head" || s.head === head));
     let sources = [find("mean")], note = "mean over layers and heads";
     if (chosen.layers) {
@@ -264,7 +270,7 @@ class Run {
       } else note += ": the maps of these layers are not in this page";
     }
     const tables = await Promise.all(sources.map((source) => this.store.table(source.weights)));
-    this.heat = { key, note, tables, most: null };
+    if (this.wanted.key === key) this.heat = { note, tables, most: null };
   }
 
   weight(t, visual) {
@@ -1044,8 +1050,8 @@ class Page {
   }
 
   /** The runs that stand side by side. */
-  shown() {
-    const { run, other } = this.state;
+  shown(state = this.state) {
+    const { run, other } = state;
     return other >= 0 && other !== run ? [this.runs[run], this.runs[other]] : [this.runs[run]];
   }
 
@@ -1055,8 +1061,8 @@ class Page {
   }
 
   /** Unpack what the state needs. */
-  unpack() {
-    return Promise.all(this.shown().flatMap((run) => [run.openHeads(this.state), run.chooseHeat(this.state)]));
+  unpack(state = this.state) {
+    return Promise.all(this.shown(state).flatMap((run) => [run.openHeads(state), run.chooseHeat(state)]));
   }
 
   checkbox(key, words) {
@@ -1161,18 +1167,26 @@ class Page {
   }
 
   /** Change the state and draw what depends on it. */
-  async change(values) {
-    const before = this.state;
-    this.state = { ...this.state, ...values };
-    if (this.state.run !== before.run || this.state.other !== before.other) {
-      const run = this.runs[this.state.run];
-      for (const key of ["from", "to"]) this.state[key] = Math.min(this.state[key], run.count - 1);
-      if ((this.state.layers ?? []).some((l) => l >= run.layers.length)) Object.assign(this.state, { layers: null, head: null });
-      if (this.state.patch !== null && !(this.state.patch < (run.maps?.visual ?? 0))) this.state.patch = null;
-    }
-    if (this.state.patch === null && this.state.chart === "patch") this.state.chart = "share";
-    await this.unpack();
+  change(values) {
+    const next = { ...this.state, ...this.next, ...values };
+    const run = this.runs[next.run];
+    for (const key of ["from", "to"]) next[key] = Math.min(next[key], run.count - 1);
+    if ((next.layers ?? []).some((l) => l >= run.layers.length)) Object.assign(next, { layers: null, head: null });
+    if (next.patch !== null && !(next.patch < (run.maps?.visual ?? 0))) next.patch = null;
+    if (next.patch === null && next.chart === "patch") next.chart = "share";
+    return this.show(next);
+  }
+
+  /** Unpack what a state needs, then draw it, unless another was asked for meanwhile. */
+  async show(next) {
+    this.next = next;
+    this.root.setAttribute("aria-busy", "true");
+    await this.unpack(next);
+    if (this.next !== next) return;
+    this.state = next;
+    this.next = null;
     this.refresh();
+    this.root.removeAttribute("aria-busy");
   }
 
   /** Draw everything. */
@@ -1213,7 +1227,7 @@ class Page {
 
   moveTo(from, to = from, pinned = this.state.pinned) {
     if (from === this.state.from && to === this.state.to && pinned === this.state.pinned) return;
-    Object.assign(this.state, { from, to, pinned });
+    for (const state of [this.state, this.next]) if (state) Object.assign(state, { from, to, pinned });
     this.marks();
   }
 
@@ -1244,7 +1258,7 @@ class Page {
     if (event.key in moves) {
       const move = moves[event.key];
       if (event.shiftKey) {
-        this.anchor ??= from;
+        if (this.anchor !== from && this.anchor !== to) this.anchor = from;
         const end = clamp((this.anchor === from ? to : from) + move, 0, run.count - 1);
         this.moveTo(Math.min(this.anchor, end), Math.max(this.anchor, end), true);
       } else {
@@ -1271,10 +1285,8 @@ class Page {
     }, 150);
   }
 
-  async readHash(names) {
-    this.state = fromHash(location.hash, this.first, this.runs, names);
-    await this.unpack();
-    this.refresh();
+  readHash(names) {
+    return this.show(fromHash(location.hash, this.first, this.runs, names));
   }
 
   /** Copy or save a picture, the curve, or numbers. */
