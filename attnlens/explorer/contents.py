@@ -99,6 +99,7 @@ def page_contents(runs: Sequence[Shown], *, largest: int = LARGEST) -> dict[str,
     contents = [
         _run(one, packer) for one in progress(runs, total=len(runs), description="measuring")
     ]
+    without_sink = max(one.pop("error_without_sink") for one in contents)
     names = [n for n in DEFINITIONS if all(n in one["shares"] for one in contents)]
     if not names:
         raise InputError("no definition of attention to the image has a value in these traces")
@@ -112,7 +113,7 @@ def page_contents(runs: Sequence[Shown], *, largest: int = LARGEST) -> dict[str,
         "made_by": f"attnlens {__version__}",
         "definitions": [_definition(name) for name in names],
         "segments": list(SEGMENTS),
-        "errors": {"mass": packer.error, "maps": maps.error},
+        "errors": {"mass": packer.error, "maps": maps.error, "without_sink": without_sink},
         "runs": contents,
         "blobs": {**packer.blobs, **maps.blobs},
     }
@@ -130,6 +131,8 @@ def _run(one: Shown, packer: Packer) -> dict[str, Any]:
     answer = final_answer(trace.text)
     special = set(attrs.get("special_token_ids", ()))
     shares, lacks = _shares(data, packer, include_copied=False)
+    mass = packer.quantised(data["mass"].values, (1, 2, 3))
+    exact = _without_sink(data["mass"].values)
     copied = int(data["keys"].sel(segment="copied").max()) > 0
     pictures, missing = pictures_of(data, one.images, packer)
     lacks += missing
@@ -172,7 +175,9 @@ def _run(one: Shown, packer: Packer) -> dict[str, Any]:
             for event in attrs.get("interventions", ())
         ],
         "keys": packer.exact(data["keys"].values, "i4"),
-        "mass": packer.quantised(data["mass"].values, (1, 2, 3)),
+        "mass": mass,
+        "without_sink": packer.exact(mean_of_known(exact.swapaxes(2, 3))),
+        "error_without_sink": largest_difference(exact, _without_sink(packer.unpacked(mass))),
         "shares": shares,
         "shares_with_copied": _shares(data, packer, include_copied=True)[0] if copied else None,
         "split": _split(data, packer),
@@ -183,6 +188,24 @@ def _run(one: Shown, packer: Packer) -> dict[str, Any]:
         "dependence": _dependence(one, packer),
         "lacks": lacks,
     }
+
+
+def _without_sink(mass: np.ndarray) -> np.ndarray:
+    """Mass [..., segment] of what is left without the sink; NaN where nothing is, and at the sink.
+
+    The denominator is the sum over the other segments, of which each has a scale of its own: of
+    what is left beside a large sink, one minus the sink would be off by far more.
+    """
+    sink = SEGMENTS.index("sink")
+    rest = np.delete(mass, sink, -1).sum(-1, keepdims=True, dtype=np.float32)
+    found = np.divide(mass, rest, where=rest > 0, out=np.full_like(mass, np.nan))
+    found[..., sink] = np.nan
+    return found
+
+
+def largest_difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the largest difference where both are known."""
+    return float(np.nanmax(np.abs(one - other), initial=0))
 
 
 def _texts(values: Sequence[str] | np.ndarray) -> list[str]:
@@ -344,6 +367,7 @@ def _add_maps(
                 "layer": found.layer,
                 "head": found.head,
                 "weights": packer.quantised(found.weights(), (0,), levels),
+                "total": packer.exact(found.weights().sum(-1)),
             }
         )
 

@@ -167,6 +167,7 @@ class Run {
       async ([name, entry]) => [name, { layer: await load(entry.by_layer), head: null, packed: entry.by_head }])));
     this.keysTable = await load(this.keys);
     this.massTable = await load(this.mass);
+    this.restTable = await load(this.without_sink);
     this.shareTables = await each(this.shares);
     this.copiedTables = this.shares_with_copied ? await each(this.shares_with_copied) : {};
     this.splitTables = {};
@@ -212,10 +213,11 @@ class Run {
     return this.cached(key, () => {
       const places = this.layerPlaces(chosen);
       const heads = chosen.head === null ? [...Array(this.heads).keys()] : [chosen.head];
-      const sink = this.payload.segments.indexOf("sink");
+      if (!chosen.sink && chosen.head === null) return this.series((t) => meanOfKnown(places.map((l) => this.restTable.at(t, l, index))));
+      const others = this.payload.segments.map((_, i) => i).filter((i) => chosen.sink || this.payload.segments[i] !== "sink");
       return this.series((t) => meanOfKnown(places.map((l) => meanOfKnown(heads.map((h) => {
         const mass = this.massTable.at(t, l, h, index);
-        return chosen.sink ? mass : mass / (1 - this.massTable.at(t, l, h, sink));
+        return chosen.sink ? mass : mass / others.reduce((sum, i) => sum + this.massTable.at(t, l, h, i), 0);
       })))));
     });
   }
@@ -269,8 +271,9 @@ class Run {
         if (chosen.head !== null) note += `: the map of head ${chosen.head} is not in this page (map_heads=[(${names[0]}, ${chosen.head})] records it)`;
       } else note += ": the maps of these layers are not in this page";
     }
-    const tables = await Promise.all(sources.map((source) => this.store.table(source.weights)));
-    if (this.wanted.key === key) this.heat = { note, tables, most: null };
+    const load = (name) => Promise.all(sources.map((source) => this.store.table(source[name])));
+    const [tables, totals] = await Promise.all([load("weights"), load("total")]);
+    if (this.wanted.key === key) this.heat = { note, tables, totals, most: null };
   }
 
   weight(t, visual) {
@@ -284,6 +287,11 @@ class Run {
     const found = new Float64Array(this.maps.visual);
     for (let t = from; t <= to; t += 1) for (let v = 0; v < found.length; v += 1) found[v] += this.weight(t, v);
     return found.map((sum) => sum / (to - from + 1));
+  }
+
+  /** Weight on the whole image, mean over steps [from, to]; kept exactly, as small weights may be rounded to none. */
+  total(from, to) {
+    return meanOfKnown(this.heat.totals.flatMap((table) => Array.from(table.values.subarray(from, to + 1))));
   }
 
   /** The largest weight of a visual token at any step. */
@@ -573,11 +581,9 @@ class PictureView {
     }
     this.most.textContent = `${format(most)} of attention mass, per visual token (${state.scale === "run" ? "one scale for all steps" : "scale of this step"})`;
     this.bar.style.setProperty("opacity", state.opacity / 100);
-    const total = weights ? weights.reduce((a, b) => a + b, 0) : NaN;
-    this.total = total;
     const truth = run.truth.length ? " White boxes: the object that the token names." : "";
     this.note.textContent = weights
-      ? `Shown: ${run.heat.note}; the image gets ${format(total)} in all.${truth} Click a patch to see which tokens looked at it.`
+      ? `Shown: ${run.heat.note}; the image gets ${format(run.total(from, to))} in all.${truth} Click a patch to see which tokens looked at it.`
       : "This run has no map of visual tokens.";
   }
 }
@@ -956,12 +962,12 @@ class ReadoutView {
     add("share", `image: ${state.definition}`, (run) => over(run, run.share(state)));
     page.payload.segments.forEach((name, i) => add(`mass-${name}`, `mass: ${name}${state.sink ? "" : ", sink left out"}`, (run) => (name === "sink" && !state.sink ? NaN : over(run, run.segment(state, i)))));
     page.payload.segments.forEach((name, i) => add(`keys-${name}`, `keys: ${name}`, (run) => over(run, run.series((t) => run.keysTable.at(t, i)))));
-    if (shown.some((run) => run.split)) for (const [term, name] of [["log_odds", "log-odds of visual mass (nats)"], ["counts", "of these, counts"], ["preference", "of these, preference"]]) add(term, name, (run) => (run.split ? over(run, run.splitOf(state, term)) : NaN));
+    if (shown.some((run) => run.split)) for (const [term, name] of [["log_odds", `log-odds of visual mass${state.head === null ? "" : ", mean over heads"} (nats)`], ["counts", "of these, counts"], ["preference", "of these, preference"]]) add(term, name, (run) => (run.split ? over(run, run.splitOf(state, term)) : NaN));
     const references = [...new Set(shown.flatMap((run) => run.dependence?.references ?? []))];
     for (const reference of references) for (const [name, words] of [["kl", "KL divergence (nats)"], ["hellinger", "Hellinger distance"], ["log_ratio", "log-probability lost (nats)"]]) {
       add(`${name}-${reference}`, `${words}, image ${reference}`, (run) => { const i = run.dependence?.references.indexOf(reference) ?? -1; return i < 0 ? NaN : over(run, run.dependenceOf(name, i)); });
     }
-    if (shown.some((run) => run.maps)) add("map-total", "map: the whole image", (run) => (run.heat ? run.weights(page.range(run).from, page.range(run).to).reduce((a, b) => a + b, 0) : NaN));
+    if (shown.some((run) => run.maps)) add("map-total", "map: the whole image", (run) => (run.heat ? run.total(page.range(run).from, page.range(run).to) : NaN));
     if (state.patch !== null) add("patch", `map: visual token ${state.patch}`, (run) => (run.heat && state.patch < run.maps.visual ? over(run, run.patch(state.patch)) : NaN));
     return rows;
   }
@@ -1117,7 +1123,7 @@ class Page {
       this.tools, this.stage,
       make("footer", {},
         ...(lacks.length ? [make("h2", { text: "What this page lacks" }), make("ul", { class: "lacks" }, ...lacks.map((text) => make("li", { text: visible(text) })))] : []),
-        make("p", { text: `Mass by head is kept in 8 bits: values are off by at most ${format(error.mass)} of attention mass, weights of visual tokens by at most ${format(error.maps)}. Attention is not use: whether the answer needs the image, dependence says, where it was measured.` }),
+        make("p", { text: `Mass by head is kept in 8 bits: values are off by at most ${format(error.mass)} of attention mass (of what is left without the sink, ${format(error.without_sink)}), weights of visual tokens by at most ${format(error.maps)}. Means over all heads of a layer are exact, but for mass with the sink. Attention is not use: whether the answer needs the image, dependence says, where it was measured.` }),
         make("p", { text: `Made by ${visible(payload.made_by)}. Keys: arrows move, Shift takes a span, Enter pins, Escape lets go.` })));
     this.layout = "";
   }
