@@ -382,7 +382,7 @@ class AnswerView {
     this.label = label;
     this.spans = run.predicted.map((text, i) => this.token(text, i));
     this.body = make("div", {
-      class: "answer", tabindex: 0, role: "listbox", dir: "auto",
+      class: "answer", tabindex: 0, role: "listbox", "aria-multiselectable": "true", dir: "auto",
       "aria-label": `Answer${label ? ` of ${visible(label)}` : ""}. Arrow keys move the cursor, with Shift they take a span, Enter pins.`,
       onkeydown: (event) => page.moveByKey(event),
       onpointermove: (event) => page.hover(this.placeOf(event)),
@@ -627,7 +627,7 @@ class GridView {
     this.run = page.runs[page.state.run];
     this.at = [0, 0];
     this.canvas = make("canvas", {
-      tabindex: 0, role: "grid", "aria-label": `${label}: a row for each layer, a column for each head; arrow keys move, Enter chooses a head, L the layer`,
+      tabindex: 0, role: "application", "aria-label": `${label}: a row for each layer, a column for each head; arrow keys move, Enter chooses a head, L the layer`,
       onpointermove: (event) => this.say(this.cellAt(event)),
       onpointerleave: () => this.say(null),
       onclick: (event) => this.click(event),
