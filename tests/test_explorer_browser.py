@@ -394,7 +394,7 @@ def test_keys_move_pin_take_spans_and_let_go(browser, runs):  # noqa: F811
         assert steps(page) == "41-42"  # a span begins where the mouse has put the cursor
         page.locator("[data-state=from] input").fill("3")
         page.keyboard.press("Enter")
-        assert steps(page) == "3-42"
+        assert steps(page) == "3"
         page.locator("[data-state=to] input").fill("5")
         page.keyboard.press("Enter")
         assert steps(page) == "3-5"
@@ -479,17 +479,23 @@ def test_a_click_on_a_patch_lights_up_the_tokens_that_looked(browser, runs):  # 
             "y": (row + 0.5) / rows * box["height"],
         }
         canvas.hover(position=place)
-        assert f"visual token {visual}: " in page.locator("[aria-label=pictures] .under").inner_text()
+        assert (
+            f"visual token {visual}: " in page.locator("[aria-label=pictures] .under").inner_text()
+        )
         canvas.click(position=place)
         settle(page)
-        assert "weight on the chosen patch" in page.locator("[aria-label=answer] .legend").inner_text()
+        assert (
+            "weight on the chosen patch" in page.locator("[aria-label=answer] .legend").inner_text()
+        )
         alphas = page.evaluate(
             """() => [...document.querySelectorAll(".token")].map((token) =>
               Number(getComputedStyle(token).backgroundColor.match(/[\\d.]+(?=\\)$)/)?.[0] ?? 0))"""
         )
         fed = weights[1:, visual]  # a token is coloured by the step that it is fed to
         assert int(np.argmax(alphas)) == int(fed.argmax())
-        assert np.asarray(alphas)[:-1] == pytest.approx(0.55 * fed / weights[:, visual].max(), abs=5e-3)
+        assert np.asarray(alphas)[:-1] == pytest.approx(
+            0.55 * fed / weights[:, visual].max(), abs=5e-3
+        )
         assert "patch" in readout(page)
         page.select_option("select[aria-label='what is drawn']", "patch")
         settle(page)
@@ -520,7 +526,9 @@ def test_twins_share_the_cursor_and_show_the_difference(browser, runs):  # noqa:
             float(measures.visual_share(trace, "look-back").sel(step=91))
             for trace in (runs.trace, runs.twin)
         )
-        assert [number(text) for text in cells] == pytest.approx([one, other, other - one], rel=6e-4, abs=1e-6)
+        assert [number(text) for text in cells] == pytest.approx(
+            [one, other, other - one], rel=6e-4, abs=1e-6
+        )
         assert number(readout(page)["keys-copied"][2]) == len(event["kept"])
         assert page.locator("ul.names li").count() == 3
         assert page.locator(".grid").count() == 3
@@ -580,7 +588,6 @@ NONSENSE = [
     "layers=0.99",
     "layers=0.0.x",
     "head=2",
-    "layers=0.1&head=99&layers=",
     "patch=100000",
     "chart=__proto__",
     "sort=toString",
@@ -609,15 +616,14 @@ def test_an_address_that_makes_no_sense_is_ignored(browser, runs):  # noqa: F811
                 hash_,
             )
             assert readout(page) == first, hash_
-            if "layers" not in hash_:
-                assert state(page) == about, hash_
+            assert state(page) == about, hash_
 
 
 # Strangers' texts
 
 ATTACKS = [
     "<script>window.hit = 1; alert(1)</script>",
-    "<img src=x onerror=\"window.hit = 1; alert(2)\">",
+    '<img src=x onerror="window.hit = 1; alert(2)">',
     "</script><script>window.hit = 1; alert(3)</script>",
     "<!--<script>",
     "</title><svg onload=alert(4)>",
@@ -627,7 +633,7 @@ ATTACKS = [
     "\x00\x01\x1b[31m\x7f",
     '{"runs": [], "kind": "index"}',
     "${alert(7)} {{constructor.constructor('alert(8)')()}}",
-    "=HYPERLINK(\"http://example.org\")",
+    '=HYPERLINK("http://example.org")',
     "a" * 100_000,
     "\ud83d\ude00\u200d\u0301" * 50,
 ]
@@ -703,7 +709,8 @@ def test_an_index_of_strangers_texts_is_only_shown(browser, tmp_path):  # noqa: 
             "end": None,
         }
         for href, text in zip(
-            ["javascript:alert(1)", "pages/../../x.html", "https://example.org/", "pages/1.html"] * 4,
+            ["javascript:alert(1)", "pages/../../x.html", "https://example.org/", "pages/1.html"]
+            * 4,
             [*ATTACKS, "", "x"],
             strict=True,
         )
@@ -713,7 +720,9 @@ def test_an_index_of_strangers_texts_is_only_shown(browser, tmp_path):  # noqa: 
     with opened(browser, path, viewport={"width": 390, "height": 800}) as page:
         assert page.locator("ol.runs li").count() == len(rows)
         nothing_was_injected(page)
-        hrefs = page.locator("ol.runs a").evaluate_all("all => all.map((a) => a.getAttribute('href'))")
+        hrefs = page.locator("ol.runs a").evaluate_all(
+            "all => all.map((a) => a.getAttribute('href'))"
+        )
         assert set(hrefs) == {None, "pages/1.html"}
         no_sideways_scroll(page)
 
@@ -775,7 +784,9 @@ def test_an_index_filters_sorts_and_opens_pages(browser, runs, tmp_path):  # noq
     folder.mkdir()
     for name, trace in {"first": runs.trace, "second": runs.twin}.items():
         trace.save(folder / f"{name}.zarr")
-        (folder / f"{name}.json").write_text(json.dumps({"expected": "no" if name == "second" else runs.expected}))
+        (folder / f"{name}.json").write_text(
+            json.dumps({"expected": "no" if name == "second" else runs.expected})
+        )
     assert write_index(folder, tmp_path / "out") == (2, 0)
     with tab(browser) as page:
         page.goto((tmp_path / "out" / "index.html").as_uri())
