@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attnlens._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from attnlens import interventions, lenses, measures, plots, testbed
+    from attnlens import explorer, interventions, lenses, measures, plots, testbed
     from attnlens.errors import InputError
     from attnlens.experiments.dependence import dependence
     from attnlens.experiments.force import force, replay
@@ -37,7 +37,7 @@ _HOMES = {
     "replay": "attnlens.experiments.force",
     "run": "attnlens.experiments.run",
 }
-_MODULES = ("interventions", "lenses", "measures", "plots", "testbed")
+_MODULES = ("explorer", "interventions", "lenses", "measures", "plots", "testbed")
 
 __all__ = [
     "VLM",
@@ -46,6 +46,7 @@ __all__ = [
     "Recovery",
     "Trace",
     "dependence",
+    "explorer",
     "force",
     "interventions",
     "lenses",

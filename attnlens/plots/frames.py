@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,14 +11,13 @@ import numpy as np
 from attnlens.errors import InputError
 from attnlens.measures.frames import grids_of, moments, video_of
 from attnlens.measures.inputs import dataset_of, select_layers, visual_map_of
-from attnlens.models.videos import frames_at
+from attnlens.models.recorded import recorded_frames
 from attnlens.plots.figure import Figure, finish, new_figure
 from attnlens.plots.overlay import lay_over, moment_title, step_place
 from attnlens.plots.style import style, width_in_inches
 
 if TYPE_CHECKING:
     import xarray as xr
-    from PIL import Image
 
     from attnlens.measures.inputs import TraceLike
 
@@ -82,7 +80,7 @@ def frames(
     shown = _checked_pairs(pairs, len(heat))
     first = [grids_of(record)[i][0] for i in shown]
     indices = record["frames"]["indices"]
-    pictures = _pictures(record, number, video, [indices[i] for i in first])
+    pictures = recorded_frames(record, number, [indices[i] for i in first], video)
     seconds = moments(record)
     columns = min(len(shown), max(1, int((inches - 0.8) / PANEL)))
     rows = math.ceil(len(shown) / columns)
@@ -130,27 +128,6 @@ def _checked_pairs(pairs: Sequence[int] | None, count: int) -> list[int]:
     if not chosen or not whole or not all(0 <= i < count for i in chosen):
         raise InputError(f"pairs is {pairs!r}: the video has pairs 0 to {count - 1}; give a list")
     return [int(i) for i in chosen]
-
-
-def _pictures(
-    record: dict[str, Any], number: int, video: Any, wanted: list[int]
-) -> list[Image.Image]:
-    """Return some frames of the video that was given, or of the recorded one if it is unchanged."""
-    source = record.get("path") if video is None else video
-    if source is None:
-        raise InputError(f"video {number} was not read from a file: give video=")
-    if video is None and not Path(source).exists():
-        raise InputError(f"video {number} ({source!r}) is not there: give video=")
-    pictures, digest = frames_at(source, record["frames"]["indices"], wanted)
-    if video is None and digest != record["sha256"]:
-        raise InputError(f"video {number} ({source!r}) changed since it was recorded: give video=")
-    size = (record["width"], record["height"])
-    if pictures[0].size != size:
-        raise InputError(
-            f"the video has {pictures[0].width} x {pictures[0].height} pixels: "
-            f"the one recorded has {size[0]} x {size[1]}"
-        )
-    return pictures
 
 
 def _when(seconds: np.ndarray) -> str:

@@ -13,11 +13,11 @@ from matplotlib.patches import Rectangle
 
 from attnlens.errors import InputError
 from attnlens.measures.inputs import dataset_of, select_layers, visual_map_of
-from attnlens.models.images import ImageInfo, Tile, open_image
+from attnlens.models.images import ImageInfo, Tile
+from attnlens.models.recorded import recorded_image
 from attnlens.plots.figure import Figure, finish, new_figure
 from attnlens.plots.labels import readable
 from attnlens.plots.style import style, width_in_inches
-from attnlens.stores import located
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -91,7 +91,7 @@ def overlay(
     visual_map_of(data)  # refused before the step is
     moment = data.isel(step=step_place(step, data.sizes["step"]))
     record = _record(data.attrs.get("images"), image_index)
-    picture = _picture(record, image, image_index)
+    picture = recorded_image(record, image_index, image)
     outlined = _checked_boxes(boxes, picture.size)
     weights = select_layers(moment, layer)["visual_map"].mean("layer")
     values, total, tiled = _cells(weights, record, image_index)
@@ -158,27 +158,6 @@ def _record(images: Any, index: Any) -> dict[str, Any]:
     if images[index].get("frames"):
         raise InputError(f"image {index} is a video: draw it with plots.frames")
     return images[index]
-
-
-def _picture(record: dict[str, Any], image: Any, index: int) -> Image.Image:
-    """Return the image that was given, or the recorded file if it is unchanged."""
-    if image is None:
-        path = record.get("path")
-        if not path:
-            raise InputError(f"image {index} was not read from a file: give image=")
-        if not located(path).is_file():
-            raise InputError(f"image {index} ({path!r}) is not there: give image=")
-        picture, info = open_image(path)
-        if info.sha256 != record["sha256"]:
-            raise InputError(f"image {index} ({path!r}) changed since it was recorded: give image=")
-        return picture
-    picture, info = open_image(image)
-    if (info.width, info.height) != (record["width"], record["height"]):
-        raise InputError(
-            f"the image has {info.width} x {info.height} pixels: "
-            f"the one recorded has {record['width']} x {record['height']}"
-        )
-    return picture
 
 
 def _cells(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,6 +169,59 @@ class Trace:
             return cls(data)
         except InputError as error:
             raise InputError(f"{str(path)!r} cannot be read: {error}") from error
+
+    def to_html(
+        self, path: str | Path, *, replace: bool = False, largest: int = 25_000_000, **known: Any
+    ) -> Path:
+        """Write the explorer: one file that shows step by step where each word looked.
+
+        It opens in any browser, offline, and asks the network for nothing.
+
+        Parameters
+        ----------
+        path
+            The file, usually ``<name>.html``.
+        replace
+            Whether to write over a file that is already there.
+        largest
+            Most bytes of the file, about. Masses of single heads and maps of visual tokens are kept
+            in 8 bits; where the file would be larger, maps have fewer levels, or only their mean
+            over layers is kept. The page states the largest error.
+        **known
+            What is known of the run besides, all optional:
+
+            ``twins``
+                mapping of names to traces of the same prompt, such as the run under an
+                intervention, which stand beside this one.
+            ``images``
+                the image, or a list of the images and videos of the prompt, as ``vlm.prompt`` takes
+                them; by default the files that were recorded, if they are unchanged.
+            ``dependence``
+                what ``attnlens.dependence`` returned, or a mapping of it by name of the run
+                (``"untouched"`` is this one, where it has twins).
+            ``expected``
+                the true answer.
+            ``truth``
+                where the object is that a token names: what ``Sample.truth(tokens)`` of the testbed
+                returned, or pairs of a step and a box (left, top, right, bottom) in pixels.
+            ``looking``
+                what ``attnlens.lenses.looking_heads`` returned: heads can be sorted by it.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be written, or exists and ``replace`` is not set; what is known does
+            not fit the trace; or the trace has no visual keys.
+        """
+        # the explorer draws traces, and this is the trace's name for it
+        explorer = importlib.import_module("attnlens.explorer")
+        shown = explorer.runs_to_show(self, **known)
+        return explorer.write_page(path, shown, replace=replace, largest=largest)
 
     def to_pandas(self) -> pd.DataFrame:
         """One row for each step, layer, head and segment, with mass, tokens and region."""
