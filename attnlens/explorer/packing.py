@@ -71,12 +71,15 @@ class Packer:
         Returns
         -------
         dict
-            The entry; a value is ``code * scale / levels``.
+            The entry; a value is ``code * scale / levels``. Values that are no fractions of
+            attention mass (below 0, or far above 1) are kept as floats, without loss.
         """
         values = np.asarray(values, dtype=np.float32)
         others = tuple(axis for axis in range(values.ndim) if axis not in scale_axes)
         unknown = np.isnan(values)
         known = np.where(unknown, 0, values)
+        if known.min(initial=0) < 0 or known.max(initial=0) > WIDEST * LEVELS:
+            return self.exact(values)
         scale = np.minimum(known.max(axis=others, initial=0), WIDEST * levels)
         spread = np.expand_dims(scale, others)
         per_level = np.where(spread > 0, spread / levels, 1)
