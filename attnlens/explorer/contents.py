@@ -33,6 +33,8 @@ LARGEST = 25_000_000
 """Most bytes of a page."""
 LONGEST_TOKEN = 2_000
 """Characters of a token; the middle of longer ones is left out."""
+MOST_OFF = 0.004
+"""Of a sum of attention mass: what is off by more is said."""
 DEPENDENCE = ("kl", "hellinger", "log_ratio")
 """What a page shows of ``attnlens.dependence``."""
 
@@ -111,6 +113,13 @@ def page_contents(runs: Sequence[Shown], *, largest: int = LARGEST) -> dict[str,
     text = embedded(contents)
     room = largest - packer.size - len(text) - _OWN
     maps = _add_maps(contents, runs, room)
+    if maps.total_error > MOST_OFF:
+        for content in contents:
+            if content["maps"]:
+                content["lacks"].append(
+                    "Weights of single visual tokens are rounded, so that their sum over an image "
+                    f"is off by up to {maps.total_error:.2g}; the curve and the masses are not."
+                )
     if maps.size > room:
         for content in contents:
             content["lacks"].append(
@@ -124,7 +133,7 @@ def page_contents(runs: Sequence[Shown], *, largest: int = LARGEST) -> dict[str,
         "made_by": f"attnlens {__version__}",
         "definitions": [_definition(name) for name in names],
         "segments": list(SEGMENTS),
-        "errors": {"mass": packer.error, "maps": maps.error},
+        "errors": {"mass": packer.error, "maps": maps.error, "maps_total": maps.total_error},
         "runs": contents,
         "blobs": {**packer.blobs, **maps.blobs},
     }

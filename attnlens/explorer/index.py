@@ -166,6 +166,8 @@ def read_run(path: Path) -> tuple[Trace, dict[str, Any]]:
     mode, runs = folder.parent, folder.parent.parent
     command = runs.name.removesuffix("_runs")
     truth = _json(path.with_suffix(".json"))
+    if "parts" not in truth or truth.get("question") != trace.attrs.get("question"):
+        truth = {}  # no truth of a sample, or that of another question
     summary = _json(folder / SUMMARY)
     if command != runs.name:
         summary = _json(runs.parent / command / mode.name / folder.name / SUMMARY)

@@ -33,12 +33,16 @@ class Packer:
     error
         Largest difference between a value and what comes back of it, of all quantised arrays that
         were packed so far.
+    total_error
+        The same of sums over the last axis. Many small values that are all rounded to 0 make it
+        much larger than ``error``.
     """
 
     def __init__(self, prefix: str = "b") -> None:
         self._prefix = prefix
         self.blobs: dict[str, str] = {}
         self.error = 0.0
+        self.total_error = 0.0
 
     @property
     def size(self) -> int:
@@ -84,7 +88,10 @@ class Packer:
         spread = np.expand_dims(scale, others)
         per_level = np.where(spread > 0, spread / levels, 1)
         codes = np.rint(known / per_level)
-        self.error = max(self.error, float(np.abs(codes * per_level - known).max(initial=0)))
+        off = codes * per_level - known
+        self.error = max(self.error, float(np.abs(off).max(initial=0)))
+        totals = off.sum(-1, dtype=np.float64)
+        self.total_error = max(self.total_error, float(np.abs(totals).max(initial=0)))
         codes[unknown] = UNKNOWN
         entry = self.exact(codes, "u1")
         return {
