@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attnlens._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from attnlens import explorer, interventions, lenses, measures, plots, testbed
+    from attnlens import interventions, lenses, measures, plots, testbed
     from attnlens.errors import InputError
     from attnlens.experiments.dependence import dependence
     from attnlens.experiments.force import force, replay

@@ -51,6 +51,7 @@ def write(folder: Path = FOLDER) -> list[Path]:
         "interventions": attnlens.interventions,
         "lenses": attnlens.lenses,
         "plots": attnlens.plots,
+        "explorer": attnlens.explorer,
         "testbed": attnlens.testbed,
     }
     texts = {name: page(module) for name, module in modules.items()}

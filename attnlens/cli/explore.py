@@ -56,7 +56,9 @@ def run_explore(options: argparse.Namespace) -> int:
     get_definition(options.definition)
     runs = Path(options.runs)
     if not runs.is_dir():
-        raise InputError(f"{quoted(runs)} is no folder: give a trace (NAME.zarr) or a folder of them")
+        raise InputError(
+            f"{quoted(runs)} is no folder: give a trace (NAME.zarr) or a folder of them"
+        )
     twins = dict(map(_named, options.twin))
     if runs.suffix == ".zarr":
         return _one(runs, twins, options)
@@ -71,14 +73,12 @@ def run_explore(options: argparse.Namespace) -> int:
     )
     print(one_line(f"{counted(written, 'page')}, written to {folder / 'index.html'}"))
     if left_out:
-        print(
-            f"attnlens explore: {counted(left_out, 'run')} left out (see above)", file=sys.stderr
-        )
+        print(f"attnlens explore: {counted(left_out, 'run')} left out (see above)", file=sys.stderr)
     return 1 if left_out else 0
 
 
 def _one(runs: Path, twins: dict[str, Path], options: argparse.Namespace) -> int:
-    from attnlens.explorer.index import known_of
+    from attnlens.explorer.index import read_run
     from attnlens.explorer.page import runs_to_show, write_page
     from attnlens.files import check_file
     from attnlens.recording.trace import Trace
@@ -87,8 +87,7 @@ def _one(runs: Path, twins: dict[str, Path], options: argparse.Namespace) -> int
     check_file(path)
     if path.exists() and not options.replace:
         raise InputError(f"{quoted(path)} exists already: give another --out, or --replace")
-    trace = Trace.load(runs)
-    known = known_of(runs)
+    trace, known = read_run(runs)
     if twins:
         known["twins"] = {name: Trace.load(twin) for name, twin in twins.items()}
     if options.expected is not None:

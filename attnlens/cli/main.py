@@ -41,7 +41,8 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"attnlens {attnlens.__version__}")
     commands = top.add_subparsers(dest="command", metavar="command", parser_class=_Parser)
-    for module in (trend, recover, dilution, figures, replay, score, explore, families, testbed, bench):
+    measuring = (trend, recover, dilution, figures, replay, score, explore)
+    for module in (*measuring, families, testbed, bench):
         module.add_parser(commands)
     return top
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ LARGEST = 25_000_000
 """Most bytes of a page."""
 LONGEST_TOKEN = 2_000
 """Characters of a token; the middle of longer ones is left out."""
+MOST_OFF = 0.004
+"""Of a sum of attention mass: what is off by more is said."""
 DEPENDENCE = ("kl", "hellinger", "log_ratio")
 """What a page shows of ``attnlens.dependence``."""
 
@@ -96,15 +98,34 @@ def page_contents(runs: Sequence[Shown], *, largest: int = LARGEST) -> dict[str,
         If no definition has a value in every run, or what is given with a trace does not fit it.
     """
     packer = Packer()
-    contents = [
-        _run(one, packer) for one in progress(runs, total=len(runs), description="measuring")
-    ]
+    for one in runs:
+        if not one.trace.data.sizes["step"]:
+            raise InputError("the trace has no steps, so there is nothing to show")
+    given = [_given(one, packer) for one in runs]  # what does not fit is refused before the work
+    both = progress(zip(runs, given, strict=True), total=len(runs), description="measuring")
+    contents = [_run(one, known, packer) for one, known in both]
     without_sink = max(one.pop("error_without_sink") for one in contents)
     names = [n for n in DEFINITIONS if all(n in one["shares"] for one in contents)]
     if not names:
-        raise InputError("no definition of attention to the image has a value in these traces")
-    maps = Packer(prefix="m")
-    _add_maps(contents, runs, maps, largest - packer.size - len(json.dumps(contents)) - _OWN)
+        reasons = dict.fromkeys(reason for one in contents for reason in one["lacks"])
+        why = next((r for r in reasons if " has no value here: " in r), "")
+        why = why.partition(" has no value here: ")[2] or "the traces share none"
+        raise InputError(f"no definition of attention to the image can be shown: {why}")
+    text = embedded(contents)
+    room = largest - packer.size - len(text) - _OWN
+    maps = _add_maps(contents, runs, room)
+    if maps.total_error > MOST_OFF:
+        for content in contents:
+            if content["maps"]:
+                content["lacks"].append(
+                    "Weights of single visual tokens are rounded, so that their sum over an image "
+                    f"is off by up to {maps.total_error:.2g}; the total, the curve and the masses are not."
+                )
+    if maps.size > room:
+        for content in contents:
+            content["lacks"].append(
+                f"The page is larger than {largest:,} bytes: its masses by head alone take more."
+            )
     first = runs[0].trace.attrs
     return {
         "version": VERSION,
@@ -113,10 +134,26 @@ def page_contents(runs: Sequence[Shown], *, largest: int = LARGEST) -> dict[str,
         "made_by": f"attnlens {__version__}",
         "definitions": [_definition(name) for name in names],
         "segments": list(SEGMENTS),
-        "errors": {"mass": packer.error, "maps": maps.error, "without_sink": without_sink},
+        "errors": {
+            "mass": packer.error,
+            "without_sink": without_sink,
+            "maps": maps.error,
+            "maps_total": maps.total_error,
+        },
         "runs": contents,
         "blobs": {**packer.blobs, **maps.blobs},
     }
+
+
+def embedded(values: Any) -> str:
+    """Write values as JSON that can stand inside an element of a page.
+
+    Nothing in it can end the element or begin another, and no line end of JavaScript's is in it.
+    """
+    return json.dumps(values, allow_nan=False).translate(_ESCAPES)
+
+
+_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
 def _definition(name: str) -> dict[str, Any]:
@@ -125,7 +162,20 @@ def _definition(name: str) -> dict[str, Any]:
     return {**{key: getattr(one, key) for key in kept}, "owner": one.step_owner}
 
 
-def _run(one: Shown, packer: Packer) -> dict[str, Any]:
+def _given(one: Shown, packer: Packer) -> dict[str, Any]:
+    """Pack what is known besides the trace, and refuse what does not fit it."""
+    pictures, lacks = pictures_of(one.trace.data, one.images, packer)
+    truth, missing = _truth(one)
+    return {
+        "looking": _looking(one, packer),
+        "pictures": pictures,
+        "truth": truth,
+        "dependence": _dependence(one, packer),
+        "lacks": lacks + missing,
+    }
+
+
+def _run(one: Shown, known: dict[str, Any], packer: Packer) -> dict[str, Any]:
     trace = one.trace
     data, attrs = trace.data, trace.attrs
     answer = final_answer(trace.text)
@@ -134,8 +184,7 @@ def _run(one: Shown, packer: Packer) -> dict[str, Any]:
     mass = packer.quantised(data["mass"].values, (1, 2, 3))
     exact = _without_sink(data["mass"].values)
     copied = int(data["keys"].sel(segment="copied").max()) > 0
-    pictures, missing = pictures_of(data, one.images, packer)
-    lacks += missing
+    lacks += known["lacks"]
     if one.expected is None:
         lacks.append("Whether the answer is right is not known: give the true one (expected=).")
     if one.dependence is None:
@@ -148,7 +197,9 @@ def _run(one: Shown, packer: Packer) -> dict[str, Any]:
             "Heads have no looking score: attnlens.lenses.looking_heads finds it, and looking= "
             "shows it."
         )
+    steps = data.sizes["step"]
     return {
+        **known,
         "name": one.name,
         **{key: str(attrs.get(key) or "") for key in ("model", "mode", "question")},
         "answer": answer,
@@ -156,7 +207,7 @@ def _run(one: Shown, packer: Packer) -> dict[str, Any]:
         "right": None if one.expected is None else judge(answer, one.expected).right,
         "cut_off": trace.cut_off,
         "steps": data["step"].values.tolist(),
-        "query": _texts(data["query_token"].values) if "query_token" in data else [""] * len(data),
+        "query": _texts(data["query_token"].values) if "query_token" in data else [""] * steps,
         "predicted": _texts(trace.tokens),
         "special": [
             place
@@ -181,11 +232,7 @@ def _run(one: Shown, packer: Packer) -> dict[str, Any]:
         "shares": shares,
         "shares_with_copied": _shares(data, packer, include_copied=True)[0] if copied else None,
         "split": _split(data, packer),
-        "looking": _looking(one, packer),
         "maps": None,
-        "pictures": pictures,
-        "truth": _truth(one),
-        "dependence": _dependence(one, packer),
         "lacks": lacks,
     }
 
@@ -279,43 +326,72 @@ def _dependence(one: Shown, packer: Packer) -> dict[str, Any] | None:
     if there is None or not np.array_equal(there.values, own):
         raise InputError("dependence= is of another answer than the trace: give that of this one")
     references = [str(name) for name in one.dependence["reference"].values]
-    values = {name: packer.exact(one.dependence[name].values) for name in DEPENDENCE}
+    lacking = [name for name in DEPENDENCE if name not in one.dependence]
+    if lacking:
+        raise InputError(f"dependence= has no {lacking[0]}: give what attnlens.dependence returned")
+    values = {
+        name: packer.exact(one.dependence[name].transpose("reference", "step").values)
+        for name in DEPENDENCE
+    }
     return {"references": references, **values}
 
 
-def _truth(one: Shown) -> list[dict[str, Any]]:
-    """Boxes of what tokens name, as fractions of the first picture."""
+def _truth(one: Shown) -> tuple[list[dict[str, Any]], list[str]]:
+    """Boxes of what tokens name, as fractions of the first picture, and what is missing."""
     if one.truth is None:
-        return []
+        return [], []
     records = one.trace.attrs.get("images") or [{}]
     if "width" not in records[0]:
         raise InputError("truth= was given, and the trace does not know the size of its image")
     size = np.array([records[0]["width"], records[0]["height"]] * 2, dtype=float)
-    pairs: Sequence[Any] = one.truth if not isinstance(one.truth, Mapping) else _named(one)
+    lacks = []
+    pairs: Sequence[Any] = ()
+    if isinstance(one.truth, Mapping):
+        pairs, known = _named(one.truth, one.trace.tokens)
+        if known < len(one.truth["tokens"]):
+            lacks.append(
+                f"What tokens name is known of the first {known} only, since the answer then "
+                "leaves the true one."
+            )
+    else:
+        pairs = one.truth
     steps = set(one.trace.data["step"].values.tolist())
     found = []
-    for step, box in pairs:
-        fractions = np.asarray(box, dtype=float) / size
-        if step not in steps or fractions.shape != (4,):
+    for pair in pairs:
+        try:
+            step, box = pair
+            fractions = np.asarray(box, dtype=float) / size
+            fits = step in steps and fractions.shape == (4,) and np.isfinite(fractions).all()
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
             raise InputError(
-                f"truth= has {(step, box)!r}: give a step of the trace with (left, top, right, "
+                f"truth= has {pair!r}: give pairs of a step of the trace and (left, top, right, "
                 "bottom) in pixels"
             )
         found.append({"step": int(step), "picture": 0, "box": fractions.tolist(), "label": ""})
-    return found
+    return found, lacks
 
 
-def _named(one: Shown) -> list[tuple[int, Sequence[float]]]:
-    """Steps and boxes from what ``Sample.truth(tokens)`` returned."""
+def _named(
+    truth: Mapping[str, Any], spelled: Sequence[str]
+) -> tuple[list[tuple[int, Sequence[float]]], int]:
+    """Return steps and boxes of what ``Sample.truth(tokens)`` returned, and how many tokens agree.
+
+    The truth of a token holds as long as all tokens up to it are those of the answer.
+    """
     try:
-        tokens = [(str(token["text"]), token["box"]) for token in one.truth["tokens"]]  # type: ignore[call-overload,index]
+        tokens = [(str(token["text"]), token["box"]) for token in truth["tokens"]]
     except (KeyError, TypeError) as error:
         raise InputError(
             "truth= is no truth of tokens: give what Sample.truth(tokens) returned"
         ) from error
-    if [text for text, _ in tokens] != one.trace.tokens[: len(tokens)]:
-        return []  # the model wrote something else, of which no truth is known
-    return [(step, box) for step, (_, box) in enumerate(tokens) if box is not None]
+    pairs = enumerate(zip(tokens, spelled, strict=False))
+    known = next(
+        (i for i, ((text, _), own) in pairs if text != own), min(len(tokens), len(spelled))
+    )
+    boxes = enumerate(box for _, box in tokens[:known])
+    return [(step, box) for step, box in boxes if box is not None], known
 
 
 # Maps of visual tokens
@@ -323,71 +399,84 @@ def _named(one: Shown) -> list[tuple[int, Sequence[float]]]:
 
 @dataclass(frozen=True)
 class _Map:
-    """A map that is not packed yet: ``weights()`` gives float [step, visual]."""
+    """A map that is not packed yet."""
 
     run: int
     kind: str
     layer: int | None
     head: int | None
-    weights: Callable[[], np.ndarray]
+    values: xr.DataArray
+
+    def weights(self, every: int = 1) -> np.ndarray:
+        """Weight of each visual token, float [step, visual]; of few steps, all are given."""
+        steps = slice(None, None, every if len(self.values) > 10 * every else 1)
+        chosen = self.values[steps]
+        return (chosen.mean("layer") if "layer" in chosen.dims else chosen).values
 
 
-def _add_maps(
-    contents: list[dict[str, Any]], runs: Sequence[Shown], packer: Packer, room: int
-) -> None:
+def _add_maps(contents: list[dict[str, Any]], runs: Sequence[Shown], room: int) -> Packer:
     """Pack the maps of all runs as finely as there is room, and say what is left out."""
     maps = [one for place, run in enumerate(runs) for one in _maps(run.trace.data, place)]
-    kept = maps
-    levels = _levels(maps, room)
-    if levels is None:
-        kept = [one for one in maps if one.kind == "mean"]
-        levels = _levels(kept, room) or _COARSER[-1]
+    packer, kept, entries = _packed(maps, room)
     for place, (run, one) in enumerate(zip(runs, contents, strict=True)):
         data = run.trace.data
+        own = [
+            (found, entry) for found, entry in zip(kept, entries, strict=True) if found.run == place
+        ]
         if "visual_map" not in data:
             one["lacks"].append(
                 "There is no map of visual tokens: record with visual_map=True to see where in the "
                 "image each step looks."
             )
-        elif len(kept) < len(maps):
-            one["lacks"].append(
-                "Maps of single layers and heads are left out, since the page would be too large."
-            )
         if "visual_map_by_head" not in data:
             one["lacks"].append(
                 "There is no map of a single head: record with map_heads=[(layer, head), ...]."
             )
-        own = [one for one in kept if one.run == place]
-        if own:
-            one["maps"] = {"visual": int(data.sizes["visual"]), "sources": []}
-    for found in progress(kept, total=len(kept), description="packing"):
-        contents[found.run]["maps"]["sources"].append(
+        if len(own) < sum(found.run == place for found in maps):
+            one["lacks"].append(
+                "Maps of single layers and heads are left out, since the page would be too large."
+            )
+        sources = [
             {
                 "kind": found.kind,
                 "layer": found.layer,
                 "head": found.head,
-                "weights": packer.quantised(found.weights(), (0,), levels),
+                "weights": entry,
                 "total": packer.exact(found.weights().sum(-1)),
             }
-        )
+            for found, entry in own
+        ]
+        if own:
+            one["maps"] = {"visual": int(data.sizes["visual"]), "sources": sources}
+    return packer
+
+
+def _packed(maps: Sequence[_Map], room: int) -> tuple[Packer, Sequence[_Map], list[dict[str, Any]]]:
+    """Pack maps with the most levels that fit; of all maps, else of the mean alone."""
+    means = [one for one in maps if one.kind == "mean"]
+    for kept in (maps, means):
+        for levels in _COARSER[_finest(kept, room) :]:
+            packer = Packer(prefix="m")
+            shown = progress(kept, total=len(kept), description="packing")
+            entries = [packer.quantised(one.weights(), (0,), levels) for one in shown]
+            if packer.size <= room:
+                return packer, kept, entries
+    packer = Packer(prefix="m")  # too large even so
+    return packer, means, [packer.quantised(m.weights(), (0,), _COARSER[-1]) for m in means]
 
 
 def _maps(data: xr.Dataset, run: int) -> list[_Map]:
     found = []
     if "visual_map" in data:
         of_layers = data["visual_map"].transpose("step", "layer", "visual")
-        found.append(_Map(run, "mean", None, None, lambda: of_layers.mean("layer").values))
+        found.append(_Map(run, "mean", None, None, of_layers))
         for place, layer in enumerate(data["layer"].values.tolist()):
-            weights = of_layers[:, place]
-            found.append(_Map(run, "layer", layer, None, lambda weights=weights: weights.values))
+            found.append(_Map(run, "layer", layer, None, of_layers[:, place]))
     if "visual_map_by_head" in data:
         of_heads = data["visual_map_by_head"].transpose("step", "mapped", "visual")
         pairs = zip(of_heads["mapped_layer"].values, of_heads["mapped_head"].values, strict=True)
         for place, (layer, head) in enumerate(pairs):
-            weights = of_heads[:, place]
-            found.append(
-                _Map(run, "head", int(layer), int(head), lambda weights=weights: weights.values)
-            )
+            found.append(_Map(run, "head", int(layer), int(head), of_heads[:, place]))
     return found
 
 
@@ -397,17 +486,18 @@ _OWN = 150_000
 """Bytes of the page's script and style, and of what is added to the packed arrays, about."""
 
 
-def _levels(maps: Sequence[_Map], room: int) -> int | None:
-    """Return the most levels with which the maps fit, judged by every sixteenth step; or None."""
-    samples = []
-    for one in maps:
-        weights = one.weights()
-        samples.append(weights[::_SAMPLED] if len(weights) > 10 * _SAMPLED else weights)
-    whole = sum(one.weights().size for one in maps) / max(sum(one.size for one in samples), 1)
-    for levels in _COARSER:
+def _finest(maps: Sequence[_Map], room: int) -> int:
+    """Return the place among ``_COARSER`` with which maps seem to fit, by every sixteenth step.
+
+    Steps that are far apart repeat less than neighbours, so that the guess is seldom too fine.
+    """
+    samples = [one.weights(every=_SAMPLED) for one in maps]
+    whole = sum(one.values.shape[0] / max(len(s), 1) for one, s in zip(maps, samples, strict=True))
+    whole /= max(len(maps), 1)
+    for place, levels in enumerate(_COARSER):
         sample = Packer()
         for weights in samples:
             sample.quantised(weights, (0,), levels)
         if sample.size * whole <= room:
-            return levels
-    return None
+            return place
+    return len(_COARSER)

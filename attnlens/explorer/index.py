@@ -15,7 +15,7 @@ from attnlens._version import __version__
 from attnlens.answers import final_answer, judge
 from attnlens.errors import InputError
 from attnlens.explorer.contents import LARGEST, VERSION
-from attnlens.explorer.page import page_html, runs_to_show, write_page
+from attnlens.explorer.page import check_twin, page_html, runs_to_show, write_page
 from attnlens.files import check_results, clear_leftover_folders, write_folder
 from attnlens.measures.definitions import get_definition
 from attnlens.measures.share import visual_share
@@ -52,7 +52,7 @@ def write_index(
     definition
         Definition of attention to the image of the curves in the list.
     expected
-        The true answer of all runs, where their results do not tell.
+        The true answer of the runs whose results do not tell it.
     largest
         Most bytes of a page, about.
 
@@ -80,10 +80,9 @@ def write_index(
             name = path.relative_to(runs).with_suffix("").as_posix()
             file = f"{number:05d}.html"
             try:
-                trace = Trace.load(path)
-                known = known_of(path)
+                trace, known = read_run(path)
                 if expected is not None:
-                    known["expected"] = expected
+                    known.setdefault("expected", expected)
                 shown = runs_to_show(trace, **known)
                 row = _row(trace, known.get("expected"), definition)
                 write_page(temporary / PAGES / file, shown, largest=largest)
@@ -138,37 +137,60 @@ def _mean(values: np.ndarray) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
-def known_of(path: Path) -> dict[str, Any]:
-    """Return what files beside a trace tell of its run, as options of ``runs_to_show``.
+def read_run(path: Path) -> tuple[Trace, dict[str, Any]]:
+    """Read a trace, and what files beside it tell of its run.
 
-    The true answer from the summary of ``attnlens trend`` or ``attnlens replay``; the truth of each
-    token from the JSON of ``Sample.truth`` of the same name; twins from the folders of ``attnlens
-    replay --intervention``.
+    The true answer comes from the summary of ``attnlens trend`` or ``attnlens replay``; the truth
+    of each token from the JSON of ``Sample.truth`` of the same name; twins from the folders of
+    ``attnlens replay --intervention``. A twin that cannot be read, or is of another prompt, is
+    named on standard error and left out.
+
+    Parameters
+    ----------
+    path
+        The trace.
+
+    Returns
+    -------
+    Trace, dict
+        What twins compare with: the run, or the same answer fed token by token, where twins are of
+        half precision. What is known, as options of ``runs_to_show``.
 
     Raises
     ------
     InputError
-        If a twin cannot be read.
+        If the trace cannot be read.
     """
+    trace = Trace.load(path)
     folder = path.parent
     mode, runs = folder.parent, folder.parent.parent
     command = runs.name.removesuffix("_runs")
     truth = _json(path.with_suffix(".json"))
+    if "parts" not in truth or truth.get("question") != trace.attrs.get("question"):
+        truth = {}  # no truth of a sample, or that of another question
     summary = _json(folder / SUMMARY)
     if command != runs.name:
         summary = _json(runs.parent / command / mode.name / folder.name / SUMMARY)
     elif path.name != f"{summary.get('mode')}_{TRACE}":
         summary = {}  # of another mode of the same picture
-    expected = truth.get("expected", summary.get("expected"))
+    expected = next((one["expected"] for one in (truth, summary) if one.get("expected")), None)
     known: dict[str, Any] = {} if expected is None else {"expected": str(expected)}
     if "tokens" in truth:
         known["truth"] = truth
     twins = {}
     for twin in sorted(mode.with_name(mode.name + INTERVENED).glob(f"*/{folder.name}/{TRACE}")):
         name = twin.parent.parent.name
-        if name != NOTHING and twin != path:
-            twins[name.replace("=", ":")] = Trace.load(twin)
-    return {**known, "twins": twins} if twins else known
+        if twin == path:
+            continue
+        try:
+            found = Trace.load(twin)
+            check_twin(name, found, trace)
+        except InputError as error:
+            print(one_line(f"attnlens explore: left out a twin: {error}"), file=sys.stderr)
+            continue
+        twins[name.replace("=", ":")] = found
+    trace = twins.pop(NOTHING, trace)
+    return trace, {**known, "twins": twins} if twins else known
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -33,12 +33,16 @@ class Packer:
     error
         Largest difference between a value and what comes back of it, of all quantised arrays that
         were packed so far.
+    total_error
+        The same of sums over the last axis. Many small values that are all rounded to 0 make it
+        much larger than ``error``.
     """
 
     def __init__(self, prefix: str = "b") -> None:
         self._prefix = prefix
         self.blobs: dict[str, str] = {}
         self.error = 0.0
+        self.total_error = 0.0
 
     @property
     def size(self) -> int:
@@ -83,17 +87,23 @@ class Packer:
         Returns
         -------
         dict
-            The entry; a value is ``code * scale / levels``.
+            The entry; a value is ``code * scale / levels``. Values that are no fractions of
+            attention mass (below 0, or far above 1) are kept as floats, without loss.
         """
         values = np.asarray(values, dtype=np.float32)
         others = tuple(axis for axis in range(values.ndim) if axis not in scale_axes)
         unknown = np.isnan(values)
         known = np.where(unknown, 0, values)
+        if known.min(initial=0) < 0 or known.max(initial=0) > WIDEST * LEVELS:
+            return self.exact(values)
         scale = np.minimum(known.max(axis=others, initial=0), WIDEST * levels)
         spread = np.expand_dims(scale, others)
         per_level = np.where(spread > 0, spread / levels, 1)
         codes = np.rint(known / per_level)
-        self.error = max(self.error, float(np.abs(codes * per_level - known).max(initial=0)))
+        off = codes * per_level - known
+        self.error = max(self.error, float(np.abs(off).max(initial=0)))
+        totals = off.sum(-1, dtype=np.float64)
+        self.total_error = max(self.total_error, float(np.abs(totals).max(initial=0)))
         codes[unknown] = UNKNOWN
         entry = self.exact(codes, "u1")
         return {

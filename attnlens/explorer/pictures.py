@@ -57,11 +57,15 @@ def pictures_of(
         raise InputError(f"{len(images)} images were given: the prompt has {len(records)}")
     found: list[dict[str, Any]] = []
     lacks: list[str] = []
+    following = 0
     if not records:
         lacks.append(
             "The pictures are not known: record a prompt that vlm.prompt made, not bare segments."
         )
     for number, record in enumerate(records):
+        if not record.get("columns"):
+            lacks.append(f"Where the visual tokens of image {number} are is not known.")
+            continue
         given = None if images is None else images[number]
         views = _frames if record.get("frames") else _image
         try:
@@ -76,7 +80,7 @@ def pictures_of(
         if owned is not None and len(owned) != tokens:
             lacks.append(f"Where the visual tokens of image {number} are is not known.")
             continue
-        first = 0 if owned is None else int(owned[0])
+        first = following if owned is None else int(owned[0])
         for label, picture, boxes, grid in shown:
             found.append(
                 {
@@ -93,6 +97,7 @@ def pictures_of(
                 }
             )
             first += len(boxes)
+        following = first
     return found, lacks
 
 
@@ -109,7 +114,9 @@ def _owned(data: xr.Dataset, number: int) -> np.ndarray | None:
 
 
 def _image(record: dict[str, Any], number: int, given: Any) -> list[_View]:
-    picture = None if given is _PLACEHOLDER else recorded_image(record, number, given)
+    picture = (
+        None if given is _PLACEHOLDER else recorded_image(record, number, given, option="images=")
+    )
     tiles = [Tile(**tile) for tile in record.get("tiles", ())]
     plain = not tiles
     tiles = tiles or [Tile(record["rows"], record["columns"])]
@@ -123,7 +130,7 @@ def _frames(record: dict[str, Any], number: int, given: Any) -> list[_View]:
     wanted = [indices[grid[0]] for grid in grids_of(record)]
     pictures: list[Any] = [None] * len(wanted)
     if given is not _PLACEHOLDER:
-        pictures = recorded_frames(record, number, wanted, given)
+        pictures = recorded_frames(record, number, wanted, given, option="images=")
     tiles = [Tile(**tile) for tile in record["tiles"]]
     found = []
     for tile, picture, (start, _) in zip(tiles, pictures, moments(record), strict=True):
@@ -142,6 +149,7 @@ def _boxes(record: dict[str, Any], tiles: Sequence[Tile]) -> np.ndarray:
 def data_url(picture: Image.Image) -> str:
     """Write a picture as a ``data:`` URL, at most ``LONGEST_SIDE`` pixels long."""
     small = picture.convert("RGB")
+    small.info = {}  # of a camera: where and when, comments, a colour profile
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     file = BytesIO()
     small.save(file, "PNG", optimize=True)

@@ -13,6 +13,8 @@ from attnlens.explorer.page import page_html, runs_to_show, script, stylesheet
 if TYPE_CHECKING:
     from attnlens.recording.trace import Trace
 
+LARGEST_HERE = 5_000_000
+"""Most bytes of a page that stands in a notebook, which a browser loads whole."""
 HEIGHT = 900
 """Of the page in a notebook, in pixels."""
 
@@ -24,10 +26,12 @@ class View:
     ----------
     runs
         What is shown.
+    largest
+        Most bytes of the page, about; it is kept in the notebook.
     """
 
-    def __init__(self, runs: Sequence[Shown]) -> None:
-        self.contents = page_contents(runs)
+    def __init__(self, runs: Sequence[Shown], *, largest: int = LARGEST_HERE) -> None:
+        self.contents = page_contents(runs, largest=largest)
         self._widget: Any = None
 
     @property
@@ -68,13 +72,16 @@ class View:
         )
 
 
-def view(trace: Trace, **options: Any) -> View:
+def view(trace: Trace, *, largest: int = LARGEST_HERE, **options: Any) -> View:
     """Show a trace in a notebook.
 
     Parameters
     ----------
     trace
         The record of one generation.
+    largest
+        Most bytes of the page, about. Where it would be larger, maps have fewer levels, or only
+        their mean over layers is kept (``Trace.to_html`` keeps more).
     **options
         ``twins``, ``images``, ``dependence``, ``expected``, ``truth`` and ``looking``, as in
         ``Trace.to_html``.
@@ -90,7 +97,7 @@ def view(trace: Trace, **options: Any) -> View:
     InputError
         As ``Trace.to_html``.
     """
-    return View(runs_to_show(trace, **options))
+    return View(runs_to_show(trace, **options), largest=largest)
 
 
 def _widget_class() -> type:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def recorded_image(record: dict[str, Any], number: int, image: Any = None) -> Image.Image:
+def recorded_image(
+    record: dict[str, Any], number: int, image: Any = None, *, option: str = "image="
+) -> Image.Image:
     """Open an image of a prompt.
 
     Parameters
@@ -25,6 +27,8 @@ def recorded_image(record: dict[str, Any], number: int, image: Any = None) -> Im
         Which image of the prompt it is, for messages.
     image
         The image, as ``open_image`` takes it; None for the file that was recorded.
+    option
+        How the caller's user gives it, for messages.
 
     Raises
     ------
@@ -34,13 +38,13 @@ def recorded_image(record: dict[str, Any], number: int, image: Any = None) -> Im
     if image is None:
         path = record.get("path")
         if not path:
-            raise InputError(f"image {number} was not read from a file: give image=")
+            raise InputError(f"image {number} was not read from a file: give {option}")
         if not located(path).is_file():
-            raise InputError(f"image {number} ({path!r}) is not there: give image=")
+            raise InputError(f"image {number} ({path!r}) is not there: give {option}")
         picture, info = open_image(path)
         if info.sha256 != record["sha256"]:
             raise InputError(
-                f"image {number} ({path!r}) changed since it was recorded: give image="
+                f"image {number} ({path!r}) changed since it was recorded: give {option}"
             )
         return picture
     picture, info = open_image(image)
@@ -53,7 +57,12 @@ def recorded_image(record: dict[str, Any], number: int, image: Any = None) -> Im
 
 
 def recorded_frames(
-    record: dict[str, Any], number: int, wanted: Sequence[int], video: Any = None
+    record: dict[str, Any],
+    number: int,
+    wanted: Sequence[int],
+    video: Any = None,
+    *,
+    option: str = "video=",
 ) -> list[Image.Image]:
     """Open some frames of a video of a prompt.
 
@@ -65,6 +74,8 @@ def recorded_frames(
         Places of the frames in the video.
     video
         The video, as ``vlm.prompt`` takes it; None for the one that was recorded.
+    option
+        How the caller's user gives it, for messages.
 
     Raises
     ------
@@ -73,12 +84,14 @@ def recorded_frames(
     """
     source = record.get("path") if video is None else video
     if source is None:
-        raise InputError(f"video {number} was not read from a file: give video=")
+        raise InputError(f"video {number} was not read from a file: give {option}")
     if video is None and not located(source).exists():
-        raise InputError(f"video {number} ({source!r}) is not there: give video=")
+        raise InputError(f"video {number} ({source!r}) is not there: give {option}")
     pictures, digest = frames_at(source, record["frames"]["indices"], wanted)
     if video is None and digest != record["sha256"]:
-        raise InputError(f"video {number} ({source!r}) changed since it was recorded: give video=")
+        raise InputError(
+            f"video {number} ({source!r}) changed since it was recorded: give {option}"
+        )
     size = (record["width"], record["height"])
     if pictures[0].size != size:
         raise InputError(

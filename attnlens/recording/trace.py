@@ -16,6 +16,8 @@ from attnlens.stores import located
 from attnlens.text import one_line
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
 
 _NEEDED = {
@@ -171,7 +173,17 @@ class Trace:
             raise InputError(f"{str(path)!r} cannot be read: {error}") from error
 
     def to_html(
-        self, path: str | Path, *, replace: bool = False, largest: int = 25_000_000, **known: Any
+        self,
+        path: str | Path,
+        *,
+        twins: Mapping[str, Trace] | None = None,
+        images: Any = None,
+        dependence: xr.Dataset | Mapping[str, xr.Dataset] | None = None,
+        expected: str | None = None,
+        truth: Any = None,
+        looking: xr.Dataset | None = None,
+        replace: bool = False,
+        largest: int = 25_000_000,
     ) -> Path:
         """Write the explorer: one file that shows step by step where each word looked.
 
@@ -181,31 +193,28 @@ class Trace:
         ----------
         path
             The file, usually ``<name>.html``.
+        twins
+            Traces of the same prompt by name, such as the run under an intervention. They stand
+            beside this one, which is then called ``"untouched"``.
+        images
+            The image, or a list of the images and videos of the prompt, as ``vlm.prompt`` takes
+            them; None for the files that were recorded, if they are unchanged.
+        dependence
+            What ``attnlens.dependence`` returned, or a mapping of it by name of the run.
+        expected
+            The true answer; answers are judged by the rule of ``attnlens.answers``.
+        truth
+            Where the object is that a token names: what ``Sample.truth(tokens)`` of the testbed
+            returned, or pairs of the step that predicts the token and a box (left, top, right,
+            bottom) in pixels of the first image.
+        looking
+            What ``attnlens.lenses.looking_heads`` returned: heads can be sorted by it.
         replace
             Whether to write over a file that is already there.
         largest
             Most bytes of the file, about. Masses of single heads and maps of visual tokens are kept
             in 8 bits; where the file would be larger, maps have fewer levels, or only their mean
             over layers is kept. The page states the largest error.
-        **known
-            What is known of the run besides, all optional:
-
-            ``twins``
-                mapping of names to traces of the same prompt, such as the run under an
-                intervention, which stand beside this one.
-            ``images``
-                the image, or a list of the images and videos of the prompt, as ``vlm.prompt`` takes
-                them; by default the files that were recorded, if they are unchanged.
-            ``dependence``
-                what ``attnlens.dependence`` returned, or a mapping of it by name of the run
-                (``"untouched"`` is this one, where it has twins).
-            ``expected``
-                the true answer.
-            ``truth``
-                where the object is that a token names: what ``Sample.truth(tokens)`` of the testbed
-                returned, or pairs of a step and a box (left, top, right, bottom) in pixels.
-            ``looking``
-                what ``attnlens.lenses.looking_heads`` returned: heads can be sorted by it.
 
         Returns
         -------
@@ -215,12 +224,22 @@ class Trace:
         Raises
         ------
         InputError
-            If the file cannot be written, or exists and ``replace`` is not set; what is known does
-            not fit the trace; or the trace has no visual keys.
+            If the file cannot be written, or exists and ``replace`` is not set; a twin answers
+            another prompt; what is known does not fit the trace (a dependence of another answer,
+            images of another number or size); or the trace has no visual keys.
         """
         # the explorer draws traces, and this is the trace's name for it
         explorer = importlib.import_module("attnlens.explorer")
-        shown = explorer.runs_to_show(self, **known)
+        explorer.check_page(path, replace=replace)
+        shown = explorer.runs_to_show(
+            self,
+            twins=twins,
+            images=images,
+            dependence=dependence,
+            expected=expected,
+            truth=truth,
+            looking=looking,
+        )
         return explorer.write_page(path, shown, replace=replace, largest=largest)
 
     def to_pandas(self) -> pd.DataFrame:
