@@ -200,7 +200,7 @@ def test_an_answer_of_one_token_is_kept(tmp_path, scene, monkeypatch, capsys):
     """Under look-back it has no step to draw, and under mass it has one."""
     from attnlens.runs import recordings
 
-    def one_token(vlm, question, settings, show):
+    def one_token(vlm, question, settings, alone):
         return attnlens.run(vlm, settings.prompt(vlm, question), 1)
 
     monkeypatch.setattr(recordings, "record_one", one_token)

@@ -578,7 +578,8 @@ def test_mass_in_a_window_that_fills_up_during_generation(wide_window, every):
     vlm, prompt, attentions = wide_window
     window, length = 72, len(prompt.segments)
     assert length < window < length + 20
-    with attnlens.record(vlm, prompt, every=every, visual_map=True) as recorder:
+    heads = [(0, 1), (1, 0), (2, 1)]  # a layer with a window, one without, and one with
+    with attnlens.record(vlm, prompt, every=every, visual_map=True, map_heads=heads) as recorder:
         generate(vlm, prompt, 32)
     data = recorder.trace.data
     visual = np.flatnonzero(prompt.segments == "visual")
@@ -598,6 +599,9 @@ def test_mass_in_a_window_that_fills_up_during_generation(wide_window, every):
             full = np.pad(row.mean(0), (dropped, 0))[visual]
             found = data["visual_map"].sel(step=step, layer=layer).values
             assert np.abs(found - full).max() < 1e-5, (step, layer)
+            own = np.pad(row[heads[layer][1]], (dropped, 0))[visual]
+            found = data["visual_map_by_head"].sel(step=step).values[layer]
+            assert np.abs(found - own).max() < 1e-5, (step, layer)
 
 
 def test_a_padded_batch_in_a_window_that_fills_up_during_generation(wide_window):

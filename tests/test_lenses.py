@@ -65,14 +65,16 @@ def state(model):
 @pytest.mark.parametrize("kind", ["one", "several", "batch"])
 @pytest.mark.parametrize("lens", LENSES)
 def test_a_lens_gives_the_recorders_traces(tiny, prompts, lens, kind):
-    ours = recorded(tiny, prompts[kind], visual_map=True)
+    maps = {"visual_map": True, "map_heads": [(2, 1), (0, 3)]}
+    ours = recorded(tiny, prompts[kind], **maps)
     before = state(tiny.model)
-    theirs = LENSES[lens].record(tiny, prompts[kind], NEW, visual_map=True, do_sample=False)
+    theirs = LENSES[lens].record(tiny, prompts[kind], NEW, **maps, do_sample=False)
     assert state(tiny.model) == before
     assert len(theirs) == len(ours) == (2 if kind == "batch" else 1)
     for a, b in zip(theirs, ours, strict=True):
         assert difference(a, b) < 1e-5
         assert difference(a, b, "visual_map") < 1e-5
+        assert difference(a, b, "visual_map_by_head") < 1e-5
         assert difference(a, b, "keys") == 0
         assert difference(a, b, "visual_nonzero") == 0
         assert a.data.coords.equals(b.data.coords)

@@ -161,8 +161,10 @@ def test_visual_weights_of_the_rows_and_heads_that_are_wanted(monkeypatch, chunk
             KeyColumns(columns, 1, torch.tensor(visual)),
             want_visual=True,
             without_visual=without,
-            visual_heads=heads,
+            averaged_heads=heads,
+            map_heads=[(), (3, 0), (2,)],
         )
+        assert got[0].visual_by_head is None
         for i, mass in enumerate(got):
             weights = attention_weights(attention_scores(queries[i], keys[i], 0.3), positions)
             want = weights[:, heads[i] or [0, 1, 2, 3]].mean(1)
@@ -173,6 +175,12 @@ def test_visual_weights_of_the_rows_and_heads_that_are_wanted(monkeypatch, chunk
                     expected = want[b, without:, slot] if slot >= 0 else torch.zeros(7 - without)
                     np.testing.assert_allclose(mass.visual_weight[b, :, v], expected, atol=1e-6)
             np.testing.assert_array_equal(mass.visual_nonzero, (mass.visual_weight > 0).sum(-1))
+            for place, head in enumerate([(), (3, 0), (2,)][i]):
+                assert mass.visual_by_head.shape[:2] == (2, 7 - without)
+                for b, v in itertools.product(range(2), range(3)):
+                    slot, found = visual[b][v], mass.visual_by_head[b, :, place, v]
+                    expected = weights[b, head, without:, slot] * (slot >= 0)
+                    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_rows_do_not_see_what_comes_after_them():

@@ -341,13 +341,15 @@ def test_compiled_decoding(tiny, prompt):
     model = copy.deepcopy(tiny.model)
     model.generation_config.disable_compile = False
     vlm = attnlens.VLM(model, tiny.processor, "tiny", tiny.family)
-    with attnlens.record(tiny, prompt) as want:
+    heads = [(0, 1), (2, 3)]
+    with attnlens.record(tiny, prompt, map_heads=heads) as want:
         tokens = generate(tiny, prompt, max_new_tokens=12, min_new_tokens=12)
     model.forward = torch.compile(model.forward, backend="aot_eager")
-    with attnlens.record(vlm, prompt) as recorder:
+    with attnlens.record(vlm, prompt, map_heads=heads) as recorder:
         assert torch.equal(generate(vlm, prompt, **options), tokens)
-    difference = recorder.trace.data["mass"].values - want.trace.data["mass"].values
-    assert abs(difference).max() < 1e-5
+    for name in ("mass", "visual_map_by_head"):
+        difference = recorder.trace.data[name].values - want.trace.data[name].values
+        assert abs(difference).max() < 1e-5
 
 
 @compiles

@@ -45,7 +45,7 @@ class Live:
         self.question, self.truth = sample.question.text, sample.question.answer
         self.asked = MODES["back"].replace("{question}", self.question)
         self.prompt = vlm.prompt(self.image, self.question, "back")
-        self.trace = attnlens.run(vlm, self.prompt, 300)
+        self.trace = attnlens.run(vlm, self.prompt, 300, visual_map=False)
         self.ids = self.trace.data["predicted_token_id"].values.tolist()
         self.text = self.trace.text
         assert self.trace.cut_off is False

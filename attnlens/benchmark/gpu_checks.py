@@ -141,7 +141,7 @@ def _recorded(
     vlm: VLM, prompt: Prompt, new: int, options: dict[str, Any]
 ) -> tuple[Seen, np.ndarray]:
     """Return what recording gives, and the mass by ``_OwnMass``, [steps, layers, heads]."""
-    with record(vlm, prompt) as recorder, _own_mass(vlm, prompt) as own:
+    with record(vlm, prompt, visual_map=False) as recorder, _own_mass(vlm, prompt) as own:
         tokens = _new_tokens(vlm, prompt, new, options)
     return Seen(tokens, recorder.trace.data["mass"].sel(segment="visual").values), own.mass()
 

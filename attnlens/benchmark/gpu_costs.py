@@ -57,12 +57,13 @@ def replay_rate(
         return Seen(answer)
 
     def recorded() -> Seen:
-        with attnlens.record(vlm, prompt) as recorder:
+        with attnlens.record(vlm, prompt, visual_map=False) as recorder:
             plain()
         return Seen(answer, recorder.trace.data["mass"].values)
 
     def force() -> Seen:
-        return Seen(answer, attnlens.force(vlm, prompt, ids).data["mass"].values)
+        trace = attnlens.force(vlm, prompt, ids, visual_map=False)
+        return Seen(answer, trace.data["mass"].values)
 
     calls = {"plain pass": plain, "recorded pass": recorded, "attnlens.force": force}
     seconds: dict[str, list[float]] = {name: [] for name in calls}

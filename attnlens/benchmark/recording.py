@@ -194,7 +194,8 @@ class _FirstToken:
 def _after_prefill(vlm: VLM, prompt: Prompt, new: int, variant: str, device: str) -> float:
     """Seconds from the first token to the end of a generation, recording included."""
     clock = _FirstToken(device)
-    with attnlens.record(vlm, prompt) if variant == "recorded" else nullcontext():
+    recorded = variant == "recorded"
+    with attnlens.record(vlm, prompt, visual_map=False) if recorded else nullcontext():
         generate(vlm.model, prompt.inputs, new, streamer=clock)
     return now(device) - clock.at
 

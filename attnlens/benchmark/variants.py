@@ -106,7 +106,7 @@ def variant_calls(vlm: VLM, prompt: Prompt, new: int) -> dict[str, Callable[[], 
         return Seen(generate(model, inputs, new)[0, length:].cpu())
 
     def recorded() -> Seen:
-        with record(vlm, prompt) as recorder:
+        with record(vlm, prompt, visual_map=False) as recorder:
             generate(model, inputs, new)
         return of_trace(recorder.trace)
 
@@ -133,7 +133,7 @@ def variant_calls(vlm: VLM, prompt: Prompt, new: int) -> dict[str, Callable[[], 
         def call() -> Seen:
             from attnlens import lenses
 
-            options = {"min_new_tokens": new, "do_sample": False}
+            options = {"min_new_tokens": new, "do_sample": False, "visual_map": False}
             (trace,) = getattr(lenses, name).record(vlm, prompt, new, **options)
             return of_trace(trace)
 

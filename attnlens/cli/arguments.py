@@ -218,6 +218,34 @@ def add_measure_options(group: Any) -> None:
     )
 
 
+def add_map_options(group: Any, default: str) -> None:
+    """Add the options that say which maps of visual tokens are kept.
+
+    Parameters
+    ----------
+    group
+        A group of options.
+    default
+        When the mean over heads is kept without being asked for.
+    """
+    maps = group.add_mutually_exclusive_group()
+    maps.add_argument(
+        "--visual_map",
+        action="store_true",
+        default=None,
+        help=f"keep the weight of each visual token by step and layer, mean over heads ({default})",
+    )
+    maps.add_argument(
+        "--no_visual_map", dest="visual_map", action="store_false", help="do not keep it"
+    )
+    group.add_argument(
+        "--map_heads",
+        metavar="LIST",
+        help="also keep the weight of each visual token for single heads, named layer.head, such "
+        "as 3.1,12.7",
+    )
+
+
 def add_output_options(group: Any, *formats: str) -> None:
     """Add the options that say where, and in what formats, results are written.
 
@@ -362,9 +390,24 @@ def recording_options(options: argparse.Namespace) -> dict[str, Any]:
         **ask_options(options),
         "seed": options.seed,
         "temperature": options.temperature,
-        "layers": parse_layers(options.layers),
+        **kept_options(options),
         "fps": getattr(options, "fps", None),
         "max_frames": getattr(options, "max_frames", None),
+    }
+
+
+def kept_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what is recorded: the fields of ``KeptSettings``.
+
+    Raises
+    ------
+    InputError
+        If the layers or heads cannot be read.
+    """
+    return {
+        "layers": parse_layers(options.layers),
+        "visual_map": getattr(options, "visual_map", None),
+        "map_heads": parse_heads(getattr(options, "map_heads", None)),
     }
 
 
@@ -399,6 +442,31 @@ def parse_layers(text: str | None) -> list[int] | None:
             raise InputError(f"--layers {text!r}: {piece!r} runs backwards, give {last}-{first}")
         layers += range(ends[0], ends[1] + 1)
     return layers
+
+
+def parse_heads(text: str | None) -> list[tuple[int, int]] | None:
+    """Read ``3.1,12.7`` into (layer, head) pairs, in order.
+
+    Raises
+    ------
+    InputError
+        If the text is none of these, or a head is given twice.
+    """
+    if text is None:
+        return None
+    heads: list[tuple[int, int]] = []
+    for piece in text.split(","):
+        layer, _, head = piece.strip().partition(".")
+        if not all(part.isascii() and part.isdecimal() for part in (layer, head)):
+            raise InputError(
+                f"--map_heads {text!r}: {piece!r} is no head: name layer and head, such as 3.1,12.7"
+            )
+        heads.append((int(layer), int(head)))
+    twice = next((one for one in heads if heads.count(one) > 1), None)
+    if twice:
+        name = ".".join(map(str, twice))
+        raise InputError(f"--map_heads {text!r}: {name} is given twice: give each head once")
+    return sorted(heads)
 
 
 def _read_template(path: str) -> str:

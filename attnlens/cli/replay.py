@@ -9,6 +9,7 @@ from typing import Any
 from attnlens.cli.arguments import (
     RESUMED,
     add_intervention_options,
+    add_map_options,
     add_measure_options,
     add_model_options,
     add_output_options,
@@ -17,9 +18,9 @@ from attnlens.cli.arguments import (
     check_workers,
     exit_status,
     intervention_options,
+    kept_options,
     one_process,
     output_options,
-    parse_layers,
     prompt_options,
     workers_of,
 )
@@ -77,6 +78,7 @@ def add_parser(commands: Any) -> None:
     add_model_options(parser.add_argument_group("model"), sampling=False, generates=False)
     out = parser.add_argument_group("measure and output")
     add_measure_options(out)
+    add_map_options(out, "not kept")
     add_output_options(out, "--pictures")
     add_worker_options(parser)
     parser.set_defaults(run=run_replay)
@@ -90,9 +92,7 @@ def run_replay(options: argparse.Namespace) -> int:
 
     check_workers(options)
     asked = prompt_options(options)
-    settings = ReplaySettings(
-        **{**asked, "mode": options.mode or MODE}, layers=parse_layers(options.layers)
-    )
+    settings = ReplaySettings(**{**asked, "mode": options.mode or MODE}, **kept_options(options))
     output = report.TrendOutput(**output_options(options), definition=options.definition)
     settings.check()
     output.check()

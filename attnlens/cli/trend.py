@@ -7,6 +7,7 @@ from typing import Any
 
 from attnlens.cli.arguments import (
     RESUMED,
+    add_map_options,
     add_measure_options,
     add_model_options,
     add_output_options,
@@ -48,6 +49,9 @@ def add_parser(commands: Any) -> None:
     add_model_options(parser.add_argument_group("model and generation"), sampling=True)
     out = parser.add_argument_group("measure and output")
     add_measure_options(out)
+    add_map_options(
+        out, "of a video always, of one picture while it is small, of pictures in --data never"
+    )
     add_output_options(out)
     add_worker_options(parser)
     parser.set_defaults(run=run_trend)
@@ -77,7 +81,7 @@ def run_trend(options: argparse.Namespace) -> int:
 
         if options.data is None:
             vlm = recordings.load_for(settings)
-            trace = recordings.record_one(vlm, questions[0], settings, show=True)
+            trace = recordings.record_one(vlm, questions[0], settings, alone=True)
             report.report_one(trace, questions[0], settings, output, folder)
             print(one_line(f"written to {folder}"))
             return 0

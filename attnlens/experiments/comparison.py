@@ -160,7 +160,7 @@ def _generate(
         settings.max_new_tokens,
         intervention,
         seed=settings.seed,
-        **settings.options,
+        **{"visual_map": False, **settings.options},
     )
     return Run(trace, None, time.perf_counter() - start)
 

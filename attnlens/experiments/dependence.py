@@ -220,6 +220,7 @@ def sampled_dependence(
             prompt,
             max_new_tokens,
             seed=seed + i,
+            visual_map=False,
             do_sample=True,  # at temperature 1, nothing cut: the bound is a mean over this
             temperature=1.0,
             top_k=0,

@@ -15,7 +15,7 @@ from attnlens.interventions.base import Nothing
 from attnlens.interventions.teacher_forcing import ForcedSession
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
-from attnlens.recording.record import record
+from attnlens.recording.record import record, with_map
 from attnlens.recording.trace import Trace
 from attnlens.text import shortened
 
@@ -53,7 +53,8 @@ def replay(
         that is known. After a text that ended, the model's end token is fed, too; an answer of
         which this is not known has none.
     recording
-        ``layers``, ``visual_map`` and ``prompt_rows``, as in ``attnlens.record``.
+        ``layers``, ``visual_map``, ``map_heads`` and ``prompt_rows``, as in ``attnlens.record``.
+        When ``visual_map`` is not given, it is kept while it is small for this response.
 
     Returns
     -------
@@ -96,6 +97,7 @@ def replay(
             tokens = [*tokens, ends[0]]
     ids = _known_ids(vlm, tokens)
     alike = intervention is not None
+    recording = with_map(vlm, prompt, len(ids), recording)
     trace = forced(vlm, prompt, ids, intervention or Nothing(), alike, False, **recording)[0]
     ended = (ids[-1] in ends or None) if finished is None else finished
     trace.attrs["replayed"] = {
@@ -170,9 +172,12 @@ def forced(
     log_probabilities: bool = True,
     **recording: Any,
 ) -> tuple[Trace, torch.Tensor]:
-    """Return the trace, and what ``ForcedSession.force`` returns; as ``replay``."""
+    """Return the trace, and what ``ForcedSession.force`` returns; as ``replay``.
+
+    The visual map is kept only when asked for.
+    """
     with (
-        record(vlm, prompt, **recording) as recorder,
+        record(vlm, prompt, **{"visual_map": False, **recording}) as recorder,
         ForcedSession(vlm, prompt, intervention) as session,
     ):
         found = session.force(ids, alike=alike, log_probabilities=log_probabilities)
@@ -207,7 +212,7 @@ def twins(
             "an answer of one token has no middle to insert at: give one of several tokens"
         )
     return {
-        name: replay(vlm, prompt, answer, intervention, layers=layers)
+        name: replay(vlm, prompt, answer, intervention, layers=layers, visual_map=False)
         for name, intervention in insertions(middle).items()
     }
 

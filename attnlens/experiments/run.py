@@ -11,7 +11,7 @@ import torch
 from attnlens.errors import InputError
 from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt
-from attnlens.recording.record import record
+from attnlens.recording.record import record, with_map
 from attnlens.recording.store import as_plain
 from attnlens.recording.trace import Trace
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from attnlens.interventions.session import Session
     from attnlens.interventions.teacher_forcing import ForcedSession
 
-RECORDING = ("layers", "visual_map", "prompt_rows", "every")
+RECORDING = ("layers", "visual_map", "map_heads", "prompt_rows", "every")
 
 
 def run(
@@ -47,8 +47,9 @@ def run(
     seed
         Seed for sampled generation. Torch's generators are set back afterwards.
     options
-        ``layers``, ``visual_map``, ``prompt_rows`` and ``every`` go to ``attnlens.record``,
-        everything else to ``model.generate``.
+        ``layers``, ``visual_map``, ``map_heads``, ``prompt_rows`` and ``every`` go to
+        ``attnlens.record``, everything else to ``model.generate``. When ``visual_map`` is not
+        given, it is kept while it is small for a response of ``max_new_tokens``.
 
     Returns
     -------
@@ -69,6 +70,7 @@ def run(
             "and recorder.traces"
         )
     recording = {k: options.pop(k) for k in RECORDING if k in options}
+    recording = with_map(vlm, prompt, max_new_tokens, recording)
     from attnlens.interventions.session import intervene
 
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()

@@ -119,7 +119,8 @@ def page_contents(runs: Sequence[Shown], *, largest: int = LARGEST) -> dict[str,
             if content["maps"]:
                 content["lacks"].append(
                     "Weights of single visual tokens are rounded, so that their sum over an image "
-                    f"is off by up to {maps.total_error:.2g}; the total, the curve and the masses are not."
+                    f"is off by up to {maps.total_error:.2g}; the total, the curve and the masses "
+                    "are not."
                 )
     if maps.size > room:
         for content in contents:

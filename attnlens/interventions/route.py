@@ -101,7 +101,7 @@ class Route(Copy):
         if self.select == "random" or self.percent in (0, 100):
             return
         reach = self._reach(generation)
-        recorder = generation.new_recorder(layers=list(reach), visual_map=True, map_heads=reach)
+        recorder = generation.new_recorder(layers=list(reach), visual_map=reach)
         generation.listen(recorder, self)
 
     def chosen(self, generation: Generation, step: int, image: int) -> tuple[int, ...]:

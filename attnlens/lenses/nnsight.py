@@ -110,7 +110,8 @@ def record(
     max_new_tokens: int = 256,
     *,
     layers: Iterable[int] | None = None,
-    visual_map: bool = False,
+    visual_map: bool | None = None,
+    map_heads: Iterable[tuple[int, int]] | None = None,
     **options: Any,
 ) -> list[Trace]:
     """Generate and record by nnsight alone: an independent check of ``attnlens.record``.
@@ -128,7 +129,10 @@ def record(
     layers
         Indices of the layers to record; all when not given.
     visual_map
-        Also keep the weight of each visual token, mean over heads, by step and layer.
+        Whether to keep the weight of each visual token, mean over heads, by step and layer. When
+        not given, it is kept while it is small, as in ``attnlens.run``.
+    map_heads
+        (layer, head) pairs for which the weight of each visual token is kept.
     **options
         Of ``generate``, such as ``do_sample``.
 
@@ -143,7 +147,7 @@ def record(
         If nnsight is not installed, a layer is not there, or an option cannot be recorded.
     """
     options["max_new_tokens"] = max_new_tokens
-    generation = Generation(vlm, prompt, layers, visual_map, options)
+    generation = Generation(vlm, prompt, layers, visual_map, map_heads, options)
     model = _wrapped(copy_structure(vlm.model), vlm.processor)
     calls = attention_calls(model)
     returned = {}

@@ -6,7 +6,7 @@ independent check of the recorder.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt, PromptBatch
 from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.layout import InsertedKeys
+from attnlens.recording.maps import choose_heads, is_small
 from attnlens.recording.mass import RecordedRows
 from attnlens.recording.record import choose_layers, layout_of, prompts_of
 from attnlens.recording.trace import Trace
@@ -35,16 +36,24 @@ class WeightRows:
         Indices of the layers.
     visual_map
         Whether to keep the weight of each visual key.
+    map_heads
+        Heads, by layer, for which the weight of each visual key is kept.
     """
 
     def __init__(
-        self, prompt: Prompt | PromptBatch, layers: Iterable[int], visual_map: bool
+        self,
+        prompt: Prompt | PromptBatch,
+        layers: Iterable[int],
+        visual_map: bool,
+        map_heads: Mapping[int, Sequence[int]],
     ) -> None:
         self.layout = layout_of(prompt)
         self.inserted = InsertedKeys()
         self.ids: dict[int, torch.Tensor] = {}
+        self.map_heads = map_heads
         self._visual_map = visual_map
         self._steps: dict[int, list[tuple[int, Any, Any, Any]]] = {layer: [] for layer in layers}
+        self._by_head: dict[int, list[Any]] = {layer: [] for layer in map_heads}
 
     @property
     def layers(self) -> list[int]:
@@ -81,23 +90,28 @@ class WeightRows:
         for column in range(len(layout.names)):
             mass[..., column] = (row * (segment == column)[:, None]).sum(-1)
         slots = layout.visual_slots
-        visual = np.take_along_axis(row, slots.clip(0)[:, None], axis=-1).mean(1)
-        visual = np.where(slots < 0, 0.0, visual)
+        by_head = np.take_along_axis(row, slots.clip(0)[:, None], axis=-1)
+        by_head = np.where(slots[:, None] < 0, 0.0, by_head)
+        visual = by_head.mean(1)
+        if layer in self.map_heads:
+            self._by_head[layer].append(by_head[:, list(self.map_heads[layer])])
         self._steps[layer].append((length - 1, mass, visual, (visual > 0).sum(-1)))
 
     def rows(self) -> dict[int, RecordedRows]:
         """Everything added, by layer: one row for each step."""
-        return {layer: self._joined(steps) for layer, steps in self._steps.items()}
+        return {layer: self._joined(layer, steps) for layer, steps in self._steps.items()}
 
-    def _joined(self, steps: list[tuple[int, Any, Any, Any]]) -> RecordedRows:
+    def _joined(self, layer: int, steps: list[tuple[int, Any, Any, Any]]) -> RecordedRows:
         if not steps:
             raise InputError("no attention was seen: nothing was generated")
         positions, mass, visual, nonzero = zip(*steps, strict=True)
+        by_head = self._by_head.get(layer)
         return RecordedRows(
             positions=np.array(positions, dtype=np.int64),
             mass=np.stack(mass, axis=1).astype(np.float32),
             visual_weight=np.stack(visual, 1).astype(np.float32) if self._visual_map else None,
             visual_nonzero=np.stack(nonzero, axis=1).astype(np.int32),
+            visual_by_head=np.stack(by_head, axis=1).astype(np.float32) if by_head else None,
         )
 
 
@@ -111,15 +125,17 @@ class Generation:
     layers
         Indices of the layers to record; all when not given.
     visual_map
-        Whether to keep the weight of each visual key.
+        Whether to keep the weight of each visual key; None while that is small.
+    map_heads
+        (layer, head) pairs for which the weight of each visual key is kept; None for no head.
     options
-        Those of ``generate``.
+        Those of ``generate``, with ``max_new_tokens``.
 
     Raises
     ------
     InputError
-        If a layer is not there, the prompt is none, or an option keeps ``generate`` from being
-        recorded.
+        If a layer or head is not there, the prompt is none, or an option keeps ``generate`` from
+        being recorded.
     """
 
     def __init__(
@@ -127,7 +143,8 @@ class Generation:
         vlm: VLM,
         prompt: Prompt | PromptBatch,
         layers: Iterable[int] | None,
-        visual_map: bool,
+        visual_map: bool | None,
+        map_heads: Iterable[tuple[int, int]] | None,
         options: Mapping[str, Any],
     ) -> None:
         if not isinstance(vlm, VLM) or not isinstance(prompt, Prompt | PromptBatch):
@@ -148,7 +165,11 @@ class Generation:
                 "attnlens.record"
             )
         chosen = choose_layers(layers, self._parts.layer_count, self._parts.without_attention)
-        self.weights = WeightRows(prompt, chosen, visual_map)
+        heads = choose_heads(map_heads, chosen, self._parts.head_count)
+        if visual_map is None:
+            batch, visual = layout_of(prompt).visual_slots.shape
+            visual_map = is_small(len(chosen), visual, options["max_new_tokens"], batch)
+        self.weights = WeightRows(prompt, chosen, visual_map, heads)
         ids = [one.inputs["input_ids"] for one in self._origin.prompts]
         self._watch = GenerateWatch(self.weights.layout.prompt_length, ids)
         self._watch.before(self._parts.generator, (), {**prompt.inputs, **options})

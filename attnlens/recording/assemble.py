@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,13 +21,14 @@ class Recording:
     """Everything that was recorded of a generated batch.
 
     ``rows`` is by layer; ``whole_prompt`` says whether every prompt row was asked for, or only
-    those of the user's text.
+    those of the user's text; ``map_heads`` are the heads of ``visual_by_head``, by layer.
     """
 
     layout: KeyLayout
     rows: dict[int, RecordedRows]
     inserted: InsertedKeys = field(default_factory=InsertedKeys)
     whole_prompt: bool = True
+    map_heads: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,22 @@ def assemble(
         )
         coordinates["image"] = images
         coordinates["image_keys"] = ("image", [int((of_key == i).sum()) for i in images])
+    visual = layout.visual_slots[one.prompt_row] >= 0
+    if recording.map_heads or first.visual_weight is not None:
+        coordinates |= _visual_places(of_key[own_segments == "visual"], images, one.images)
     if first.visual_weight is not None:
-        visual = layout.visual_slots[one.prompt_row] >= 0
         weights = np.stack([rows[i].visual_weight[one.row] for i in layers], axis=1)  # type: ignore[index]
         variables["visual_map"] = (("step", "layer", "visual"), weights[: len(steps), :, visual])
-        coordinates |= _visual_places(of_key[own_segments == "visual"], images, one.images)
+    if recording.map_heads:
+        of_heads = [rows[i].visual_by_head[one.row] for i in recording.map_heads]  # type: ignore[index]
+        weights = np.concatenate(of_heads, axis=1)  # steps, mapped, visual
+        variables["visual_map_by_head"] = (
+            ("step", "mapped", "visual"),
+            weights[: len(steps), :, visual],
+        )
+        mapped = [(layer, head) for layer, heads in recording.map_heads.items() for head in heads]
+        for name, numbers in zip(("layer", "head"), zip(*mapped, strict=True), strict=True):
+            coordinates[f"mapped_{name}"] = ("mapped", np.array(numbers, dtype=np.int64))
     own = own_segments != "padding"
     extra = np.flatnonzero(first.positions < layout.prompt_length)
     extra = extra[own[first.positions[extra]]]

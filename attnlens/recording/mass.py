@@ -106,6 +106,9 @@ class Mass:
     visual_nonzero
         int32 [batch, rows wanted]: number of visual keys whose weight, summed over heads, is not
         zero.
+    visual_by_head
+        float32 [batch, rows wanted, heads chosen, visual] or None: weight of each visual key for
+        single heads.
     hidden
         int32 [batch or 1, rows, heads or 1, columns] or None: number of each column's keys, up to
         the query's own, that the mask hides from a head; None where it hides none.
@@ -115,6 +118,7 @@ class Mass:
     visual_weight: torch.Tensor | None
     visual_nonzero: torch.Tensor
     hidden: torch.Tensor | None = None
+    visual_by_head: torch.Tensor | None = None
 
 
 def attention_scores(
@@ -196,7 +200,8 @@ def attention_mass(
     *,
     want_visual: bool = False,
     without_visual: int = 0,
-    visual_heads: Sequence[Sequence[int] | None] | None = None,
+    averaged_heads: Sequence[Sequence[int] | None] | None = None,
+    map_heads: Sequence[Sequence[int]] | None = None,
 ) -> list[Mass]:
     """Attention mass of query rows by column (a segment, or one image of it).
 
@@ -208,8 +213,10 @@ def attention_mass(
         Whether to keep the weight of each visual key.
     without_visual
         Number of rows at the beginning for which nothing is kept about single visual keys.
-    visual_heads
+    averaged_heads
         For each layer the heads over which the weight of a visual key is averaged; None for all.
+    map_heads
+        For each layer the heads for which the weight of each visual key is kept.
 
     Returns
     -------
@@ -236,6 +243,7 @@ def attention_mass(
     results: list[Mass] = []
     hidden_parts: list[torch.Tensor] = []
     hidden_keys: torch.Tensor | None = None
+    map_heads = map_heads or [()] * len(queries)
     # used by one chunk after the other: to touch new memory takes as long as the product
     of_scores, of_weights = (
         torch.empty(weights_of_row * rows_at_once, dtype=torch.float32, device=device)
@@ -247,7 +255,9 @@ def attention_mass(
         for first in range(0, len(queries), layers_at_once):
             layers = range(first, min(first + layers_at_once, len(queries)))
             converted = [keys[i].float() for i in layers]
-            parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+            parts: list[tuple[torch.Tensor, ...]] = []
+            # places along the axis of layers and heads
+            mapped = [heads * place + h for place, i in enumerate(layers) for h in map_heads[i]]
             for start in range(0, rows, rows_at_once):
                 piece = slice(start, start + rows_at_once)
                 bias, positions = attention.bias_of(piece), attention.positions[piece]
@@ -282,21 +292,23 @@ def attention_mass(
                     mass[..., columns.rest] = 0
                     mass[..., columns.rest] = (1 - mass.sum(-1)).clamp(min=0)
                 wanted = weights[:, :, max(0, without_visual - start) :]
-                wanted = wanted.unflatten(1, (len(layers), heads))
                 visual = torch.where(columns.visual_slots < end, columns.visual_slots, -1)
+                by_head = _on_visual(wanted, visual, mapped) if mapped else wanted[:, :0, :, :0]
+                wanted = wanted.unflatten(1, (len(layers), heads))
                 visual_mean = _visual_mean(wanted, visual)
                 nonzero = (visual_mean > 0).sum(-1).int()
                 for place, i in enumerate(layers):
-                    chosen = None if visual_heads is None else visual_heads[i]
+                    chosen = None if averaged_heads is None else averaged_heads[i]
                     if chosen is not None:
                         of_heads = wanted[:, place : place + 1, list(chosen)]
                         visual_mean[:, place] = _visual_mean(of_heads, visual)[:, 0]
                 visual_mean = visual_mean if want_visual else visual_mean[..., :0]
-                parts.append((mass.transpose(2, 3), visual_mean, nonzero))
-            masses, visuals, nonzeros = (
-                (torch.cat(several, dim=2) if len(several) > 1 else several[0]).cpu()
-                for several in zip(*parts, strict=True)
+                parts.append((mass.transpose(2, 3), visual_mean, nonzero, by_head.transpose(1, 2)))
+            masses, visuals, nonzeros, by_heads = (
+                (torch.cat(several, dim=axis) if len(several) > 1 else several[0]).cpu()
+                for axis, several in zip((2, 2, 2, 1), zip(*parts, strict=True), strict=True)
             )
+            of_layers = by_heads.split([len(map_heads[i]) for i in layers], dim=2)
             if first == 0 and hidden_parts:
                 counts = torch.cat(hidden_parts, dim=1).cpu()
                 hidden_keys = counts if bool(counts.any()) else None
@@ -306,8 +318,9 @@ def attention_mass(
                     visual_weight=visuals[:, place] if want_visual else None,
                     visual_nonzero=nonzeros[:, place],
                     hidden=hidden_keys,
+                    visual_by_head=of_layers[place] if map_heads[i] else None,
                 )
-                for place in range(len(layers))
+                for place, i in enumerate(layers)
             ]
     return results
 
@@ -374,13 +387,26 @@ def _visual_mean(weights: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
 
     ``weights`` is [batch, layers, heads, rows, keys].
     """
+    return _on_visual(weights.flatten(1, 2), visual).unflatten(1, weights.shape[1:3]).mean(2)
+
+
+def _on_visual(
+    weights: torch.Tensor, visual: torch.Tensor, heads: Sequence[int] | None = None
+) -> torch.Tensor:
+    """Weight of each visual key [batch, heads, rows, visual]; 0 without one.
+
+    ``weights`` is [batch, heads, rows, keys]. With ``heads``, only theirs, in a new tensor.
+    """
     count = visual.shape[1]
     first = int(visual[0, 0])
     if first >= 0 and torch.equal(visual, torch.arange(first, first + count).expand_as(visual)):
-        return weights[..., first : first + count].mean(2)  # one run of slots: no copy is needed
+        found = weights[..., first : first + count]  # one run of slots: no copy is needed
+        return found if heads is None else found[:, heads]
+    if heads is not None:
+        weights = weights[:, heads]
     slots = visual.to(weights.device)[:, None, None, :]
-    at = slots.clamp(min=0)[:, :, None].expand(-1, *weights.shape[1:4], -1)
-    return weights.gather(4, at).mean(2).masked_fill(slots < 0, 0.0)
+    at = slots.clamp(min=0).expand(-1, *weights.shape[1:3], -1)
+    return weights.gather(3, at).masked_fill(slots < 0, 0.0)
 
 
 Part = tuple[list[int], Mass]
@@ -391,8 +417,9 @@ Part = tuple[list[int], Mass]
 class RecordedRows:
     """Everything recorded in one layer: ``Mass`` as arrays, in the order of the key slots.
 
-    ``positions`` are the queries' key slots, int64 [rows]. ``visual_weight`` and ``visual_nonzero``
-    have only the rows that are steps; ``hidden`` has all of the batch and the heads.
+    ``positions`` are the queries' key slots, int64 [rows]. ``visual_weight``, ``visual_nonzero``
+    and ``visual_by_head`` have only the rows that are steps; ``hidden`` has all of the batch and
+    the heads.
     """
 
     positions: np.ndarray
@@ -400,6 +427,7 @@ class RecordedRows:
     visual_weight: np.ndarray | None
     visual_nonzero: np.ndarray
     hidden: np.ndarray | None = None
+    visual_by_head: np.ndarray | None = None
 
 
 def join_rows(parts: list[Part], complete: set[int], first_step: int) -> RecordedRows:
@@ -414,6 +442,7 @@ def join_rows(parts: list[Part], complete: set[int], first_step: int) -> Recorde
         empty = np.zeros((0, 0, 0, 0), np.float32)
         return RecordedRows(positions[order], empty, None, np.zeros((0, 0), np.int32))
     maps = [m.visual_weight for _, m in parts if m.visual_weight is not None]
+    by_head = [m.visual_by_head for _, m in parts if m.visual_by_head is not None]
     steps = _in_order(positions[positions >= first_step], complete)
     hidden = None
     if any(m.hidden is not None for _, m in parts):
@@ -426,6 +455,7 @@ def join_rows(parts: list[Part], complete: set[int], first_step: int) -> Recorde
         visual_weight=torch.cat(maps, dim=1).numpy()[:, steps] if maps else None,
         visual_nonzero=torch.cat([m.visual_nonzero for _, m in parts], dim=1).numpy()[:, steps],
         hidden=hidden,
+        visual_by_head=torch.cat(by_head, dim=1).numpy()[:, steps] if by_head else None,
     )
 
 
@@ -442,13 +472,14 @@ def rows_before(parts: list[Part], slot: int) -> list[Part]:
         wanted = [i for i, p in enumerate(positions) if p < slot]
         without_visual = len(positions) - mass.visual_nonzero.shape[1]  # prompt rows come first
         visual = [i - without_visual for i in wanted if i >= without_visual]
-        weight = mass.visual_weight
+        weight, by_head = mass.visual_weight, mass.visual_by_head
         if wanted:
             left = Mass(
                 by_column=mass.by_column[:, wanted],
                 visual_weight=None if weight is None else weight[:, visual],
                 visual_nonzero=mass.visual_nonzero[:, visual],
                 hidden=None if mass.hidden is None else mass.hidden[:, wanted],
+                visual_by_head=None if by_head is None else by_head[:, visual],
             )
             kept.append(([positions[i] for i in wanted], left))
     return kept

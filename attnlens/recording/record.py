@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +15,7 @@ from attnlens.models.load import VLM
 from attnlens.models.prompt import Prompt, PromptBatch
 from attnlens.recording.generation import GenerateWatch
 from attnlens.recording.layout import KeyLayout, key_layout
+from attnlens.recording.maps import choose_heads, is_small
 from attnlens.recording.probe import probe
 from attnlens.recording.recorder import AttentionRecorder
 from attnlens.recording.tap import attach, attention_implementation, detach
@@ -105,7 +106,8 @@ def record(
     prompt: Prompt | PromptBatch | Any,
     *,
     layers: Iterable[int] | None = None,
-    visual_map: bool = False,
+    visual_map: bool | None = None,
+    map_heads: Iterable[tuple[int, int]] | None = None,
     prompt_rows: str = "last",
     every: int = 32,
     tokenizer: Any = None,
@@ -115,8 +117,9 @@ def record(
 
     The text layers keep their attention function, and tokens are those of a run without
     recording. Cost: one copy of a query per layer and step, and one matrix product per layer every
-    ``every`` steps. Memory: layers x heads x segments x 4 bytes a step; where a layer attends to a
-    window, also the keys of that window, which its cache drops before the product.
+    ``every`` steps. Memory: layers x heads x segments x 4 bytes a step, and with the map layers x
+    visual tokens x 4 bytes more; where a layer attends to a window, also the keys of that window,
+    which its cache drops before the product.
 
     Parameters
     ----------
@@ -128,7 +131,12 @@ def record(
     layers
         Indices of the layers to record (negative ones count from the end); all when not given.
     visual_map
-        Also keep the weight of each visual token, mean over heads, by step and layer.
+        Whether to keep the weight of each visual token, mean over heads, by step and layer. When
+        not given, it is kept while it is small: if layers x visual tokens x steps x prompts x 4
+        bytes is at most 64 MiB. Steps are 1,024 here, since the length of the response is not
+        known yet, and in ``attnlens.run`` and ``attnlens.replay`` those of the longest response.
+    map_heads
+        (layer, head) pairs, counted from 0, for which the weight of each visual token is kept.
     prompt_rows
         Which prompt rows are recorded: ``"last"`` (step 0 alone), ``"query"`` (also those of the
         user's text) or ``"all"``.
@@ -149,8 +157,8 @@ def record(
     Raises
     ------
     InputError
-        If the model is not supported, a layer is not there, the prompt holds no visual token, or
-        a setting is unknown.
+        If the model is not supported, a layer or head is not there or given twice, the prompt
+        holds no visual token, or a setting is unknown.
 
     Examples
     --------
@@ -159,7 +167,7 @@ def record(
     >>> recorder.trace  # doctest: +SKIP
     """
     is_vlm = isinstance(model, VLM)
-    bare = model.model if is_vlm else model
+    bare = _bare(model)
     parts = parts_of(bare)
     layout = layout_of(prompt)
     if not (layout.visual_slots >= 0).any():
@@ -181,12 +189,16 @@ def record(
     if every < 1:
         raise InputError(f"every={every}: give a number of steps of at least 1")
     chosen = choose_layers(layers, parts.layer_count, parts.without_attention)
+    heads = choose_heads(map_heads, chosen, parts.head_count)
+    if visual_map is None:
+        visual_map = _is_small(layout, chosen)
     recorder = AttentionRecorder(
         layout,
         {layer: parts.windows[layer] for layer in chosen},
         visual_map=visual_map,
         prompt_positions=_prompt_positions(layout, prompt_rows),
         every=every,
+        map_heads=heads,
     )
     name = model.name if is_vlm else ""
     origin = Origin(
@@ -196,6 +208,31 @@ def record(
         seed,
     )
     return Recorder(parts, recorder, origin, whole_prompt=prompt_rows == "all")
+
+
+def with_map(
+    model: Any, prompt: Prompt | PromptBatch | Any, steps: int, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return settings of ``record`` that say whether the map is kept.
+
+    ``steps`` is the length of the longest response, which ``record`` cannot know.
+    """
+    if settings.get("visual_map") is not None:
+        return dict(settings)
+    layers = settings.get("layers")
+    layers = list(layers) if isinstance(layers, Iterable) else layers  # read twice
+    parts = parts_of(_bare(model))
+    chosen = choose_layers(layers, parts.layer_count, parts.without_attention)
+    kept = _is_small(layout_of(prompt), chosen, steps)
+    return {**settings, "layers": layers, "visual_map": kept}
+
+
+def _bare(model: Any) -> Any:
+    return model.model if isinstance(model, VLM) else model
+
+
+def _is_small(layout: KeyLayout, layers: Sequence[int], steps: int | None = None) -> bool:
+    return is_small(len(layers), layout.visual_slots.shape[1], steps, layout.batch)
 
 
 def layout_of(prompt: Prompt | PromptBatch | Any) -> KeyLayout:

@@ -104,14 +104,14 @@ class AttentionRecorder:
         Indices of the layers to record; or, by index, how many keys a layer's queries see, None for
         all.
     visual_map
-        Whether to keep the weight of each visual key.
+        Whether to keep the weight of each visual key, mean over heads; or the heads, by layer, over
+        which it is averaged.
     prompt_positions
         Prompt slots whose rows are recorded in addition to the last one.
     every
         How many decoding passes wait before mass is computed.
     map_heads
-        Heads, by layer, over which the weight of each visual key is averaged; all where a layer is
-        not named.
+        Heads, by layer, for which the weight of each visual key is kept.
     checks_cache
         Whether to compare the cache with the keys that were written into it.
     """
@@ -121,7 +121,7 @@ class AttentionRecorder:
         layout: KeyLayout,
         layers: Sequence[int] | Mapping[int, int | None],
         *,
-        visual_map: bool = False,
+        visual_map: bool | Mapping[int, Sequence[int]] = False,
         prompt_positions: Sequence[int] = (),
         every: int = 32,
         map_heads: Mapping[int, Sequence[int]] | None = None,
@@ -137,10 +137,11 @@ class AttentionRecorder:
         self.inserted = InsertedKeys()
         self.ids: dict[int, torch.Tensor] = {}
         """Token ids [batch] fed in at a key slot, for response slots and the last prompt slot."""
-        self._visual_map = visual_map
+        self._visual_map = bool(visual_map)
+        self._averaged_heads = dict(visual_map) if isinstance(visual_map, Mapping) else {}
         self._prompt_positions = frozenset(prompt_positions)
         self._every = every
-        self._map_heads = dict(map_heads or {})
+        self.map_heads: Mapping[int, Sequence[int]] = dict(map_heads or {})
         self._pass: _CurrentPass | None = None
         self._end: int | None = None
         """Key slot after the last token that was fed; None before the first pass."""
@@ -342,7 +343,7 @@ class AttentionRecorder:
         """Compute mass, and count keys that a window's cache has dropped as hidden."""
         dropped = attention.dropped
         positions = (attention.positions + dropped).tolist()
-        key, heads = attention.keys[0], self._map_heads
+        key, averaged, mapped = attention.keys[0], self._averaged_heads, self.map_heads
         columns = self._columns(key.shape[2] + dropped, key.shape[0], key.device)
         masses = attention_mass(
             attention,
@@ -350,7 +351,8 @@ class AttentionRecorder:
             want_visual=self._visual_map,
             # prompt rows come first
             without_visual=sum(p < self.layout.prompt_length - 1 for p in positions),
-            visual_heads=[heads.get(layer) for layer in layers] if heads else None,
+            averaged_heads=[averaged.get(layer) for layer in layers] if averaged else None,
+            map_heads=[mapped.get(layer, ()) for layer in layers] if mapped else None,
         )
         if dropped:
             counts = _counts(columns.of_keys[:, :dropped], columns.count)

@@ -47,10 +47,13 @@ class Trace:
             number of these keys that the head does not see; measures count the others.
         ``visual_nonzero[step, layer]``
             number of visual keys whose weight, summed over heads, is not zero.
-        ``visual_map[step, layer, visual]`` (when asked for)
+        ``visual_map[step, layer, visual]`` (when asked for, and where it is small)
             weight of each visual token, mean over heads, with coordinates ``visual_image``,
             ``visual_tile`` (of images that are encoded in several grids), ``visual_row`` and
             ``visual_column`` (-1 for a token at the end of a row).
+        ``visual_map_by_head[step, mapped, visual]`` (when asked for)
+            weight of each visual token for single heads, with the same coordinates, and
+            ``mapped_layer`` and ``mapped_head``, which say whose it is.
         ``mass_by_image[step, layer, head, image]`` (with several images)
             mass on each image.
         ``prompt_mass[prompt_row, layer, head, segment]`` (when asked for)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -36,11 +36,14 @@ class Recorded(Protocol):
         The keys that were inserted.
     ids
         Token ids [batch] fed in at a key slot, for response slots and the last prompt slot.
+    map_heads
+        Heads, by layer, whose maps were kept.
     """
 
     layout: KeyLayout
     inserted: InsertedKeys
     ids: dict[int, torch.Tensor]
+    map_heads: Mapping[int, Sequence[int]]
 
     def rows(self) -> dict[int, RecordedRows]:
         """Everything recorded, by layer."""
@@ -105,7 +108,7 @@ def build_traces(
     fed = dict(zip(fed_places, (i.tolist() for i in recorded.ids.values()), strict=True))
     if watch.sequences is not None:
         _check_steps(layout, places, tuple(watch.sequences.shape), batch)
-    recording = Recording(layout, rows, inserted, whole_prompt)
+    recording = Recording(layout, rows, inserted, whole_prompt, recorded.map_heads)
     traces = []
     for row in range(batch):
         prompt_row = row // (batch // layout.batch)

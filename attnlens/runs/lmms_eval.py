@@ -200,7 +200,8 @@ class RecordedModel(lmms):
         if entry.folder.exists():
             check_results(entry.folder, SETTINGS, "a recorded answer")
         with entry.write() as folder:
-            trace = run(self._vlm, prompt, seed=seed, tokenizer=self.tokenizer, **options)
+            given = {"seed": seed, "visual_map": False, "tokenizer": self.tokenizer}
+            trace = run(self._vlm, prompt, **given, **options)
             trace.save(folder / TRACE)
         return trace.text
 

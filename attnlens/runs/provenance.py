@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnlens._version import __version__
 from attnlens.runs.dataset import Question
+from attnlens.runs.settings import KeptSettings
 
 if TYPE_CHECKING:
     from attnlens.models.load import VLM
@@ -62,6 +63,11 @@ def provenance(
     """
     left_out = {*RESOLVED, *(() if question.is_video else OF_VIDEOS)}
     asked = {name: value for name, value in asdict(settings).items() if name not in left_out}
+    if isinstance(settings, KeptSettings):
+        asked |= {"visual_map": settings.keeps_map(question), "map_heads": settings.map_heads}
+        for name, usual in (("visual_map", question.is_video), ("map_heads", None)):
+            if asked[name] == usual:  # as it was before there were these settings
+                del asked[name]
     return {
         "attnlens": __version__,
         "image_sha256": question.image_sha256,

@@ -31,18 +31,20 @@ of that of long answers."""
 
 
 def load_for(settings: RecordingSettings | ReplaySettings) -> VLM:
-    """Load the model, and refuse layers that it lacks before the first question is asked."""
+    """Load the model, and refuse layers and heads that it lacks before a question is asked."""
     from attnlens.models.families import parts_of
+    from attnlens.recording.maps import choose_heads
     from attnlens.recording.record import choose_layers
 
     vlm = settings.load()
     parts = parts_of(vlm.model)
-    choose_layers(settings.layers, parts.layer_count, parts.without_attention)
+    layers = choose_layers(settings.layers, parts.layer_count, parts.without_attention)
+    choose_heads(settings.map_heads, layers, parts.head_count)
     return vlm
 
 
 def record_one(
-    vlm: VLM, question: Question, settings: RecordingSettings, *, show: bool = False
+    vlm: VLM, question: Question, settings: RecordingSettings, *, alone: bool = False
 ) -> Trace:
     """Ask one question and record the answer.
 
@@ -50,11 +52,13 @@ def record_one(
     ----------
     vlm, question, settings
         The model, what is asked, and how.
-    show
-        Whether the answer is printed while it is generated.
+    alone
+        Whether this is the only question: its answer is printed while it is generated, and where
+        the settings leave that open, its visual map is kept while it is small.
     """
     from attnlens.experiments.run import run
 
+    by_size = alone and settings.visual_map is None and not question.is_video
     options: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
         # a checkpoint's own top_k or top_p would cut what the temperature spreads
@@ -64,7 +68,7 @@ def record_one(
             "top_k": 0,
             "top_p": 1.0,
         }
-    if show:
+    if alone:
         from attnlens.runs.printed_answer import PrintedAnswer
 
         options["streamer"] = PrintedAnswer(vlm.tokenizer)
@@ -74,7 +78,8 @@ def record_one(
         settings.max_new_tokens,
         seed=settings.seed,
         layers=settings.layers,
-        visual_map=question.is_video,  # says which moment is looked at
+        visual_map=None if by_size else settings.keeps_map(question),
+        map_heads=settings.map_heads,
         **options,
     )
 

@@ -179,7 +179,14 @@ def replay_one(
     prompt = settings.prompt(vlm, response.question)
     tokens = response.text if response.token_ids is None else response.token_ids
     trace = replay(
-        vlm, prompt, tokens, intervention, finished=response.finished, layers=settings.layers
+        vlm,
+        prompt,
+        tokens,
+        intervention,
+        finished=response.finished,
+        layers=settings.layers,
+        visual_map=settings.keeps_map(response.question),
+        map_heads=settings.map_heads,
     )
     replayed = trace.attrs["replayed"]
     if response.token_ids is not None and response.text:

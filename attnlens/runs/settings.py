@@ -78,12 +78,29 @@ class AskSettings(PromptSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordingSettings(AskSettings):
-    """How answers are generated, and which layers are recorded."""
+class KeptSettings:
+    """What is recorded of an answer.
+
+    ``map_heads`` are (layer, head) pairs, in order. ``visual_map`` is None where nobody says:
+    videos then have it, which tells what moment is looked at, and images do not, since a file may
+    hold a million answers.
+    """
+
+    layers: list[int] | None = None
+    visual_map: bool | None = None
+    map_heads: list[tuple[int, int]] | None = None
+
+    def keeps_map(self, question: Question) -> bool:
+        """Whether the map of the mean over heads is kept of one answer of many."""
+        return question.is_video if self.visual_map is None else self.visual_map
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordingSettings(AskSettings, KeptSettings):
+    """How answers are generated, and what is recorded."""
 
     seed: int = 0
     temperature: float = 0.0
-    layers: list[int] | None = None
     fps: float | None = None
     max_frames: int | None = None
 
@@ -123,14 +140,13 @@ class RecordingSettings(AskSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplaySettings(PromptSettings):
-    """How the question of a known answer was asked, and which layers are recorded.
+class ReplaySettings(PromptSettings, KeptSettings):
+    """How the question of a known answer was asked, and what is recorded.
 
     ``resized_first``, ``messages`` and ``prompt_text`` are ``resized_first``, ``messages`` and
     ``prompt`` of ``attnlens.runs.responses.Asked``. The last two have the mode ``messages``.
     """
 
-    layers: list[int] | None = None
     resized_first: bool = False
     messages: Sequence[Mapping[str, Any]] | None = None
     prompt_text: str | None = None

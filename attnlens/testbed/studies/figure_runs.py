@@ -131,7 +131,8 @@ def _long(vlm: VLM, scenes: int, seed: int, folder: Path) -> None:
     for i in progress(range(scenes), description="long answers"):
         sample = held_out_sample(seed, i, "cot", **LONG)
         ids = vlm.tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
-        force(vlm, prompt_of(vlm, sample), ids).save(folder / "long" / f"{i:04d}.zarr")
+        trace = force(vlm, prompt_of(vlm, sample), ids, visual_map=False)
+        trace.save(folder / "long" / f"{i:04d}.zarr")
 
 
 def _insert(vlm: VLM, samples: list[Sample], folder: Path) -> None:

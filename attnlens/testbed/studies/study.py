@@ -103,7 +103,7 @@ def recorded_shares(vlm: VLM, samples: list[Sample]) -> dict[str, Any]:
         here = samples[start : start + BATCH]
         batch = vlm.batch([prompt_of(vlm, sample) for sample in here])
         true = vlm.tokenizer([s.answer for s in here], add_special_tokens=False)["input_ids"]
-        with record(vlm, batch) as recorder:
+        with record(vlm, batch, visual_map=False) as recorder:
             # a longer answer than the true one is left out
             vlm.model.generate(**batch.inputs, max_new_tokens=max(map(len, true)) + 1)
         for sample, trace in zip(here, recorder.traces, strict=True):
