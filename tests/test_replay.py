@@ -651,6 +651,7 @@ def test_twins_in_half_precision_compare_with_the_same_way_of_feeding(tiny, tmp_
         (["--intervention", "copy", "--when", "step:-1"], "inside the prompt"),
         (["--intervention", "copy", "--mode", "cot"], "give --when, such as --when step:20"),
         (["--when", "<back>"], "--when '<back>' without --intervention"),
+        (["--positions", "original"], "--positions 'original' without --intervention"),
     ],
 )
 def test_bad_interventions_are_refused_before_the_model_is_loaded(

@@ -554,3 +554,42 @@ def test_differences_of_an_earlier_score_do_not_stay(answers, tmp_path):
     assert (tmp_path / "score" / "differences.csv").is_file()
     assert score(write(tmp_path / "a.jsonl", [RIGHT]), folder=tmp_path) == 0
     assert not (tmp_path / "score" / "differences.csv").exists()
+
+
+def test_a_damaged_trace_leaves_out_itself_alone(tmp_path, capsys):
+    records = [RIGHT if n % 2 else RIGHT | {"answer": "7"} for n in range(6)]
+    file = write(tmp_path / "a.jsonl", records)
+    write_traces(tmp_path / "runs", [("q", "6")] * 6)
+    chunk = next((tmp_path / "runs" / "00002_p").glob("trace.zarr/mass/*.0.*"))
+    chunk.write_bytes(chunk.read_bytes()[:-5])
+    assert score(file, "--traces", tmp_path / "runs", folder=tmp_path / "out") == 1
+    printed = capsys.readouterr()
+    assert "00002_p/trace.zarr' is damaged" in printed.err
+    assert "the command that wrote it makes it again" in printed.err
+    assert "1 of 6 traces could not be measured" in printed.out
+    found = json.loads((tmp_path / "out" / "score" / "score.json").read_text())["attention"]
+    assert (found["right"], found["wrong"], found["unreadable"]) == (2, 3, 1)
+
+
+def test_an_error_of_our_own_is_no_note(tmp_path, capsys, monkeypatch):
+    def broken(_):
+        raise KeyError("visual")
+
+    monkeypatch.setattr("attnlens.reports.score.attention_of", broken)
+    file = write(tmp_path / "a.jsonl", [RIGHT, RIGHT | {"answer": "7"}])
+    write_traces(tmp_path / "runs", [("q", "6")] * 2)
+    assert score(file, "--traces", tmp_path / "runs", folder=tmp_path / "out") == 1
+    assert "KeyError: 'visual'" in capsys.readouterr().out
+    assert (tmp_path / "out" / "score" / "answers.parquet").exists()
+
+
+def test_a_record_that_cannot_be_kept_is_a_bad_line(tmp_path, capsys):
+    deep = nested = {}
+    for _ in range(500):
+        nested["a"] = nested = {}
+    half = RIGHT | {"id": "\ud800x"}
+    file = write(tmp_path / "a.jsonl", [RIGHT | {"extra": deep}, half, RIGHT])
+    assert score(file, folder=tmp_path) == 1
+    printed = capsys.readouterr()
+    assert "2 answers" in printed.out
+    assert "line 2: 'id'" in printed.err

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attnlens.errors import InputError
 from attnlens.runs.cache import Entry, Run, make_each
 from attnlens.runs.dataset import Question, read_questions, spool_questions
 from attnlens.runs.responses import Asked, Response, read_responses
@@ -80,3 +81,11 @@ def test_runs_are_not_held_in_memory(tmp_path):
     assert [run.question.line for run in there] == list(range(40))
     assert len(found) == 40
     assert max(found) - min(found) < 5
+
+
+def test_a_full_disk_is_one_error(monkeypatch):
+    kept = spool_questions()
+    monkeypatch.setattr(kept, "_file", open("/dev/full", "wb", buffering=0))  # noqa: SIM115
+    with pytest.raises(InputError, match="set TMPDIR to a folder with room"):
+        kept.append(Question("a", "b"))
+    kept._file.close()

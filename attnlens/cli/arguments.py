@@ -159,7 +159,6 @@ def add_intervention_options(group: Any, *, required: bool) -> None:
     )
     group.add_argument(
         "--positions",
-        default="fresh",
         choices=("fresh", "original", "frozen-cache"),
         help="positions of inserted visual tokens (fresh)",
     )
@@ -380,7 +379,7 @@ def intervention_options(options: argparse.Namespace, words: Iterable[str]) -> d
     return {
         "interventions": tuple(options.intervention),
         "when": when,
-        "positions": options.positions,
+        "positions": options.positions or "fresh",
     }
 
 

@@ -98,8 +98,10 @@ def run_replay(options: argparse.Namespace) -> int:
     output.check()
     if options.intervention:
         InterventionSettings(**intervention_options(options, [settings.words])).check()
-    elif options.when is not None:
-        raise InputError(f"--when {options.when!r} without --intervention: say what is done then")
+    for name in ("when", "positions"):
+        value = getattr(options, name)
+        if value is not None and not options.intervention:
+            raise InputError(f"--{name} {value!r} without --intervention: say what is done")
     folder = located(output.save_folder)
     with one_process(options):
         read = read_responses(
@@ -120,7 +122,7 @@ def run_replay(options: argparse.Namespace) -> int:
         acting = None
         if options.intervention:
             # of the prompts as the file says
-            words = {replays.settings_of(one, settings).words for one in responses}
+            words = (replays.settings_of(one, settings).words for one in responses)
             acting = InterventionSettings(**intervention_options(options, words))
         root = folder / "replay_runs"
         with workers_of(options, recordings.load_for, settings) as workers:

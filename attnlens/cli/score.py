@@ -93,5 +93,5 @@ def run_score(options: argparse.Namespace) -> int:
         only_process(located(output.save_folder)),
         workers_of(options, no_model, None) as workers,
     ):
-        skipped = report_score(output, workers)
-    return exit_status("score", skipped, 0)
+        skipped, failed = report_score(output, workers)
+    return exit_status("score", skipped, failed)

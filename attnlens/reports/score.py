@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from attnlens.measures.statistics import mcnemar, proportion_difference, with_in
 from attnlens.reports.score_benchmarks import BENCHMARKS, read_objects
 from attnlens.reports.table import write_parquet, write_parts
 from attnlens.runs.answered import trace_of, trace_paths
-from attnlens.runs.chunks import in_chunks
+from attnlens.runs.chunks import JobError, in_chunks
 from attnlens.runs.judged import LOOK_BACK, OURS, Judged, JudgedAnswer, judge_file
 from attnlens.runs.responses.base import place_of
 from attnlens.runs.spool import Lazy
@@ -78,8 +79,8 @@ class ScoreOutput:
         check_results(self.folder, MARKER, "scores")
 
 
-def report_score(output: ScoreOutput, workers: Workers) -> int:
-    """Judge, compare, measure, print and write; return how many records were skipped.
+def report_score(output: ScoreOutput, workers: Workers) -> tuple[int, int]:
+    """Judge, compare, measure, print and write.
 
     Parameters
     ----------
@@ -87,6 +88,11 @@ def report_score(output: ScoreOutput, workers: Workers) -> int:
         What is scored.
     workers
         Who judges the answers and reads their traces.
+
+    Returns
+    -------
+    int, int
+        How many records were skipped, and how many traces could not be measured.
 
     Raises
     ------
@@ -122,9 +128,10 @@ def report_score(output: ScoreOutput, workers: Workers) -> int:
     if output.against is not None:
         result["against"] = _compare(judged, judge(output.against), output)
         lines.append(_line_of_comparison(output, result["against"]))
-    attention = None
+    attention, failed = None, 0
     if given is not None or (judged.traces is not None and judged.traces.is_dir()):
         attention, result["attention"] = _attention(judged, given, output, workers, lines)
+        failed = result["attention"]["unreadable"]
     result["versions"] = versions()
     clear_leftover_folders([output.folder])
     with write_folder(output.folder, replace=True) as temporary:
@@ -137,7 +144,7 @@ def report_score(output: ScoreOutput, workers: Workers) -> int:
         (temporary / MARKER).write_text(text + "\n", encoding="utf-8")
     print("\n".join(map(one_line, lines)))
     print(one_line(f"written to {output.folder}"))
-    return judged.skipped
+    return judged.skipped, failed
 
 
 def _summary_of(judged: Judged, rule: str) -> dict[str, Any]:
@@ -273,8 +280,8 @@ def _attention(
 
     Where it cannot be compared, say why: what was judged stays.
     """
-    counts = {"without": 0, "other": 0}
-    found, problem = None, ""
+    counts = {"without": 0, "other": 0, "unreadable": 0}
+    found, problem, failed = None, "", False
     there = np.zeros(0, dtype=bool)
     values = judged.values[output.rule]
     known = np.isfinite(values)
@@ -297,10 +304,17 @@ def _attention(
             for one, right in zip(measured, rights, strict=True):
                 if one is None:
                     counts["other"] += 1
+                elif isinstance(one, str):
+                    counts["unreadable"] += 1
+                    text = f"attnlens score: {one}; the command that wrote it makes it again"
+                    print(one_line(text), file=sys.stderr)
                 else:
                     yield Attention(*one), bool(right)
 
         found = compare(own())
+    except JobError as error:
+        counts["unreadable"], problem = int(there.sum()), str(error)
+        failed = True
     except InputError as error:
         problem = str(error)
     left_out = []
@@ -315,9 +329,18 @@ def _attention(
             f"{counts['other']} of {traces} {has} of another question or answer than the line of "
             "the same number"
         )
-    notes = {"without_trace": counts["without"], "of_another_answer": counts["other"]}
+    if counts["unreadable"]:
+        left_out.append(
+            f"{counts['unreadable']} of {counted(int(there.sum()), 'trace')} could not be measured"
+        )
+    notes = {
+        "without_trace": counts["without"],
+        "of_another_answer": counts["other"],
+        "unreadable": counts["unreadable"],
+    }
     if found is None:
-        none_is_left = left_out and counts["other"] == there.sum()
+        of_no_use = counts["other"] + counts["unreadable"]
+        none_is_left = left_out and not failed and of_no_use == there.sum()
         why = "; ".join(left_out if none_is_left else [*left_out, problem])
         lines.append(f"attention beside correctness: left out: {why}")
         return None, {**notes, "problem": why}
@@ -332,10 +355,21 @@ def _attention(
     return found, numbers | notes
 
 
-def _measure_all(answers: Sequence[tuple[Path, str, str]]) -> list[Attention | None]:
-    """Measure the trace of each answer; None where it is that of another one."""
-    traces = (trace_of(*one) for one in answers)
-    return [None if trace is None else attention_of(trace) for trace in traces]
+def _measure_all(answers: Sequence[tuple[Path, str, str]]) -> list[Attention | str | None]:
+    """Measure the trace of each answer.
+
+    None where it is that of another one; where it cannot be measured, why.
+    """
+    return [_measured(*one) for one in answers]
+
+
+def _measured(path: Path, question: str, text: str) -> Attention | str | None:
+    try:
+        trace = trace_of(path, question, text)
+        return None if trace is None else attention_of(trace)
+    except InputError as error:
+        said = str(error)
+        return said if str(path) in said else f"{quoted(path)}: {said}"
 
 
 def _write_attention(found: Correctness, folder: Path, output: ScoreOutput) -> None:

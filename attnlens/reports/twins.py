@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,8 +39,10 @@ class _Rises:
 
     never: int = 0
     """In how many it never acted."""
-    rises: list[np.ndarray] = field(default_factory=list)
-    """Of each of the others, [counted, definition]."""
+    acted: int = 0
+    """In how many it acted."""
+    rises: array = field(default_factory=lambda: array("d"))
+    """Of each of these, [counted, definition]."""
 
     def add(self, untouched: Trace, twin: Trace) -> None:
         acted = twin.attrs["interventions"]
@@ -48,17 +51,10 @@ class _Rises:
             return
         first = min(int(event["step"]) for event in acted)
         before, after = (comparison.Run(trace, None, float("nan")) for trace in (untouched, twin))
-        self.rises.append(
-            np.array(
-                [
-                    [
-                        mean_from(rise, first)
-                        for rise in after.shares("step", c) - before.shares("step", c)
-                    ]
-                    for c in COUNTED.values()
-                ]
-            )
-        )
+        self.acted += 1
+        for counted_too in COUNTED.values():
+            rises = after.shares("step", counted_too) - before.shares("step", counted_too)
+            self.rises.extend(mean_from(rise, first) for rise in rises)
 
 
 def report_twins(twins: Twins, interventions: InterventionSettings, output: TrendOutput) -> int:
@@ -121,13 +117,13 @@ def _tables(
 
 def _rows(name: str, found: _Rises) -> Iterator[dict[str, Any]]:
     """One row for each definition."""
-    shape = (len(found.rises), len(COUNTED), len(DEFINITIONS))
+    shape = (found.acted, len(COUNTED), len(DEFINITIONS))
     rises = np.array(found.rises).reshape(shape)
     for place, definition in enumerate(DEFINITIONS):
         row = {
             "intervention": name,
             "definition": definition,
-            "acted": len(found.rises),
+            "acted": found.acted,
             "never_fired": found.never,
         }
         for values, column in zip(rises[:, :, place].T, COUNTED, strict=True):

@@ -21,6 +21,10 @@ CHUNK = 200
 """Most answers in one job."""
 
 
+class JobError(InputError):
+    """A job of ``in_chunks`` has failed."""
+
+
 def in_chunks(
     workers: Workers,
     function: Callable[[Sequence[Any]], list[Any]],
@@ -46,8 +50,8 @@ def in_chunks(
 
     Raises
     ------
-    InputError
-        If a job failed.
+    JobError
+        If a job failed. What is no ``InputError`` is named by its type.
     """
     count = -(-len(items) // CHUNK)
     with scratch_folder(folder) as scratch:
@@ -59,7 +63,7 @@ def in_chunks(
                 for line in one.said.splitlines():
                     bar.write(one_line(line), file=sys.stderr)
                 if one.problem:
-                    raise InputError(one.problem)
+                    raise JobError(one.problem)
                 bar.update(min(CHUNK, len(items) - CHUNK * one.number))
         for path in paths:
             yield from json.loads(read_bytes(path))
@@ -68,5 +72,11 @@ def in_chunks(
 def _write(
     function: Callable[[Sequence[Any]], list[Any]], chunk: Sequence[Any], path: Path, _: Any
 ) -> None:
+    try:
+        found = function(chunk)
+    except InputError:
+        raise
+    except Exception as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
     with write_file(path) as temporary:
-        temporary.write_text(json.dumps(function(chunk)), encoding="utf-8")
+        temporary.write_text(json.dumps(found), encoding="utf-8")

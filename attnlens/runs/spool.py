@@ -6,8 +6,10 @@ import json
 import tempfile
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any, Generic, TypeVar
+
+from attnlens.errors import InputError
 
 Item = TypeVar("Item")
 
@@ -18,7 +20,7 @@ class Spool(Collection, Generic[Item]):
     Parameters
     ----------
     read
-        Makes an item of its fields, as ``dataclasses.asdict`` and JSON give them.
+        Makes an item of its fields, as JSON gives them; those of a dataclass in it are a mapping.
     items
         The first items.
     """
@@ -33,10 +35,26 @@ class Spool(Collection, Generic[Item]):
             self.append(item)
 
     def append(self, item: Item) -> None:
-        """Add an item at the end."""
-        self._file.seek(self._ends[-1])
-        self._file.write(json.dumps(asdict(item)).encode())  # type: ignore[call-overload]
-        self._ends.append(self._file.tell())
+        """Add an item at the end.
+
+        Raises
+        ------
+        InputError
+            If the temporary folder has no room.
+        RecursionError
+            If a field is nested too deeply.
+        """
+        content = json.dumps(item, default=_fields).encode()
+        try:
+            self._file.seek(self._ends[-1])
+            self._file.write(content)
+            self._file.flush()
+        except OSError as error:
+            raise InputError(
+                f"answers cannot be kept in {tempfile.gettempdir()!r} ({error.strerror}): set "
+                "TMPDIR to a folder with room"
+            ) from error
+        self._ends.append(self._ends[-1] + len(content))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -51,6 +69,11 @@ class Spool(Collection, Generic[Item]):
 
     def __contains__(self, item: object) -> bool:
         return any(item == one for one in self)
+
+
+def _fields(item: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass; unlike ``asdict``, without going into deep ones."""
+    return {field.name: getattr(item, field.name) for field in fields(item)}
 
 
 class Lazy(Collection, Generic[Item]):

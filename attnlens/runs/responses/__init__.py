@@ -127,7 +127,10 @@ def read_responses(
         except InputError as error:
             new = [_bad(line, error)]
         for one in new:
-            found.append(one)
+            try:
+                found.append(one)
+            except RecursionError:
+                found.append(_bad(line, InputError("is nested too deeply")))
     if not found:
         raise InputError(f"{quoted(path)} is empty: give a file of answers")
     if chosen is None:
@@ -200,7 +203,7 @@ def _response(
     except InputError as error:  # it can be replayed all the same
         truth, fields["truth_problem"] = None, str(error)
     own = answer.request if answer.id is None else answer.id
-    name = str(line if own is None else own)
+    name = str(line) if own is None else checked_text("id", str(own))
     return Response(
         question=Question(
             image=checked_text("image", pictures.find(record, answer.picture, answer.id)),
