@@ -23,7 +23,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # could break.
 CORE := $(addprefix tests/test_,mass.py recording_parity.py recording_changes_nothing.py \
 	recording_checks.py interventions.py interventions_parity.py refusals.py load.py prompt.py \
-	trace.py cli.py lenses.py lens_measures.py families.py videos.py stores.py versions.py)
+	trace.py cli.py lenses.py lens_measures.py families.py videos.py versions.py)
 # An environment of its own for each end of what pyproject.toml allows.
 NEWEST := .venv-newest
 LOWEST := .venv-lowest
@@ -49,9 +49,11 @@ test-cluster: $(VENV)/.installed-cluster ## run the tests of workers on a local 
 test-newest: | $(NEWEST)/.created ## run the tests of the core with the newest versions that pyproject.toml allows
 	$(NEWEST)/bin/python $(PIP) --upgrade --upgrade-strategy eager --editable ".[dev]"
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n $(WORKERS) $(CORE)
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n $(WORKERS) -m "not slow" tests/test_stores.py
 
 test-lowest: $(LOWEST)/.installed-dev ## run the tests of the core with the lowest versions that pyproject.toml allows
 	OMP_NUM_THREADS=1 ATTNLENS_VERSIONS=lowest $(LOWEST)/bin/python -m pytest -n $(WORKERS) $(CORE)
+	OMP_NUM_THREADS=1 ATTNLENS_VERSIONS=lowest $(LOWEST)/bin/python -m pytest -n $(WORKERS) -m "not slow" tests/test_stores.py
 
 check: $(VENV)/.installed-dev ## run the linter, the formatter's check and the type checker
 	$(BIN)/ruff check .
