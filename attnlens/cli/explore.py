@@ -56,7 +56,9 @@ def run_explore(options: argparse.Namespace) -> int:
     get_definition(options.definition)
     runs = Path(options.runs)
     if not runs.is_dir():
-        raise InputError(f"{quoted(runs)} is no folder: give a trace (NAME.zarr) or a folder of them")
+        raise InputError(
+            f"{quoted(runs)} is no folder: give a trace (NAME.zarr) or a folder of them"
+        )
     twins = dict(map(_named, options.twin))
     if runs.suffix == ".zarr":
         return _one(runs, twins, options)
@@ -71,9 +73,7 @@ def run_explore(options: argparse.Namespace) -> int:
     )
     print(one_line(f"{counted(written, 'page')}, written to {folder / 'index.html'}"))
     if left_out:
-        print(
-            f"attnlens explore: {counted(left_out, 'run')} left out (see above)", file=sys.stderr
-        )
+        print(f"attnlens explore: {counted(left_out, 'run')} left out (see above)", file=sys.stderr)
     return 1 if left_out else 0
 
 

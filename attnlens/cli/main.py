@@ -41,7 +41,18 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"attnlens {attnlens.__version__}")
     commands = top.add_subparsers(dest="command", metavar="command", parser_class=_Parser)
-    for module in (trend, recover, dilution, figures, replay, score, explore, families, testbed, bench):
+    for module in (
+        trend,
+        recover,
+        dilution,
+        figures,
+        replay,
+        score,
+        explore,
+        families,
+        testbed,
+        bench,
+    ):
         module.add_parser(commands)
     return top
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -177,7 +178,7 @@ def _run(one: Shown, packer: Packer) -> dict[str, Any]:
         "keys": packer.exact(data["keys"].values, "i4"),
         "mass": mass,
         "without_sink": packer.exact(mean_of_known(exact.swapaxes(2, 3))),
-        "error_without_sink": largest_difference(exact, _without_sink(packer.unpacked(mass))),
+        "error_without_sink": _largest_difference(exact, _without_sink(packer.unpacked(mass))),
         "shares": shares,
         "shares_with_copied": _shares(data, packer, include_copied=True)[0] if copied else None,
         "split": _split(data, packer),
@@ -203,7 +204,7 @@ def _without_sink(mass: np.ndarray) -> np.ndarray:
     return found
 
 
-def largest_difference(one: np.ndarray, other: np.ndarray) -> float:
+def _largest_difference(one: np.ndarray, other: np.ndarray) -> float:
     """Return the largest difference where both are known."""
     return float(np.nanmax(np.abs(one - other), initial=0))
 
@@ -306,7 +307,7 @@ def _truth(one: Shown) -> list[dict[str, Any]]:
 
 
 def _named(one: Shown) -> list[tuple[int, Sequence[float]]]:
-    """Steps and boxes from what ``Sample.truth(tokens)`` returned."""
+    """Return steps and boxes of what ``Sample.truth(tokens)`` returned."""
     try:
         tokens = [(str(token["text"]), token["box"]) for token in one.truth["tokens"]]  # type: ignore[call-overload,index]
     except (KeyError, TypeError) as error:
@@ -379,16 +380,18 @@ def _maps(data: xr.Dataset, run: int) -> list[_Map]:
         found.append(_Map(run, "mean", None, None, lambda: of_layers.mean("layer").values))
         for place, layer in enumerate(data["layer"].values.tolist()):
             weights = of_layers[:, place]
-            found.append(_Map(run, "layer", layer, None, lambda weights=weights: weights.values))
+            found.append(_Map(run, "layer", layer, None, partial(_values, weights)))
     if "visual_map_by_head" in data:
         of_heads = data["visual_map_by_head"].transpose("step", "mapped", "visual")
         pairs = zip(of_heads["mapped_layer"].values, of_heads["mapped_head"].values, strict=True)
         for place, (layer, head) in enumerate(pairs):
             weights = of_heads[:, place]
-            found.append(
-                _Map(run, "head", int(layer), int(head), lambda weights=weights: weights.values)
-            )
+            found.append(_Map(run, "head", int(layer), int(head), partial(_values, weights)))
     return found
+
+
+def _values(weights: xr.DataArray) -> np.ndarray:
+    return weights.values
 
 
 _COARSER = (LEVELS, 127, 63, 47, 31, 23, 15)

@@ -18,6 +18,7 @@ from attnlens.plots.style import style, width_in_inches
 
 if TYPE_CHECKING:
     import xarray as xr
+
     from attnlens.measures.inputs import TraceLike
 
 MOST = 12
