@@ -1,4 +1,4 @@
-"""Pages of the explorer in a real browser: what they show, what they answer to, and what is safe."""
+"""Pages of the explorer in a real browser: what they show, what they answer to, their safety."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import picture
 from helpers_browser import (
+    SET_HASH,
     browser,  # noqa: F401
     choose,
     number,
@@ -606,15 +607,7 @@ def test_an_address_that_makes_no_sense_is_ignored(browser, runs):  # noqa: F811
         about = state(page)
         for hash_ in NONSENSE:
             page.evaluate("() => history.replaceState(null, '', '#definition=mass')")
-            page.evaluate(
-                """async (hash) => {
-                  const told = new Promise((resolve) => addEventListener("hashchange", resolve, { once: true }));
-                  location.hash = hash;
-                  await told;
-                  while (document.querySelector("[aria-busy]")) await new Promise((done) => setTimeout(done, 2));
-                }""",
-                hash_,
-            )
+            page.evaluate(SET_HASH, hash_)
             assert readout(page) == first, hash_
             assert state(page) == about, hash_
 
@@ -840,7 +833,8 @@ FOCUSABLE = "a[href], button, input, select, [tabindex='0']"
 def test_the_keyboard_reaches_everything_and_everything_has_a_name(browser, runs):  # noqa: F811
     with opened(browser, runs.page) as page:
         wanted = page.evaluate(
-            f"""() => [...document.querySelectorAll("{FOCUSABLE}")].filter((one) => one.checkVisibility())
+            f"""() => [...document.querySelectorAll("{FOCUSABLE}")]
+              .filter((one) => one.checkVisibility())
               .map((one, i) => (one.dataset.number = i)).length"""
         )
         reached = set()
@@ -863,20 +857,27 @@ def test_the_keyboard_reaches_everything_and_everything_has_a_name(browser, runs
 
 
 CONTRASTS = """() => {
-  const parse = (text) => { const n = text.match(/[\\d.]+/g).map(Number); return { rgb: n.slice(0, 3), a: n[3] ?? 1 }; };
-  const over = (top, below) => top.rgb.map((c, i) => c * top.a + below[i] * (1 - top.a));
-  const light = (rgb) => rgb.map((c) => c / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+  const parse = (text) => {
+    const parts = text.match(/[\\d.]+/g).map(Number);
+    return { rgb: parts.slice(0, 3), alpha: parts[3] ?? 1 };
+  };
+  const over = (top, below) => top.rgb.map((c, i) => c * top.alpha + below[i] * (1 - top.alpha));
+  const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  const light = (rgb) => rgb.map((c) => linear(c / 255))
     .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
   const found = [];
   for (const one of document.querySelectorAll("#attnlens, #attnlens *")) {
-    if (![...one.childNodes].some((child) => child.nodeType === 3 && child.data.trim()) || !one.checkVisibility()) continue;
+    const own = [...one.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
+    if (!own || !one.checkVisibility()) continue;
     const chain = [];
-    for (let up = one; up; up = up.parentElement) chain.unshift(parse(getComputedStyle(up).backgroundColor));
+    for (let up = one; up; up = up.parentElement) {
+      chain.unshift(parse(getComputedStyle(up).backgroundColor));
+    }
     const behind = chain.reduce((below, top) => over(top, below), [255, 255, 255]);
-    const ink = one instanceof SVGElement ? getComputedStyle(one).fill : getComputedStyle(one).color;
-    const text = over(parse(ink), behind);
+    const style = getComputedStyle(one);
+    const text = over(parse(one instanceof SVGElement ? style.fill : style.color), behind);
     const [a, b] = [light(text), light(behind)].sort((x, y) => y - x);
-    found.push([(a + 0.05) / (b + 0.05), `${one.tagName}.${one.getAttribute("class")} ${one.textContent.slice(0, 30)} ${ink}`]);
+    found.push([(a + 0.05) / (b + 0.05), `${one.tagName} ${one.textContent.slice(0, 30)}`]);
   }
   return found;
 }"""
@@ -907,8 +908,9 @@ def test_right_to_left_and_chinese_answers_are_laid_out(browser, tmp_path):  # n
 
 def test_motion_is_not_used(browser, runs):  # noqa: F811
     with opened(browser, runs.alone, reduced_motion="reduce") as page:
-        moving = """() => [...document.querySelectorAll("*")].filter((one) => { const s = getComputedStyle(one);
-          return s.animationName !== "none" || parseFloat(s.transitionDuration) > 0; }).length"""
+        moving = """() => [...document.querySelectorAll("*")].map((one) => getComputedStyle(one))
+          .filter((s) => s.animationName !== "none" || parseFloat(s.transitionDuration) > 0)
+          .length"""
         assert page.evaluate(moving) == 0
 
 

@@ -47,7 +47,7 @@ DRAWN = """() => new Promise((done) => {
 
 
 def photograph(width: int, height: int) -> Image.Image:
-    """A picture that compresses about as well as a photograph."""
+    """Draw a picture that compresses about as well as a photograph."""
     noise = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height))
 

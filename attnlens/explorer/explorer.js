@@ -979,8 +979,8 @@ class ReadoutView {
     this.head.replaceChildren(make("td"), ...shown.map((run) => make("th", { scope: "col", text: oneLine(run.name) || "value" })), ...(both ? [make("th", { scope: "col", text: "difference" })] : []));
     const text = (value) => (typeof value === "number" ? format(value) : value);
     this.body.replaceChildren(...rows.map(([key, name, values]) => {
-      const last = both ? [make("td", { text: typeof values[0] === "number" ? format(values[1] - values[0]) : "" })] : [];
-      return make("tr", { "data-key": key }, make("th", { scope: "row", text: name }), ...values.map((value) => make("td", { text: text(value) })), ...last);
+      const last = both ? [make("td", { class: "number", text: typeof values[0] === "number" ? format(values[1] - values[0]) : "" })] : [];
+      return make("tr", { "data-key": key }, make("th", { scope: "row", text: name }), ...values.map((value) => make("td", { class: typeof value === "number" ? "number" : null, text: text(value) })), ...last);
     }));
     const at = (key) => text(rows.find((row) => row[0] === key)[2][0]);
     this.live.textContent = `step ${at("step")}: ${at("query")} looks, ${at("predicted")} follows; image ${at("share")}`;
