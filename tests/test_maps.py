@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -223,6 +224,13 @@ def test_the_map_is_kept_while_it_is_small(tiny, one, several, monkeypatch):
                 tiny.model.generate(**prompt.inputs, max_new_tokens=2)
             for trace in recorder.traces:
                 assert ("visual_map" in trace.data) == (limit == whole)
+
+
+def test_a_map_of_an_image_whose_tiles_are_not_known(tiny, one):
+    bare = replace(one, images=(replace(one.images[0], tiles=()),))
+    data = attnlens.run(tiny, bare, 2, do_sample=False).data
+    assert "visual_map" in data
+    assert (data["visual_row"] == -1).all()
 
 
 def test_what_compares_runs_keeps_no_map(tiny, one):

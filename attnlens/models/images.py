@@ -159,12 +159,14 @@ class ImageInfo:
         Returns
         -------
         numpy.ndarray
-            int64 [3, visual tokens]; column -1 for a token at the end of a row.
+            int64 [3, visual tokens]; column -1 for a token at the end of a row. None where the
+            tiles are not known.
         """
         found = [
             (np.full(tile.count, number), *tile.places()) for number, tile in enumerate(self.tiles)
         ]
-        return np.concatenate([np.array(one) for one in found], axis=1, dtype=np.int64)
+        none = np.zeros((3, 0), np.int64)
+        return np.concatenate([none, *map(np.array, found)], axis=1, dtype=np.int64)
 
     def boxes(self) -> np.ndarray:
         """Pixel box of each visual token in the original image.
