@@ -104,7 +104,6 @@ def page_contents(runs: Sequence[Shown], *, largest: int = LARGEST) -> dict[str,
     given = [_given(one, packer) for one in runs]  # what does not fit is refused before the work
     both = progress(zip(runs, given, strict=True), total=len(runs), description="measuring")
     contents = [_run(one, known, packer) for one, known in both]
-    without_sink = max(one.pop("error_without_sink") for one in contents)
     names = [n for n in DEFINITIONS if all(n in one["shares"] for one in contents)]
     if not names:
         reasons = dict.fromkeys(reason for one in contents for reason in one["lacks"])
@@ -137,7 +136,6 @@ def page_contents(runs: Sequence[Shown], *, largest: int = LARGEST) -> dict[str,
         "segments": list(SEGMENTS),
         "errors": {
             "mass": packer.error,
-            "without_sink": without_sink,
             "maps": maps.error,
             "maps_total": maps.total_error,
         },
@@ -183,7 +181,6 @@ def _run(one: Shown, known: dict[str, Any], packer: Packer) -> dict[str, Any]:
     special = set(attrs.get("special_token_ids", ()))
     shares, lacks = _shares(data, packer, include_copied=False)
     mass = packer.quantised(data["mass"].values, (1, 2, 3))
-    exact = _without_sink(data["mass"].values)
     copied = int(data["keys"].sel(segment="copied").max()) > 0
     lacks += known["lacks"]
     if one.expected is None:
@@ -228,8 +225,9 @@ def _run(one: Shown, known: dict[str, Any], packer: Packer) -> dict[str, Any]:
         ],
         "keys": packer.exact(data["keys"].values, "i4"),
         "mass": mass,
-        "without_sink": packer.exact(mean_of_known(exact.swapaxes(2, 3))),
-        "error_without_sink": largest_difference(exact, _without_sink(packer.unpacked(mass))),
+        "without_sink": packer.exact(
+            mean_of_known(_without_sink(data["mass"].values).swapaxes(2, 3))
+        ),
         "shares": shares,
         "shares_with_copied": _shares(data, packer, include_copied=True)[0] if copied else None,
         "split": _split(data, packer),
@@ -249,11 +247,6 @@ def _without_sink(mass: np.ndarray) -> np.ndarray:
     found = np.divide(mass, rest, where=rest > 0, out=np.full_like(mass, np.nan))
     found[..., sink] = np.nan
     return found
-
-
-def largest_difference(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the largest difference where both are known."""
-    return float(np.nanmax(np.abs(one - other), initial=0))
 
 
 def _texts(values: Sequence[str] | np.ndarray) -> list[str]:

@@ -207,18 +207,14 @@ class Run {
     return Float64Array.from({ length: this.count }, (_, t) => value(t));
   }
 
-  /** Mass of a segment at every step; without the sink, of what is left. */
+  /** Mass of a segment at every step; without the sink, of what is left: not of one head, whose 8 bits are too few. */
   segment(chosen, index) {
     const key = `segment ${index} ${chosen.layers} ${chosen.head} ${chosen.sink}`;
     return this.cached(key, () => {
       const places = this.layerPlaces(chosen);
       const heads = chosen.head === null ? [...Array(this.heads).keys()] : [chosen.head];
-      if (!chosen.sink && chosen.head === null) return this.series((t) => meanOfKnown(places.map((l) => this.restTable.at(t, l, index))));
-      const others = this.payload.segments.map((_, i) => i).filter((i) => chosen.sink || this.payload.segments[i] !== "sink");
-      return this.series((t) => meanOfKnown(places.map((l) => meanOfKnown(heads.map((h) => {
-        const mass = this.massTable.at(t, l, h, index);
-        return chosen.sink ? mass : mass / others.reduce((sum, i) => sum + this.massTable.at(t, l, h, i), 0);
-      })))));
+      if (!chosen.sink) return this.series((t) => (chosen.head === null ? meanOfKnown(places.map((l) => this.restTable.at(t, l, index))) : NaN));
+      return this.series((t) => meanOfKnown(places.map((l) => meanOfKnown(heads.map((h) => this.massTable.at(t, l, h, index))))));
     });
   }
 
@@ -784,7 +780,7 @@ class ChartView {
     if (state.chart === "segments") {
       const names = page.payload.segments.filter((name) => state.sink || name !== "sink");
       return {
-        label: state.sink ? "fraction of attention mass" : "fraction of attention mass without the sink",
+        label: state.sink ? "fraction of attention mass" : `fraction of mass without the sink${state.head === null ? "" : " (not for one head)"}`,
         lines: names.map((name) => ({ name, values: run.segment(state, page.payload.segments.indexOf(name)) })),
         stacked: state.stacked,
       };
@@ -960,7 +956,7 @@ class ReadoutView {
     add("query", "token fed in", (run) => label(run, run.query));
     add("predicted", "token predicted", (run) => label(run, run.predicted));
     add("share", `image: ${state.definition}`, (run) => over(run, run.share(state)));
-    page.payload.segments.forEach((name, i) => add(`mass-${name}`, `mass: ${name}${state.sink ? "" : ", sink left out"}`, (run) => (name === "sink" && !state.sink ? NaN : over(run, run.segment(state, i)))));
+    page.payload.segments.forEach((name, i) => add(`mass-${name}`, `mass: ${name}${state.sink ? "" : `, sink left out${state.head === null ? "" : " (not for one head)"}`}`, (run) => (name === "sink" && !state.sink ? NaN : over(run, run.segment(state, i)))));
     page.payload.segments.forEach((name, i) => add(`keys-${name}`, `keys: ${name}`, (run) => over(run, run.series((t) => run.keysTable.at(t, i)))));
     if (shown.some((run) => run.split)) for (const [term, name] of [["log_odds", `log-odds of visual mass${state.head === null ? "" : ", mean over heads"} (nats)`], ["counts", "of these, counts"], ["preference", "of these, preference"]]) add(term, name, (run) => (run.split ? over(run, run.splitOf(state, term)) : NaN));
     const references = [...new Set(shown.flatMap((run) => run.dependence?.references ?? []))];
@@ -1123,7 +1119,7 @@ class Page {
       this.tools, this.stage,
       make("footer", {},
         ...(lacks.length ? [make("h2", { text: "What this page lacks" }), make("ul", { class: "lacks" }, ...lacks.map((text) => make("li", { text: visible(text) })))] : []),
-        make("p", { text: `Mass by head is kept in 8 bits: values are off by at most ${format(error.mass)} of attention mass (of what is left without the sink, ${format(error.without_sink)}), weights of visual tokens by at most ${format(error.maps)}. Means over all heads of a layer are exact, but for mass with the sink. Attention is not use: whether the answer needs the image, dependence says, where it was measured.` }),
+        make("p", { text: `Mass by head is kept in 8 bits: values are off by at most ${format(error.mass)} of attention mass, weights of visual tokens by at most ${format(error.maps)}. Means over all heads of a layer are exact, but for mass with the sink. Attention is not use: whether the answer needs the image, dependence says, where it was measured.` }),
         make("p", { text: `Made by ${visible(payload.made_by)}. Keys: arrows move, Shift takes a span, Enter pins, Escape lets go.` })));
     this.layout = "";
   }

@@ -57,18 +57,6 @@ class Packer:
         self.blobs[name] = base64.b64encode(zlib.compress(content.tobytes(), 6)).decode()
         return {"shape": list(content.shape), "type": kind, "blob": name}
 
-    def unpacked(self, entry: dict[str, Any]) -> np.ndarray:
-        """Return what a page reads of an entry that this packer made."""
-        packed = zlib.decompress(base64.b64decode(self.blobs[entry["blob"]]))
-        values = np.frombuffer(packed, _TYPES[entry["type"]]).reshape(entry["shape"])
-        if "scale" not in entry:
-            return values
-        axes = entry["scale_axes"]
-        others = tuple(axis for axis in range(values.ndim) if axis not in axes)
-        scale = np.expand_dims(self.unpacked(entry["scale"]), others)
-        found = values.astype(np.float32) * (scale / entry["levels"])
-        return np.where(values == UNKNOWN, np.nan, found)
-
     def quantised(
         self, values: np.ndarray, scale_axes: Sequence[int], levels: int = LEVELS
     ) -> dict[str, Any]:
