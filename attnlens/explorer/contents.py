@@ -239,8 +239,8 @@ def _run(one: Shown, known: dict[str, Any], packer: Packer) -> dict[str, Any]:
 def _without_sink(mass: np.ndarray) -> np.ndarray:
     """Mass [..., segment] of what is left without the sink; NaN where nothing is, and at the sink.
 
-    The denominator is the sum over the other segments, of which each has a scale of its own: of
-    what is left beside a large sink, one minus the sink would be off by far more.
+    It is kept exactly, as a mean over heads: of single heads, eight bits beside a large sink would
+    leave too little.
     """
     sink = SEGMENTS.index("sink")
     rest = np.delete(mass, sink, -1).sum(-1, keepdims=True, dtype=np.float32)
