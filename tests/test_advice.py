@@ -508,7 +508,7 @@ CASES = {
     ),
     # plots
     "no visual map": (
-        lambda it: plots.overlay(run(it), step=2),
+        lambda it: plots.overlay(run(it, visual_map=False), step=2),
         "record with visual_map=True",
         lambda it: plots.overlay(run(it, visual_map=True), step=2),
     ),
