@@ -1113,7 +1113,10 @@ class Page {
     this.chart = new ChartView(this);
     this.readout = new ReadoutView(this);
     const error = payload.errors;
-    const lacks = [...new Set(this.runs.flatMap((run) => run.lacks))];
+    const lacks = [...new Set(this.runs.flatMap((run) => run.lacks))].map((text) => {
+      const whose = this.runs.filter((run) => run.lacks.includes(text));
+      return whose.length === this.runs.length ? text : `${whose.map((run) => run.name).join(", ")}: ${text}`;
+    });
     this.root.replaceChildren(
       make("header", {}, make("h1", { text: visible(payload.title) }), ...this.runs.map((run) => this.verdict(run))),
       this.tools, this.stage,
