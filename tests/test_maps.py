@@ -19,6 +19,7 @@ from attnlens.interventions import AtStep, Copy, Knockout
 from attnlens.models.families import parts_of
 from attnlens.recording import maps
 from attnlens.recording.maps import choose_heads, is_small
+from attnlens.recording.mass import Mass, rows_before
 from attnlens.runs.dataset import Question
 from attnlens.runs.provenance import provenance
 from attnlens.runs.settings import RecordingSettings, ReplaySettings
@@ -144,6 +145,20 @@ def test_the_mean_over_all_heads_is_the_visual_map(tiny, several):
     for layer in (0, 2):
         here = mean.sel(mapped_layer=layer).transpose("step", "visual").values
         np.testing.assert_allclose(here, data["visual_map"].sel(layer=layer), atol=1e-6)
+
+
+def test_rows_that_are_taken_back_leave_the_maps():
+    """Also where a prompt row, which has no map, comes first."""
+    by_head = torch.arange(2 * 3 * 2 * 4.0).reshape(2, 3, 2, 4)
+    mass = Mass(
+        by_column=torch.zeros(2, 4, 5, 6),
+        visual_weight=None,
+        visual_nonzero=torch.zeros(2, 3, dtype=torch.int32),
+        visual_by_head=by_head,
+    )
+    ((positions, left),) = rows_before([([8, 9, 10, 11], mass)], 11)
+    assert positions == [8, 9, 10]
+    assert torch.equal(left.visual_by_head, by_head[:, :2])
 
 
 def test_maps_of_heads_are_kept_on_disk(tiny, one, tmp_path):

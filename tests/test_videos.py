@@ -661,7 +661,7 @@ def test_measures_of_frames_need_a_video(vlms):
     with pytest.raises(InputError, match=r"has 2 videos: give item, one of \[0, 1\]"):
         measures.frame_shares(trace)
     assert measures.frame_shares(trace, 1).sizes["frame"] == 2
-    plain = attnlens.run(vlm, prompt, 2, do_sample=False)
+    plain = attnlens.run(vlm, prompt, 2, visual_map=False, do_sample=False)
     with pytest.raises(InputError, match="no visual map"):
         measures.frame_shares(plain, 1)
 
