@@ -414,9 +414,7 @@ def _add_maps(contents: list[dict[str, Any]], runs: Sequence[Shown], room: int) 
     packer, kept, entries = _packed(maps, room)
     for place, (run, one) in enumerate(zip(runs, contents, strict=True)):
         data = run.trace.data
-        own = [
-            (found, entry) for found, entry in zip(kept, entries, strict=True) if found.run == place
-        ]
+        own = [entry for found, entry in zip(kept, entries, strict=True) if found.run == place]
         if "visual_map" not in data:
             one["lacks"].append(
                 "There is no map of visual tokens: record with visual_map=True to see where in the "
@@ -430,18 +428,8 @@ def _add_maps(contents: list[dict[str, Any]], runs: Sequence[Shown], room: int) 
             one["lacks"].append(
                 "Maps of single layers and heads are left out, since the page would be too large."
             )
-        sources = [
-            {
-                "kind": found.kind,
-                "layer": found.layer,
-                "head": found.head,
-                "weights": entry,
-                "total": packer.exact(found.weights().sum(-1)),
-            }
-            for found, entry in own
-        ]
         if own:
-            one["maps"] = {"visual": int(data.sizes["visual"]), "sources": sources}
+            one["maps"] = {"visual": int(data.sizes["visual"]), "sources": own}
     return packer
 
 
@@ -452,11 +440,22 @@ def _packed(maps: Sequence[_Map], room: int) -> tuple[Packer, Sequence[_Map], li
         for levels in _COARSER[_finest(kept, room) :]:
             packer = Packer(prefix="m")
             shown = progress(kept, total=len(kept), description="packing")
-            entries = [packer.quantised(one.weights(), (0,), levels) for one in shown]
+            entries = [_entry(one, packer, levels) for one in shown]
             if packer.size <= room:
                 return packer, kept, entries
     packer = Packer(prefix="m")  # too large even so
-    return packer, means, [packer.quantised(m.weights(), (0,), _COARSER[-1]) for m in means]
+    return packer, means, [_entry(one, packer, _COARSER[-1]) for one in means]
+
+
+def _entry(one: _Map, packer: Packer, levels: int) -> dict[str, Any]:
+    weights = one.weights()
+    return {
+        "kind": one.kind,
+        "layer": one.layer,
+        "head": one.head,
+        "weights": packer.quantised(weights, (0,), levels),
+        "total": packer.exact(weights.sum(-1)),
+    }
 
 
 def _maps(data: xr.Dataset, run: int) -> list[_Map]:
