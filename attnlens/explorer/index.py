@@ -21,8 +21,8 @@ from attnlens.measures.definitions import get_definition
 from attnlens.measures.share import visual_share
 from attnlens.progress import progress
 from attnlens.recording.trace import Trace
-from attnlens.runs.recordings import INTERVENED, SUMMARY, TRACE, find_runs
-from attnlens.runs.twins import NOTHING
+from attnlens.runs.recordings import SUMMARY, TRACE, find_runs
+from attnlens.runs.twins import NOTHING, twins_beside
 from attnlens.text import one_line, quoted
 
 INDEX, PAGES = "index.html", "pages"
@@ -178,17 +178,14 @@ def read_run(path: Path) -> tuple[Trace, dict[str, Any]]:
     if "tokens" in truth:
         known["truth"] = truth
     twins = {}
-    for twin in sorted(mode.with_name(mode.name + INTERVENED).glob(f"*/{folder.name}/{TRACE}")):
-        name = twin.parent.parent.name
-        if twin == path:
-            continue
+    for name, twin in twins_beside(path):
         try:
             found = Trace.load(twin)
             check_twin(name, found, trace)
         except InputError as error:
             print(one_line(f"attnlens explore: left out a twin: {error}"), file=sys.stderr)
             continue
-        twins[name.replace("=", ":")] = found
+        twins[name] = found
     trace = twins.pop(NOTHING, trace)
     return trace, {**known, "twins": twins} if twins else known
 

@@ -130,6 +130,17 @@ def _twin(
     replay_one(vlm, response, settings, intervention).save(folder / TRACE)
 
 
+def twins_beside(trace: Path) -> Iterator[tuple[str, Path]]:
+    """Give names and traces of the twins that ``twin_each`` made of a replayed answer, sorted.
+
+    One under a name that ``_folder_name`` hashed has that hash in its name.
+    """
+    folder = trace.parent
+    made = folder.parent.with_name(folder.parent.name + INTERVENED)
+    for twin in sorted(made.glob(f"*/{folder.name}/{TRACE}")):
+        yield twin.parent.parent.name.replace("=", ":"), twin
+
+
 def _folder_name(name: str) -> str:
     """Return the name of an intervention's folder: its own, or a hash where that has other signs.
 
