@@ -3,8 +3,8 @@
     python tools/explorer_gallery.py
 
 Pages: an answer whose attention decays and refocuses; COPY beside its untouched twin; a wrong
-answer (one that is cut off counts); and a knock-out. Pictures, truth and answers are those of held-out scenes, which are the
-same ones each time.
+answer (one that is cut off counts); and a knock-out. Pictures, truth and answers are those of
+held-out scenes, which are the same ones each time.
 """
 
 from __future__ import annotations
